@@ -1,0 +1,37 @@
+"""The one exception that means "the user can mend this": shown as one line, exit code 2.
+
+Imports nothing, so every layer may raise it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "nearest"]
+
+
+class ConfigError(ValueError):
+    """A configuration, file or batch that cannot be used as given; the message says what would be allowed.
+
+    The command line prints it as one line and exits with 2. In Python it is an ordinary ``ValueError``.
+    """
+
+
+def nearest(given: object, allowed: Iterable[str], *, count: int = 3) -> str:
+    """Ends an error message: the nearest allowed names, or all of them where few.
+
+    >>> nearest('emebdding', ['embedding', 'classifier'])
+    "did you mean 'embedding'? (allowed: 'classifier', 'embedding')"
+    >>> nearest('xyz', [])
+    'there are none'
+    """
+    names = sorted({str(name) for name in allowed})
+    if not names:
+        return "there are none"
+    matches = difflib.get_close_matches(str(given), names, n=count, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+    listing = f"allowed: {', '.join(repr(name) for name in names)}" if len(names) <= 12 else ""
+    if hint and listing:
+        return f"{hint} ({listing})"
+    return hint or listing or f"none of the {len(names)} known names is close"

@@ -1,0 +1,33 @@
+"""The mathematics of ReFilled as pure tensor functions; imports torch and nothing else.
+
+Notation: B batch size, D embedding width, C number of the student's classes, K_b the classes present in a batch.
+"""
+
+from gkd_plugin.functional.centres import ClassCentreAccumulator, class_centres, nearest_class_mean
+from gkd_plugin.functional.emphasis import confidence_cost, emphasis_weights
+from gkd_plugin.functional.local_classifier import (
+    local_classifier_distillation,
+    local_logits,
+    present_classes,
+)
+from gkd_plugin.functional.relationship import (
+    RelationshipMatch,
+    pairwise_distances,
+    relationship_matching,
+    semihard_negatives,
+)
+
+__all__ = [
+    "ClassCentreAccumulator",
+    "RelationshipMatch",
+    "class_centres",
+    "confidence_cost",
+    "emphasis_weights",
+    "local_classifier_distillation",
+    "local_logits",
+    "nearest_class_mean",
+    "pairwise_distances",
+    "present_classes",
+    "relationship_matching",
+    "semihard_negatives",
+]

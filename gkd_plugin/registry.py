@@ -1,0 +1,51 @@
+"""Registers our parts with torchdistill, refusing keys that something else already holds.
+
+torchdistill's registries are dictionaries that overwrite silently; two plugins that share a key would break
+each other without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeVar
+
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["RegistrationError", "register"]
+
+Part = TypeVar("Part", bound=Callable[..., Any])
+
+
+class RegistrationError(ConfigError):
+    """A registry key that something else already holds."""
+
+
+def register(
+    registry: MutableMapping[str, Any], decorator: Callable[..., Any], key: str
+) -> Callable[[Part], Part]:
+    """Decorator: registers a class or function under ``key`` through torchdistill's own ``decorator``.
+
+    Args:
+        registry: torchdistill's dictionary, e.g. ``torchdistill.models.registry.MODEL_DICT``.
+        decorator: torchdistill's decorator for it, e.g. ``register_model``.
+        key: the key that YAML files use.
+
+    Raises:
+        RegistrationError: the key is held by another object; names both. Registering the same object again
+            (a reloaded module) is allowed.
+    """
+
+    def decorate(part: Part) -> Part:
+        holder = registry.get(key)
+        if holder is not None and _name(holder) != _name(part):
+            raise RegistrationError(
+                f"registry key {key!r} is already held by {_name(holder)}; {_name(part)} cannot be registered under it"
+            )
+        decorator(key=key)(part)
+        return part
+
+    return decorate
+
+
+def _name(part: Any) -> str:
+    return f"{getattr(part, '__module__', '?')}.{getattr(part, '__qualname__', repr(part))}"
