@@ -1,0 +1,35 @@
+"""ReFilled for torchdistill: knowledge distillation when teacher and student do not share their classes.
+
+``import gkd_plugin`` registers the parts with torchdistill's registries, so a torchdistill YAML needs only
+``dependencies: [{name: 'gkd_plugin'}]``. Where torchdistill or timm is not installed, only
+``gkd_plugin.functional`` (which needs torch alone) can be used, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+from gkd_plugin import functional
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["ConfigError", "__version__", "functional"]
+
+try:
+    __version__ = version("gkd-plugin")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_missing = [name for name in ("torchdistill", "timm") if importlib.util.find_spec(name) is None]
+if _missing:
+    warnings.warn(
+        f"{' and '.join(_missing)} not installed: nothing is registered with torchdistill, only "
+        "gkd_plugin.functional works",
+        stacklevel=2,
+    )
+else:
+    from gkd_plugin import data, losses, models, processes, teacher, upstream
+
+    upstream.install_prepare_hook()
+    __all__ += ["data", "losses", "models", "processes", "teacher"]

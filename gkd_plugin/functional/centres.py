@@ -85,7 +85,9 @@ class ClassCentreAccumulator:
         empty = (self._counts == 0).nonzero().flatten().tolist()
         if self._sums is None or empty:
             shown = ", ".join(str(k) for k in empty[:10]) + (", …" if len(empty) > 10 else "")
-            raise ValueError(f"no sample of class {shown}: its centre cannot be computed" if empty else "no samples")
+            raise ValueError(
+                f"no sample of class {shown}: its centre cannot be computed" if empty else "no samples"
+            )
         means = self._sums / self._counts.unsqueeze(1)
         return functional.normalize(means, dim=1).float()
 

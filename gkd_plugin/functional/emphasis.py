@@ -21,7 +21,9 @@ def confidence_cost(logits: Tensor) -> Tensor:
     """
     with no_autocast(logits):
         exact = logits.to(exact_dtype(logits))
-        return exact.logsumexp(dim=1) - exact.amax(dim=1)
+        top, index = exact.max(dim=1, keepdim=True)
+        others = (exact - top).exp().scatter(1, index, 0)  # log1p keeps the digits of a certain classifier
+        return others.sum(dim=1).log1p()
 
 
 def emphasis_weights(logits: Tensor) -> Tensor:

@@ -1,0 +1,102 @@
+"""The command ``refilled``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gkd_plugin import __version__
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["main"]
+
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, or 2 for input that cannot be used."""
+    options = _parser().parse_args(argv)
+    _set_up_logging()
+    try:
+        with logging_redirect_tqdm(loggers=[logging.getLogger("gkd_plugin")]):
+            return int(options.command(options))
+    except ConfigError as error:
+        if options.debug:
+            raise
+        for line in str(error).splitlines():
+            print(f"refilled: error: {line}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gkd_plugin.runner.batch import run_all
+    from gkd_plugin.runner.table import results_table
+
+    summaries = run_all(
+        options.config, overrides=options.set, output=options.output, seed=options.seed, device=options.device
+    )
+    if _is_main_process():
+        print(f"\n{results_table(summaries)}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from gkd_plugin.runner.config import load_config
+    from gkd_plugin.runner.run import evaluate_checkpoint
+
+    config = load_config(options.config, options.set, needs_checkpoints=False)
+    result = evaluate_checkpoint(config, options.checkpoint, options.device)
+    if _is_main_process():
+        shown = ", ".join(f"{key} {value:.2f} %" for key, value in result.items() if key != "samples")
+        print(f"{options.checkpoint}: {shown} on {result['samples']} test samples")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="refilled", description="Knowledge distillation when teacher and student do not share their classes."
+    )
+    parser.add_argument("--version", action="version", version=f"refilled {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="train what each configuration says, in turn")
+    run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
+    run.add_argument(
+        "--output", type=Path, metavar="DIR", help="run folder (one CONFIG) or the folder of the run folders (several)"
+    )
+    run.add_argument("--seed", type=int, default=0, help="seed of every random number (default: 0)")
+    run.set_defaults(command=_run)
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
+    evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
+    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
+    evaluate.set_defaults(command=_evaluate)
+
+    for command in (run, evaluate):
+        command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="key.path=value", help="change a value of the YAML"
+        )
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _set_up_logging() -> None:
+    """Our lines to the console; torchdistill's go only to log.txt."""
+    logging.getLogger().setLevel(logging.INFO)
+    ours = logging.getLogger("gkd_plugin")
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setLevel(logging.INFO if _is_main_process() else logging.ERROR)
+        ours.addHandler(handler)
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

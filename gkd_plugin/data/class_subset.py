@@ -1,0 +1,162 @@
+"""Subsets of a dataset by class, relabelled 0, 1, …, and few-shot subsets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from gkd_plugin.data._checks import unwrapped, whole_number
+from gkd_plugin.data.evaluation_view import evaluation_view
+from gkd_plugin.data.labels import classes_of, labels_of
+from gkd_plugin.errors import ConfigError, nearest
+
+__all__ = ["ClassSubset", "class_subset", "few_shot_subset"]
+
+
+class ClassSubset(Dataset[Any]):
+    """Some samples of a dataset, with labels of their own; made by :func:`class_subset` and its relatives.
+
+    Where the underlying dataset offers an evaluation view, so does this one: the attribute
+    ``evaluation_view`` holds the same samples of that view.
+
+    Args:
+        dataset: a map dataset whose samples start with the image.
+        indices: the positions of the samples in ``dataset``.
+        targets: the new labels, one for each index, each a position in ``classes``.
+        classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], indices: Sequence[int], targets: Sequence[int], classes: Sequence[Any]
+    ) -> None:
+        self.dataset = dataset
+        self.indices = list(indices)
+        self.targets = list(targets)
+        self.classes = list(classes)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[self.indices[index]][0], self.targets[index]
+
+    @property
+    def evaluation_view(self) -> ClassSubset:
+        """The same samples of the underlying dataset's evaluation view.
+
+        Raises:
+            AttributeError: the underlying dataset offers none.
+        """
+        view, found = evaluation_view(self.dataset)
+        if not found:
+            raise AttributeError(f"dataset {type(view).__name__} offers no evaluation_view")
+        return ClassSubset(view, self.indices, self.targets, self.classes)
+
+
+def class_subset(
+    dataset: Dataset[Any], classes: Sequence[int | str], per_class: int | None = None, start: int = 0
+) -> ClassSubset:
+    """The samples of some classes, relabelled 0 … len(classes) − 1 in the order given.
+
+    Args:
+        dataset: a torchvision-style map dataset.
+        classes: class indices, or names where ``dataset.classes`` has names.
+        per_class: n keeps n samples of each class, in the order of the dataset; ``None`` keeps all.
+        start: number of samples of each class to leave out first; ``per_class: 400`` and ``start: 400`` split
+            a dataset into two that share no sample.
+
+    Raises:
+        ConfigError: a class is unknown or named twice, a class has too few samples, or nothing is left.
+    """
+    dataset = unwrapped(dataset)
+    whole_number("start", start, low=0)
+    if per_class is not None:
+        whole_number("per_class", per_class, low=1)
+    names = classes_of(dataset)
+    chosen = [_class_index(entry, names) for entry in classes]
+    _refuse_repeated(chosen)
+    members = _members(dataset)
+    kept = {
+        new: _slice(members[old], names[old], per_class, start)
+        for new, old in enumerate(chosen)
+        if members[old] or per_class is not None
+    }
+    if not kept:
+        raise ConfigError(
+            f"classes: no sample of the {len(chosen)} classes given; the dataset has {len(names)} classes"
+        )
+    return _subset(dataset, kept, [names[old] for old in chosen])
+
+
+def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSubset:
+    """``shots`` random samples of every class, with the dataset's own labels.
+
+    The draw depends on ``seed`` alone, not on the global random state; with one seed, fewer shots are a
+    subset of more shots.
+
+    Raises:
+        ConfigError: ``shots`` < 1, or a class has fewer samples.
+    """
+    dataset = unwrapped(dataset)
+    whole_number("shots", shots, low=1)
+    names, members = classes_of(dataset), _members(dataset)
+    generator = np.random.default_rng(whole_number("seed", seed, low=0))
+    kept = {}
+    for label, name in enumerate(names):
+        if len(members[label]) < shots:
+            raise ConfigError(f"class {name!r} has {len(members[label])} samples, shots={shots} needs {shots}")
+        kept[label] = [members[label][i] for i in generator.permutation(len(members[label]))[:shots].tolist()]
+    return _subset(dataset, kept, names)
+
+
+def _subset(dataset: Dataset[Any], kept: dict[int, list[int]], names: list[Any]) -> ClassSubset:
+    """The subset of the samples ``kept[new label]``, in the order of the dataset."""
+    pairs = sorted((index, label) for label, indices in kept.items() for index in indices)
+    return ClassSubset(dataset, [index for index, _ in pairs], [label for _, label in pairs], names)
+
+
+def _members(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:
+    """The positions of each class's samples."""
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels_of(dataset)):
+        members[label].append(index)
+    return members
+
+
+def _slice(indices: list[int], name: Any, per_class: int | None, start: int) -> list[int]:
+    needed = start + (per_class or 1)
+    if len(indices) < needed:
+        size = "" if per_class is None else f"per_class={per_class} and "
+        raise ConfigError(f"class {name!r} has {len(indices)} samples, {size}start={start} need {needed}")
+    return indices[start:] if per_class is None else indices[start : start + per_class]
+
+
+def _class_index(entry: int | str, names: list[Any]) -> int:
+    if isinstance(entry, str):
+        return _index_of_name(entry, names)
+    if not isinstance(entry, int) or isinstance(entry, bool):
+        raise ConfigError(f"classes: must be class indices or names, got {entry!r}")
+    if not 0 <= entry < len(names):
+        raise ConfigError(f"classes: class index out of range: {entry}, allowed 0 … {len(names) - 1}")
+    return entry
+
+
+def _index_of_name(name: str, names: list[Any]) -> int:
+    """The position of a name; torchvision's ImageNet has a tuple of synonyms for each class."""
+    found = [i for i, known in enumerate(names) if name == known or (isinstance(known, tuple) and name in known)]
+    if len(found) > 1:
+        raise ConfigError(f"classes: name {name!r} belongs to the classes {found}; give the index instead")
+    if not found:
+        known = [part for entry in names for part in (entry if isinstance(entry, tuple) else (entry,))]
+        raise ConfigError(f"classes: no class is named {name!r}; {nearest(name, known)}")
+    return found[0]
+
+
+def _refuse_repeated(chosen: list[int]) -> None:
+    repeated = sorted({label for label in chosen if chosen.count(label) > 1})
+    if repeated:
+        raise ConfigError(f"classes: each class may be given once, class index {repeated[0]} is given twice or more")

@@ -1,0 +1,79 @@
+"""The evaluation view of a training dataset: the same samples without random augmentation.
+
+Class centres are means over the training set; they are computed on clean images where the dataset offers
+them, as its attribute ``evaluation_view``: a dataset of the same length and labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import Dataset, Subset
+
+from gkd_plugin.data._checks import length_of, unwrapped
+from gkd_plugin.data.labels import classes_of, labels_of
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["DatasetWithView", "evaluation_view", "with_evaluation_view"]
+
+
+class DatasetWithView(Dataset[Any]):
+    """A dataset to which :func:`with_evaluation_view` attached an evaluation view.
+
+    Attributes:
+        dataset: the training dataset, whose samples this one returns.
+        evaluation_view: the same samples without random augmentation.
+        targets: the labels, a list of ``int``.
+        classes: the class names, or the labels 0, 1, … where the dataset has none.
+    """
+
+    def __init__(self, dataset: Dataset[Any], view: Dataset[Any]) -> None:
+        self.dataset = dataset
+        self.evaluation_view = view
+        self.targets = labels_of(dataset)
+        self.classes = classes_of(dataset)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+
+def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
+    """The dataset's evaluation view and True, or the dataset itself and False where it offers none.
+
+    Looks into torchdistill's dataset wrappers (and returns what is inside them) and into ``Subset``.
+    """
+    dataset = unwrapped(dataset)
+    if hasattr(dataset, "evaluation_view"):
+        return unwrapped(dataset.evaluation_view), True
+    if not isinstance(dataset, Subset):
+        return dataset, False
+    view, found = evaluation_view(dataset.dataset)
+    return (dataset if view is dataset.dataset else Subset(view, dataset.indices)), found
+
+
+def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWithView:
+    """Attaches to a training dataset the same samples without random augmentation.
+
+    Args:
+        dataset: the training dataset, with its augmenting transform.
+        view: the same samples in the same order, with the transform of the evaluation.
+
+    Raises:
+        ConfigError: the lengths or the labels differ.
+    """
+    if length_of(dataset) != length_of(view):
+        raise ConfigError(
+            f"evaluation view: {length_of(view)} samples, but the training dataset has {length_of(dataset)}; "
+            "they must be the same samples"
+        )
+    labels, view_labels = labels_of(dataset), labels_of(view)
+    if labels != view_labels:
+        index = next(i for i, pair in enumerate(zip(labels, view_labels, strict=True)) if pair[0] != pair[1])
+        raise ConfigError(
+            f"evaluation view: sample {index} has label {view_labels[index]}, but {labels[index]} in the "
+            "training dataset; they must be the same samples in the same order"
+        )
+    return DatasetWithView(dataset, view)

@@ -1,0 +1,135 @@
+"""Splits in which the student's classes overlap the teacher's by a chosen degree (TPAMI 2023, section 5).
+
+In an order of all classes the teacher has positions [0, n) and the student has positions [k, n + k): k = 0 is
+standard distillation, k = n is cross-task distillation, and the overlap is (n − k) / n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from gkd_plugin.data._checks import whole_number
+from gkd_plugin.data.class_subset import ClassSubset, class_subset
+from gkd_plugin.data.labels import classes_of
+from gkd_plugin.errors import ConfigError, nearest
+
+__all__ = ["overlap_classes", "overlap_subset"]
+
+_ROLES = ("teacher", "student")
+_ROUNDING = 5e-5  # an overlap may be written with four decimals: 0.3333
+
+
+def overlap_classes(
+    num_classes: int,
+    role: str,
+    shift: int | None = None,
+    overlap: float | None = None,
+    *,
+    class_order: Sequence[int] | None = None,
+    seed: int | None = None,
+    total_classes: int | None = None,
+) -> list[int]:
+    """The class indices of the teacher or of the student.
+
+    Args:
+        num_classes: n, the number of classes that each of the two has.
+        role: ``'teacher'`` for positions [0, n) of the class order, ``'student'`` for positions [k, n + k).
+        shift: k in 0 … n; give either this or ``overlap``.
+        overlap: (n − k) / n in 0 … 1, the fraction of shared classes; k must come out whole.
+        class_order: all class indices in the order to cut from.
+        seed: draws a random order of ``total_classes`` classes instead; ``None`` keeps the natural order.
+        total_classes: the number of classes there are; needed by ``seed``, and checked where given.
+
+    Raises:
+        ConfigError: arguments are out of range, missing or contradictory, or n + k classes do not exist.
+
+    Example:
+        >>> overlap_classes(4, 'teacher', overlap=0.5), overlap_classes(4, 'student', overlap=0.5)
+        ([0, 1, 2, 3], [2, 3, 4, 5])
+    """
+    whole_number("num_classes", num_classes, low=1)
+    if role not in _ROLES:
+        raise ConfigError(f"role: {role!r} is unknown; {nearest(role, _ROLES)}")
+    k = _shift(num_classes, shift, overlap)
+    order = _class_order(num_classes + k, class_order, seed, total_classes)
+    if num_classes + k > len(order):
+        raise ConfigError(
+            f"num_classes={num_classes} and shift={k} need {num_classes + k} classes, there are {len(order)}"
+        )
+    first = k if role == "student" else 0
+    return order[first : first + num_classes]
+
+
+def overlap_subset(
+    dataset: Dataset[Any],
+    num_classes: int,
+    role: str,
+    shift: int | None = None,
+    overlap: float | None = None,
+    *,
+    class_order: Sequence[int] | None = None,
+    seed: int | None = None,
+    per_class: int | None = None,
+    start: int = 0,
+) -> ClassSubset:
+    """The teacher's or the student's part of a dataset, relabelled 0 … num_classes − 1.
+
+    Takes the arguments of :func:`overlap_classes` and, as ``per_class`` and ``start``, of
+    :func:`gkd_plugin.data.class_subset`.
+
+    Raises:
+        ConfigError: as these two.
+    """
+    total = len(classes_of(dataset))
+    classes = overlap_classes(
+        num_classes, role, shift, overlap, class_order=class_order, seed=seed, total_classes=total
+    )
+    return class_subset(dataset, classes, per_class, start)
+
+
+def _shift(n: int, shift: int | None, overlap: float | None) -> int:
+    if (shift is None) == (overlap is None):
+        raise ConfigError(f"give either shift or overlap, got shift={shift!r} and overlap={overlap!r}")
+    if overlap is None:
+        return whole_number("shift", shift, low=0, high=n)
+    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
+        raise ConfigError(f"overlap must be a number in 0 … 1, got {overlap!r}")
+    k = round(n * (1 - overlap))
+    if abs(overlap - (n - k) / n) > _ROUNDING:
+        below = int(n * (1 - overlap))
+        near = " or ".join(f"{(n - m) / n:.4f} (shift={m})" for m in (below + 1, below))
+        raise ConfigError(f"overlap={overlap} of {n} classes is not a whole number of classes; nearest allowed: {near}")
+    return k
+
+
+def _class_order(
+    needed: int, class_order: Sequence[int] | None, seed: int | None, total_classes: int | None
+) -> list[int]:
+    """All class indices in the order to cut from."""
+    if total_classes is not None:
+        whole_number("total_classes", total_classes, low=1)
+    if class_order is not None:
+        if seed is not None:
+            raise ConfigError(f"give either class_order or seed, got both (seed={seed!r})")
+        return _permutation(class_order, total_classes)
+    if seed is None:
+        return list(range(needed if total_classes is None else total_classes))
+    if total_classes is None:
+        raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")
+    order: list[int] = np.random.default_rng(whole_number("seed", seed, low=0)).permutation(total_classes).tolist()
+    return order
+
+
+def _permutation(class_order: Sequence[int], total_classes: int | None) -> list[int]:
+    size = len(class_order) if total_classes is None else total_classes
+    order = [whole_number("class_order", entry, low=0, high=max(size - 1, 0)) for entry in class_order]
+    if sorted(order) != list(range(size)):
+        raise ConfigError(
+            f"class_order must hold each of the {size} class indices once, got {len(order)} entries, "
+            f"{len(set(order))} of them different"
+        )
+    return order

@@ -1,0 +1,135 @@
+"""Batches of P classes × K samples: every anchor has positives, and every batch has negatives."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+import torchvision.datasets  # noqa: F401  (torchdistill's registry reads it from sys.modules)
+from torch.utils.data import Dataset, RandomSampler, Sampler
+from torchdistill.datasets.registry import BATCH_SAMPLER_DICT, register_batch_sampler
+
+from gkd_plugin.data._checks import length_of, whole_number
+from gkd_plugin.data.labels import labels_of
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.registry import register
+
+__all__ = ["ClassBalancedBatchSampler"]
+
+
+@register(BATCH_SAMPLER_DICT, register_batch_sampler, "ClassBalancedBatchSampler")
+class ClassBalancedBatchSampler(Sampler[list[int]]):
+    """Batches of P different classes with K samples each; torchdistill key ``ClassBalancedBatchSampler``.
+
+    Every epoch reads the sampler once and deals the samples of each class in that order. All classes are
+    visited equally often (counts differ by one at most), whatever their sizes: a class that runs out of samples
+    starts again with its first one, so a batch repeats a sample only where the class has fewer than K.
+
+    All randomness comes from the sampler: no random state is touched, and processes whose samplers agree (as
+    under Hugging Face Accelerate) make the same batches. Each rank of a ``DistributedSampler`` makes batches of
+    its own shard.
+
+    Args:
+        sampler: a sampler that knows its dataset as ``data_source`` or ``dataset``, as torch's ``RandomSampler``,
+            ``SequentialSampler`` and ``DistributedSampler`` do; or a dataset, which is then shuffled.
+        classes_per_batch: P.
+        samples_per_class: K.
+        num_batches: batches in an epoch; ``None`` means one pass over as many samples as the sampler has,
+            ``max(1, len(sampler) // (P · K))``.
+
+    Attributes:
+        batch_size: P · K.
+        drop_last: True, every batch is full.
+        sampler: the sampler of single samples.
+
+    Raises:
+        ConfigError: P, K or ``num_batches`` is below 1, P is larger than the number of classes present, or
+            the sampler does not know its dataset. A shard of too few classes raises when it is iterated.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import SequentialSampler, TensorDataset
+        >>> dataset = TensorDataset(torch.zeros(5, 1))
+        >>> dataset.targets = [0, 1, 0, 1, 1]
+        >>> [sorted(batch) for batch in ClassBalancedBatchSampler(SequentialSampler(dataset), 2, 2)]
+        [[0, 1, 2, 3]]
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler[int] | Dataset[Any],
+        classes_per_batch: int,
+        samples_per_class: int,
+        num_batches: int | None = None,
+    ) -> None:
+        self.classes_per_batch = whole_number("classes_per_batch", classes_per_batch, low=1)
+        self.samples_per_class = whole_number("samples_per_class", samples_per_class, low=1)
+        self.num_batches = None if num_batches is None else whole_number("num_batches", num_batches, low=1)
+        self.sampler: Sampler[int] = sampler if isinstance(sampler, Sampler) else _shuffled(sampler)
+        self.batch_size = self.classes_per_batch * self.samples_per_class
+        self.drop_last = True
+        self._labels = labels_of(_dataset_of(self.sampler))
+        self._check_classes(len(set(self._labels)))
+
+    def __len__(self) -> int:
+        if self.num_batches is not None:
+            return self.num_batches
+        return max(1, len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = [int(index) for index in self.sampler]
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        for index in order:
+            members[self._labels[index]].append(index)
+        self._check_classes(len(members))
+        decks = {label: cycle(indices) for label, indices in members.items()}
+        draw = random.Random(zlib.crc32(np.asarray(order, dtype=np.int64).tobytes()))
+        rounds = _class_batches(sorted(members), self.classes_per_batch, draw)
+        for classes in islice(rounds, len(self)):
+            yield [index for label in classes for index in islice(decks[label], self.samples_per_class)]
+
+    def _check_classes(self, present: int) -> None:
+        if self.classes_per_batch > present:
+            raise ConfigError(
+                f"classes_per_batch={self.classes_per_batch}, but the samples have {present} different "
+                f"classes; allowed 1 … {present}"
+            )
+
+
+def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> Iterator[list[int]]:
+    """Endless groups of ``count`` different classes, dealt from shuffled rounds of all classes.
+
+    A group that reaches over the end of a round passes over classes it already has; these keep their place in
+    the next round, so no class is ever more than one visit ahead of another.
+    """
+    waiting: list[int] = []
+    while True:
+        if len(waiting) >= count:
+            group, waiting = waiting[:count], waiting[count:]
+        else:
+            fresh = draw.sample(classes, len(classes))
+            added = [label for label in fresh if label not in waiting][: count - len(waiting)]
+            group, waiting = waiting + added, [label for label in fresh if label not in added]
+        yield group
+
+
+def _shuffled(dataset: Dataset[Any]) -> Sampler[int]:
+    if length_of(dataset) == 0:
+        raise ConfigError(f"dataset {type(dataset).__name__} has no samples")
+    return RandomSampler(dataset)  # type: ignore[arg-type]
+
+
+def _dataset_of(sampler: Sampler[int]) -> Dataset[Any]:
+    for name in ("data_source", "dataset"):
+        dataset: Dataset[Any] | None = getattr(sampler, name, None)
+        if dataset is not None:
+            return dataset
+    raise ConfigError(
+        f"sampler {type(sampler).__name__} does not know its dataset; allowed: samplers with an attribute "
+        "'data_source' or 'dataset', such as RandomSampler, SequentialSampler and DistributedSampler"
+    )

@@ -1,0 +1,58 @@
+"""Module paths that hooks read: checked before they are used, because torchdistill does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from gkd_plugin.errors import ConfigError, nearest
+
+__all__ = ["check_module_path", "hooked_tensor"]
+
+
+def check_module_path(model: nn.Module, path: str, where: str) -> None:
+    """Raises ConfigError, naming ``where`` and the nearest paths, unless ``path`` is a submodule of ``model``."""
+    names = [name for name, _ in model.named_modules() if name]
+    if path not in names:
+        raise ConfigError(f"{where}: {type(model).__name__} has no module {path!r}; {nearest(path, names)}")
+
+
+def hooked_tensor(
+    io_dict: Mapping[str, Mapping[str, Any]], model: str, path: str, io: str = "output"
+) -> Tensor:
+    """The tensor that a hook recorded, flattened to ``[B, D]`` where it is ``[B, D, 1, 1]``.
+
+    Args:
+        io_dict: one model's recordings, module path → 'input' / 'output' → tensor.
+        model: 'student' or 'teacher', for the message.
+        path: the module path.
+        io: 'output' or 'input'.
+
+    Raises:
+        ConfigError: nothing was recorded there, or it is not a tensor.
+    """
+    recorded = io_dict.get(path, {})
+    if io not in recorded:
+        raise ConfigError(_missing(io_dict, model, path, io))
+    value = recorded[io]
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"the {model}'s {path!r}/{io} is a {type(value).__name__}, not one tensor")
+    is_pooled = value.ndim == 4 and value.shape[2:] == (1, 1)
+    return value.flatten(1) if is_pooled else value
+
+
+def _missing(io_dict: Mapping[str, Any], model: str, path: str, io: str) -> str:
+    if path == "local_classifier":
+        return (
+            "the teacher's 'local_classifier' gave nothing: stage 'classifier' needs the teacher wrapper "
+            "'refilled_teacher' with forward_hook output 'local_classifier', and pre_epoch_process: 'refilled', "
+            "which computes the class centres before the first epoch"
+        )
+    if not io_dict:
+        return f"there is no {model}: ReFilled needs models.teacher_model and models.student_model"
+    return (
+        f"the {model}'s {path!r}/{io} is not recorded: add it to the stage's {model}.forward_hook.{io}; "
+        f"{nearest(path, [key for key in io_dict if key != '.'])}"
+    )

@@ -1,0 +1,207 @@
+"""``refilled``: the criterion of each stage, with nothing else to write in the YAML."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torchdistill.losses.high_level import AbstractLoss
+from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_level_loss
+
+from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.hooks import check_module_path, hooked_tensor
+from gkd_plugin.losses.local_classifier import LocalClassifierLoss
+from gkd_plugin.losses.relationship import RelationshipLoss
+from gkd_plugin.models import EmbeddingTap
+from gkd_plugin.registry import register
+from gkd_plugin.teacher import RefilledTeacher
+
+__all__ = ["ClassifierStage", "EmbeddingStage", "RefilledStage", "refilled"]
+
+logger = logging.getLogger(__name__)
+
+
+class RefilledStage(AbstractLoss):  # type: ignore[misc]
+    """What both stages share: extra ``sub_terms``, the report of the terms, the checks against the box.
+
+    Attributes:
+        terms: after each forward, every term added (unweighted, detached) and the counts behind it, for logging.
+    """
+
+    stage: ClassVar[str]
+
+    def __init__(self, loss: nn.Module, weight: float, sub_terms: Mapping[str, Any] | None) -> None:
+        if not weight >= 0:
+            raise ConfigError(f"weight: must be at least 0, got {weight}")
+        super().__init__(sub_terms=sub_terms)
+        self.loss = loss
+        self.weight = weight
+        self.terms: dict[str, Tensor] = {}
+
+    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        """Checks the stage's hooks against the models; called once, before the box wraps the models."""
+        for model, path, io in self._hooks():
+            if path == ".":
+                continue
+            recorded = (stage_config.get(model, {}).get("forward_hook") or {}).get(io) or []
+            where = f"{model}.forward_hook.{io}"
+            check_module_path(getattr(box, f"{model}_model"), path, where)
+            if path not in recorded:
+                raise ConfigError(
+                    f"{where}: stage {self.stage!r} reads {path!r}, which is not listed; {nearest(path, recorded)}"
+                )
+        if not isinstance(box.teacher_model, RefilledTeacher):
+            logger.warning(
+                "the teacher is not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics"
+            )
+
+    def _hooks(self) -> list[tuple[str, str, str]]:
+        """(model, module path, io) of everything the stage reads."""
+        raise NotImplementedError
+
+    def _sub_terms(self, io_dict: Mapping[str, Any], targets: Tensor) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for name, (criterion, factor) in self.term_dict.items():
+            value = criterion(io_dict["student"], io_dict["teacher"], targets)
+            self.terms[name] = value.detach()
+            total = total + factor * value
+        return total
+
+    def __str__(self) -> str:
+        return f"ReFilled, stage {self.stage}: {self.weight} * {self.loss}" + "".join(
+            f" + {factor} * {criterion}" for criterion, factor in self.term_dict.values()
+        )
+
+
+class EmbeddingStage(RefilledStage):
+    r"""Stage ``embedding``: w · relationship matching, TPAMI section 4.1.
+
+    The student's classifier takes no part: where the student is a ``timm_model`` and there are no further terms, its
+    classifier is frozen for the stage before the box wraps the models, so that DDP waits for no gradient of it.
+
+    Args:
+        temperature: τ₁.
+        margin: width of the semi-hard window.
+        weight: w.
+        max_negatives: see :func:`gkd_plugin.functional.relationship_matching`.
+        student_embedding: module path of the student's embedding.
+        teacher_embedding: module path of the teacher's embedding.
+        sub_terms: further torchdistill loss terms, added.
+    """
+
+    stage = "embedding"
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        margin: float = 0.2,
+        weight: float = 1000.0,
+        max_negatives: int | str | None = None,
+        student_embedding: str = "embedding",
+        teacher_embedding: str = "embedding",
+        sub_terms: Mapping[str, Any] | None = None,
+    ) -> None:
+        loss = RelationshipLoss(
+            temperature=temperature,
+            margin=margin,
+            max_negatives=max_negatives,
+            student_module_path=student_embedding,
+            teacher_module_path=teacher_embedding,
+        )
+        super().__init__(loss, weight, sub_terms)
+
+    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        """Checks the hooks and freezes the student's classifier."""
+        super().prepare(box, stage_config)
+        student = box.student_model
+        if isinstance(student, EmbeddingTap) and not self.term_dict:
+            for parameter in student.classifier_parameters():
+                parameter.requires_grad_(False)
+
+    def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """The weighted loss of a batch, a scalar."""
+        matching = self.loss(io_dict["student"], io_dict["teacher"], targets)
+        self.terms = dict(self.loss.terms)
+        total: Tensor = self.weight * matching + self._sub_terms(io_dict, targets)
+        return total
+
+    def _hooks(self) -> list[tuple[str, str, str]]:
+        return [("student", *self.loss.student_hook), ("teacher", *self.loss.teacher_hook)]
+
+
+class ClassifierStage(RefilledStage):
+    r"""Stage ``classifier``: cross-entropy + λ · local classifier distillation, TPAMI sections 4.2 and 4.3.
+
+    Args:
+        temperature: τ₂.
+        student_temperature: divisor of the student's logits (CVPR 2020: 2, as τ₂).
+        weight: λ (CVPR 2020: 100).
+        adaptive: the emphasis ω from the teacher's confidence; otherwise ω = 1.
+        student_logits: module path of the student's logits.
+        teacher_logits: module path of the teacher's own logits.
+        local_classifier: module path of the teacher's local classifier.
+        sub_terms: further torchdistill loss terms, added.
+    """
+
+    stage = "classifier"
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        student_temperature: float = 1.0,
+        weight: float = 1.0,
+        adaptive: bool = True,
+        student_logits: str = ".",
+        teacher_logits: str = ".",
+        local_classifier: str = "local_classifier",
+        sub_terms: Mapping[str, Any] | None = None,
+    ) -> None:
+        loss = LocalClassifierLoss(
+            temperature=temperature,
+            student_temperature=student_temperature,
+            adaptive=adaptive,
+            student_module_path=student_logits,
+            teacher_module_path=teacher_logits,
+            local_classifier_path=local_classifier,
+        )
+        super().__init__(loss, weight, sub_terms)
+
+    def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """The loss of a batch, a scalar."""
+        logits = hooked_tensor(io_dict["student"], "student", *self.loss.student_hook)
+        cross_entropy = functional.cross_entropy(logits.float(), targets)
+        local = self.loss(io_dict["student"], io_dict["teacher"], targets)
+        self.terms = {"cross_entropy": cross_entropy.detach(), **self.loss.terms}
+        total: Tensor = cross_entropy + self.weight * local + self._sub_terms(io_dict, targets)
+        return total
+
+    def _hooks(self) -> list[tuple[str, str, str]]:
+        hooks = [("student", *self.loss.student_hook), ("teacher", *self.loss.local_hook)]
+        return [*hooks, ("teacher", *self.loss.teacher_hook)] if self.loss.adaptive else hooks
+
+
+_STAGES: dict[str, type[RefilledStage]] = {"embedding": EmbeddingStage, "classifier": ClassifierStage}
+
+
+@register(HIGH_LEVEL_LOSS_DICT, register_high_level_loss, "refilled")
+def refilled(stage: str, **kwargs: Any) -> RefilledStage:
+    """The criterion of one stage: :class:`EmbeddingStage` or :class:`ClassifierStage` with ``kwargs``.
+
+    Raises:
+        ConfigError: no such stage, or a keyword that the stage does not take (the nearest is offered).
+    """
+    if stage not in _STAGES:
+        raise ConfigError(f"stage: there is no stage {stage!r}; {nearest(stage, _STAGES)}")
+    chosen = _STAGES[stage]
+    allowed = [name for name in chosen.__init__.__kwdefaults__ or {}]
+    unknown = [name for name in kwargs if name not in allowed]
+    if unknown:
+        raise ConfigError(
+            "; ".join(f"stage {stage!r} takes no {name!r}: {nearest(name, allowed)}" for name in unknown)
+        )
+    return chosen(**kwargs)

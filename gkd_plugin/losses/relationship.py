@@ -1,0 +1,88 @@
+"""``refilled_relationship``: relationship matching as a torchdistill mid-level loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.functional import relationship_matching
+from gkd_plugin.hooks import hooked_tensor
+from gkd_plugin.registry import register
+
+__all__ = ["RelationshipLoss"]
+
+
+@register(MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss, "refilled_relationship")
+class RelationshipLoss(nn.Module):
+    r"""Mean over the tuples of KL(q^T ‖ q^S) of the pairwise distances, TPAMI section 4.1; no weight w.
+
+    See :func:`gkd_plugin.functional.relationship_matching` for the formula and its deviation from the authors' code.
+
+    Args:
+        temperature: τ₁ > 0.
+        margin: width of the semi-hard window.
+        max_negatives: ``None`` (all, as in the paper), an integer, or ``'smallest'`` (as published in code).
+        student_module_path: where the student's embedding ``[B, D_s]`` is recorded.
+        student_module_io: 'output' or 'input'.
+        teacher_module_path: where the teacher's embedding ``[B, D_t]`` is recorded.
+        teacher_module_io: 'output' or 'input'.
+
+    Raises:
+        ConfigError: a hyper-parameter is out of range, or a path is not recorded.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        margin: float = 0.2,
+        max_negatives: int | str | None = None,
+        student_module_path: str = "embedding",
+        student_module_io: str = "output",
+        teacher_module_path: str = "embedding",
+        teacher_module_io: str = "output",
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ConfigError(f"temperature: must be above 0, got {temperature}")
+        if not margin >= 0:
+            raise ConfigError(f"margin: must be at least 0, got {margin}")
+        self.temperature = temperature
+        self.margin = margin
+        self.max_negatives = max_negatives
+        self.student_hook = (student_module_path, student_module_io)
+        self.teacher_hook = (teacher_module_path, teacher_module_io)
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        student_io_dict: Mapping[str, Any],
+        teacher_io_dict: Mapping[str, Any],
+        targets: Tensor,
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> Tensor:
+        """The loss of a batch, a scalar. ``self.terms`` then holds it and the counts of tuples and negatives."""
+        student = hooked_tensor(student_io_dict, "student", *self.student_hook)
+        teacher = hooked_tensor(teacher_io_dict, "teacher", *self.teacher_hook)
+        match = relationship_matching(
+            student,
+            teacher.to(student.device),
+            targets,
+            temperature=self.temperature,
+            margin=self.margin,
+            max_negatives=self.max_negatives,
+        )
+        self.terms = {
+            "relationship": match.loss.detach(),
+            "tuples": match.tuples,
+            "negatives": match.negatives,
+        }
+        return match.loss
+
+    def extra_repr(self) -> str:
+        """The hyper-parameters."""
+        return f"temperature={self.temperature}, margin={self.margin}, max_negatives={self.max_negatives}"

@@ -1,0 +1,99 @@
+"""Accuracy of a classifier, and nearest-class-mean (NCM) accuracy of an embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torchdistill.core.forward_hook import ForwardHookManager
+from tqdm import tqdm
+
+from gkd_plugin.centres import clean_loader
+from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
+
+__all__ = ["Accuracy", "embedding_of", "evaluate", "near_chance", "student_ncm"]
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy over ``samples`` samples, in per cent.
+
+    Attributes:
+        top1: share of samples whose class has the largest score.
+        top5: among the five largest; ``None`` where there are at most 5 classes.
+        samples: how many.
+        classes: number of scores per sample.
+    """
+
+    top1: float
+    top5: float | None
+    samples: int
+    classes: int
+
+    def as_dict(self, prefix: str = "") -> dict[str, float]:
+        """For a metrics row."""
+        row = {f"{prefix}top1": self.top1}
+        return row if self.top5 is None else {**row, f"{prefix}top5": self.top5}
+
+
+@torch.no_grad()
+def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, title: str = "evaluation") -> Accuracy:
+    """Top-1 and top-5 of ``score`` (images → ``[B, C]``) over (images, labels, …) batches, over all processes."""
+    hits1 = hits5 = samples = classes = 0
+    for batch in tqdm(loader, desc=title, leave=False, disable=_quiet(accelerator)):
+        images, labels = batch[0].to(accelerator.device), batch[1].to(accelerator.device)
+        scores, labels = accelerator.gather_for_metrics((score(images).float().to(labels.device), labels))
+        ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.unsqueeze(1)
+        hits1 += int(ranked[:, 0].sum())
+        hits5 += int(ranked.sum())
+        samples += len(labels)
+        classes = scores.shape[1]
+    total = max(samples, 1)
+    return Accuracy(100 * hits1 / total, 100 * hits5 / total if classes > 5 else None, samples, classes)
+
+
+def embedding_of(model: nn.Module, path: str) -> Score:
+    """A function images → the output ``[B, D]`` of the module at ``path``."""
+
+    def embed(images: Tensor) -> Tensor:
+        hook = ForwardHookManager(images.device)
+        hook.add_hook(model, path, requires_input=False)
+        try:
+            model(images)
+            output: Tensor = hook.pop_io_dict()[path]["output"]
+        finally:
+            hook.clear()
+        return output.flatten(1)
+
+    return embed
+
+
+@torch.no_grad()
+def student_ncm(
+    student: nn.Module, path: str, train_loader: Any, val_loader: Iterable[Any], accelerator: Accelerator
+) -> Accuracy:
+    """NCM accuracy of the student: centres from the training set (clean view), predictions on the validation set."""
+    embed = embedding_of(student, path)
+    centres = ClassCentreAccumulator()
+    for batch in tqdm(clean_loader(train_loader), desc="NCM centres", leave=False, disable=_quiet(accelerator)):
+        centres.update(embed(batch[0].to(accelerator.device)), batch[1])
+    means = centres.result().to(accelerator.device)
+    return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
+
+
+def near_chance(accuracy: Accuracy) -> bool:
+    """Whether the top-1 is within three standard errors of guessing among the classes."""
+    chance = 1 / max(accuracy.classes, 1)
+    error: float = (chance * (1 - chance) / max(accuracy.samples, 1)) ** 0.5
+    return accuracy.top1 / 100 <= chance + 3 * error
+
+
+def _quiet(accelerator: Accelerator) -> bool | None:
+    """tqdm's ``disable``: silent off the main process, and where there is no terminal."""
+    return None if accelerator.is_main_process else True

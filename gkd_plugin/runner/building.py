@@ -1,0 +1,107 @@
+"""Builds what a YAML names: models with their weights, data loaders, the training box."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.training import get_training_box
+from torchdistill.datasets.util import build_data_loader
+from torchdistill.models.official import get_image_classification_model
+from torchdistill.models.registry import get_model
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.checkpoints import load_weights
+from gkd_plugin.runner.devices import Placement
+
+__all__ = ["build_box", "build_model", "build_test_loader", "stage_configs", "student_entry"]
+
+logger = logging.getLogger(__name__)
+
+
+def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(key path, entry) of the model to train: ``models.student_model``, or ``models.model`` without a teacher."""
+    models = config["models"]
+    name = "student_model" if "student_model" in models else "model"
+    return f"models.{name}", models[name]
+
+
+def stage_configs(train_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Stage name → its section, in order; a single-stage config has one, ``train``."""
+    names = sorted((key for key in train_config if key.startswith("stage")), key=lambda key: int(key[5:]))
+    return {name: train_config[name] for name in names} or {"train": dict(train_config)}
+
+
+def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
+    """The model that ``entry`` names, with ``src_ckpt`` loaded into it.
+
+    Args:
+        where: key path of the entry, for messages.
+        entry: ``key``, ``kwargs``, optionally ``repo_or_dir`` and ``src_ckpt``.
+
+    Raises:
+        ConfigError: the model cannot be built, or its weights do not fit.
+    """
+    try:
+        model: nn.Module | None = get_image_classification_model(entry)
+        if model is None:
+            model = get_model(entry["key"], entry.get("repo_or_dir"), **(entry.get("kwargs") or {}))
+    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{where}: {reason}") from error
+    if entry.get("src_ckpt"):
+        load_weights(model, entry["src_ckpt"], f"{where}.src_ckpt")
+    return model
+
+
+def build_box(
+    config: Mapping[str, Any],
+    teacher: nn.Module | None,
+    student: nn.Module,
+    placement: Placement,
+    accelerator: Accelerator,
+) -> Any:
+    """torchdistill's training or distillation box for the config.
+
+    The box changes its configuration in place (it scales learning rates), so it gets a copy.
+
+    Raises:
+        ConfigError: torchdistill refuses the configuration.
+    """
+    train_config = _place_teacher(copy.deepcopy(config["train"]), placement.teacher)
+    common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)
+    try:
+        if teacher is None:
+            return get_training_box(student, *common)
+        return get_distillation_box(teacher, student, *common)
+    except ConfigError as error:
+        raise ConfigError(f"train.{next(iter(stage_configs(train_config)))}: {error}") from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"train: torchdistill cannot build this stage: {error}") from error
+
+
+def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> Any:
+    """The loader of ``test.test_data_loader``, prepared; ``None`` where the config has none."""
+    section = (config.get("test") or {}).get("test_data_loader")
+    if section is None:
+        return None
+    loader = build_data_loader(config["datasets"][section["dataset_id"]], section, False, accelerator)
+    return accelerator.prepare(loader)
+
+
+def _place_teacher(train_config: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
+    """Hands ``device.teacher`` to every stage's teacher wrapper."""
+    if device is None:
+        return train_config
+    sections = [train_config, *(value for key, value in train_config.items() if key.startswith("stage"))]
+    for section in sections:
+        wrapper = section.get("teacher", {}).get("auxiliary_model_wrapper", {})
+        if wrapper.get("key") == "refilled_teacher":
+            wrapper["kwargs"] = {"teacher_device": str(device), **(wrapper.get("kwargs") or {})}
+    return train_config

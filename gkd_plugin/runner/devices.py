@@ -1,0 +1,89 @@
+"""The ``device:`` section of a YAML: where the student and the teacher live, and in what precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from gkd_plugin.errors import ConfigError, nearest
+
+__all__ = ["Placement", "available_devices", "make_accelerator", "read_placement"]
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where things run.
+
+    Attributes:
+        device: of the student (and of the teacher, unless ``teacher`` says otherwise).
+        teacher: the teacher's own device, or ``None``.
+        precision: 'no' (float32), 'bf16' or 'fp16' autocast.
+    """
+
+    device: torch.device
+    teacher: torch.device | None
+    precision: str
+
+
+def available_devices() -> list[str]:
+    """The devices of this machine, as the YAML names them."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *(["cuda", *cuda] if cuda else []), *mps]
+
+
+def read_placement(config: Mapping[str, Any], device: str | None = None) -> Placement:
+    """Reads the ``device:`` section; ``device`` (from the command line) goes before ``device.default``.
+
+    Raises:
+        ConfigError: a device that does not exist here, or a precision that the device does not have; names the key
+            and what exists.
+    """
+    section = config.get("device") or {}
+    key, name = ("--device", device) if device is not None else ("device.default", section.get("default", "auto"))
+    default = _find(key, str(name))
+    teacher = section.get("teacher")
+    return Placement(
+        device=default,
+        teacher=None if teacher is None else _find("device.teacher", str(teacher)),
+        precision=_precision(section.get("precision", "no"), default),
+    )
+
+
+def make_accelerator(placement: Placement) -> Accelerator:
+    """An Accelerator on the placement's device; one process may make several, one after the other."""
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())  # noqa: SLF001
+    if placement.device.type == "cpu":
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    elif "LOCAL_RANK" not in os.environ:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(placement.device)
+    accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.precision)
+    # torchdistill 1.1.5 reads state.use_fp16 for a frozen teacher; Accelerate dropped it. Autocast does that work.
+    accelerator.state.use_fp16 = False
+    return accelerator
+
+
+def _find(key: str, name: str) -> torch.device:
+    devices = available_devices()
+    if name == "auto":
+        return torch.device(next((best for best in ("cuda", "mps") if best in devices), "cpu"))
+    if name not in devices:
+        raise ConfigError(f"{key}: there is no device {name!r} here; this machine has: auto, {', '.join(devices)}")
+    return torch.device(name)
+
+
+def _precision(value: object, device: torch.device) -> str:
+    name = "no" if value is False else str(value)  # YAML reads a bare `no` as False
+    if name not in PRECISIONS:
+        raise ConfigError(f"device.precision: there is no precision {name!r}; {nearest(name, PRECISIONS)}")
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigError(f"device.precision: 'fp16' needs a CUDA device, not {device.type!r}; use 'bf16' or 'no'")
+    return name

@@ -1,0 +1,199 @@
+"""``--set key.path=value``: changes to a config's node graph, before anything is built from it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection, Sequence
+
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.runner.yaml_nodes import KeyPath, compose_value, is_tagged, merged_pairs, paths_to
+
+__all__ = ["OPTIONAL_PATHS", "apply_overrides"]
+
+OPTIONAL_PATHS = frozenset({"device", "device.default", "device.teacher", "device.precision"})
+"""Paths that may be set although the file does not have them."""
+
+_STR, _MAP, _NULL, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "null", "float"))
+_EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
+
+
+def apply_overrides(
+    root: MappingNode, assignments: Sequence[str], *, optional: Collection[str] = OPTIONAL_PATHS
+) -> list[str]:
+    """Applies ``key.path=YAML value`` assignments in order; changes the graph.
+
+    An override changes only the path it names: a plain section that an anchor or a merge key shares is copied first,
+    its other users keep what they had. An object with a tag (``!import_call`` …) is one object for all its
+    users, so what is set inside it holds for all of them.
+
+    Args:
+        root: the config.
+        assignments: list items go by index (``train.stage1.optimizer.kwargs.betas.0=0.8``); the value may hold ``=``;
+            an empty value is null. ``1e-3`` is a number here (in a YAML file it is text).
+        optional: paths that may be created.
+
+    Returns:
+        Notices for the user, one line each: where an override reaches further, or less far, than may be expected.
+
+    Raises:
+        ConfigError: no ``=``, a value that is not YAML, or a path that does not exist (names the missing part, its
+            parent and the nearest keys).
+    """
+    return [notice for assignment in assignments for notice in _apply(root, assignment, optional)]
+
+
+def _apply(root: MappingNode, assignment: str, optional: Collection[str]) -> list[str]:
+    name, equals, text = assignment.partition("=")
+    name = name.strip()
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"--set {assignment}: write key.path=value, e.g. train.num_epochs=10")
+    value = _number(compose_value(text, f"--set {name}"))
+    if name in optional:
+        _create(root, name.split("."))
+    return _Override(root, name).write(value)
+
+
+def _number(node: Node) -> Node:
+    """``1e-3`` as the number it is meant to be: YAML 1.1 asks for a point and a sign."""
+    if isinstance(node, ScalarNode) and node.tag == _STR and node.style is None:
+        match = _EXPONENT.fullmatch(node.value)
+        if match:
+            digits, fraction, sign, exponent = match.groups()
+            text = f"{digits}{fraction or '.0'}e{sign or '+'}{exponent}"
+            return ScalarNode(_FLOAT, text, node.start_mark, node.end_mark)
+    return node
+
+
+def _create(root: MappingNode, parts: Sequence[str]) -> None:
+    """Makes sure that an optional path exists."""
+    mapping = root
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        found = next((value for key, value in merged_pairs(mapping) if key.value == part), None)
+        if found is None or (not last and found.tag == _NULL):
+            found = ScalarNode(_NULL, "") if last else MappingNode(_MAP, [])
+            _put(mapping, part, found)
+        if last or not isinstance(found, MappingNode):
+            return
+        mapping = found
+
+
+class _Override:
+    """One assignment on its way down the graph."""
+
+    def __init__(self, root: MappingNode, name: str) -> None:
+        self._root = root
+        self._name = name
+
+    def write(self, value: Node) -> list[str]:
+        node: Node = self._root
+        rest = self._name.split(".")
+        path: KeyPath = ()
+        while True:
+            step, rest = self._next(node, path, rest)
+            path = (*path, step)
+            if not rest:
+                break
+            node = self._descend(node, step)
+        old = _child(node, step)
+        before = paths_to(self._root, old)
+        _put(node, step, value)
+        return self._notices(path, node, [other for other in before if other in paths_to(self._root, old)])
+
+    def _next(self, node: Node, path: KeyPath, rest: list[str]) -> tuple[str, list[str]]:
+        """The key or index that the rest of the path starts with; keys may contain dots.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        keys = _keys(node)
+        for length in range(1, len(rest) + 1):
+            if ".".join(rest[:length]) in keys:
+                return ".".join(rest[:length]), rest[length:]
+        where = ".".join(path) or "the config"
+        if isinstance(node, ScalarNode):
+            reason = f"{where} is a value ({node.value or 'null'}), it has no {rest[0]!r}"
+        elif isinstance(node, SequenceNode):
+            reason = f"{where} is a list of {len(keys)}, it has no item {rest[0]!r}; items count from 0"
+        else:
+            reason = f"no {rest[0]!r} in {where}; {nearest(rest[0], keys)}"
+        raise ConfigError(f"--set {self._name}: {reason}")
+
+    def _descend(self, node: Node, step: str) -> Node:
+        """The child, after a copy of its own where other paths share a plain section."""
+        child = _child(node, step)
+        shared = len(_parents(self._root, child)) > 1 or not _owns(node, step)
+        if isinstance(child, ScalarNode) or is_tagged(child) or not shared:
+            return child
+        own = copy.copy(child)
+        own.value = list(child.value)
+        _put(node, step, own)
+        return own
+
+    def _notices(self, path: KeyPath, holder: Node, unchanged: list[KeyPath]) -> list[str]:
+        touched = [(*other, path[-1]) for other in paths_to(self._root, holder)]
+        others = [other for other in touched if other != path]
+        notices = []
+        if others:
+            notices.append(f"{self._name}: also changes {_places(others)}, which share{_s(others)} the object")
+        if unchanged:
+            notices.append(f"{self._name}: {_places(unchanged)} keep{_s(unchanged)} the earlier value")
+        return notices
+
+
+def _s(paths: Sequence[KeyPath]) -> str:
+    return "s" if len(paths) == 1 else ""
+
+
+def _places(paths: Sequence[KeyPath]) -> str:
+    names = ", ".join(".".join(path) for path in paths[:3])
+    count = "1 other path" if len(paths) == 1 else f"{len(paths)} other paths"
+    return f"{count} ({names}{', …' if len(paths) > 3 else ''})"
+
+
+def _keys(node: Node) -> list[str]:
+    if isinstance(node, MappingNode):
+        return [str(key.value) for key, _ in merged_pairs(node)]
+    return [str(index) for index in range(len(node.value))] if isinstance(node, SequenceNode) else []
+
+
+def _child(node: Node, step: str) -> Node:
+    if isinstance(node, SequenceNode):
+        return node.value[int(step)]
+    return next(value for key, value in merged_pairs(node) if key.value == step)
+
+
+def _owns(node: Node, step: str) -> bool:
+    """Whether the child is the node's own, not one that a merge key brings."""
+    return not isinstance(node, MappingNode) or any(key.value == step for key, _ in node.value)
+
+
+def _put(node: Node, step: str, child: Node) -> None:
+    """Sets a child of the node itself; a merged key becomes a key of its own."""
+    if isinstance(node, SequenceNode):
+        node.value[int(step)] = child
+        return
+    for index, (key, _) in enumerate(node.value):
+        if key.value == step:
+            node.value[index] = (key, child)
+            return
+    node.value.append((ScalarNode(_STR, step), child))
+
+
+def _parents(root: Node, target: Node) -> list[Node]:
+    """The nodes that hold ``target``, once for each place in them."""
+    parents: list[Node] = []
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, ScalarNode):
+            continue
+        seen.add(id(node))
+        children = [value for _, value in node.value] if isinstance(node, MappingNode) else node.value
+        parents += [node for child in children if child is target]
+        waiting += children
+    return parents

@@ -1,0 +1,257 @@
+"""One run: a configuration in, a run folder out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from torchdistill.common.main_util import set_seed
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.accuracy import evaluate
+from gkd_plugin.runner.building import (
+    build_box,
+    build_model,
+    build_test_loader,
+    stage_configs,
+    student_entry,
+)
+from gkd_plugin.runner.checkpoints import load_weights, save_student, save_upstream_checkpoint
+from gkd_plugin.runner.config import RunConfig
+from gkd_plugin.runner.data_checks import check_labels
+from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
+from gkd_plugin.runner.run_folder import RunFolder, package_versions
+from gkd_plugin.runner.teacher_check import check_teacher
+from gkd_plugin.runner.training import train_epochs
+
+__all__ = ["RunOptions", "evaluate_checkpoint", "run_config"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a configuration.
+
+    Attributes:
+        output: the run folder.
+        seed: of every random number.
+        device: goes before ``device.default``.
+        moved: configured checkpoint path → where this command writes it.
+    """
+
+    output: Path
+    seed: int = 0
+    device: str | None = None
+    moved: Mapping[str, str] | None = None
+
+
+def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
+    """Trains what the configuration says.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        ConfigError: something in the configuration or the data cannot be used; nothing is written before all
+            of it was built.
+    """
+    placement = read_placement(config.plain, options.device)
+    accelerator = make_accelerator(placement)
+    set_seed(options.seed)
+    built = config.build()
+    parts = _Parts.build(built, placement, accelerator, options.moved or {})
+    folder = RunFolder(options.output, accelerator.is_main_process)
+    folder.create(config.text)
+    with folder.log_file():
+        for notice in config.notices:
+            logger.info("%s", notice)
+        logger.info("%s → %s (device %s, precision %s)", config.path, folder.path, placement.device, placement.precision)
+        return _train(config, options, placement, parts, folder)
+
+
+def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None = None) -> dict[str, Any]:
+    """Accuracy of a saved student on the test set of its configuration (or the validation set without one).
+
+    Raises:
+        ConfigError: the checkpoint cannot be read or does not fit the student.
+    """
+    placement = read_placement(config.plain, device)
+    accelerator = make_accelerator(placement)
+    where, entry = student_entry(config.plain)
+    student = build_model(where, {**entry, "src_ckpt": None})
+    load_weights(student, checkpoint, "--checkpoint")
+    loader = build_test_loader(config.build(), accelerator)
+    if loader is None:
+        raise ConfigError(f"{config.path}: has no test.test_data_loader to evaluate on")
+    student.to(accelerator.device).eval()
+    with accelerator.autocast():
+        accuracy = evaluate(student, loader, accelerator)
+    return {**accuracy.as_dict(), "samples": accuracy.samples}
+
+
+@dataclass
+class _Parts:
+    """The built objects of a run."""
+
+    box: Any
+    student: nn.Module
+    student_where: str
+    student_entry: Mapping[str, Any]
+    num_classes: int | None
+    stages: dict[str, int]
+    test_loader: Any
+    accelerator: Accelerator
+    dst_ckpt: Path | None
+
+    @classmethod
+    def build(
+        cls, built: Mapping[str, Any], placement: Placement, accelerator: Accelerator, moved: Mapping[str, str]
+    ) -> _Parts:
+        where, entry = student_entry(built)
+        student = build_model(where, _redirected(entry, moved))
+        num_classes = _num_classes(student, entry)
+        stages = stage_configs(built["train"])
+        for dataset_id in {stage["train_data_loader"]["dataset_id"] for stage in stages.values()}:
+            own = {k: v for k, v in stages.items() if v["train_data_loader"]["dataset_id"] == dataset_id}
+            check_labels(dataset_id, built["datasets"][dataset_id], where, num_classes, own)
+        teacher_entry = built["models"].get("teacher_model")
+        teacher = None
+        if teacher_entry is not None:
+            teacher = build_model("models.teacher_model", _redirected(teacher_entry, moved))
+        return cls(
+            box=build_box(built, teacher, student, placement, accelerator),
+            student=student,
+            student_where=where,
+            student_entry=entry,
+            num_classes=num_classes,
+            stages={name: stage["num_epochs"] for name, stage in stages.items()},
+            test_loader=build_test_loader(built, accelerator),
+            accelerator=accelerator,
+            dst_ckpt=_destination(entry, moved),
+        )
+
+
+def _train(
+    config: RunConfig, options: RunOptions, placement: Placement, parts: _Parts, folder: RunFolder
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    summary = _new_summary(config, options, placement, parts)
+    try:
+        if hasattr(parts.box, "teacher_model"):
+            summary["teacher"] = check_teacher(parts.box, parts.num_classes, parts.accelerator)
+        for row in train_epochs(parts.box, parts.student, parts.stages, parts.accelerator):
+            summary["stages"][row["stage"]]["epochs"].append(row)
+            folder.add_metrics(row)
+            _save(parts, folder, summary)
+            logger.info("%s", _line(row, parts.stages))
+        summary["final"] = _final(parts, summary)
+        summary["status"] = "finished"
+        _log_final(summary["final"])
+    except ConfigError as error:
+        summary |= {"status": "failed", "error": str(error)}
+        logger.error("%s", error)  # noqa: TRY400
+        kept = f"; the last good weights are {folder.student}" if folder.student.exists() else ""
+        raise ConfigError(f"{config.path}: {error}{kept}") from error
+    finally:
+        summary["wall_seconds"] = round(time.perf_counter() - start, 3)
+        if summary["status"] == "running":
+            summary["status"] = f"stopped ({getattr(sys.exc_info()[0], '__name__', 'unknown')})"
+        folder.write_summary(summary)
+    parts.box.clean_modules()
+    return summary
+
+
+def _new_summary(config: RunConfig, options: RunOptions, placement: Placement, parts: _Parts) -> dict[str, Any]:
+    return {
+        "config": str(config.path),
+        "status": "running",
+        "seed": options.seed,
+        "device": str(placement.device),
+        "teacher_device": None if placement.teacher is None else str(placement.teacher),
+        "precision": placement.precision,
+        "processes": parts.accelerator.num_processes,
+        "versions": package_versions(),
+        "student": {
+            "key": parts.student_entry["key"],
+            "kwargs": {k: v for k, v in (parts.student_entry.get("kwargs") or {}).items() if _is_plain(v)},
+            "classes": parts.num_classes,
+            "parameters": sum(p.numel() for p in parts.student.parameters()),
+        },
+        "stages": {name: {"num_epochs": count, "epochs": []} for name, count in parts.stages.items()},
+    }
+
+
+def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format."""
+    if not parts.accelerator.is_main_process:
+        return
+    metadata = {"config": summary["config"], "model": str((summary["student"]["kwargs"]).get("model_name", ""))}
+    save_student(parts.student, folder.student, metadata)
+    if parts.dst_ckpt is not None:
+        rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
+        save_upstream_checkpoint(
+            parts.student,
+            parts.box.optimizer,
+            parts.box.lr_scheduler,
+            rows[-1].get("top1", 0.0),
+            parts.dst_ckpt,
+        )
+
+
+def _final(parts: _Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy of the last epoch's weights on the test set, and the mean of the last three validation figures."""
+    rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
+    last = list(summary["stages"].values())[-1]["epochs"]
+    final: dict[str, Any] = {}
+    if parts.test_loader is not None:
+        parts.student.eval()
+        final |= evaluate(parts.student, parts.test_loader, parts.accelerator, "test").as_dict()
+        final["on"] = "test"
+    elif "top1" in rows[-1]:
+        final |= {key: rows[-1][key] for key in ("top1", "top5") if key in rows[-1]}
+        final["on"] = "validation"
+    tail = [row["top1"] for row in last[-3:] if "top1" in row]
+    if tail:
+        final["val_top1_last3"] = sum(tail) / len(tail)
+    return final
+
+
+def _line(row: Mapping[str, Any], stages: Mapping[str, int]) -> str:
+    """One epoch in one line of text."""
+    head = f"{row['stage']} {row['epoch']}/{stages[row['stage']]}"
+    hidden = {"stage", "epoch", "seconds", "images_per_second"}
+    shown = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in hidden)
+    return f"{head}  {shown}  {row['images_per_second']:.0f} img/s"
+
+
+def _log_final(final: Mapping[str, Any]) -> None:
+    if "top1" in final:
+        top5 = f", top-5 {final['top5']:.2f} %" if "top5" in final else ""
+        logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], top5)
+
+
+def _redirected(entry: Mapping[str, Any], moved: Mapping[str, str]) -> dict[str, Any]:
+    source = entry.get("src_ckpt")
+    return {**entry, "src_ckpt": moved.get(str(source), source)}
+
+
+def _destination(entry: Mapping[str, Any], moved: Mapping[str, str]) -> Path | None:
+    path = entry.get("dst_ckpt")
+    return None if path is None else Path(moved.get(str(path), str(path)))
+
+
+def _num_classes(student: nn.Module, entry: Mapping[str, Any]) -> int | None:
+    value = getattr(student, "num_classes", None) or (entry.get("kwargs") or {}).get("num_classes")
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool | list | dict | type(None))

@@ -1,0 +1,68 @@
+"""The teacher's accuracy on the student's task, before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from accelerate import Accelerator
+
+from gkd_plugin.centres import fit_class_centres
+from gkd_plugin.functional import nearest_class_mean
+from gkd_plugin.runner.accuracy import Accuracy, evaluate, near_chance
+from gkd_plugin.teacher import RefilledTeacher
+
+__all__ = ["check_teacher"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:
+    """Measures the teacher on the validation set, logs it, and warns where it is near chance.
+
+    NCM over the student's classes always works; the class centres it needs are kept in the teacher wrapper for
+    stage ``classifier``. Where the teacher's classifier has as many classes as the student and is right more often
+    than guessing explains, the classes are taken to be shared, and its top-1 is the figure.
+
+    Returns:
+        A row with ``ncm_top1`` and ``top1`` as far as they apply; empty without a validation set.
+    """
+    teacher, loader = box.teacher_model, box.val_data_loader
+    if loader is None:
+        logger.warning("there is no validation set (val_data_loader): the teacher's accuracy is not measured")
+        return {}
+    teacher.eval()
+    row: dict[str, Any] = {}
+    own = _own_accuracy(teacher, loader, num_classes, accelerator)
+    best = own
+    if isinstance(teacher, RefilledTeacher):
+        fit_class_centres(teacher, box.train_data_loader)
+        centres = teacher.local_classifier.centres
+        ncm = evaluate(
+            lambda images: nearest_class_mean(teacher.embed(images), centres), loader, accelerator, "teacher NCM"
+        )
+        row |= ncm.as_dict("ncm_")
+        best = max((ncm, own), key=lambda accuracy: -1 if accuracy is None else accuracy.top1) or ncm
+        logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%", ncm.classes, ncm.top1)
+    if own is not None:
+        row |= own.as_dict()
+        logger.info("teacher: top-1 of its own classifier %.1f %% (the classes are shared)", own.top1)
+    if best is not None and near_chance(best):
+        logger.warning(
+            "the teacher's accuracy, %.1f %%, is near chance (%.1f %%): are its weights loaded "
+            "(models.teacher_model.src_ckpt, or kwargs.pretrained)?",
+            best.top1,
+            100 / best.classes,
+        )
+    return row
+
+
+def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerator: Accelerator) -> Accuracy | None:
+    """Top-1 of the teacher's own classifier, where it speaks of the student's classes."""
+    if isinstance(teacher, RefilledTeacher) and not teacher.has_classifier:
+        return None
+    images = next(iter(loader))[0].to(accelerator.device)
+    if num_classes is None or teacher(images[:2]).shape[-1] != num_classes:
+        return None
+    accuracy = evaluate(teacher, loader, accelerator, "teacher")
+    return None if near_chance(accuracy) else accuracy

@@ -1,0 +1,132 @@
+"""The epoch loop over a torchdistill box, stage by stage."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.losses import EmbeddingStage
+from gkd_plugin.runner.accuracy import evaluate, student_ncm
+from gkd_plugin.runner.progress import EpochProgress
+from gkd_plugin.teacher import RefilledTeacher
+
+__all__ = ["EpochRow", "train_epochs"]
+
+logger = logging.getLogger(__name__)
+EpochRow = dict[str, Any]
+
+
+def train_epochs(box: Any, student: nn.Module, stages: Mapping[str, int], accelerator: Accelerator) -> Iterator[EpochRow]:
+    """Trains the box to the end; yields one row of metrics per epoch, after it.
+
+    A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
+    ``images_per_second``, ``seconds``, and on the validation set ``top1`` / ``top5``, or ``ncm_top1`` after
+    the last epoch of a stage ``embedding`` (whose classifier is untrained).
+
+    Args:
+        box: torchdistill's box.
+        student: the model itself, unwrapped.
+        stages: stage name → number of epochs, in order.
+        accelerator: what the box was built with.
+
+    Raises:
+        ConfigError: the loss is not finite (names the step), or an epoch of stage ``embedding`` had nothing to
+            compare.
+    """
+    epoch = 0
+    for stage, count in stages.items():
+        _autocast_teacher(box, accelerator)
+        for number in range(1, count + 1):
+            row: EpochRow = {"stage": stage, "epoch": number}
+            row |= _train_epoch(box, f"{stage} {number}/{count}", epoch, accelerator)
+            row |= _validate(box, student, number == count, accelerator)
+            epoch += 1
+            yield row
+            _finish_epoch(box, student, number == count, accelerator)
+
+
+def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> EpochRow:
+    box.pre_epoch_process(epoch=epoch)
+    start = time.perf_counter()
+    lr = box.optimizer.param_groups[0]["lr"]
+    has_pairs = not isinstance(box.criterion, EmbeddingStage)
+    with EpochProgress(box.train_data_loader, title, None if accelerator.is_main_process else True) as progress:
+        for step, batch in enumerate(progress, start=1):
+            images, labels, *rest = batch
+            images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+            loss = box.forward_process(images, labels, rest[0] if rest else None)
+            value = float(loss)
+            if not math.isfinite(value):
+                raise ConfigError(f"the loss is {value} at {title}, step {step}: stopped before the weights changed")
+            box.post_forward_process(loss=loss)
+            terms = getattr(box.criterion, "terms", {})
+            progress.update(value, terms, box.optimizer.param_groups[0]["lr"], len(images))
+            has_pairs = has_pairs or _can_compare(labels)
+    if not has_pairs:
+        raise ConfigError(
+            f"{title}: no batch held two samples of one class and one of another, so stage 'embedding' has nothing to "
+            "compare: shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
+        )
+    seconds = time.perf_counter() - start
+    return {"lr": lr, **progress.means(), "images_per_second": progress.images_per_second(), "seconds": seconds}
+
+
+def _can_compare(labels: Tensor) -> bool:
+    """Whether the batch has a positive pair and a negative."""
+    present = len(labels.unique())
+    return 1 < present < len(labels)
+
+
+def _validate(box: Any, student: nn.Module, is_last: bool, accelerator: Accelerator) -> EpochRow:
+    loader = box.val_data_loader
+    if loader is None:
+        return {}
+    student.eval()
+    if not isinstance(box.criterion, EmbeddingStage):
+        return dict(evaluate(student, loader, accelerator, "validation").as_dict())
+    if not is_last:
+        return {}
+    path = box.criterion.loss.student_hook[0]
+    return dict(student_ncm(student, path, box.train_data_loader, loader, accelerator).as_dict("ncm_"))
+
+
+def _finish_epoch(box: Any, student: nn.Module, is_stage_end: bool, accelerator: Accelerator) -> None:
+    """torchdistill's post-epoch process, which moves to the next stage after the last epoch of one."""
+    teacher, dataset = getattr(box, "teacher_model", None), box.train_data_loader.dataset
+    if is_stage_end:
+        # Accelerate wraps forward() anew in every stage: undo it, or the wrappers would pile up.
+        accelerator.unwrap_model(getattr(box, "student_model", None) or box.model, keep_fp32_wrapper=False)
+        student.__dict__.pop("_original_forward", None)
+        accelerator.free_memory()
+    box.post_epoch_process()
+    new = getattr(box, "teacher_model", None)
+    if new is not teacher and isinstance(new, RefilledTeacher) and isinstance(teacher, RefilledTeacher):
+        is_same_data = _innermost(box.train_data_loader.dataset) is _innermost(dataset)
+        if is_same_data and teacher.local_classifier.is_ready:
+            new.adopt_centres(teacher)
+
+
+def _innermost(dataset: Any) -> Any:
+    return getattr(dataset, "org_dataset", dataset)
+
+
+def _autocast_teacher(box: Any, accelerator: Accelerator) -> None:
+    """Runs the teacher in the student's precision: Accelerate prepares only models that train."""
+    forward: Callable[..., Any] | None = getattr(box, "teacher_forward_proc", None)
+    if forward is None:
+        return
+
+    @functools.wraps(forward)
+    def in_precision(*args: Any, **kwargs: Any) -> Any:
+        with accelerator.autocast():
+            return forward(*args, **kwargs)
+
+    box.teacher_forward_proc = in_precision

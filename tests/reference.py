@@ -1,0 +1,101 @@
+"""The formulae of the paper written once more, as loops over Python floats: slow, independent, float64."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def _rows(embedding: Tensor) -> list[list[float]]:
+    rows = []
+    for row in embedding.double().tolist():
+        length = math.sqrt(sum(value * value for value in row))
+        rows.append([value / length if length > 0 else 0.0 for value in row])
+    return rows
+
+
+def _distance(first: list[float], second: list[float]) -> float:
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(first, second, strict=True)))
+
+
+def _softmax(logits: list[float]) -> list[float]:
+    top = max(logits)
+    weights = [math.exp(value - top) for value in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _kl(first: list[float], second: list[float]) -> float:
+    return sum(p * (math.log(p) - math.log(q)) for p, q in zip(first, second, strict=True) if p > 0)
+
+
+def relationship(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float,
+    margin: float,
+    max_negatives: int | str | None = None,
+) -> tuple[float, int, float]:
+    """(loss, number of tuples, mean negatives per tuple)."""
+    s, t, y = _rows(student), _rows(teacher), labels.tolist()
+    batch = range(len(y))
+    tuples = []
+    for a in batch:
+        for p in batch:
+            if a == p or y[a] != y[p]:
+                continue
+            d_ap = _distance(s[a], s[p])
+            chosen = [n for n in batch if y[n] != y[a] and 0 < _distance(s[a], s[n]) - d_ap <= margin]
+            if chosen:
+                tuples.append((a, p, chosen))
+    if not tuples:
+        return 0.0, 0, 0.0
+    keep = min(len(chosen) for _, _, chosen in tuples) if max_negatives == "smallest" else max_negatives
+    total = 0.0
+    count = 0
+    for a, p, chosen in tuples:
+        kept = chosen[:keep] if keep is not None else chosen
+        count += len(kept)
+        q_student = _softmax([-_distance(s[a], s[m]) / temperature for m in [p, *kept]])
+        q_teacher = _softmax([-_distance(t[a], t[m]) / temperature for m in [p, *kept]])
+        total += _kl(q_teacher, q_student)
+    return total / len(tuples), len(tuples), count / len(tuples)
+
+
+def centres(embedding: Tensor, labels: Tensor, num_classes: int) -> list[list[float]]:
+    result = []
+    for k in range(num_classes):
+        members = [row for row, y in zip(embedding.double().tolist(), labels.tolist(), strict=True) if y == k]
+        mean = [sum(column) / len(members) for column in zip(*members, strict=True)]
+        length = math.sqrt(sum(value * value for value in mean))
+        result.append([value / length for value in mean])
+    return result
+
+
+def emphasis(logits: Tensor) -> list[float]:
+    costs = []
+    for row in logits.double().tolist():
+        top = row.index(max(row))
+        costs.append(math.log1p(sum(math.exp(x - row[top]) for c, x in enumerate(row) if c != top)))
+    low, high = min(costs), max(costs)
+    scaled = [(cost - low) / (high - low) if high > low else 0.0 for cost in costs]
+    return [2 / (1 + math.exp(value)) for value in scaled]
+
+
+def local_classifier(
+    student: Tensor,
+    local: Tensor,
+    labels: Tensor,
+    temperature: float,
+    student_temperature: float,
+    weights: list[float] | None = None,
+) -> float:
+    present = sorted(set(labels.tolist()))
+    rows = zip(student.double().tolist(), local.double().tolist(), strict=True)
+    total = 0.0
+    for i, (f, z) in enumerate(rows):
+        p = _softmax([z[k] / temperature for k in present])
+        s = _softmax([f[k] / student_temperature for k in present])
+        total += (1.0 if weights is None else weights[i]) * _kl(p, s)
+    return total / len(labels)
