@@ -90,12 +90,14 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.embedding = nn.Identity()
         self.local_classifier = LocalClassifier()
         self.num_classes = num_classes
-        self._own_device = None if teacher_device is None else torch.device(teacher_device)
         self._embedding_path = embedding
         self._has_told = False
+        self._own_device: torch.device | None = None
         self.train(False)
-        if self._own_device is not None or device is not None:
-            self.to(self._own_device or device)
+        if teacher_device is not None or device is not None:
+            self.to(teacher_device or device)
+        if teacher_device is not None:
+            self._own_device = torch.device(teacher_device)
 
     @property
     def has_classifier(self) -> bool:
@@ -116,11 +118,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         return super().requires_grad_(False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What ``.to()`` and its kin call: a teacher with a device of its own stays there."""
-        own = self._own_device
-        stay = fn if own is None else lambda tensor: fn(tensor).to(own)
-        applied: Self = super()._apply(stay, recurse)
-        return applied
+        """What ``.to()`` and its kin call: a teacher with a device of its own stays there, as it is."""
+        return self if self._own_device is not None else super()._apply(fn, recurse)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

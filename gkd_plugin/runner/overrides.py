@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.runner.schema import is_private
 from gkd_plugin.runner.yaml_nodes import KeyPath, compose_value, is_tagged, merged_pairs, paths_to
 
 __all__ = ["OPTIONAL_PATHS", "apply_overrides"]
@@ -53,6 +54,8 @@ def _apply(root: MappingNode, assignment: str, optional: Collection[str]) -> lis
     value = _number(compose_value(text, f"--set {name}"))
     if name in optional:
         _create(root, name.split("."))
+    elif name.partition(".")[0] in optional and name.partition(".")[0] not in _keys(root):
+        raise ConfigError(f"--set {name}: is not there and cannot be created; {nearest(name, optional)}")
     return _Override(root, name).write(value)
 
 
@@ -72,7 +75,7 @@ def _create(root: MappingNode, parts: Sequence[str]) -> None:
     mapping = root
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
-        found = next((value for key, value in merged_pairs(mapping) if key.value == part), None)
+        found = dict(_named(mapping)).get(part)
         if found is None or (not last and found.tag == _NULL):
             found = ScalarNode(_NULL, "") if last else MappingNode(_MAP, [])
             _put(mapping, part, found)
@@ -135,13 +138,19 @@ class _Override:
 
     def _notices(self, path: KeyPath, holder: Node, unchanged: list[KeyPath]) -> list[str]:
         touched = [(*other, path[-1]) for other in paths_to(self._root, holder)]
-        others = [other for other in touched if other != path]
+        others = _public(other for other in touched if other != path)
+        unchanged = _public(unchanged)
         notices = []
         if others:
             notices.append(f"{self._name}: also changes {_places(others)}, which share{_s(others)} the object")
         if unchanged:
             notices.append(f"{self._name}: {_places(unchanged)} keep{_s(unchanged)} the earlier value")
         return notices
+
+
+def _public(paths: Iterable[KeyPath]) -> list[KeyPath]:
+    """Without the places that only hold anchors."""
+    return [path for path in paths if not any(is_private(step) for step in path)]
 
 
 def _s(paths: Sequence[KeyPath]) -> str:
@@ -154,16 +163,21 @@ def _places(paths: Sequence[KeyPath]) -> str:
     return f"{count} ({names}{', …' if len(paths) > 3 else ''})"
 
 
+def _named(node: Node) -> list[tuple[str, Node]]:
+    return [(str(key.value), value) for key, value in merged_pairs(node)] if isinstance(node, MappingNode) else []
+
+
 def _keys(node: Node) -> list[str]:
     if isinstance(node, MappingNode):
-        return [str(key.value) for key, _ in merged_pairs(node)]
+        return [name for name, _ in _named(node)]
     return [str(index) for index in range(len(node.value))] if isinstance(node, SequenceNode) else []
 
 
 def _child(node: Node, step: str) -> Node:
     if isinstance(node, SequenceNode):
-        return node.value[int(step)]
-    return next(value for key, value in merged_pairs(node) if key.value == step)
+        item: Node = node.value[int(step)]
+        return item
+    return dict(_named(node))[step]
 
 
 def _owns(node: Node, step: str) -> bool:

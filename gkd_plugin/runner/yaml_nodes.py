@@ -80,7 +80,7 @@ def compose(path: str | Path) -> MappingNode:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     if not isinstance(root, MappingNode) or is_tagged(root):
-        given = "empty" if root is None else f"a {root.id}"
+        given = "empty" if root is None else "a list" if isinstance(root, SequenceNode) else "something else"
         raise ConfigError(f"{path}: a config is a mapping (datasets, models, train, …), this file is {given}")
     return root
 
@@ -95,10 +95,16 @@ def compose_value(text: str, source: str) -> Node:
     Raises:
         ConfigError: as :func:`compose`.
     """
-    stream = io.StringIO(text)
-    stream.name = source  # type: ignore[attr-defined]  # PyYAML takes the name of its marks from here
-    root = _compose(stream, source)
+    root = _compose(_NamedText(text, source), source)
     return ScalarNode(_NULL, "") if root is None else root
+
+
+class _NamedText(io.StringIO):
+    """Text with a name: PyYAML's marks take it from here."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
 
 
 def _compose(stream: Any, source: str) -> Node | None:
@@ -297,7 +303,7 @@ def summary(error: BaseException) -> str:
 
 @functools.cache
 def _register_tags() -> None:
-    """torchdistill adds its tags to FullLoader when it first loads a file."""
+    """Adds the tags to FullLoader: torchdistill does it when it first loads a file."""
     from torchdistill.common.yaml_util import load_yaml_file
 
     load_yaml_file(os.devnull)
@@ -418,10 +424,10 @@ def _import(module_name: str, dotted: str) -> ModuleType:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"{module_name}.".startswith(f"{missing}."):
             raise ConfigError(f"{dotted}: {module_name} cannot be imported: {summary(error)}") from error
-        raise_missing(missing, dotted, error)
+        _raise_missing(missing, dotted, error)
 
 
-def raise_missing(missing: str, dotted: str, error: Exception) -> NoReturn:
+def _raise_missing(missing: str, dotted: str, error: Exception) -> NoReturn:
     """Raises the ConfigError for a module that does not exist, with the nearest of its siblings."""
     parent, _, name = missing.rpartition(".")
     search = getattr(importlib.import_module(parent), "__path__", None) if parent else None
@@ -434,6 +440,22 @@ def raise_missing(missing: str, dotted: str, error: Exception) -> NoReturn:
 
 
 def dump(node: Node) -> str:
-    """The graph as YAML that torchdistill's ``load_yaml_file`` loads to the same config; ASCII, anchors renamed."""
-    text: str = yaml.serialize(node, width=110)
+    """The graph as YAML that torchdistill's ``load_yaml_file`` loads to the same config.
+
+    ASCII only, comments gone. Sections and objects that are shared stay shared, under new anchor names; aliased
+    names and numbers are written out.
+    """
+    text: str = yaml.serialize(_without_shared_scalars(node, {}), width=110)
     return text
+
+
+def _without_shared_scalars(node: Node, memo: dict[int, Node]) -> Node:
+    if isinstance(node, ScalarNode) and not is_tagged(node):
+        return copy.copy(node)
+    if id(node) not in memo:
+        memo[id(node)] = own = copy.copy(node)
+        if isinstance(node, MappingNode):
+            own.value = [tuple(_without_shared_scalars(child, memo) for child in pair) for pair in node.value]
+        elif isinstance(node, SequenceNode):
+            own.value = [_without_shared_scalars(child, memo) for child in node.value]
+    return memo[id(node)]

@@ -1,0 +1,29 @@
+"""timm models by name."""
+
+import pytest
+import torch
+from torchdistill.models.registry import get_model
+
+from gkd_plugin import ConfigError
+
+
+def test_registered_under_its_name():
+    model = get_model("timm_model", None, model_name="test_resnet", num_classes=4, in_chans=1)
+    assert model(torch.randn(1, 1, 32, 32)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet51", "timm has no model 'resnet51'; did you mean '.*resnet50"),
+        ("qqqqqqqqq", "none of the .* known names is close"),
+        (None, "model_name must be a timm model name, got None"),
+    ],
+)
+def test_unknown_names_offer_the_nearest(name, message):
+    with pytest.raises(ConfigError, match=message):
+        get_model("timm_model", None, model_name=name)
+
+
+def test_a_pretrained_tag_is_part_of_the_name():
+    assert get_model("timm_model", None, model_name="test_resnet.r160_in1k", num_classes=2).num_classes == 2
