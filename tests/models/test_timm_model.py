@@ -9,7 +9,7 @@ from gkd_plugin import ConfigError
 
 def test_registered_under_its_name():
     model = get_model("timm_model", None, model_name="test_resnet", num_classes=4, in_chans=1)
-    assert model(torch.randn(1, 1, 32, 32)).shape == (1, 4)
+    assert model.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 4)
 
 
 @pytest.mark.parametrize(
