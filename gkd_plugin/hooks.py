@@ -19,9 +19,7 @@ def check_module_path(model: nn.Module, path: str, where: str) -> None:
         raise ConfigError(f"{where}: {type(model).__name__} has no module {path!r}; {nearest(path, names)}")
 
 
-def hooked_tensor(
-    io_dict: Mapping[str, Mapping[str, Any]], model: str, path: str, io: str = "output"
-) -> Tensor:
+def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: str, io: str = "output") -> Tensor:
     """The tensor that a hook recorded, flattened to ``[B, D]`` where it is ``[B, D, 1, 1]``.
 
     Args:

@@ -20,9 +20,7 @@ class RegistrationError(ConfigError):
     """A registry key that something else already holds."""
 
 
-def register(
-    registry: MutableMapping[str, Any], decorator: Callable[..., Any], key: str
-) -> Callable[[Part], Part]:
+def register(registry: MutableMapping[str, Any], decorator: Callable[..., Any], key: str) -> Callable[[Part], Part]:
     """Decorator: registers a class or function under ``key`` through torchdistill's own ``decorator``.
 
     Args:

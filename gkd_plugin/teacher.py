@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     def __init__(
         self,
         teacher_model: nn.Module,
+        *,
         embedding: str = "embedding",
         num_classes: int | None = None,
         teacher_device: str | torch.device | None = None,
@@ -111,15 +112,19 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stays in eval mode."""
-        return super().train(False)
+        super().train(False)
+        return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:  # noqa: ARG002
         """Stays frozen."""
-        return super().requires_grad_(False)
+        super().requires_grad_(False)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """What ``.to()`` and its kin call: a teacher with a device of its own stays there, as it is."""
-        return self if self._own_device is not None else super()._apply(fn, recurse)
+        if self._own_device is None:
+            super()._apply(fn, recurse)
+        return self
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +135,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         if self.has_classifier or local is None:
             return logits.to(x.device)
         self._tell_once()
-        return local
+        return cast("Tensor", local)
 
     @torch.no_grad()
     def embed(self, x: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ def make_teacher(num_classes=5, **kwargs):
 
 def batches(count=3, classes=4):
     generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8) % classes) for _ in range(count)
-    ]
+    return [(torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8) % classes) for _ in range(count)]
 
 
 def state(teacher):

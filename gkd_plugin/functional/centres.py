@@ -56,9 +56,7 @@ class ClassCentreAccumulator:
         low, high = int(labels.min()), int(labels.max())
         size = high + 1 if self.num_classes is None else self.num_classes
         if low < 0 or high >= size:
-            raise ValueError(
-                f"class index out of range: label {low if low < 0 else high}, allowed 0 … {size - 1}"
-            )
+            raise ValueError(f"class index out of range: label {low if low < 0 else high}, allowed 0 … {size - 1}")
         rows = embedding.detach().to(exact_dtype(embedding))
         sums = self._grow(rows, size)
         index = labels.to(device=sums.device, dtype=torch.int64)
@@ -85,9 +83,7 @@ class ClassCentreAccumulator:
         empty = (self._counts == 0).nonzero().flatten().tolist()
         if self._sums is None or empty:
             shown = ", ".join(str(k) for k in empty[:10]) + (", …" if len(empty) > 10 else "")
-            raise ValueError(
-                f"no sample of class {shown}: its centre cannot be computed" if empty else "no samples"
-            )
+            raise ValueError(f"no sample of class {shown}: its centre cannot be computed" if empty else "no samples")
         means = self._sums / self._counts.unsqueeze(1)
         return functional.normalize(means, dim=1).float()
 

@@ -50,9 +50,7 @@ def pairwise_distances(embedding: Tensor) -> Tensor:
         return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def semihard_negatives(
-    distances: Tensor, labels: Tensor, anchors: Tensor, positives: Tensor, margin: float
-) -> Tensor:
+def semihard_negatives(distances: Tensor, labels: Tensor, anchors: Tensor, positives: Tensor, margin: float) -> Tensor:
     r"""The semi-hard negatives of each positive pair, N(a, p) = {n : y_n ≠ y_a, 0 < D_an − D_ap ≤ margin}.
 
     Args:
@@ -113,7 +111,8 @@ def relationship_matching(
         >>> relationship_matching(x, x, y).loss.item()  # all distances equal: no semi-hard negative
         0.0
     """
-    _check(student_embedding, teacher_embedding, labels, temperature, margin, max_negatives)
+    _check_batch(student_embedding, teacher_embedding, labels)
+    _check_hyperparameters(temperature, margin, max_negatives)
     with no_autocast(student_embedding):
         student = pairwise_distances(student_embedding)
         teacher = pairwise_distances(teacher_embedding.detach()).to(student)
@@ -147,18 +146,11 @@ def _truncate(negatives: Tensor, max_negatives: int | str | None) -> Tensor:
     """Keeps the first negatives of each row in batch order."""
     if max_negatives is None or negatives.shape[0] == 0:
         return negatives
-    keep = negatives.sum(dim=1).min() if max_negatives == "smallest" else max_negatives
+    keep = negatives.sum(dim=1).min() if isinstance(max_negatives, str) else max_negatives
     return negatives & (negatives.cumsum(dim=1) <= keep)
 
 
-def _check(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    temperature: float,
-    margin: float,
-    max_negatives: int | str | None,
-) -> None:
+def _check_batch(student: Tensor, teacher: Tensor, labels: Tensor) -> None:
     if student.ndim != 2 or teacher.ndim != 2 or labels.ndim != 1:
         raise ValueError(
             "relationship matching takes embeddings [B, D_s] and [B, D_t] and labels [B], got "
@@ -171,6 +163,9 @@ def _check(
         )
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"relationship matching takes integer labels, got {labels.dtype}")
+
+
+def _check_hyperparameters(temperature: float, margin: float, max_negatives: int | str | None) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if not margin >= 0:

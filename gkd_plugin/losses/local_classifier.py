@@ -39,6 +39,7 @@ class LocalClassifierLoss(nn.Module):
 
     def __init__(
         self,
+        *,
         temperature: float = 1.0,
         student_temperature: float = 1.0,
         adaptive: bool = True,
@@ -91,6 +92,5 @@ class LocalClassifierLoss(nn.Module):
     def extra_repr(self) -> str:
         """The hyper-parameters."""
         return (
-            f"temperature={self.temperature}, student_temperature={self.student_temperature}, "
-            f"adaptive={self.adaptive}"
+            f"temperature={self.temperature}, student_temperature={self.student_temperature}, adaptive={self.adaptive}"
         )

@@ -24,7 +24,7 @@ __all__ = ["ClassifierStage", "EmbeddingStage", "RefilledStage", "refilled"]
 logger = logging.getLogger(__name__)
 
 
-class RefilledStage(AbstractLoss):  # type: ignore[misc]
+class RefilledStage(AbstractLoss):
     """What both stages share: extra ``sub_terms``, the report of the terms, the checks against the box.
 
     Attributes:
@@ -32,6 +32,7 @@ class RefilledStage(AbstractLoss):  # type: ignore[misc]
     """
 
     stage: ClassVar[str]
+    loss: Any
 
     def __init__(self, loss: nn.Module, weight: float, sub_terms: Mapping[str, Any] | None) -> None:
         if not weight >= 0:
@@ -198,10 +199,8 @@ def refilled(stage: str, **kwargs: Any) -> RefilledStage:
     if stage not in _STAGES:
         raise ConfigError(f"stage: there is no stage {stage!r}; {nearest(stage, _STAGES)}")
     chosen = _STAGES[stage]
-    allowed = [name for name in chosen.__init__.__kwdefaults__ or {}]
+    allowed = list(chosen.__init__.__kwdefaults__ or {})
     unknown = [name for name in kwargs if name not in allowed]
     if unknown:
-        raise ConfigError(
-            "; ".join(f"stage {stage!r} takes no {name!r}: {nearest(name, allowed)}" for name in unknown)
-        )
+        raise ConfigError("; ".join(f"stage {stage!r} takes no {name!r}: {nearest(name, allowed)}" for name in unknown))
     return chosen(**kwargs)

@@ -37,6 +37,7 @@ class RelationshipLoss(nn.Module):
 
     def __init__(
         self,
+        *,
         temperature: float = 4.0,
         margin: float = 0.2,
         max_negatives: int | str | None = None,

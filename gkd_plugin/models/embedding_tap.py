@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
-from timm.layers import AttentionPool2d, RotAttentionPool2d
+from timm.layers.attention_pool2d import AttentionPool2d, RotAttentionPool2d
 from torch import Tensor, nn
 
 from gkd_plugin.errors import ConfigError
@@ -31,7 +31,7 @@ class _ClassifierInput:
     def __init__(self, embedding: Embedding) -> None:
         self.embedding = embedding
 
-    def __call__(self, classifier: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, _classifier: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0]
         tapped = self.embedding(x.flatten(1))
         return (tapped.view_as(x), *args[1:])
@@ -41,13 +41,13 @@ class EmbeddingTap(nn.Module):
     """Mixed into the class of a timm model by :func:`tap_embedding`; never built directly."""
 
     embedding: Embedding
-    _tap_handle: Any
+    tap_handle: Any
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward; the embedding passes through ``self.embedding`` on the way."""
-        if self._tap_handle is not None:
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        model = cast(Any, self)
+        if self.tap_handle is not None:
+            return super().forward(x, *args, **kwargs)
+        model = cast("Any", self)
         features = model.forward_features(x, *args, **kwargs)
         if model.num_classes == 0:
             return self.embedding(model.forward_head(features))
@@ -99,44 +99,42 @@ def tap_embedding(model: nn.Module) -> nn.Module:
             )
     if hasattr(model, "embedding"):
         raise ConfigError(f"{type(model).__name__} already has an attribute 'embedding'")
-    model.__class__ = _tapped_class(type(model))
-    tapped = cast(EmbeddingTap, model)
+    model.__class__ = _tapped_class(cast("Any", type(model)))
+    tapped = cast("EmbeddingTap", model)
     tapped.embedding = Embedding()
-    tapped._tap_handle = None
+    tapped.tap_handle = None
     _attach(tapped)
     return model
 
 
 @functools.cache
-def _tapped_class(base: type[nn.Module]) -> type[EmbeddingTap]:
+def _tapped_class(base: Any) -> type[EmbeddingTap]:
     return type(base.__name__, (EmbeddingTap, base), {"__doc__": base.__doc__, "__module__": base.__module__})
 
 
 def _rebuild(base: type[nn.Module]) -> nn.Module:
-    tapped = _tapped_class(base)
+    tapped = _tapped_class(cast("Any", base))
     return tapped.__new__(tapped)
 
 
 def _attach(model: EmbeddingTap) -> None:
     """Hooks the model's plain classifier, if it has one."""
-    if model._tap_handle is not None:
-        model._tap_handle.remove()
+    if model.tap_handle is not None:
+        model.tap_handle.remove()
     classifier = _plain_classifier(model)
     hook = _ClassifierInput(model.embedding)
-    model._tap_handle = None if classifier is None else classifier.register_forward_pre_hook(hook)
+    model.tap_handle = None if classifier is None else classifier.register_forward_pre_hook(hook)
 
 
 def _plain_classifier(model: nn.Module) -> nn.Module | None:
     """The classifier, where it is one linear layer (or 1 × 1 convolution) whose input is the embedding."""
-    timm_model = cast(Any, model)
+    timm_model = cast("Any", model)
     path = timm_model.pretrained_cfg.get("classifier")
     if not isinstance(path, str) or timm_model.num_classes == 0:
         return None
     classifier = timm_model.get_classifier()
     parent = model.get_submodule(path.rpartition(".")[0])
-    if classifier is not model.get_submodule(path) or isinstance(
-        parent, AttentionPool2d | RotAttentionPool2d
-    ):
+    if classifier is not model.get_submodule(path) or isinstance(parent, AttentionPool2d | RotAttentionPool2d):
         return None
     width = getattr(classifier, "in_features", None) or getattr(classifier, "in_channels", None)
     is_linear = isinstance(classifier, nn.Linear | nn.Conv2d)
@@ -144,7 +142,7 @@ def _plain_classifier(model: nn.Module) -> nn.Module | None:
 
 
 def _classifier_modules(model: nn.Module) -> Iterator[nn.Module]:
-    timm_model = cast(Any, model)
+    timm_model = cast("Any", model)
     found = timm_model.get_classifier()
     yield from (found if isinstance(found, tuple | list) else (found,))
     paths = timm_model.pretrained_cfg.get("classifier") or ()

@@ -17,9 +17,7 @@ __all__ = ["timm_model"]
 
 
 @register(MODEL_DICT, register_model, "timm_model")
-def timm_model(
-    model_name: str, pretrained: bool = False, num_classes: int | None = None, **kwargs: Any
-) -> nn.Module:
+def timm_model(model_name: str, pretrained: bool = False, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
     """A timm model with one addition: a parameterless submodule ``embedding``.
 
     Every forward passes the pre-classifier embedding, ``[B, D]`` with D = ``model.head_hidden_size``, through it, so

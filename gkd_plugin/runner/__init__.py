@@ -1,0 +1,1 @@
+"""The runner: configuration, devices, training, evaluation, run folders."""

@@ -73,7 +73,9 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
     with folder.log_file():
         for notice in config.notices:
             logger.info("%s", notice)
-        logger.info("%s → %s (device %s, precision %s)", config.path, folder.path, placement.device, placement.precision)
+        logger.info(
+            "%s → %s (device %s, precision %s)", config.path, folder.path, placement.device, placement.precision
+        )
         return _train(config, options, placement, parts, folder)
 
 

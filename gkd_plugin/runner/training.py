@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 EpochRow = dict[str, Any]
 
 
-def train_epochs(box: Any, student: nn.Module, stages: Mapping[str, int], accelerator: Accelerator) -> Iterator[EpochRow]:
+def train_epochs(
+    box: Any, student: nn.Module, stages: Mapping[str, int], accelerator: Accelerator
+) -> Iterator[EpochRow]:
     """Trains the box to the end; yields one row of metrics per epoch, after it.
 
     A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
@@ -63,7 +65,7 @@ def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> 
             images, labels, *rest = batch
             images, labels = images.to(accelerator.device), labels.to(accelerator.device)
             loss = box.forward_process(images, labels, rest[0] if rest else None)
-            value = float(loss)
+            value = loss.item()
             if not math.isfinite(value):
                 raise ConfigError(f"the loss is {value} at {title}, step {step}: stopped before the weights changed")
             box.post_forward_process(loss=loss)
@@ -81,7 +83,7 @@ def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> 
 
 def _can_compare(labels: Tensor) -> bool:
     """Whether the batch has a positive pair and a negative."""
-    present = len(labels.unique())
+    present = len(set(labels.tolist()))
     return 1 < present < len(labels)
 
 

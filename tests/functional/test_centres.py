@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import reference
 
 from gkd_plugin.functional import ClassCentreAccumulator, class_centres, nearest_class_mean
+from tests import reference
 
 
 def samples(size=40, classes=5, width=6, seed=0):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import reference
 
 from gkd_plugin.functional import confidence_cost, emphasis_weights
+from tests import reference
 
 
 @settings(deadline=None, max_examples=50)

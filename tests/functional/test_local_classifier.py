@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import reference
 
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation, local_logits, present_classes
+from tests import reference
 
 
 def batch(size=16, classes=7, dtype=torch.float64, seed=0):

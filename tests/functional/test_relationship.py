@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import reference
 
 from gkd_plugin.functional import pairwise_distances, relationship_matching, semihard_negatives
+from tests import reference
 
 
 def batch(size=24, classes=4, width=8, teacher_width=12, dtype=torch.float64, seed=0):

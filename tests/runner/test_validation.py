@@ -393,7 +393,7 @@ class TestCriterion:
 
 def test_auxiliary_wrapper_gets_torchdistills_arguments(monkeypatch):
     class Dummy:
-        def __init__(self, teacher_model, device, device_ids, distributed, width, depth=1):  # noqa: PLR0917
+        def __init__(self, teacher_model, device, device_ids, distributed, width, depth=1):
             pass
 
     monkeypatch.setitem(AUXILIARY_MODEL_WRAPPER_DICT, "dummy", Dummy)

@@ -1,0 +1,91 @@
+"""Small models, data and configurations that many tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, RandomSampler, SequentialSampler
+
+
+class TinyImages(Dataset):
+    """Separable random images: class k is brighter in channel k % 3 and column k."""
+
+    def __init__(self, classes: int = 4, per_class: int = 6, size: int = 32, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.targets = [k for k in range(classes) for _ in range(per_class)]
+        self.images = 0.3 * torch.randn(len(self.targets), 3, size, size, generator=generator)
+        for image, label in zip(self.images, self.targets, strict=True):
+            image[label % 3, :, 4 * label : 4 * label + 4] += 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.targets[index]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class TinyNet(nn.Module):
+    """A network that is not timm's, with batch norm: pool → fc."""
+
+    def __init__(self, num_classes: int = 4, width: int = 8) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, stride=2)
+        self.bn = nn.BatchNorm2d(width)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.bn(self.conv(x)).relu()).flatten(1))
+
+
+def loader(dataset_id: str, sampler: Any = RandomSampler, batch_size: int = 12) -> dict[str, Any]:
+    return {
+        "dataset_id": dataset_id,
+        "sampler": {"class_or_func": sampler},
+        "kwargs": {"batch_size": batch_size, "num_workers": 0},
+    }
+
+
+def stage(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
+    """A stage of ReFilled as a YAML would have it."""
+    hooks = ["embedding"] if kind == "embedding" else ["embedding", "local_classifier"]
+    section: dict[str, Any] = {
+        "num_epochs": epochs,
+        "train_data_loader": loader("train"),
+        "val_data_loader": loader("val", SequentialSampler),
+        "pre_epoch_process": "refilled",
+        "teacher": {
+            "forward_proc": "forward_batch_only",
+            "requires_grad": False,
+            "auxiliary_model_wrapper": {"key": "refilled_teacher"},
+            "forward_hook": {"output": hooks},
+        },
+        "student": {"forward_proc": "forward_batch_only", "forward_hook": {"output": ["embedding"]}},
+        "optimizer": {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}},
+        "criterion": {"key": "refilled", "kwargs": {"stage": kind}},
+    }
+    return {**section, **changes}
+
+
+def make_box(train_config: dict[str, Any], teacher: nn.Module, student: nn.Module, accelerator: Any = None) -> Any:
+    from torchdistill.core.distillation import get_distillation_box
+
+    datasets = {"train": TinyImages(), "val": TinyImages(seed=1)}
+    return get_distillation_box(
+        teacher, student, datasets, train_config, torch.device("cpu"), None, False, 1, accelerator
+    )
+
+
+def train_box(box: Any) -> list[float]:
+    """The epoch loop of torchdistill's example scripts."""
+    losses = []
+    for epoch in range(box.num_epochs):
+        box.pre_epoch_process(epoch=epoch)
+        for images, labels, supplementary in box.train_data_loader:
+            loss = box.forward_process(images, labels, supplementary)
+            box.post_forward_process(loss=loss)
+            losses.append(loss.item())
+        box.post_epoch_process()
+    return losses

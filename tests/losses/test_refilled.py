@@ -1,0 +1,208 @@
+"""The criterion of each stage, in torchdistill's boxes."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from tests.fakes import TinyNet, make_box, stage, train_box
+from torch.nn import functional
+from torchdistill.losses.registry import get_high_level_loss
+
+from gkd_plugin import ConfigError
+from gkd_plugin.functional import emphasis_weights, local_classifier_distillation, relationship_matching
+from gkd_plugin.models import timm_model
+
+
+def models(name="test_resnet", classes=4, teacher_classes=7):
+    torch.manual_seed(0)
+    teacher = timm_model("test_resnet", num_classes=teacher_classes)
+    return teacher, timm_model(name, num_classes=classes, **({"img_size": 32} if "vit" in name else {}))
+
+
+def snapshot(module):
+    return copy.deepcopy(module.state_dict())
+
+
+def changed(module, before):
+    return {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+
+
+def io(**tensors):
+    return {path: {"output": value} for path, value in tensors.items()}
+
+
+def test_embedding_stage_is_w_times_relationship_matching():
+    torch.manual_seed(0)
+    student, teacher, labels = torch.randn(12, 5), torch.randn(12, 9), torch.arange(12) % 3
+    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "embedding"}})
+    loss = criterion({"student": io(embedding=student), "teacher": io(embedding=teacher)}, {}, labels)
+    match = relationship_matching(student, teacher, labels, temperature=4.0, margin=0.2)
+    assert loss.item() == pytest.approx(1000 * match.loss.item())
+    assert criterion.terms["relationship"] == match.loss
+    assert criterion.terms["tuples"] == match.tuples
+    assert "1000.0" in str(criterion)
+
+
+def test_classifier_stage_is_cross_entropy_plus_lambda_times_local_classifier():
+    torch.manual_seed(0)
+    student, local, own, labels = torch.randn(12, 4), torch.randn(12, 4), torch.randn(12, 9), torch.arange(12) % 3
+    criterion = get_high_level_loss(
+        {
+            "key": "refilled",
+            "kwargs": {"stage": "classifier", "temperature": 2.0, "student_temperature": 2.0, "weight": 100.0},
+        }
+    )
+    io_dict = {"student": {".": {"output": student}}, "teacher": {".": {"output": own}, **io(local_classifier=local)}}
+    want = functional.cross_entropy(student, labels) + 100 * local_classifier_distillation(
+        student, local, labels, temperature=2.0, student_temperature=2.0, weights=emphasis_weights(own)
+    )
+    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item())
+    assert set(criterion.terms) == {"cross_entropy", "local_classifier", "emphasis"}
+
+
+def test_adaptive_off_reads_no_teacher_logits():
+    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "classifier", "adaptive": False}})
+    io_dict = {"student": {".": {"output": torch.randn(4, 2)}}, "teacher": io(local_classifier=torch.randn(4, 2))}
+    criterion(io_dict, {}, torch.tensor([0, 1, 0, 1]))
+    assert "emphasis" not in criterion.terms
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"stage": "emebdding"}, "there is no stage 'emebdding'; did you mean 'embedding'"),
+        ({"stage": "embedding", "temprature": 1.0}, "takes no 'temprature': did you mean 'temperature'"),
+        ({"stage": "classifier", "margin": 0.1}, "stage 'classifier' takes no 'margin'"),
+        ({"stage": "embedding", "temperature": 0}, "temperature: must be above 0, got 0"),
+        ({"stage": "classifier", "student_temperature": -1}, "student_temperature: must be above 0, got -1"),
+        ({"stage": "embedding", "margin": -1}, "margin: must be at least 0, got -1"),
+        ({"stage": "classifier", "weight": -1}, "weight: must be at least 0, got -1"),
+    ],
+)
+def test_bad_settings_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        get_high_level_loss({"key": "refilled", "kwargs": kwargs})
+
+
+def test_extra_sub_terms_are_added():
+    cross_entropy = {
+        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
+        "criterion_wrapper": {
+            "key": "SimpleLossWrapper",
+            "kwargs": {
+                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+                "target": {"uses_label": True},
+            },
+        },
+        "weight": 0.5,
+    }
+    kwargs = {"stage": "embedding", "sub_terms": {"ce": cross_entropy}}
+    criterion = get_high_level_loss({"key": "refilled", "kwargs": kwargs})
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
+    io_dict = {
+        "student": {".": {"output": logits}, **io(embedding=torch.randn(6, 3))},
+        "teacher": io(embedding=torch.randn(6, 5)),
+    }
+    plain = 1000 * relationship_matching(
+        io_dict["student"]["embedding"]["output"], io_dict["teacher"]["embedding"]["output"], labels
+    ).loss
+    want = plain + 0.5 * functional.cross_entropy(logits, labels)
+    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
+    assert "ce" in criterion.terms
+
+
+@pytest.mark.parametrize("student_name", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
+def test_swapping_the_backbone_changes_nothing_else(student_name):
+    """Both stages from one configuration; only the model differs. Teacher bit-identical, student trained."""
+    teacher, student = models(student_name)
+    before, teacher_before = snapshot(student), snapshot(teacher)
+    box = make_box({"stage1": stage("embedding"), "stage2": stage("classifier")}, teacher, student)
+    losses = train_box(box)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert changed(student, before)
+    assert not changed(teacher, teacher_before)
+
+
+def test_stage_embedding_leaves_the_classifier_alone_though_weight_decay_is_on():
+    teacher, student = models()
+    before = snapshot(student)
+    box = make_box(stage("embedding", epochs=2), teacher, student)
+    train_box(box)
+    moved = changed(student, before)
+    assert moved
+    assert not any(key.startswith("fc.") for key in moved)
+    assert all(not p.requires_grad for p in student.get_classifier().parameters())
+
+
+def test_further_terms_keep_the_classifier_in_training():
+    teacher, student = models()
+    sub_terms = {
+        "ce": {
+            "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
+            "criterion_wrapper": {
+                "key": "SimpleLossWrapper",
+                "kwargs": {
+                    "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+                    "target": {"uses_label": True},
+                },
+            },
+            "weight": 1.0,
+        }
+    }
+    criterion = {"key": "refilled", "kwargs": {"stage": "embedding", "sub_terms": sub_terms}}
+    before = snapshot(student)
+    train_box(make_box(stage("embedding", criterion=criterion), teacher, student))
+    assert any(key.startswith("fc.") for key in changed(student, before))
+
+
+def test_models_that_are_not_timms_by_hook_path():
+    torch.manual_seed(0)
+    teacher, student = TinyNet(7, 16), TinyNet(4, 8)
+    wrapper = {"key": "refilled_teacher", "kwargs": {"embedding": "pool"}}
+    first = stage("embedding", criterion={"key": "refilled", "kwargs": {"stage": "embedding", "student_embedding": "pool"}})
+    first["student"]["forward_hook"] = {"output": ["pool"]}
+    second = stage("classifier")
+    second["student"].pop("forward_hook")
+    for section in (first, second):
+        section["teacher"]["auxiliary_model_wrapper"] = wrapper
+    before = snapshot(student)
+    train_box(make_box({"stage1": first, "stage2": second}, teacher, student))
+    assert {key.split(".")[0] for key in changed(student, before)} == {"conv", "bn", "fc"}
+
+
+@pytest.mark.parametrize(
+    ("model", "hooks", "message"),
+    [
+        ("student", ["embeding"], "student.forward_hook.output: stage 'embedding' reads 'embedding', which is not"),
+        ("student", [], "which is not listed"),
+        ("teacher", ["local_classifier"], "teacher.forward_hook.output: stage 'embedding' reads 'embedding'"),
+    ],
+)
+def test_missing_hooks_are_named_before_training(model, hooks, message):
+    section = stage("embedding")
+    section[model]["forward_hook"] = {"output": [hook for hook in hooks if hook != "embeding"]}
+    with pytest.raises(ConfigError, match=message):
+        make_box(section, *models())
+
+
+def test_a_module_path_that_does_not_exist_is_named():
+    criterion = {"key": "refilled", "kwargs": {"stage": "embedding", "student_embedding": "layer9"}}
+    with pytest.raises(ConfigError, match="ResNet has no module 'layer9'; did you mean 'layer"):
+        make_box(stage("embedding", criterion=criterion), *models())
+
+
+def test_stage_classifier_without_its_pre_epoch_process_says_what_is_missing():
+    section = stage("classifier")
+    del section["pre_epoch_process"]
+    box = make_box(section, *models())
+    with pytest.raises(ConfigError, match="pre_epoch_process: 'refilled'"):
+        train_box(box)
+
+
+def test_an_unwrapped_teacher_is_warned_about(caplog):
+    section = stage("embedding")
+    del section["teacher"]["auxiliary_model_wrapper"]
+    with caplog.at_level(logging.WARNING):
+        make_box(section, *models())
+    assert "not wrapped in 'refilled_teacher'" in caplog.text
