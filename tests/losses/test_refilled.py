@@ -5,13 +5,13 @@ import logging
 
 import pytest
 import torch
-from tests.fakes import TinyNet, make_box, stage, train_box
 from torch.nn import functional
 from torchdistill.losses.registry import get_high_level_loss
 
 from gkd_plugin import ConfigError
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation, relationship_matching
 from gkd_plugin.models import timm_model
+from tests.fakes import TinyNet, make_box, stage, train_box
 
 
 def models(name="test_resnet", classes=4, teacher_classes=7):
@@ -104,9 +104,12 @@ def test_extra_sub_terms_are_added():
         "student": {".": {"output": logits}, **io(embedding=torch.randn(6, 3))},
         "teacher": io(embedding=torch.randn(6, 5)),
     }
-    plain = 1000 * relationship_matching(
-        io_dict["student"]["embedding"]["output"], io_dict["teacher"]["embedding"]["output"], labels
-    ).loss
+    plain = (
+        1000
+        * relationship_matching(
+            io_dict["student"]["embedding"]["output"], io_dict["teacher"]["embedding"]["output"], labels
+        ).loss
+    )
     want = plain + 0.5 * functional.cross_entropy(logits, labels)
     assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
     assert "ce" in criterion.terms
@@ -160,7 +163,9 @@ def test_models_that_are_not_timms_by_hook_path():
     torch.manual_seed(0)
     teacher, student = TinyNet(7, 16), TinyNet(4, 8)
     wrapper = {"key": "refilled_teacher", "kwargs": {"embedding": "pool"}}
-    first = stage("embedding", criterion={"key": "refilled", "kwargs": {"stage": "embedding", "student_embedding": "pool"}})
+    first = stage(
+        "embedding", criterion={"key": "refilled", "kwargs": {"stage": "embedding", "student_embedding": "pool"}}
+    )
     first["student"]["forward_hook"] = {"output": ["pool"]}
     second = stage("classifier")
     second["student"].pop("forward_hook")

@@ -25,5 +25,5 @@ def test_in_a_weighted_sum():
 def test_a_path_that_was_not_recorded_is_named():
     loss = get_mid_level_loss({"key": "refilled_relationship", "kwargs": {"student_module_path": "x"}})
     io_dict = recordings(torch.randn(4, 2), torch.randn(4, 2))
-    with pytest.raises(ConfigError, match="the student's 'x'/output is not recorded: add it to .*allowed: 's'"):
+    with pytest.raises(ConfigError, match=r"the student's 'x'/output is not recorded: add it to .*allowed: 's'"):
         loss(io_dict["student"], io_dict["teacher"], torch.tensor([0, 0, 1, 1]))
