@@ -6,9 +6,10 @@ Imports nothing, so every layer may raise it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["ConfigError", "nearest"]
+__all__ = ["ConfigError", "nearest", "user_can_mend"]
 
 
 class ConfigError(ValueError):
@@ -16,6 +17,17 @@ class ConfigError(ValueError):
 
     The command line prints it as one line and exits with 2. In Python it is an ordinary ``ValueError``.
     """
+
+
+@contextmanager
+def user_can_mend(where: str) -> Iterator[None]:
+    """Turns a ``ValueError`` of the functional core into a ConfigError that begins with ``where``."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def nearest(given: object, allowed: Iterable[str], *, count: int = 3) -> str:

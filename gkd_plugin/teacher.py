@@ -13,7 +13,7 @@ from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator, local_logits
 from gkd_plugin.hooks import check_module_path
 from gkd_plugin.registry import register
@@ -165,12 +165,10 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             ConfigError: a class has no sample, or a label is out of range.
         """
         accumulator = ClassCentreAccumulator(self.num_classes)
-        try:
+        with user_can_mend("class centres"):
             for images, labels in batches:
                 accumulator.update(self.embed(images), labels)
             self.local_classifier.centres = accumulator.result().to(self.device)
-        except ValueError as error:
-            raise ConfigError(f"class centres: {error}") from error
 
     def _tell_once(self) -> None:
         if not self._has_told:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation
 from gkd_plugin.hooks import hooked_tensor
 from gkd_plugin.registry import register
@@ -76,14 +76,15 @@ class LocalClassifierLoss(nn.Module):
         if self.adaptive:
             own = hooked_tensor(teacher_io_dict, "teacher", *self.teacher_hook)
             weights = emphasis_weights(own.to(student.device))
-        loss = local_classifier_distillation(
-            student,
-            local,
-            targets,
-            temperature=self.temperature,
-            student_temperature=self.student_temperature,
-            weights=weights,
-        )
+        with user_can_mend("refilled_local_classifier"):
+            loss = local_classifier_distillation(
+                student,
+                local,
+                targets,
+                temperature=self.temperature,
+                student_temperature=self.student_temperature,
+                weights=weights,
+            )
         self.terms = {"local_classifier": loss.detach()}
         if weights is not None:
             self.terms["emphasis"] = weights.mean()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.functional import relationship_matching
 from gkd_plugin.hooks import hooked_tensor
 from gkd_plugin.registry import register
@@ -69,14 +69,15 @@ class RelationshipLoss(nn.Module):
         """The loss of a batch, a scalar. ``self.terms`` then holds it and the counts of tuples and negatives."""
         student = hooked_tensor(student_io_dict, "student", *self.student_hook)
         teacher = hooked_tensor(teacher_io_dict, "teacher", *self.teacher_hook)
-        match = relationship_matching(
-            student,
-            teacher.to(student.device),
-            targets,
-            temperature=self.temperature,
-            margin=self.margin,
-            max_negatives=self.max_negatives,
-        )
+        with user_can_mend("refilled_relationship"):
+            match = relationship_matching(
+                student,
+                teacher.to(student.device),
+                targets,
+                temperature=self.temperature,
+                margin=self.margin,
+                max_negatives=self.max_negatives,
+            )
         self.terms = {
             "relationship": match.loss.detach(),
             "tuples": match.tuples,

@@ -27,3 +27,10 @@ def test_a_path_that_was_not_recorded_is_named():
     io_dict = recordings(torch.randn(4, 2), torch.randn(4, 2))
     with pytest.raises(ConfigError, match=r"the student's 'x'/output is not recorded: add it to .*allowed: 's'"):
         loss(io_dict["student"], io_dict["teacher"], torch.tensor([0, 0, 1, 1]))
+
+
+def test_labels_that_are_not_classes_are_named():
+    loss = get_mid_level_loss({"key": "refilled_relationship", "kwargs": {}})
+    io_dict = {"embedding": {"output": torch.randn(4, 2)}}
+    with pytest.raises(ConfigError, match=r"refilled_relationship: .* integer labels, got torch.float32"):
+        loss(io_dict, io_dict, torch.tensor([0.0, 0.0, 1.0, 1.0]))

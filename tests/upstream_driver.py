@@ -1,0 +1,88 @@
+"""What torchdistill's ``examples/torchvision/image_classification.py`` does, as far as a configuration can tell.
+
+The same public calls in the same order, on one process: load_yaml_file, import_dependencies, the models with their
+checkpoints, the box, the epoch loop with evaluation (top-1 and top-5) and the best checkpoint, the final evaluation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdistill.common import yaml_util
+from torchdistill.common.main_util import import_dependencies, load_ckpt, save_ckpt, set_seed
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.training import get_training_box
+from torchdistill.datasets.util import build_data_loader
+from torchdistill.models.official import get_image_classification_model
+from torchdistill.models.registry import get_model
+
+
+def drive(config_path: Path, device_name: str = "cpu", seed: int = 0) -> dict[str, Any]:
+    """Trains and evaluates; returns the best validation and the final test accuracies, in per cent."""
+    set_seed(seed)
+    config = yaml_util.load_yaml_file(str(config_path))
+    import_dependencies(config.get("dependencies", None))
+    device = torch.device(device_name)
+    entries = config["models"]
+    teacher_entry = entries.get("teacher_model", None)
+    teacher = load_model(teacher_entry, device) if teacher_entry is not None else None
+    student_entry = entries["student_model"] if "student_model" in entries else entries["model"]
+    student = load_model(student_entry, device)
+    best = train(config, teacher, student, student_entry["dst_ckpt"], device)
+
+    load_ckpt(student_entry["dst_ckpt"], model=student, strict=True)
+    test_config = config["test"]["test_data_loader"]
+    loader = build_data_loader(config["datasets"][test_config["dataset_id"]], test_config, False)
+    results = {"best": best, "student": evaluate(student, loader, device)}
+    if teacher is not None:
+        results["teacher"] = evaluate(teacher, loader, device)
+    return results
+
+
+def load_model(entry: dict[str, Any], device: torch.device) -> nn.Module:
+    model = get_image_classification_model(entry, False)
+    if model is None:
+        model = get_model(entry["key"], entry.get("repo_or_dir"), **entry["kwargs"])
+    load_ckpt(entry.get("src_ckpt"), model=model, strict=True)
+    return model.to(device)
+
+
+def train(
+    config: dict[str, Any], teacher: nn.Module | None, student: nn.Module, destination: str, device: torch.device
+) -> float:
+    train_config = config["train"]
+    assert train_config["log_freq"] > 0
+    common = (config["datasets"], train_config, device, None, False, 1)
+    box = get_training_box(student, *common) if teacher is None else get_distillation_box(teacher, student, *common)
+    optimizer, scheduler, best = box.optimizer, box.lr_scheduler, 0.0
+    for epoch in range(box.num_epochs):
+        box.pre_epoch_process(epoch=epoch)
+        for images, labels, supplementary in box.train_data_loader:
+            loss = box.forward_process(images.to(device), labels.to(device), supplementary)
+            box.post_forward_process(loss=loss)
+            assert torch.isfinite(loss)
+        top1 = evaluate(student, box.val_data_loader, device)
+        if top1 > best:
+            best = top1
+            save_ckpt(student, optimizer, scheduler, best, None, destination)
+        box.post_epoch_process()
+    box.clean_modules()
+    return best
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Any, device: torch.device) -> float:
+    model.to(device).eval()
+    hits = torch.zeros(2)
+    for images, labels in loader:
+        hits += correct(model(images.to(device)), labels.to(device))
+    return 100 * hits[0].item() / len(loader.dataset)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Numbers of samples right in the first and in the first five; upstream needs at least five classes."""
+    ranked = logits.topk(5, dim=1).indices == labels.unsqueeze(1)
+    return torch.stack([ranked[:, 0].sum(), ranked.sum()]).float()
