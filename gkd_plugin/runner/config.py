@@ -13,7 +13,10 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.schema import STAGE_NAME
 from gkd_plugin.runner.validation import problems
-from gkd_plugin.runner.yaml_nodes import compose, construct, dump, to_plain
+from gkd_plugin.runner.yaml_aliases import late_aliases
+from gkd_plugin.runner.yaml_construct import construct
+from gkd_plugin.runner.yaml_nodes import compose, dump
+from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["RunConfig", "load_config"]
 
@@ -91,7 +94,7 @@ def load_config(
     root = compose(path)
     notices = apply_overrides(root, overrides)
     plain = to_plain(root)
-    found = problems(plain, produced=produced, needs_checkpoints=needs_checkpoints)
+    found = [*problems(plain, produced=produced, needs_checkpoints=needs_checkpoints), *late_aliases(root)]
     if len(found) == 1:
         raise ConfigError(f"{path}: {found[0]}")
     if found:

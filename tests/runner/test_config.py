@@ -7,7 +7,7 @@ from torchdistill.common.yaml_util import load_yaml_file
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.config import load_config
-from tests.runner.test_validation import PLAIN_TRAINING, STAGES
+from tests.runner.validation.samples import PLAIN_TRAINING, STAGES
 
 
 def write(folder, text, name="pets.yaml"):
@@ -88,3 +88,11 @@ def test_unusable_files_and_overrides(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="did you mean 'train'"):
         load_config(write(tmp_path, PLAIN_TRAINING), ["trian.num_epochs=1"])
+
+
+def test_an_alias_that_is_filled_too_late(tmp_path):
+    text = "_sizes: {a: &a [1]}\n" + PLAIN_TRAINING.replace("kwargs: {a: 1}", "kwargs: {a: *a}", 1)
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"pets\.yaml: datasets\.d/train\.init\.kwargs\.a \(line 5\): an alias of a "):
+        load_config(path)
+    assert load_config(path, ["datasets.d/train.init.kwargs.a=[1]"]).build()["datasets"]["d/train"] == {"a": [1]}

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.overrides import apply_overrides
-from gkd_plugin.runner.yaml_nodes import compose, compose_value, construct, dump, to_plain
+from gkd_plugin.runner.yaml_construct import construct
+from gkd_plugin.runner.yaml_nodes import compose, compose_value, dump
+from gkd_plugin.runner.yaml_plain import to_plain
 
 CONFIG = """\
 datasets:

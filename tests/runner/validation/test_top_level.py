@@ -1,0 +1,52 @@
+"""Test, device and tracker."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runner.validation.samples import PLAIN_TRAINING, found
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("test.loader={}", "test.loader: unknown key"),
+        ("device={devault: cpu}", "device.devault: unknown key; did you mean 'default'"),
+        ("tracker={engin: wandb}", "tracker.engin: unknown key; did you mean 'engine'"),
+        ("test.log_freq=x", "test.log_freq: 'x' given"),
+        ("device=cpu", "device: 'cpu' given; must be a section with default, precision, teacher"),
+        ("device={default: gpu}", "device.default: 'gpu' given; allowed: auto, cpu, cuda, cuda:<number>, mps"),
+        ("device={teacher: 'cuda:x'}", "device.teacher: 'cuda:x' given"),
+        ("device={precision: fp32}", "device.precision: 'fp32' given"),
+        ("device={precision: yes}", "device.precision: true given"),
+        ("tracker={engine: tensorboard}", "tracker.engine: 'tensorboard' given; allowed: 'trackio', 'wandb'"),
+    ],
+)
+def test_rules(change, line):
+    lines = found(PLAIN_TRAINING, change)
+    assert any(line in given for given in lines), lines
+
+
+@pytest.mark.parametrize(("path", "line"), [("test.test_data_loader", "test.test_data_loader: missing")])
+def test_required_parts(path, line):
+    lines = found(PLAIN_TRAINING, drop=[path])
+    assert any(given.startswith(line) for given in lines), lines
+
+
+@pytest.mark.parametrize("path", ["test"])
+def test_optional_parts(path):
+    assert found(PLAIN_TRAINING, drop=[path]) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "device={precision: no}",
+        "device={precision: 'no', default: auto, teacher: }",
+        "device={default: mps}",
+        "device=",
+        "tracker={engine: wandb, kwargs: {project: x}}",
+    ],
+)
+def test_also_valid(change):
+    assert found(PLAIN_TRAINING, change) == []

@@ -1,0 +1,37 @@
+"""All rules together."""
+
+from __future__ import annotations
+
+import pytest
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.overrides import apply_overrides
+from gkd_plugin.runner.validation import validate
+from gkd_plugin.runner.yaml_nodes import compose_value
+from gkd_plugin.runner.yaml_plain import to_plain
+from tests.runner.validation.samples import PLAIN_TRAINING, STAGES, found, make
+
+
+@pytest.mark.parametrize(("change", "line"), [("trian=1", "trian: unknown key; did you mean 'train'")])
+def test_rules(change, line):
+    lines = found(PLAIN_TRAINING, change)
+    assert any(line in given for given in lines), lines
+
+
+@pytest.mark.parametrize("text", [PLAIN_TRAINING, STAGES])
+def test_valid_configs_pass(text):
+    assert found(text) == []
+    validate(to_plain(compose_value(text, "--test")))
+
+
+def test_all_problems_in_one_error_in_a_stable_order():
+    changes = ["trian=1", "train.num_epochs=0", "train.optimizer.key=SDG", "device={default: gpu}"]
+    root = compose_value(PLAIN_TRAINING, "--test")
+    for change in changes:
+        make(root, change.partition("=")[0])
+    apply_overrides(root, changes)
+    with pytest.raises(ConfigError) as caught:
+        validate(to_plain(root))
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "trian", "train.num_epochs", "train.optimizer.key", "device.default"
+    ]  # fmt: skip
