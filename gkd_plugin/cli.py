@@ -6,10 +6,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import tqdm
 
 from gkd_plugin import __version__
 from gkd_plugin.errors import ConfigError
@@ -17,21 +18,25 @@ from gkd_plugin.errors import ConfigError
 __all__ = ["main"]
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 for input that cannot be used."""
+    """Runs the command; returns its exit code: 0, 2 for input that cannot be used, or 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
-    _set_up_logging()
-    try:
-        with logging_redirect_tqdm(loggers=[logging.getLogger("gkd_plugin")]):
-            return int(options.command(options))
-    except ConfigError as error:
-        if options.debug:
-            raise
-        for line in str(error).splitlines():
-            print(f"refilled: error: {line}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    _make_local_modules_importable()
+    with _console_log():
+        try:
+            return _finished(options.command(options))
+        except (ConfigError, OSError) as error:
+            if options.debug:
+                raise
+            for line in _lines(error):
+                print(f"refilled: error: {line}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        except KeyboardInterrupt:
+            print("refilled: stopped", file=sys.stderr)
+            return EXIT_INTERRUPTED
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -70,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--output", type=Path, metavar="DIR", help="run folder (one CONFIG) or the folder of the run folders (several)"
     )
-    run.add_argument("--seed", type=int, default=0, help="seed of every random number (default: 0)")
+    run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
     run.set_defaults(command=_run)
 
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
@@ -87,16 +92,55 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _set_up_logging() -> None:
+def _seed(text: str) -> int:
+    """numpy's generators take no others."""
+    if not (text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _make_local_modules_importable() -> None:
+    """A YAML may name modules in the working directory, as with ``python -m gkd_plugin``."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _lines(error: ConfigError | OSError) -> list[str]:
+    """A ConfigError's lines, one per problem; of an OSError from a data worker the last, not its traceback."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines if isinstance(error, ConfigError) else lines[-1:]
+
+
+class _Console(logging.Handler):
+    """Writes to stderr, above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(f"{level}{record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def _console_log() -> Iterator[None]:
     """Our lines to the console; torchdistill's go only to log.txt."""
     logging.getLogger().setLevel(logging.INFO)
     ours = logging.getLogger("gkd_plugin")
-    if not ours.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.setLevel(logging.INFO if _is_main_process() else logging.ERROR)
-        ours.addHandler(handler)
+    console = _Console(logging.INFO if _is_main_process() else logging.ERROR)
+    ours.addHandler(console)
+    try:
+        yield
+    finally:
+        ours.removeHandler(console)
 
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _finished(code: int) -> int:
+    """Leaves the process group that Accelerate joined under torchrun."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    return code

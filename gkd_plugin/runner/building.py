@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,15 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checkpoints import load_weights
 from gkd_plugin.runner.devices import Placement
 
-__all__ = ["build_box", "build_model", "build_test_loader", "stage_configs", "student_entry"]
+__all__ = [
+    "build_box",
+    "build_model",
+    "build_test_loader",
+    "section_name",
+    "stage_configs",
+    "student_entry",
+    "told_as_config_error",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +42,22 @@ def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def stage_configs(train_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Stage name → its section, in order; a single-stage config has one, ``train``."""
+    """Stage name → its section, in order; a single-stage config has one, ``train``.
+
+    A stage without a loader of its own keeps that of the stage before, as torchdistill has it.
+    """
     names = sorted((key for key in train_config if key.startswith("stage")), key=lambda key: int(key[5:]))
-    return {name: train_config[name] for name in names} or {"train": dict(train_config)}
+    stages = {name: dict(train_config[name]) for name in names} or {"train": dict(train_config)}
+    loaders: dict[str, Any] = {}
+    for stage in stages.values():
+        loaders |= {key: stage[key] for key in ("train_data_loader", "val_data_loader") if stage.get(key)}
+        stage.update(loaders)
+    return stages
+
+
+def section_name(stage: str) -> str:
+    """Key path of a stage that :func:`stage_configs` gave."""
+    return "train" if stage == "train" else f"train.{stage}"
 
 
 def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
@@ -74,16 +96,25 @@ def build_box(
     Raises:
         ConfigError: torchdistill refuses the configuration.
     """
-    train_config = _place_teacher(copy.deepcopy(config["train"]), placement.teacher)
+    train_config = copy.deepcopy(config["train"])
+    if placement.teacher is not None and teacher is not None:
+        _place_teacher(train_config, placement.teacher)
     common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)
-    try:
+    with told_as_config_error(section_name(next(iter(stage_configs(train_config))))):
         if teacher is None:
             return get_training_box(student, *common)
         return get_distillation_box(teacher, student, *common)
+
+
+@contextmanager
+def told_as_config_error(where: str) -> Iterator[None]:
+    """Around torchdistill's building of a stage: what it raises is about the section at ``where``."""
+    try:
+        yield
     except ConfigError as error:
-        raise ConfigError(f"train.{next(iter(stage_configs(train_config)))}: {error}") from error
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"train: torchdistill cannot build this stage: {error}") from error
+        raise ConfigError(f"{where}.{error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{where}: torchdistill cannot build this stage: {error}") from error
 
 
 def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> Any:
@@ -95,13 +126,13 @@ def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> An
     return accelerator.prepare(loader)
 
 
-def _place_teacher(train_config: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
-    """Hands ``device.teacher`` to every stage's teacher wrapper."""
-    if device is None:
-        return train_config
-    sections = [train_config, *(value for key, value in train_config.items() if key.startswith("stage"))]
-    for section in sections:
-        wrapper = section.get("teacher", {}).get("auxiliary_model_wrapper", {})
-        if wrapper.get("key") == "refilled_teacher":
-            wrapper["kwargs"] = {"teacher_device": str(device), **(wrapper.get("kwargs") or {})}
-    return train_config
+def _place_teacher(train_config: Mapping[str, Any], device: torch.device) -> None:
+    """Hands ``device.teacher`` to every stage's teacher wrapper, in place."""
+    for name, stage in stage_configs(train_config).items():
+        wrapper = stage["teacher"].get("auxiliary_model_wrapper") or {}
+        if wrapper.get("key") != "refilled_teacher":
+            raise ConfigError(
+                "device.teacher: only the wrapper 'refilled_teacher' can be on a device of its own; set "
+                f"{section_name(name)}.teacher.auxiliary_model_wrapper.key to it"
+            )
+        wrapper["kwargs"] = {"teacher_device": str(device), **(wrapper.get("kwargs") or {})}

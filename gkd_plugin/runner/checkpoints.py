@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchdistill.common.main_util import save_ckpt
 
@@ -19,11 +19,13 @@ from gkd_plugin.errors import ConfigError
 
 __all__ = ["load_weights", "read_state_dict", "save_student", "save_upstream_checkpoint", "write_atomically"]
 
+_NESTED = ("model", "state_dict")  # where torchdistill's checkpoints and those of timm's train.py hold the weights
+
 
 def read_state_dict(path: str | Path, where: str) -> dict[str, Tensor]:
-    """The weights in a ``.safetensors`` file, a ``state_dict`` file or a torchdistill checkpoint.
+    """The weights in a ``.safetensors`` or ``state_dict`` file, or in a checkpoint of torchdistill or timm's train.py.
 
-    Pickled files are read with torch's safe loader: tensors and ``argparse.Namespace`` (which torchdistill stores).
+    Pickled files are read with torch's safe loader: tensors and ``argparse.Namespace`` (which both store).
 
     Args:
         path: the file, or an ``http(s)://`` address of a pickled ``state_dict``.
@@ -32,14 +34,10 @@ def read_state_dict(path: str | Path, where: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: no such file, or nothing in it that can be read safely.
     """
-    if str(path).startswith(("http://", "https://")):
-        content: Any = torch.hub.load_state_dict_from_url(str(path), map_location="cpu", weights_only=True)
-    elif not Path(path).is_file():
-        raise ConfigError(f"{where}: no such file: {path}")
-    else:
-        content = _read_file(Path(path), where)
-    state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    content = _read(str(path), where)
+    nested = [content[key] for key in _NESTED if key in content] if isinstance(content, Mapping) else []
+    state = next((value for value in nested if isinstance(value, Mapping)), content)
+    if not _is_state_dict(state):
         raise ConfigError(f"{where}: {path} holds no state_dict")
     return dict(state)
 
@@ -69,10 +67,15 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> None:
     model.load_state_dict(state)
 
 
-def save_student(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice."""
+def save_student(model: nn.Module, path: Path, name: str) -> None:
+    """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice.
+
+    The same weights give the same bytes, so there is one entry of metadata: the model's ``name`` (safetensors writes
+    several in random order).
+    """
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=dict(metadata)))
+    # not save_file(), which makes the file readable for its owner alone
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(state, metadata={"model": name})))
 
 
 def save_upstream_checkpoint(
@@ -96,15 +99,28 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_file(path: Path, where: str) -> Any:
+def _read(path: str, where: str) -> Any:
+    is_address = path.startswith(("http://", "https://"))
+    if not is_address and not Path(path).is_file():
+        raise ConfigError(f"{where}: no such file: {path}")
     try:
-        if path.suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors" and not is_address:
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on files that it does not refuse
+            if is_address:
+                return torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{where}: {path} cannot be read as weights ({reason})") from error
+    except pickle.UnpicklingError as error:
+        reason = "it is no file of tensors; other objects are not unpickled, because that may run any code"
+        raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
+    except Exception as error:  # broken files raise whatever the parser meets first
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _listed(what: str, keys: Any) -> list[str]:

@@ -10,26 +10,53 @@ from typing import Any
 from gkd_plugin.data import labels_of
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["check_labels"]
+__all__ = ["check_data", "check_labels"]
 
 logger = logging.getLogger(__name__)
+
+
+def check_data(
+    config: Mapping[str, Any], where: str, num_classes: int | None, stages: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Checks every dataset that a loader of the config names.
+
+    Args:
+        config: the built config.
+        where: key path of the student.
+        num_classes: size of the student's classifier, ``None`` where unknown.
+        stages: the stages, each with its loaders.
+
+    Raises:
+        ConfigError: as :func:`check_labels`; for the sets that accuracy is measured on, a label out of range.
+    """
+    by_training_set: dict[str, dict[str, Mapping[str, Any]]] = {}
+    measured = []
+    for name, stage in stages.items():
+        by_training_set.setdefault(stage["train_data_loader"]["dataset_id"], {})[name] = stage
+        measured.append(stage.get("val_data_loader"))
+    measured.append((config.get("test") or {}).get("test_data_loader"))
+    for dataset_id, own in by_training_set.items():
+        check_labels(dataset_id, config["datasets"][dataset_id], where, num_classes, own)
+    for dataset_id in dict.fromkeys(loader["dataset_id"] for loader in measured if loader):
+        if dataset_id not in by_training_set:
+            check_labels(dataset_id, config["datasets"][dataset_id], where, num_classes, {})
 
 
 def check_labels(
     dataset_id: str, dataset: Any, where: str, num_classes: int | None, stages: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Checks a training set against the student and the stages that it trains in.
+    """Checks a dataset against the student and the stages that train on it.
 
     Args:
         dataset_id: its name in ``datasets``.
-        dataset: the training set; one without readable labels is not checked.
+        dataset: the dataset; one without readable labels is not checked.
         where: key path of the student.
         num_classes: size of the student's classifier, ``None`` where unknown.
         stages: the stages that train on it.
 
     Raises:
-        ConfigError: a label out of range; one class only, or no class with two samples, in stage ``embedding``;
-            a class of the student without a sample in stage ``classifier``.
+        ConfigError: no sample, or a label out of range; one class only, or no class with two samples, in stage
+            ``embedding``; a class without a sample in a stage that needs its centre.
     """
     try:
         counts = Counter(labels_of(dataset))
@@ -39,17 +66,19 @@ def check_labels(
     name = f"datasets.{dataset_id}"
     if not counts:
         raise ConfigError(f"{name}: holds no sample")
-    if min(counts) < 0 or (num_classes is not None and max(counts) >= num_classes):
-        bad = min(counts) if min(counts) < 0 else max(counts)
+    if min(counts) < 0:
+        raise ConfigError(f"{name}: class index out of range: label {min(counts)}; labels count from 0")
+    if num_classes is not None and max(counts) >= num_classes:
         raise ConfigError(
-            f"{name}: class index out of range: label {bad}, but {where} has {num_classes} classes (0 … "
-            f"{(num_classes or 0) - 1})"
+            f"{name}: class index out of range: label {max(counts)}, but {where} has {num_classes} classes (0 … "
+            f"{num_classes - 1})"
         )
     kinds = {_refilled_stage(stage) for stage in stages.values()}
     if "embedding" in kinds:
         _check_pairs(name, counts)
+        _check_centres(name, counts, "embedding", max(counts) + 1)
     if "classifier" in kinds:
-        _check_centres(name, counts, where, num_classes)
+        _check_centres(name, counts, "classifier", num_classes or max(counts) + 1)
 
 
 def _refilled_stage(stage: Mapping[str, Any]) -> str | None:
@@ -67,11 +96,11 @@ def _check_pairs(name: str, counts: Counter[int]) -> None:
         logger.warning("%s: classes %s have one sample: they form no positive pair", name, single[:10])
 
 
-def _check_centres(name: str, counts: Counter[int], where: str, num_classes: int | None) -> None:
-    classes = num_classes or max(counts) + 1
+def _check_centres(name: str, counts: Counter[int], stage: str, classes: int) -> None:
+    """Stage ``embedding`` needs the centres for its figure, the NCM accuracy."""
     missing = [label for label in range(classes) if label not in counts]
     if missing:
         raise ConfigError(
-            f"{name}: no sample of class {', '.join(map(str, missing[:10]))}: stage 'classifier' needs a class centre "
-            f"for each of the {classes} classes of {where}"
+            f"{name}: no sample of class {', '.join(map(str, missing[:10]))}: stage {stage!r} needs a class centre for "
+            f"each of {classes} classes"
         )

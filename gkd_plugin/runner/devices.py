@@ -48,13 +48,13 @@ def read_placement(config: Mapping[str, Any], device: str | None = None) -> Plac
             and what exists.
     """
     section = config.get("device") or {}
-    key, name = ("--device", device) if device is not None else ("device.default", section.get("default", "auto"))
+    key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
     default = _find(key, str(name))
     teacher = section.get("teacher")
     return Placement(
         device=default,
         teacher=None if teacher is None else _find("device.teacher", str(teacher)),
-        precision=_precision(section.get("precision", "no"), default),
+        precision=_precision(section.get("precision"), default),
     )
 
 
@@ -81,7 +81,7 @@ def _find(key: str, name: str) -> torch.device:
 
 
 def _precision(value: object, device: torch.device) -> str:
-    name = "no" if value is False else str(value)  # YAML reads a bare `no` as False
+    name = "no" if value in (None, False) else str(value)  # YAML reads a bare `no` as False
     if name not in PRECISIONS:
         raise ConfigError(f"device.precision: there is no precision {name!r}; {nearest(name, PRECISIONS)}")
     if name == "fp16" and device.type != "cuda":

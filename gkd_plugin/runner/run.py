@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,20 @@ from gkd_plugin.runner.building import (
     build_box,
     build_model,
     build_test_loader,
+    section_name,
     stage_configs,
     student_entry,
 )
 from gkd_plugin.runner.checkpoints import load_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.runner.config import RunConfig
-from gkd_plugin.runner.data_checks import check_labels
+from gkd_plugin.runner.data_checks import check_data
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
+from gkd_plugin.runner.hook_checks import check_hooks
 from gkd_plugin.runner.run_folder import RunFolder, package_versions
 from gkd_plugin.runner.teacher_check import check_teacher
 from gkd_plugin.runner.training import train_epochs
 
-__all__ = ["RunOptions", "evaluate_checkpoint", "run_config"]
+__all__ = ["RunOptions", "evaluate_checkpoint", "naming", "run_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +47,11 @@ class RunOptions:
         output: the run folder.
         seed: of every random number.
         device: goes before ``device.default``.
-        moved: configured checkpoint path → where this command writes it.
     """
 
     output: Path
     seed: int = 0
     device: str | None = None
-    moved: Mapping[str, str] | None = None
 
 
 def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
@@ -63,11 +64,12 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
         ConfigError: something in the configuration or the data cannot be used; nothing is written before all
             of it was built.
     """
-    placement = read_placement(config.plain, options.device)
-    accelerator = make_accelerator(placement)
-    set_seed(options.seed)
-    built = config.build()
-    parts = _Parts.build(built, placement, accelerator, options.moved or {})
+    with naming(config.path):
+        placement = read_placement(config.plain, options.device)
+        accelerator = make_accelerator(placement)
+        set_seed(options.seed)
+        parts = _Parts.build(config.build(), placement, accelerator)
+    accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
     folder = RunFolder(options.output, accelerator.is_main_process)
     folder.create(config.text)
     with folder.log_file():
@@ -76,27 +78,39 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
         logger.info(
             "%s → %s (device %s, precision %s)", config.path, folder.path, placement.device, placement.precision
         )
-        return _train(config, options, placement, parts, folder)
+        summary = _train(config, options, placement, parts, folder)
+    accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
+    return summary
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None = None) -> dict[str, Any]:
-    """Accuracy of a saved student on the test set of its configuration (or the validation set without one).
+    """Accuracy of a saved student on the test set of its configuration.
 
     Raises:
-        ConfigError: the checkpoint cannot be read or does not fit the student.
+        ConfigError: the checkpoint cannot be read or does not fit the student, or there is no test set.
     """
-    placement = read_placement(config.plain, device)
-    accelerator = make_accelerator(placement)
-    where, entry = student_entry(config.plain)
-    student = build_model(where, {**entry, "src_ckpt": None})
+    with naming(config.path):
+        placement = read_placement(config.plain, device)
+        accelerator = make_accelerator(placement)
+        where, entry = student_entry(config.plain)
+        student = build_model(where, {**entry, "src_ckpt": None})
+        loader = build_test_loader(config.build(), accelerator)
+        if loader is None:
+            raise ConfigError("has no test.test_data_loader to evaluate on")
     load_weights(student, checkpoint, "--checkpoint")
-    loader = build_test_loader(config.build(), accelerator)
-    if loader is None:
-        raise ConfigError(f"{config.path}: has no test.test_data_loader to evaluate on")
     student.to(accelerator.device).eval()
     with accelerator.autocast():
         accuracy = evaluate(student, loader, accelerator)
     return {**accuracy.as_dict(), "samples": accuracy.samples}
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the configuration's file before what cannot be used in it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 @dataclass
@@ -105,7 +119,6 @@ class _Parts:
 
     box: Any
     student: nn.Module
-    student_where: str
     student_entry: Mapping[str, Any]
     num_classes: int | None
     stages: dict[str, int]
@@ -114,30 +127,25 @@ class _Parts:
     dst_ckpt: Path | None
 
     @classmethod
-    def build(
-        cls, built: Mapping[str, Any], placement: Placement, accelerator: Accelerator, moved: Mapping[str, str]
-    ) -> _Parts:
+    def build(cls, built: Mapping[str, Any], placement: Placement, accelerator: Accelerator) -> _Parts:
         where, entry = student_entry(built)
-        student = build_model(where, _redirected(entry, moved))
+        student = build_model(where, entry)
         num_classes = _num_classes(student, entry)
         stages = stage_configs(built["train"])
-        for dataset_id in {stage["train_data_loader"]["dataset_id"] for stage in stages.values()}:
-            own = {k: v for k, v in stages.items() if v["train_data_loader"]["dataset_id"] == dataset_id}
-            check_labels(dataset_id, built["datasets"][dataset_id], where, num_classes, own)
+        check_data(built, where, num_classes, stages)
         teacher_entry = built["models"].get("teacher_model")
-        teacher = None
-        if teacher_entry is not None:
-            teacher = build_model("models.teacher_model", _redirected(teacher_entry, moved))
+        teacher = None if teacher_entry is None else build_model("models.teacher_model", teacher_entry)
+        check_hooks({section_name(name): stage for name, stage in stages.items()}, teacher, student)
+        destination = entry.get("dst_ckpt")
         return cls(
             box=build_box(built, teacher, student, placement, accelerator),
             student=student,
-            student_where=where,
             student_entry=entry,
             num_classes=num_classes,
             stages={name: stage["num_epochs"] for name, stage in stages.items()},
             test_loader=build_test_loader(built, accelerator),
             accelerator=accelerator,
-            dst_ckpt=_destination(entry, moved),
+            dst_ckpt=None if destination is None else Path(destination),
         )
 
 
@@ -146,6 +154,7 @@ def _train(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     summary = _new_summary(config, options, placement, parts)
+    folder.write_summary(summary)
     try:
         if hasattr(parts.box, "teacher_model"):
             summary["teacher"] = check_teacher(parts.box, parts.num_classes, parts.accelerator)
@@ -159,7 +168,7 @@ def _train(
         _log_final(summary["final"])
     except ConfigError as error:
         summary |= {"status": "failed", "error": str(error)}
-        logger.error("%s", error)  # noqa: TRY400
+        logging.getLogger().error("%s", error)  # noqa: TRY400  # to log.txt; the console shows what is raised
         kept = f"; the last good weights are {folder.student}" if folder.student.exists() else ""
         raise ConfigError(f"{config.path}: {error}{kept}") from error
     finally:
@@ -195,8 +204,8 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format."""
     if not parts.accelerator.is_main_process:
         return
-    metadata = {"config": summary["config"], "model": str((summary["student"]["kwargs"]).get("model_name", ""))}
-    save_student(parts.student, folder.student, metadata)
+    student = summary["student"]
+    save_student(parts.student, folder.student, str(student["kwargs"].get("model_name", student["key"])))
     if parts.dst_ckpt is not None:
         rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
         save_upstream_checkpoint(
@@ -215,7 +224,8 @@ def _final(parts: _Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     final: dict[str, Any] = {}
     if parts.test_loader is not None:
         parts.student.eval()
-        final |= evaluate(parts.student, parts.test_loader, parts.accelerator, "test").as_dict()
+        with parts.accelerator.autocast():  # the student was unwrapped at the end of its last stage
+            final |= evaluate(parts.student, parts.test_loader, parts.accelerator, "test").as_dict()
         final["on"] = "test"
     elif "top1" in rows[-1]:
         final |= {key: rows[-1][key] for key in ("top1", "top5") if key in rows[-1]}
@@ -238,16 +248,6 @@ def _log_final(final: Mapping[str, Any]) -> None:
     if "top1" in final:
         top5 = f", top-5 {final['top5']:.2f} %" if "top5" in final else ""
         logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], top5)
-
-
-def _redirected(entry: Mapping[str, Any], moved: Mapping[str, str]) -> dict[str, Any]:
-    source = entry.get("src_ckpt")
-    return {**entry, "src_ckpt": moved.get(str(source), source)}
-
-
-def _destination(entry: Mapping[str, Any], moved: Mapping[str, str]) -> Path | None:
-    path = entry.get("dst_ckpt")
-    return None if path is None else Path(moved.get(str(path), str(path)))
 
 
 def _num_classes(student: nn.Module, entry: Mapping[str, Any]) -> int | None:

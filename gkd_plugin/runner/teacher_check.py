@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from gkd_plugin.centres import fit_class_centres
 from gkd_plugin.functional import nearest_class_mean
@@ -22,7 +23,8 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
 
     NCM over the student's classes always works; the class centres it needs are kept in the teacher wrapper for
     stage ``classifier``. Where the teacher's classifier has as many classes as the student and is right more often
-    than guessing explains, the classes are taken to be shared, and its top-1 is the figure.
+    than guessing explains, the classes are taken to be shared, and its top-1 is the figure. A teacher without the
+    wrapper ``refilled_teacher`` is there for its logits: as many classes are then shared classes.
 
     Returns:
         A row with ``ncm_top1`` and ``top1`` as far as they apply; empty without a validation set.
@@ -33,9 +35,9 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         return {}
     teacher.eval()
     row: dict[str, Any] = {}
-    own = _own_accuracy(teacher, loader, num_classes, accelerator)
-    best = own
+    own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
     if isinstance(teacher, RefilledTeacher):
+        own = None if own is None or near_chance(own) else own
         fit_class_centres(teacher, box.train_data_loader)
         centres = teacher.local_classifier.centres
         ncm = evaluate(
@@ -58,11 +60,11 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
 
 
 def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerator: Accelerator) -> Accuracy | None:
-    """Top-1 of the teacher's own classifier, where it speaks of the student's classes."""
+    """Top-1 of the teacher's own classifier, where it has as many classes as the student."""
     if isinstance(teacher, RefilledTeacher) and not teacher.has_classifier:
         return None
     images = next(iter(loader))[0].to(accelerator.device)
-    if num_classes is None or teacher(images[:2]).shape[-1] != num_classes:
+    logits = None if num_classes is None else teacher(images[:2])
+    if not isinstance(logits, Tensor) or logits.shape[-1] != num_classes:
         return None
-    accuracy = evaluate(teacher, loader, accelerator, "teacher")
-    return None if near_chance(accuracy) else accuracy
+    return evaluate(teacher, loader, accelerator, "teacher")

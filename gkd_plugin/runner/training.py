@@ -7,14 +7,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate, student_ncm
+from gkd_plugin.runner.building import told_as_config_error
 from gkd_plugin.runner.progress import EpochProgress
 from gkd_plugin.teacher import RefilledTeacher
 
@@ -64,7 +67,8 @@ def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> 
         for step, batch in enumerate(progress, start=1):
             images, labels, *rest = batch
             images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-            loss = box.forward_process(images, labels, rest[0] if rest else None)
+            with _failing_at(f"{title}, step {step}", len(images)):
+                loss = box.forward_process(images, labels, rest[0] if rest else None)
             value = loss.item()
             if not math.isfinite(value):
                 raise ConfigError(f"the loss is {value} at {title}, step {step}: stopped before the weights changed")
@@ -81,6 +85,22 @@ def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> 
     return {"lr": lr, **progress.means(), "images_per_second": progress.images_per_second(), "seconds": seconds}
 
 
+@contextmanager
+def _failing_at(place: str, images: int) -> Iterator[None]:
+    """Says in which batch a model or loss refused its input."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except KeyError as error:
+        raise ConfigError(
+            f"{place}: nothing is recorded under {error}: is it a module path that is missing in a forward_hook?"
+        ) from error
+    except ValueError as error:
+        hint = " (the batch has one image: kwargs.drop_last: True would leave it out)" if images == 1 else ""
+        raise ConfigError(f"{place}: {error}{hint}") from error
+
+
 def _can_compare(labels: Tensor) -> bool:
     """Whether the batch has a positive pair and a negative."""
     present = len(set(labels.tolist()))
@@ -92,12 +112,20 @@ def _validate(box: Any, student: nn.Module, is_last: bool, accelerator: Accelera
     if loader is None:
         return {}
     student.eval()
+    _share_buffers(student, accelerator)
     if not isinstance(box.criterion, EmbeddingStage):
         return dict(evaluate(student, loader, accelerator, "validation").as_dict())
     if not is_last:
         return {}
     path = box.criterion.loss.student_hook[0]
     return dict(student_ncm(student, path, box.train_data_loader, loader, accelerator).as_dict("ncm_"))
+
+
+def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Gives every process the batch-norm statistics of the main one, which are those that are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
 
 
 def _finish_epoch(box: Any, student: nn.Module, is_stage_end: bool, accelerator: Accelerator) -> None:
@@ -108,7 +136,8 @@ def _finish_epoch(box: Any, student: nn.Module, is_stage_end: bool, accelerator:
         accelerator.unwrap_model(getattr(box, "student_model", None) or box.model, keep_fp32_wrapper=False)
         student.__dict__.pop("_original_forward", None)
         accelerator.free_memory()
-    box.post_epoch_process()
+    with told_as_config_error("train"):
+        box.post_epoch_process()
     new = getattr(box, "teacher_model", None)
     if new is not teacher and isinstance(new, RefilledTeacher) and isinstance(teacher, RefilledTeacher):
         is_same_data = _innermost(box.train_data_loader.dataset) is _innermost(dataset)

@@ -1,0 +1,97 @@
+"""Tiny configurations as text: one epoch per stage, 24 images of 32 × 32, the smallest model of timm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+LOADER = """
+    dataset_id: {name}
+    sampler: {{class_or_func: !import_get {{key: 'torch.utils.data.{sampler}'}}}}
+    kwargs: {{batch_size: 12, num_workers: 0}}
+"""
+TRAIN_LOADER = LOADER.format(name="train", sampler="RandomSampler")
+VAL_LOADER = LOADER.format(name="val", sampler="SequentialSampler")
+TEST_LOADER = LOADER.format(name="test", sampler="SequentialSampler")
+
+DATASETS = """
+dependencies:
+  - name: 'gkd_plugin'
+datasets:
+  train: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 0}}}
+  val: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 1}}}
+  test: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 2}}}
+"""
+OPTIMIZER = "{key: 'SGD', kwargs: {lr: 0.05, momentum: 0.9, weight_decay: 0.01}}"
+TEST = f"""
+test:
+  test_data_loader: {TEST_LOADER}
+"""
+
+TEACHER = f"""{DATASETS}
+models:
+  model:
+    key: 'timm_model'
+    kwargs: {{model_name: 'test_resnet', num_classes: 4}}
+    dst_ckpt: 'runs/teacher/teacher.pt'
+train:
+  num_epochs: 2
+  train_data_loader: {TRAIN_LOADER}
+  val_data_loader: {VAL_LOADER}
+  model: {{forward_proc: 'forward_batch_only'}}
+  optimizer: {OPTIMIZER}
+  criterion:
+    key: 'WeightedSumLoss'
+    kwargs:
+      sub_terms:
+        cross_entropy:
+          criterion: {{key: 'CrossEntropyLoss', kwargs: {{}}}}
+          criterion_wrapper:
+            key: 'SimpleLossWrapper'
+            kwargs:
+              input: {{is_from_teacher: False, module_path: '.', io: 'output'}}
+              target: {{uses_label: True}}
+          weight: 1.0
+{TEST}"""
+
+
+def _stage(kind: str, hooks: str) -> str:
+    return f"""
+    num_epochs: 1
+    train_data_loader: {TRAIN_LOADER.replace("    ", "      ")}
+    val_data_loader: {VAL_LOADER.replace("    ", "      ")}
+    pre_epoch_process: 'refilled'
+    teacher:
+      forward_proc: 'forward_batch_only'
+      requires_grad: False
+      auxiliary_model_wrapper: {{key: 'refilled_teacher'}}
+      forward_hook: {{output: {hooks}}}
+    student: {{forward_proc: 'forward_batch_only', forward_hook: {{output: ['embedding']}}}}
+    optimizer: {OPTIMIZER}
+    criterion: {{key: 'refilled', kwargs: {{stage: '{kind}'}}}}
+"""
+
+
+REFILLED = f"""{DATASETS}
+models:
+  teacher_model:
+    key: 'timm_model'
+    kwargs: {{model_name: 'test_resnet', num_classes: 4}}
+    src_ckpt: 'runs/teacher/teacher.pt'
+  student_model:
+    key: 'timm_model'
+    kwargs: {{model_name: 'test_vit', img_size: 32, num_classes: 4}}
+    dst_ckpt: 'runs/student/student.pt'
+train:
+  stage1: {_stage("embedding", "['embedding']")}
+  stage2: {_stage("classifier", "['embedding', 'local_classifier']")}
+{TEST}"""
+
+
+def write_configs(folder: Path) -> tuple[Path, Path]:
+    """Writes teacher.yaml and student.yaml."""
+    for name, text in (("teacher", TEACHER), ("student", REFILLED)):
+        assert yaml.compose(text) is not None
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return Path("teacher.yaml"), Path("student.yaml")

@@ -1,0 +1,122 @@
+"""Labels that do not fit, and stages that could learn nothing."""
+
+import logging
+import re
+
+import pytest
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.data_checks import check_data, check_labels
+from tests.fakes import TinyImages, loader, stage
+
+
+class Labels:
+    def __init__(self, *targets):
+        self.targets = list(targets)
+
+    def __len__(self):
+        return len(self.targets)
+
+
+class Unlabelled:
+    pass
+
+
+EMBEDDING = {"stage1": stage("embedding")}
+CLASSIFIER = {"stage2": stage("classifier")}
+CROSS_ENTROPY = {"train": {"criterion": {"key": "WeightedSumLoss", "kwargs": None}}}
+
+
+def check(dataset, stages, num_classes=None):
+    check_labels("d/train", dataset, "models.student_model", num_classes, stages)
+
+
+@pytest.mark.parametrize("stages", [EMBEDDING, CLASSIFIER, CROSS_ENTROPY, EMBEDDING | CLASSIFIER])
+def test_good_labels_pass(stages):
+    check(TinyImages(), stages, 4)
+    check(TinyImages(), stages)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "stages", "num_classes", "message"),
+    [
+        (Labels(), CROSS_ENTROPY, 4, "d/train: holds no sample"),
+        (
+            Labels(0, 1, 4),
+            CROSS_ENTROPY,
+            4,
+            "d/train: class index out of range: label 4, but models.student_model has 4 classes (0 … 3)",
+        ),
+        (Labels(0, -1), CROSS_ENTROPY, None, "d/train: class index out of range: label -1; labels count from 0"),
+        (
+            Labels(2, 2, 2),
+            EMBEDDING,
+            4,
+            "d/train: holds one class only: stage 'embedding' compares classes and needs at least two",
+        ),
+        (
+            Labels(0, 1, 2),
+            EMBEDDING,
+            4,
+            "d/train: every class has one sample: stage 'embedding' needs pairs of the same class",
+        ),
+        (
+            Labels(0, 0, 1, 1),
+            CLASSIFIER,
+            4,
+            "d/train: no sample of class 2, 3: stage 'classifier' needs a class centre for each of 4 classes",
+        ),
+        (
+            Labels(0, 0, 2, 2),
+            EMBEDDING,
+            4,
+            "d/train: no sample of class 1: stage 'embedding' needs a class centre for each of 3 classes",
+        ),
+    ],
+)
+def test_bad_labels_are_one_line(dataset, stages, num_classes, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape('datasets.' + message)}$"):
+        check(dataset, stages, num_classes)
+
+
+def test_what_matters_to_one_stage_only():
+    check(Labels(2, 2, 2), CROSS_ENTROPY, 4)
+    check(Labels(0, 0, 1, 1), EMBEDDING, 4)
+    check(Labels(0, 1, 2, 3), CLASSIFIER, 4)
+
+
+def test_some_classes_with_one_sample_is_a_warning(caplog):
+    check(Labels(0, 0, 1), EMBEDDING, 2)
+    assert caplog.messages == ["datasets.d/train: classes [1] have one sample: they form no positive pair"]
+
+
+def test_a_dataset_without_labels_is_said_not_to_be_checked(caplog):
+    with caplog.at_level(logging.INFO):
+        check(Unlabelled(), EMBEDDING, 2)
+    assert "labels cannot be read ahead" in caplog.text
+
+
+def config(**datasets):
+    return {"datasets": datasets, "test": {"test_data_loader": loader("test")}}
+
+
+def test_every_dataset_that_is_used_is_checked():
+    good = Labels(0, 0, 1, 1)
+    check_data(config(train=good, val=good, test=Labels(1), unused=Labels(9)), "m", 2, EMBEDDING | CLASSIFIER)
+    for name in ("train", "val", "test"):
+        datasets = {"train": good, "val": good, "test": good, name: Labels(0, 7)}
+        with pytest.raises(ConfigError, match=rf"^datasets\.{name}: class index out of range: label 7, but m has 2"):
+            check_data(config(**datasets), "m", 2, EMBEDDING)
+
+
+def test_stages_with_training_sets_of_their_own():
+    second = stage("classifier", train_data_loader=loader("few"))
+    datasets = {"train": Labels(0, 0, 1, 1), "few": Labels(0, 0), "val": Labels(0), "test": Labels(0)}
+    with pytest.raises(ConfigError, match=r"^datasets\.few: no sample of class 1: stage 'classifier'"):
+        check_data(config(**datasets), "m", 2, {**EMBEDDING, "stage2": second})
+
+
+def test_without_validation_or_test_set():
+    section = stage("embedding")
+    del section["val_data_loader"]
+    check_data({"datasets": {"train": TinyImages()}, "test": None}, "m", 4, {"stage1": section})
