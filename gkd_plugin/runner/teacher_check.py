@@ -22,9 +22,10 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     """Measures the teacher on the validation set, logs it, and warns where it is near chance.
 
     NCM over the student's classes always works; the class centres it needs are kept in the teacher wrapper for
-    stage ``classifier``. Where the teacher's classifier has as many classes as the student and is right more often
-    than guessing explains, the classes are taken to be shared, and its top-1 is the figure. A teacher without the
-    wrapper ``refilled_teacher`` is there for its logits: as many classes are then shared classes.
+    stage ``classifier``. Where the teacher's own classifier has as many classes as the student, is right more often
+    than guessing explains and at least half as often as NCM, the classes are taken to be shared, and its top-1 is a
+    figure too. A teacher without the wrapper ``refilled_teacher`` is there for its logits: as many classes are then
+    shared classes.
 
     Returns:
         A row with ``ncm_top1`` and ``top1`` as far as they apply; empty without a validation set.
@@ -37,13 +38,13 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     row: dict[str, Any] = {}
     own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
     if isinstance(teacher, RefilledTeacher):
-        own = None if own is None or near_chance(own) else own
         fit_class_centres(teacher, box.train_data_loader)
         centres = teacher.local_classifier.centres
         ncm = evaluate(
             lambda images: nearest_class_mean(teacher.embed(images), centres), loader, accelerator, "teacher NCM"
         )
         row |= ncm.as_dict("ncm_")
+        own = None if own is None or near_chance(own) or own.top1 < ncm.top1 / 2 else own
         best = max((ncm, own), key=lambda accuracy: -1 if accuracy is None else accuracy.top1) or ncm
         logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%", ncm.classes, ncm.top1)
     if own is not None:
