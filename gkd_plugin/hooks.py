@@ -29,7 +29,7 @@ def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: st
         io: 'output' or 'input'.
 
     Raises:
-        ConfigError: nothing was recorded there, or it is not a tensor.
+        ConfigError: nothing was recorded there, or it is not a tensor of such a shape.
     """
     recorded = io_dict.get(path, {})
     if io not in recorded:
@@ -38,7 +38,9 @@ def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: st
     if not isinstance(value, Tensor):
         raise ConfigError(f"the {model}'s {path!r}/{io} is a {type(value).__name__}, not one tensor")
     is_pooled = value.ndim == 4 and value.shape[2:] == (1, 1)
-    return value.flatten(1) if is_pooled else value
+    if value.ndim != 2 and not is_pooled:
+        raise ConfigError(f"the {model}'s {path!r}/{io} has shape {list(value.shape)}, not [B, D] or [B, D, 1, 1]")
+    return value.flatten(1)
 
 
 def _missing(io_dict: Mapping[str, Any], model: str, path: str, io: str) -> str:

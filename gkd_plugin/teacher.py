@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from gkd_plugin.errors import user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator, local_logits
-from gkd_plugin.hooks import check_module_path
+from gkd_plugin.hooks import check_module_path, hooked_tensor
 from gkd_plugin.registry import register
 
 __all__ = ["LocalClassifier", "RefilledTeacher"]
@@ -149,14 +149,20 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         try:
             logits = self.teacher(x.to(self.device, non_blocking=True))
-            features = hook.pop_io_dict()[self._embedding_path]["output"]
+            features = hooked_tensor(hook.pop_io_dict(), "teacher", self._embedding_path)
         finally:
             hook.clear()
-        return logits, features.flatten(1)
+        return logits, features
 
     def adopt_centres(self, other: RefilledTeacher) -> None:
-        """Takes over the class centres of the previous stage's wrapper: same teacher, same training set."""
-        self.local_classifier.centres = other.local_classifier.centres.to(self.device)
+        """Takes over the class centres of the previous stage's wrapper, fitted on the same training set.
+
+        Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
+        """
+        mine = (self.teacher, self._embedding_path, self.num_classes)
+        theirs = (other.teacher, other._embedding_path, other.num_classes)
+        if mine == theirs:
+            self.local_classifier.centres = other.local_classifier.centres.to(self.device)
 
     def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         r"""Computes the class centres c_k = normalise(mean_{i: y_i = k} φ_T(x_i)) from (images, labels) batches.

@@ -27,3 +27,8 @@ def test_what_is_not_a_tensor_is_named():
 def test_no_teacher_at_all():
     with pytest.raises(ConfigError, match="there is no teacher"):
         hooked_tensor({}, "teacher", "embedding")
+
+
+def test_maps_that_are_not_pooled_are_refused():
+    with pytest.raises(ConfigError, match=r"the student's 'p'/output has shape \[2, 3, 4, 4\], not \[B, D\]"):
+        hooked_tensor({"p": {"output": torch.ones(2, 3, 4, 4)}}, "student", "p")

@@ -136,3 +136,20 @@ def test_teacher_on_the_gpu_student_on_the_cpu():
     teacher = make_teacher(teacher_device="cuda:0", device=torch.device("cpu"))
     teacher.fit_centres(batches())
     assert teacher(batches()[0][0]).device.type == "cpu"
+
+
+def test_centres_are_adopted_only_from_the_same_space():
+    first = make_teacher()
+    first.fit_centres(batches())
+    same = RefilledTeacher(first.teacher)
+    same.adopt_centres(first)
+    assert torch.equal(same.local_classifier.centres, first.local_classifier.centres)
+    for changes in ({"embedding": "global_pool"}, {"num_classes": 4}):
+        other = RefilledTeacher(first.teacher, **changes)
+        other.adopt_centres(first)
+        assert not other.local_classifier.is_ready
+
+
+def test_an_embedding_that_is_not_pooled_is_refused():
+    with pytest.raises(ConfigError, match=r"not \[B, D\] or \[B, D, 1, 1\]"):
+        make_teacher(embedding="layer2").embed(batches()[0][0])

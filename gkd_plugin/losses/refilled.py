@@ -43,7 +43,12 @@ class RefilledStage(AbstractLoss):
         self.terms: dict[str, Tensor] = {}
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Checks the stage's hooks against the models; called once, before the box wraps the models."""
+        """Checks the stage's optimizer and hooks; called once, before the box wraps the models."""
+        if not stage_config.get("optimizer"):
+            raise ConfigError(
+                f"optimizer: stage {self.stage!r} needs its own: an earlier stage's optimizer leaves out what was "
+                "frozen there (the student's classifier, in stage 'embedding')"
+            )
         for model, path, io in self._hooks():
             if path == ".":
                 continue

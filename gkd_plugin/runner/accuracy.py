@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from gkd_plugin.centres import clean_loader
 from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
+from gkd_plugin.hooks import hooked_tensor
 
 __all__ = ["Accuracy", "embedding_of", "evaluate", "near_chance", "student_ncm"]
 
@@ -66,10 +67,9 @@ def embedding_of(model: nn.Module, path: str) -> Score:
         hook.add_hook(model, path, requires_input=False)
         try:
             model(images)
-            output: Tensor = hook.pop_io_dict()[path]["output"]
+            return hooked_tensor(hook.pop_io_dict(), "student", path)
         finally:
             hook.clear()
-        return output.flatten(1)
 
     return embed
 

@@ -18,7 +18,7 @@ from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.checkpoints import load_weights
+from gkd_plugin.runner.checkpoints import load_weights, read_state_dict
 from gkd_plugin.runner.devices import Placement
 
 __all__ = [
@@ -100,6 +100,7 @@ def build_box(
     if placement.teacher is not None and teacher is not None:
         _place_teacher(train_config, placement.teacher)
     common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)
+    _check_stage_checkpoints(train_config)
     with told_as_config_error(section_name(next(iter(stage_configs(train_config))))):
         if teacher is None:
             return get_training_box(student, *common)
@@ -113,8 +114,9 @@ def told_as_config_error(where: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{where}: torchdistill cannot build this stage: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: torchdistill cannot build this stage: {reason}") from error
 
 
 def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> Any:
@@ -124,6 +126,15 @@ def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> An
         return None
     loader = build_data_loader(config["datasets"][section["dataset_id"]], section, False, accelerator)
     return accelerator.prepare(loader)
+
+
+def _check_stage_checkpoints(train_config: Mapping[str, Any]) -> None:
+    """Reads every stage's own ``src_ckpt`` safely before torchdistill unpickles it without restraint."""
+    for name, stage in stage_configs(train_config).items():
+        for role in ("teacher", "student", "model"):
+            path = (stage.get(role) or {}).get("src_ckpt")
+            if path is not None:
+                read_state_dict(path, f"{section_name(name)}.{role}.src_ckpt")
 
 
 def _place_teacher(train_config: Mapping[str, Any], device: torch.device) -> None:

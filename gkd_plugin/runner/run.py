@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torchdistill.common.main_util import set_seed
@@ -29,6 +30,7 @@ from gkd_plugin.runner.checkpoints import load_weights, save_student, save_upstr
 from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.data_checks import check_data
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
+from gkd_plugin.runner.forward_check import check_forward
 from gkd_plugin.runner.hook_checks import check_hooks
 from gkd_plugin.runner.run_folder import RunFolder, package_versions
 from gkd_plugin.runner.teacher_check import check_teacher
@@ -90,7 +92,8 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
         ConfigError: the checkpoint cannot be read or does not fit the student, or there is no test set.
     """
     with naming(config.path):
-        placement = read_placement(config.plain, device)
+        section = {**(config.plain.get("device") or {}), "teacher": None}
+        placement = read_placement({"device": section}, device)
         accelerator = make_accelerator(placement)
         where, entry = student_entry(config.plain)
         student = build_model(where, {**entry, "src_ckpt": None})
@@ -137,8 +140,14 @@ class _Parts:
         teacher = None if teacher_entry is None else build_model("models.teacher_model", teacher_entry)
         check_hooks({section_name(name): stage for name, stage in stages.items()}, teacher, student)
         destination = entry.get("dst_ckpt")
+        box = build_box(built, teacher, student, placement, accelerator)
+        models = {where: student.eval()}
+        if teacher is not None:
+            models["models.teacher_model"] = box.teacher_model.eval()
+        check_forward(box.train_data_loader.dataset, models, accelerator)
+        _warn_of_unread(built, where, entry)
         return cls(
-            box=build_box(built, teacher, student, placement, accelerator),
+            box=box,
             student=student,
             student_entry=entry,
             num_classes=num_classes,
@@ -202,6 +211,8 @@ def _new_summary(config: RunConfig, options: RunOptions, placement: Placement, p
 
 def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format."""
+    if not all(bool(torch.isfinite(value).all()) for value in parts.student.state_dict().values()):
+        raise ConfigError("the student's weights are not finite any more: they are not saved")
     if not parts.accelerator.is_main_process:
         return
     student = summary["student"]
@@ -248,6 +259,14 @@ def _log_final(final: Mapping[str, Any]) -> None:
     if "top1" in final:
         top5 = f", top-5 {final['top5']:.2f} %" if "top5" in final else ""
         logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], top5)
+
+
+def _warn_of_unread(built: Mapping[str, Any], where: str, entry: Mapping[str, Any]) -> None:
+    """What torchdistill's scripts read and this runner does not (yet)."""
+    if built.get("tracker"):
+        logger.warning("tracker: not read by refilled; metrics.jsonl holds the figures")
+    if entry.get("sync_bn"):
+        logger.warning("%s.sync_bn: not read by refilled", where)
 
 
 def _num_classes(student: nn.Module, entry: Mapping[str, Any]) -> int | None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate, student_ncm
@@ -55,7 +56,7 @@ def train_epochs(
             row |= _validate(box, student, number == count, accelerator)
             epoch += 1
             yield row
-            _finish_epoch(box, student, number == count, accelerator)
+            _finish_epoch(box, number == count, accelerator)
 
 
 def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> EpochRow:
@@ -96,7 +97,7 @@ def _failing_at(place: str, images: int) -> Iterator[None]:
         raise ConfigError(
             f"{place}: nothing is recorded under {error}: is it a module path that is missing in a forward_hook?"
         ) from error
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         hint = " (the batch has one image: kwargs.drop_last: True would leave it out)" if images == 1 else ""
         raise ConfigError(f"{place}: {error}{hint}") from error
 
@@ -128,25 +129,22 @@ def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
             broadcast(buffer)
 
 
-def _finish_epoch(box: Any, student: nn.Module, is_stage_end: bool, accelerator: Accelerator) -> None:
+def _finish_epoch(box: Any, is_stage_end: bool, accelerator: Accelerator) -> None:
     """torchdistill's post-epoch process, which moves to the next stage after the last epoch of one."""
     teacher, dataset = getattr(box, "teacher_model", None), box.train_data_loader.dataset
     if is_stage_end:
         # Accelerate wraps forward() anew in every stage: undo it, or the wrappers would pile up.
         accelerator.unwrap_model(getattr(box, "student_model", None) or box.model, keep_fp32_wrapper=False)
-        student.__dict__.pop("_original_forward", None)
         accelerator.free_memory()
     with told_as_config_error("train"):
         box.post_epoch_process()
     new = getattr(box, "teacher_model", None)
-    if new is not teacher and isinstance(new, RefilledTeacher) and isinstance(teacher, RefilledTeacher):
-        is_same_data = _innermost(box.train_data_loader.dataset) is _innermost(dataset)
-        if is_same_data and teacher.local_classifier.is_ready:
-            new.adopt_centres(teacher)
-
-
-def _innermost(dataset: Any) -> Any:
-    return getattr(dataset, "org_dataset", dataset)
+    if new is teacher or not isinstance(new, RefilledTeacher) or not isinstance(teacher, RefilledTeacher):
+        return
+    loads_weights = box.train_config[f"stage{box.stage_number}"]["teacher"].get("src_ckpt")
+    is_same_data = unwrapped(box.train_data_loader.dataset) is unwrapped(dataset)
+    if is_same_data and not loads_weights and teacher.local_classifier.is_ready:
+        new.adopt_centres(teacher)
 
 
 def _autocast_teacher(box: Any, accelerator: Accelerator) -> None:

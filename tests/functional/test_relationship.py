@@ -165,3 +165,12 @@ def test_bad_input_is_named(change, message):
     arguments = {"student_embedding": student, "teacher_embedding": teacher, "labels": labels} | change
     with pytest.raises(ValueError, match=message):
         relationship_matching(**arguments)
+
+
+def test_the_window_is_open_at_the_positive_and_closed_at_the_margin():
+    """Exact ties in distances that float64 holds exactly: a gap of 0 is out, one of the margin is in."""
+    distances = torch.tensor([[0.0, 0.25, 0.25, 0.5, 0.75, 1.0, 0.125]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 1, 1, 1])
+    got = semihard_negatives(distances, labels, torch.tensor([0]), torch.tensor([1]), 0.5)
+    assert got.tolist() == [[False, False, False, True, True, False, False]]
+    assert relationship_matching(torch.eye(4), torch.eye(4), torch.tensor([0, 0, 1, 1])).tuples == 0

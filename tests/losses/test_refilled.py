@@ -211,3 +211,27 @@ def test_an_unwrapped_teacher_is_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
         make_box(section, *models())
     assert "not wrapped in 'refilled_teacher'" in caplog.text
+
+
+def test_the_published_tpami_setting_is_the_default():
+    """τ₁ 4, margin 0.2, w 1000; τ₂ 1, student logits undivided, λ 1, ω on."""
+    torch.manual_seed(0)
+    student, local, own, labels = torch.randn(12, 4), torch.randn(12, 4), torch.randn(12, 9), torch.arange(12) % 3
+    io_dict = {"student": {".": {"output": student}}, "teacher": {".": {"output": own}, **io(local_classifier=local)}}
+    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "classifier"}})
+    want = functional.cross_entropy(student, labels) + local_classifier_distillation(
+        student, local, labels, temperature=1.0, student_temperature=1.0, weights=emphasis_weights(own)
+    )
+    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item())
+    first = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "embedding"}})
+    settings = (first.weight, first.loss.temperature, first.loss.margin, first.loss.max_negatives)
+    assert settings == (1000.0, 4.0, 0.2, None)
+
+
+def test_a_stage_without_its_own_optimizer_is_refused():
+    """Stage 1's optimizer holds no classifier, so stage 2 would never train it."""
+    second = stage("classifier")
+    del second["optimizer"]
+    box = make_box({"stage1": stage("embedding"), "stage2": second}, *models())
+    with pytest.raises(ConfigError, match="optimizer: stage 'classifier' needs its own"):
+        box.advance_to_next_stage()
