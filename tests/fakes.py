@@ -69,6 +69,21 @@ def stage(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
     return {**section, **changes}
 
 
+def cross_entropy(weight: float = 1.0) -> dict[str, Any]:
+    """A sub-term on the student's logits."""
+    return {
+        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
+        "criterion_wrapper": {
+            "key": "SimpleLossWrapper",
+            "kwargs": {
+                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+                "target": {"uses_label": True},
+            },
+        },
+        "weight": weight,
+    }
+
+
 def make_box(train_config: dict[str, Any], teacher: nn.Module, student: nn.Module, accelerator: Any = None) -> Any:
     from torchdistill.core.distillation import get_distillation_box
 

@@ -12,7 +12,7 @@ from torchdistill.core.distillation import DistillationBox
 
 from gkd_plugin.models import timm_model
 from gkd_plugin.upstream import install_prepare_hook
-from tests.fakes import TinyNet, loader, make_box, stage, train_box
+from tests.fakes import TinyNet, cross_entropy, loader, make_box, stage, train_box
 
 
 def models(student="test_resnet"):
@@ -29,20 +29,6 @@ def plain_stage():
     del section["pre_epoch_process"]
     section["criterion"] = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"ce": cross_entropy()}}}
     return section
-
-
-def cross_entropy():
-    return {
-        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-        "criterion_wrapper": {
-            "key": "SimpleLossWrapper",
-            "kwargs": {
-                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-                "target": {"uses_label": True},
-            },
-        },
-        "weight": 1.0,
-    }
 
 
 def test_installing_the_prepare_hook_twice_wraps_once():

@@ -11,7 +11,7 @@ from torchdistill.losses.registry import get_high_level_loss
 from gkd_plugin import ConfigError
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation, relationship_matching
 from gkd_plugin.models import timm_model
-from tests.fakes import TinyNet, make_box, stage, train_box
+from tests.fakes import TinyNet, cross_entropy, make_box, stage, train_box
 
 
 def models(name="test_resnet", classes=4, teacher_classes=7):
@@ -86,18 +86,7 @@ def test_bad_settings_are_named(kwargs, message):
 
 
 def test_extra_sub_terms_are_added():
-    cross_entropy = {
-        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-        "criterion_wrapper": {
-            "key": "SimpleLossWrapper",
-            "kwargs": {
-                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-                "target": {"uses_label": True},
-            },
-        },
-        "weight": 0.5,
-    }
-    kwargs = {"stage": "embedding", "sub_terms": {"ce": cross_entropy}}
+    kwargs = {"stage": "embedding", "sub_terms": {"ce": cross_entropy(0.5)}}
     criterion = get_high_level_loss({"key": "refilled", "kwargs": kwargs})
     logits, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
     io_dict = {
@@ -140,20 +129,7 @@ def test_stage_embedding_leaves_the_classifier_alone_though_weight_decay_is_on()
 
 def test_further_terms_keep_the_classifier_in_training():
     teacher, student = models()
-    sub_terms = {
-        "ce": {
-            "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-            "criterion_wrapper": {
-                "key": "SimpleLossWrapper",
-                "kwargs": {
-                    "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-                    "target": {"uses_label": True},
-                },
-            },
-            "weight": 1.0,
-        }
-    }
-    criterion = {"key": "refilled", "kwargs": {"stage": "embedding", "sub_terms": sub_terms}}
+    criterion = {"key": "refilled", "kwargs": {"stage": "embedding", "sub_terms": {"ce": cross_entropy()}}}
     before = snapshot(student)
     train_box(make_box(stage("embedding", criterion=criterion), teacher, student))
     assert any(key.startswith("fc.") for key in changed(student, before))
