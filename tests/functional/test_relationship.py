@@ -174,3 +174,12 @@ def test_the_window_is_open_at_the_positive_and_closed_at_the_margin():
     got = semihard_negatives(distances, labels, torch.tensor([0]), torch.tensor([1]), 0.5)
     assert got.tolist() == [[False, False, False, True, True, False, False]]
     assert relationship_matching(torch.eye(4), torch.eye(4), torch.tensor([0, 0, 1, 1])).tuples == 0
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_gradient_matches_that_of_the_loops(dtype, tolerance):
+    student, teacher, labels = batch(size=16, classes=3, width=6, dtype=dtype)
+    mine, theirs = student.clone().requires_grad_(), student.double().requires_grad_()
+    relationship_matching(mine, teacher, labels).loss.backward()
+    reference.differentiable_relationship(theirs, teacher.double(), labels, 4.0, 0.2).backward()
+    assert (mine.grad.double() - theirs.grad).norm() / theirs.grad.norm() < tolerance
