@@ -86,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, evaluate):
         command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")
         command.add_argument(
-            "--set", action="append", default=[], metavar="key.path=value", help="change a value of the YAML"
+            "--set",
+            action="append",
+            default=[],
+            metavar="key.path=value",
+            help="change a value that the YAML has; may be repeated",
         )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

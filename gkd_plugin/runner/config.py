@@ -11,7 +11,6 @@ from yaml.nodes import MappingNode
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.overrides import apply_overrides
-from gkd_plugin.runner.schema import STAGE_NAME
 from gkd_plugin.runner.validation import problems
 from gkd_plugin.runner.yaml_aliases import late_aliases
 from gkd_plugin.runner.yaml_construct import construct
@@ -50,25 +49,6 @@ class RunConfig:
     def stem(self) -> str:
         """The file's name without folder and suffix."""
         return self.path.stem
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether this run distils; otherwise it trains one model."""
-        return self.plain["models"].get("teacher_model") is not None
-
-    @property
-    def student(self) -> Mapping[str, Any]:
-        """The entry of the model that is trained: ``models.student_model``, or ``models.model``."""
-        models = self.plain["models"]
-        entry: Mapping[str, Any] = models["student_model"] if "student_model" in models else models["model"]
-        return entry
-
-    @property
-    def stages(self) -> tuple[Mapping[str, Any], ...]:
-        """The stages in order; ``train`` itself where it has none."""
-        train = self.plain["train"]
-        numbers = sorted(int(match[1]) for key in train if (match := STAGE_NAME.fullmatch(str(key))))
-        return tuple(train[f"stage{number}"] for number in numbers) or (train,)
 
 
 def load_config(

@@ -122,7 +122,7 @@ class _Override:
         elif isinstance(node, SequenceNode):
             reason = f"{where} is a list of {len(keys)}, it has no item {rest[0]!r}; items count from 0"
         else:
-            reason = f"no {rest[0]!r} in {where}; {nearest(rest[0], keys)}"
+            reason = f"no {rest[0]!r} in {where}; {nearest(rest[0], keys)}; what is new is written into the file"
         raise ConfigError(f"--set {self._name}: {reason}")
 
     def _descend(self, node: Node, step: str) -> Node:
