@@ -99,3 +99,22 @@ def test_student_ncm_against_a_loop(accelerator):
 )
 def test_near_chance(top1, samples, classes, expected):
     assert near_chance(Accuracy(top1, None, samples, classes)) is expected
+
+
+def test_ncm_centres_are_of_the_training_set_not_of_the_validation_set(accelerator):
+    """The two label the same images the other way round: centres of the training set are always wrong here."""
+    images = torch.cat([torch.zeros(4, 3, 32, 32), torch.ones(4, 3, 32, 32)])
+    images[:4, 0], images[4:, 1] = 1, 0
+    labels = torch.tensor([0] * 4 + [1] * 4)
+    train = DataLoader(TensorDataset(images, labels), batch_size=4)
+    val = accelerator.prepare(DataLoader(TensorDataset(images, 1 - labels), batch_size=4))
+
+    class Channels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x):
+            return self.pool(x).flatten(1)
+
+    assert student_ncm(Channels(), "pool", train, val, accelerator).top1 == 0

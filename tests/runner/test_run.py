@@ -307,3 +307,51 @@ def test_evaluation_gives_the_final_figure(here):
 def test_the_state_of_accelerate_is_fresh_for_each_run(here):
     run("student", "out", "device.precision=bf16")
     assert make_accelerator(Placement(torch.device("cpu"), None, "no")).mixed_precision == "no"
+
+
+def test_weights_that_are_not_finite_are_not_saved(here):
+    with pytest.raises(ConfigError, match=r"weights are not finite any more: they are not saved|the loss is (nan|inf)"):
+        run("teacher", "out", "train.optimizer.kwargs.lr=1.0e+38")
+    assert not Path("out/student.safetensors").exists()
+    assert summary(Path("out"))["status"] == "failed"
+
+
+def test_the_mean_is_over_the_last_three_epochs(here):
+    made = run("teacher", "out", "train.num_epochs=5")
+    rows = [row["top1"] for row in made["stages"]["train"]["epochs"]]
+    assert made["final"]["val_top1_last3"] == pytest.approx(sum(rows[-3:]) / 3)
+    assert sum(rows[-3:]) / 3 != sum(rows) / 5
+
+
+def test_images_that_the_student_cannot_take_leave_no_folder(here):
+    with pytest.raises(ConfigError, match=r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: "):
+        run("student", "out", "models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}")
+    assert not Path("out").exists()
+
+
+def test_evaluation_does_not_need_the_teachers_device(here):
+    Path("far.yaml").write_text(
+        Path("student.yaml").read_text("utf-8") + "\ndevice: {teacher: 'cuda:7'}\n", encoding="utf-8"
+    )
+    assert (
+        evaluate_checkpoint(load_config("far.yaml"), Path("runs/student/student.safetensors"), "cpu")["samples"] == 24
+    )
+
+
+class Command:
+    """A pickle that would run a command."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("touched"),))
+
+
+def test_a_stages_own_checkpoint_is_read_safely(here):
+    torch.save({"model": Command()}, "evil.pt")
+    text = Path("student.yaml").read_text("utf-8")
+    stage = "    teacher:\n      forward_proc: 'forward_batch_only'\n"
+    assert stage in text
+    Path("evil.yaml").write_text(text.replace(stage, stage + "      src_ckpt: 'evil.pt'\n", 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"train\.stage1\.teacher\.src_ckpt: evil\.pt cannot be read as weights"):
+        run("evil", "out")
+    assert not Path("touched").exists()
+    assert not Path("out").exists()
