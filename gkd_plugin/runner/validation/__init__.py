@@ -1,5 +1,5 @@
-"""Static validation of a config: everything that can be known before anything is built, all of it in one error."""
+"""Static validation of a config: everything that can be known before anything is built, all of it together."""
 
-from gkd_plugin.runner.validation.whole_config import problems, validate
+from gkd_plugin.runner.validation.whole_config import problems
 
-__all__ = ["problems", "validate"]
+__all__ = ["problems"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner import schema
 from gkd_plugin.runner.validation.datasets import check_datasets, check_dependencies
 from gkd_plugin.runner.validation.models import check_models
@@ -15,10 +14,10 @@ from gkd_plugin.runner.validation.stages import check_train
 from gkd_plugin.runner.validation.tags import check_tags, check_text_numbers
 from gkd_plugin.runner.validation.top_level import check_device, check_test, check_tracker
 
-__all__ = ["problems", "validate"]
+__all__ = ["problems"]
 
 
-def validate(plain: Mapping[str, Any], *, produced: Collection[str] = (), needs_checkpoints: bool = True) -> None:
+def problems(plain: Mapping[str, Any], *, produced: Collection[str] = (), needs_checkpoints: bool = True) -> list[str]:
     """Checks a config that :func:`~gkd_plugin.runner.yaml_plain.to_plain` gave; imports its dependencies.
 
     Args:
@@ -26,16 +25,9 @@ def validate(plain: Mapping[str, Any], *, produced: Collection[str] = (), needs_
         produced: paths of checkpoints that do not exist yet but will when this config runs.
         needs_checkpoints: whether a ``src_ckpt`` that does not exist is a problem.
 
-    Raises:
-        ConfigError: one line per problem: key path, what was given, what is allowed.
+    Returns:
+        One line per problem: key path, what was given, what is allowed.
     """
-    found = problems(plain, produced=produced, needs_checkpoints=needs_checkpoints)
-    if found:
-        raise ConfigError("\n".join(found))
-
-
-def problems(plain: Mapping[str, Any], *, produced: Collection[str] = (), needs_checkpoints: bool = True) -> list[str]:
-    """What :func:`validate` would complain about, one line each."""
     report = Report(produced, needs_checkpoints=needs_checkpoints)
     import gkd_plugin  # noqa: F401  # registers its parts
 
