@@ -29,6 +29,19 @@ def _kl(first: list[float], second: list[float]) -> float:
     return sum(p * (math.log(p) - math.log(q)) for p, q in zip(first, second, strict=True) if p > 0)
 
 
+def distances(embedding: Tensor) -> list[list[float]]:
+    """Between the normalised rows."""
+    rows = _rows(embedding)
+    return [[_distance(first, second) for second in rows] for first in rows]
+
+
+WINDOWS = {
+    "semihard": lambda gap, margin: 0 < gap <= margin,
+    "hard": lambda gap, margin: gap <= 0,  # noqa: ARG005
+    "all": lambda gap, margin: True,  # noqa: ARG005
+}
+
+
 def relationship(
     student: Tensor,
     teacher: Tensor,
@@ -36,31 +49,69 @@ def relationship(
     temperature: float,
     margin: float,
     max_negatives: int | str | None = None,
+    mining: str = "semihard",
+    anchors: int | None = None,
 ) -> tuple[float, int, float]:
     """(loss, number of tuples, mean negatives per tuple)."""
-    s, t, y = _rows(student), _rows(teacher), labels.tolist()
+    found = matched_distances(
+        distances(student), distances(teacher), labels.tolist(), temperature, margin, max_negatives, mining, anchors
+    )
+    return found[:3]
+
+
+def matched_distances(
+    s: list[list[float]],
+    t: list[list[float]],
+    y: list[int],
+    temperature: float,
+    margin: float,
+    max_negatives: int | str | None = None,
+    mining: str = "semihard",
+    anchors: int | None = None,
+) -> tuple[float, int, float, list[list[float]]]:
+    """(loss, number of tuples, mean negatives per tuple, gradient of the loss with respect to s)."""
     batch = range(len(y))
     tuples = []
-    for a in batch:
+    for a in batch[:anchors]:
         for p in batch:
             if a == p or y[a] != y[p]:
                 continue
-            d_ap = _distance(s[a], s[p])
-            chosen = [n for n in batch if y[n] != y[a] and 0 < _distance(s[a], s[n]) - d_ap <= margin]
+            chosen = [n for n in batch if y[n] != y[a] and WINDOWS[mining](s[a][n] - s[a][p], margin)]
             if chosen:
                 tuples.append((a, p, chosen))
+    gradient = [[0.0 for _ in batch] for _ in batch]
     if not tuples:
-        return 0.0, 0, 0.0
+        return 0.0, 0, 0.0, gradient
     keep = min(len(chosen) for _, _, chosen in tuples) if max_negatives == "smallest" else max_negatives
     total = 0.0
     count = 0
     for a, p, chosen in tuples:
         kept = chosen[:keep] if keep is not None else chosen
         count += len(kept)
-        q_student = _softmax([-_distance(s[a], s[m]) / temperature for m in [p, *kept]])
-        q_teacher = _softmax([-_distance(t[a], t[m]) / temperature for m in [p, *kept]])
+        members = [p, *kept]
+        q_student = _softmax([-s[a][m] / temperature for m in members])
+        q_teacher = _softmax([-t[a][m] / temperature for m in members])
         total += _kl(q_teacher, q_student)
-    return total / len(tuples), len(tuples), count / len(tuples)
+        for m, of_student, of_teacher in zip(members, q_student, q_teacher, strict=True):
+            gradient[a][m] += (of_teacher - of_student) / temperature / len(tuples)
+    return total / len(tuples), len(tuples), count / len(tuples), gradient
+
+
+def embedding_gradient(embedding: Tensor, gradient: list[list[float]]) -> list[list[float]]:
+    """From ∂L/∂D to ∂L/∂embedding, before normalisation; a distance of 0 has none."""
+    rows, lengths = _rows(embedding), [math.sqrt(sum(v * v for v in row)) for row in embedding.double().tolist()]
+    width = range(embedding.shape[1])
+    result = []
+    for i, row in enumerate(rows):
+        pull = [0.0 for _ in width]
+        for j, other in enumerate(rows):
+            far = _distance(row, other)
+            if far > 0:
+                share = (gradient[i][j] + gradient[j][i]) / far
+                pull = [pull[k] + share * (row[k] - other[k]) for k in width]
+        along = sum(pull[k] * row[k] for k in width)
+        result.append([(pull[k] - along * row[k]) / lengths[i] for k in width])
+    return result
 
 
 def centres(embedding: Tensor, labels: Tensor, num_classes: int) -> list[list[float]]:

@@ -10,15 +10,14 @@ from gkd_plugin.functional.local_classifier import (
     local_logits,
     present_classes,
 )
-from gkd_plugin.functional.relationship import (
-    RelationshipMatch,
-    pairwise_distances,
-    relationship_matching,
-    semihard_negatives,
-)
+from gkd_plugin.functional.mining import MINING
+from gkd_plugin.functional.queue import EmbeddingQueue
+from gkd_plugin.functional.relationship import RelationshipMatch, relationship_matching
 
 __all__ = [
+    "MINING",
     "ClassCentreAccumulator",
+    "EmbeddingQueue",
     "RelationshipMatch",
     "class_centres",
     "confidence_cost",
@@ -26,8 +25,6 @@ __all__ = [
     "local_classifier_distillation",
     "local_logits",
     "nearest_class_mean",
-    "pairwise_distances",
     "present_classes",
     "relationship_matching",
-    "semihard_negatives",
 ]

@@ -3,7 +3,8 @@ r"""Relationship matching: the loss of stage ``embedding`` (TPAMI 2023, section 
 For every positive pair (a, p) the *student* pushes forward its semi-hard negatives N(a, p); the tuple
 (a, p, N) is a distribution in either space, and the student's is matched to the teacher's.
 
-This is the dense, readable form: memory is O(P·B) for P positive pairs, P ≈ B²/C.
+All tuples of an anchor are served by one sort and prefix sums (``_prefix_sums``), O(B² log B) for the batch; the form
+of the paper, one softmax per tuple, is in ``_dense``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._precision import exact_dtype, no_autocast
+from gkd_plugin.functional._operator import ALL_NEGATIVES, SMALLEST, relationship_operator
+from gkd_plugin.functional._precision import no_autocast
+from gkd_plugin.functional.mining import MINING
 
-__all__ = ["RelationshipMatch", "pairwise_distances", "relationship_matching", "semihard_negatives"]
+__all__ = ["RelationshipMatch", "relationship_matching"]
+
+TILED_FROM = 8192
+"""Batches (with earlier embeddings) larger than this never hold a B × B matrix, unless ``tiled`` says otherwise."""
+
+Embeddings = tuple[Tensor, Tensor, Tensor]
 
 
 class RelationshipMatch(NamedTuple):
@@ -33,42 +41,6 @@ class RelationshipMatch(NamedTuple):
     negatives: Tensor
 
 
-def pairwise_distances(embedding: Tensor) -> Tensor:
-    r"""Euclidean distances between the L2-normalised rows, D_ij = ‖x_i/‖x_i‖ − x_j/‖x_j‖‖₂ ∈ [0, 2].
-
-    Computed from differences, not from 2 − 2·XXᵀ: small distances keep their digits, and a distance of 0
-    (equal rows) has gradient 0 instead of NaN. A row of zeros stays a row of zeros, at distance 1 of the others.
-
-    Args:
-        embedding: ``[B, D]``, any floating type.
-
-    Returns:
-        ``[B, B]`` in float64 (float32 on MPS).
-    """
-    with no_autocast(embedding):
-        rows = functional.normalize(embedding.to(exact_dtype(embedding)), dim=1)
-        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def semihard_negatives(distances: Tensor, labels: Tensor, anchors: Tensor, positives: Tensor, margin: float) -> Tensor:
-    r"""The semi-hard negatives of each positive pair, N(a, p) = {n : y_n ≠ y_a, 0 < D_an − D_ap ≤ margin}.
-
-    Args:
-        distances: ``[B, B]`` distances between the *student's* embeddings; no gradient is taken.
-        labels: ``[B]``, integers of any value.
-        anchors: ``[P]`` index of the anchor of each pair.
-        positives: ``[P]`` index of the positive of each pair.
-        margin: width of the window in units of distance.
-
-    Returns:
-        ``[P, B]`` bool, row (a, p) marks N(a, p).
-    """
-    distances = distances.detach()
-    gap = distances[anchors] - distances[anchors, positives].unsqueeze(1)
-    is_negative = labels.unsqueeze(0) != labels[anchors].unsqueeze(1)
-    return is_negative & (gap > 0) & (gap <= margin)
-
-
 def relationship_matching(
     student_embedding: Tensor,
     teacher_embedding: Tensor,
@@ -76,13 +48,16 @@ def relationship_matching(
     *,
     temperature: float = 4.0,
     margin: float = 0.2,
+    mining: str = "semihard",
     max_negatives: int | str | None = None,
+    earlier: Embeddings | None = None,
+    tiled: bool | None = None,
 ) -> RelationshipMatch:
     r"""Mean over the tuples of KL(q^T(a, p) ‖ q^S(a, p)), TPAMI section 4.1.
 
     In either space q(a, p) = softmax([−D_ap, (−D_an) for n ∈ N(a, p)] / τ₁), D the distance of the normalised
-    embeddings; N(a, p) are the student's semi-hard negatives (:func:`semihard_negatives`). Pairs with no such
-    negative are dropped. The gradient flows through the student's distances only; the selection carries none.
+    embeddings; N(a, p) are the student's semi-hard negatives, {n : y_n ≠ y_a, 0 < D_an − D_ap ≤ margin}. Pairs with no
+    such negative are dropped. The gradient flows through the student's distances only; the selection carries none.
 
     The mean is over tuples, with no factor τ₁² and no class-dependent reduction; the published weight w = 1000 is
     the caller's. Widths may differ: only distances meet.
@@ -90,14 +65,23 @@ def relationship_matching(
     Deviation from the authors' code, which cuts every tuple to the smallest |N| of the batch (1–2 of about a
     hundred): all negatives are used, as in the paper. ``max_negatives`` brings the cut back.
 
+    Distances are float32 for embeddings of float32 or less, float64 for float64, whatever autocast or TF32 say; sums
+    are float64. Distances up to 1e-6 have gradient 0. The gradient is computed with the loss, in closed form: it can
+    be taken once, not twice. The result is deterministic.
+
     Args:
         student_embedding: ``[B, D_s]``.
         teacher_embedding: ``[B, D_t]``; treated as constant.
         labels: ``[B]``, integers of any value.
-        temperature: τ₁ > 0, in units of distance.
+        temperature: τ₁ > 0, in units of distance. Below 0.15 the dense engine is used, O(B³/C) time.
         margin: width of the semi-hard window, ≥ 0, in units of distance.
+        mining: ``'semihard'``; ``'hard'``: the violators D_an ≤ D_ap; ``'all'``: every negative. See
+            :mod:`gkd_plugin.functional.mining`.
         max_negatives: ``None`` uses all of N; an integer k ≥ 1 keeps at most the first k in batch order;
-            ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as published.
+            ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as published (dense engine).
+        earlier: embeddings ``[Q, D_s]``, ``[Q, D_t]`` and labels ``[Q]`` of earlier batches (cross-batch memory).
+            They are positives and negatives of the batch's anchors, no anchors themselves, and constant.
+        tiled: never hold a B × B matrix; takes two more matrix products. ``None``: from B + Q > 8192 on.
 
     Returns:
         The loss (a float32 scalar, float64 for float64 input), the number of tuples, the mean number of negatives.
@@ -112,42 +96,34 @@ def relationship_matching(
         0.0
     """
     _check_batch(student_embedding, teacher_embedding, labels)
-    _check_hyperparameters(temperature, margin, max_negatives)
+    _check_hyperparameters(temperature, margin, mining, max_negatives)
     with no_autocast(student_embedding):
-        student = pairwise_distances(student_embedding)
-        teacher = pairwise_distances(teacher_embedding.detach()).to(student)
-        same = labels.unsqueeze(0) == labels.unsqueeze(1)
-        anchors, positives = torch.where(same.fill_diagonal_(False))
-        negatives = semihard_negatives(student, labels, anchors, positives, margin)
-        valid = negatives.any(dim=1)
-        anchors, positives, negatives = anchors[valid], positives[valid], negatives[valid]
-        negatives = _truncate(negatives, max_negatives)
-
-        members = negatives.scatter(1, positives.unsqueeze(1), torch.ones_like(negatives[:, :1]))
-        student_log = _masked_log_softmax(-student[anchors] / temperature, members)
-        teacher_log = _masked_log_softmax(-teacher[anchors] / temperature, members)
-        terms = (teacher_log.exp() * (teacher_log - student_log)).masked_fill(~members, 0)
-        tuples = valid.sum()
-        loss = terms.sum() / tuples.clamp(min=1)
-        return RelationshipMatch(
-            loss=loss.to(torch.promote_types(student_embedding.dtype, torch.float32)),
-            tuples=tuples,
-            negatives=negatives.sum() / tuples.clamp(min=1),
+        dtype = torch.promote_types(student_embedding.dtype, torch.float32)
+        anchors = functional.normalize(student_embedding.to(dtype), dim=1)
+        constant = [anchors[:0].detach(), teacher_embedding.detach(), labels]
+        if earlier is not None:
+            _check_earlier(earlier, student_embedding, teacher_embedding)
+            constant = [torch.cat([mine, old.detach().to(mine)]) for mine, old in zip(constant, earlier, strict=True)]
+        student, teacher, all_labels = constant
+        loss, tuples, negatives, _ = relationship_operator(
+            anchors,
+            functional.normalize(student, dim=1),
+            functional.normalize(teacher.to(anchors), dim=1),
+            all_labels,
+            float(temperature),
+            float(margin),
+            mining,
+            _limit(max_negatives),
+            all_labels.shape[0] > TILED_FROM if tiled is None else tiled,
+            torch.is_grad_enabled() and anchors.requires_grad,
         )
+    return RelationshipMatch(loss, tuples, negatives)
 
 
-def _masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Log-softmax over the entries of each row that the mask keeps; 0 elsewhere, so that nothing is ever NaN."""
-    kept = logits.masked_fill(~mask, -torch.inf).log_softmax(dim=1)
-    return kept.masked_fill(~mask, 0)
-
-
-def _truncate(negatives: Tensor, max_negatives: int | str | None) -> Tensor:
-    """Keeps the first negatives of each row in batch order."""
-    if max_negatives is None or negatives.shape[0] == 0:
-        return negatives
-    keep = negatives.sum(dim=1).min() if isinstance(max_negatives, str) else max_negatives
-    return negatives & (negatives.cumsum(dim=1) <= keep)
+def _limit(max_negatives: int | str | None) -> int:
+    if max_negatives is None:
+        return ALL_NEGATIVES
+    return SMALLEST if isinstance(max_negatives, str) else max_negatives
 
 
 def _check_batch(student: Tensor, teacher: Tensor, labels: Tensor) -> None:
@@ -165,7 +141,18 @@ def _check_batch(student: Tensor, teacher: Tensor, labels: Tensor) -> None:
         raise ValueError(f"relationship matching takes integer labels, got {labels.dtype}")
 
 
-def _check_hyperparameters(temperature: float, margin: float, max_negatives: int | str | None) -> None:
+def _check_earlier(earlier: Embeddings, student: Tensor, teacher: Tensor) -> None:
+    widths = [list(tensor.shape[1:]) for tensor in earlier]
+    if widths != [list(student.shape[1:]), list(teacher.shape[1:]), []] or len({len(tensor) for tensor in earlier}) > 1:
+        raise ValueError(
+            f"earlier embeddings must be [Q, {student.shape[1]}], [Q, {teacher.shape[1]}] and [Q], got "
+            + ", ".join(str(list(tensor.shape)) for tensor in earlier)
+        )
+
+
+def _check_hyperparameters(temperature: float, margin: float, mining: str, max_negatives: int | str | None) -> None:
+    if mining not in MINING:
+        raise ValueError(f"mining must be one of {', '.join(MINING)}, got {mining!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if not margin >= 0:

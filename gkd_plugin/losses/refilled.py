@@ -92,7 +92,9 @@ class EmbeddingStage(RefilledStage):
         temperature: τ₁.
         margin: width of the semi-hard window.
         weight: w.
+        mining: see :mod:`gkd_plugin.functional.mining`.
         max_negatives: see :func:`gkd_plugin.functional.relationship_matching`.
+        queue_size: see :class:`gkd_plugin.losses.relationship.RelationshipLoss`.
         student_embedding: module path of the student's embedding.
         teacher_embedding: module path of the teacher's embedding.
         sub_terms: further torchdistill loss terms, added.
@@ -106,7 +108,9 @@ class EmbeddingStage(RefilledStage):
         temperature: float = 4.0,
         margin: float = 0.2,
         weight: float = 1000.0,
+        mining: str = "semihard",
         max_negatives: int | str | None = None,
+        queue_size: int = 0,
         student_embedding: str = "embedding",
         teacher_embedding: str = "embedding",
         sub_terms: Mapping[str, Any] | None = None,
@@ -114,7 +118,9 @@ class EmbeddingStage(RefilledStage):
         loss = RelationshipLoss(
             temperature=temperature,
             margin=margin,
+            mining=mining,
             max_negatives=max_negatives,
+            queue_size=queue_size,
             student_module_path=student_embedding,
             teacher_module_path=teacher_embedding,
         )

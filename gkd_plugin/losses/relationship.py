@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
-from gkd_plugin.errors import ConfigError, user_can_mend
-from gkd_plugin.functional import relationship_matching
+from gkd_plugin.errors import ConfigError, nearest, user_can_mend
+from gkd_plugin.functional import MINING, EmbeddingQueue, relationship_matching
 from gkd_plugin.hooks import hooked_tensor
 from gkd_plugin.registry import register
 
@@ -25,7 +25,11 @@ class RelationshipLoss(nn.Module):
     Args:
         temperature: τ₁ > 0.
         margin: width of the semi-hard window.
+        mining: which negatives a positive pair is compared with, ``'semihard'``, ``'hard'`` or ``'all'``; see
+            :mod:`gkd_plugin.functional.mining`.
         max_negatives: ``None`` (all, as in the paper), an integer, or ``'smallest'`` (as published in code).
+        queue_size: samples of earlier batches that the batch's anchors are also compared with; 0 for none. Each
+            process of a distributed run has its own queue; it starts empty.
         student_module_path: where the student's embedding ``[B, D_s]`` is recorded.
         student_module_io: 'output' or 'input'.
         teacher_module_path: where the teacher's embedding ``[B, D_t]`` is recorded.
@@ -40,7 +44,9 @@ class RelationshipLoss(nn.Module):
         *,
         temperature: float = 4.0,
         margin: float = 0.2,
+        mining: str = "semihard",
         max_negatives: int | str | None = None,
+        queue_size: int = 0,
         student_module_path: str = "embedding",
         student_module_io: str = "output",
         teacher_module_path: str = "embedding",
@@ -51,9 +57,15 @@ class RelationshipLoss(nn.Module):
             raise ConfigError(f"temperature: must be above 0, got {temperature}")
         if not margin >= 0:
             raise ConfigError(f"margin: must be at least 0, got {margin}")
+        if mining not in MINING:
+            raise ConfigError(f"mining: there is no strategy {mining!r}; {nearest(mining, MINING)}")
+        if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 0:
+            raise ConfigError(f"queue_size: must be a whole number, 0 or more, got {queue_size!r}")
         self.temperature = temperature
         self.margin = margin
+        self.mining = mining
         self.max_negatives = max_negatives
+        self.queue = EmbeddingQueue(queue_size) if queue_size else None
         self.student_hook = (student_module_path, student_module_io)
         self.teacher_hook = (teacher_module_path, teacher_module_io)
         self.terms: dict[str, Tensor] = {}
@@ -69,15 +81,20 @@ class RelationshipLoss(nn.Module):
         """The loss of a batch, a scalar. ``self.terms`` then holds it and the counts of tuples and negatives."""
         student = hooked_tensor(student_io_dict, "student", *self.student_hook)
         teacher = hooked_tensor(teacher_io_dict, "teacher", *self.teacher_hook)
+        teacher = teacher.to(student.device)
         with user_can_mend("refilled_relationship"):
             match = relationship_matching(
                 student,
-                teacher.to(student.device),
+                teacher,
                 targets,
                 temperature=self.temperature,
                 margin=self.margin,
+                mining=self.mining,
                 max_negatives=self.max_negatives,
+                earlier=None if self.queue is None else self.queue.content(),
             )
+        if self.queue is not None:
+            self.queue.push(student, teacher, targets)
         self.terms = {
             "relationship": match.loss.detach(),
             "tuples": match.tuples,
@@ -87,4 +104,8 @@ class RelationshipLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The hyper-parameters."""
-        return f"temperature={self.temperature}, margin={self.margin}, max_negatives={self.max_negatives}"
+        queue_size = 0 if self.queue is None else self.queue.size
+        return (
+            f"temperature={self.temperature}, margin={self.margin}, mining={self.mining!r}, "
+            f"max_negatives={self.max_negatives!r}, queue_size={queue_size}"
+        )

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_plugin.functional import pairwise_distances, relationship_matching, semihard_negatives
+from gkd_plugin.functional import _rows, relationship_matching
 from tests import reference
 
 
@@ -14,6 +14,10 @@ def batch(size=24, classes=4, width=8, teacher_width=12, dtype=torch.float64, se
     student = torch.randn(size, width, generator=generator, dtype=dtype)
     teacher = torch.randn(size, teacher_width, generator=generator, dtype=dtype)
     return student, teacher, torch.randint(classes, (size,), generator=generator)
+
+
+def relative_error(got, want):
+    return (got.double() - want.double()).norm() / want.double().norm()
 
 
 def reference_gradient(student, teacher, labels, temperature, margin):
@@ -74,9 +78,25 @@ def test_teacher_and_selection_carry_no_gradient():
     relationship_matching(student, teacher, labels).loss.backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
-    assert not semihard_negatives(
-        pairwise_distances(student), labels, torch.tensor([0]), torch.tensor([1]), 0.2
-    ).requires_grad
+
+
+@pytest.mark.parametrize("mining", ["semihard", "hard", "all"])
+@pytest.mark.parametrize("temperature", [0.05, 4.0])
+@pytest.mark.parametrize("max_negatives", [None, 2])
+def test_every_strategy_matches_the_loops(mining, temperature, max_negatives):
+    student, teacher, labels = batch()
+    settings = {"temperature": temperature, "margin": 0.2, "mining": mining, "max_negatives": max_negatives}
+    student.requires_grad_()
+    got = relationship_matching(student, teacher, labels, **settings)
+    got.loss.backward()
+    loss, tuples, negatives, pull = reference.matched_distances(
+        reference.distances(student), reference.distances(teacher), labels.tolist(), **settings
+    )
+    want = torch.tensor(reference.embedding_gradient(student, pull), dtype=torch.float64)
+    assert got.tuples == tuples > 0
+    assert got.negatives.item() == pytest.approx(negatives)
+    assert got.loss.item() == pytest.approx(loss, rel=1e-12)
+    assert relative_error(student.grad, want) < 1e-12
 
 
 def test_loss_falls_to_zero_where_the_spaces_agree():
@@ -113,14 +133,6 @@ def test_equal_and_zero_rows_have_finite_gradients():
     assert torch.isfinite(student.grad).all()
 
 
-def test_distance_of_equal_rows_is_zero_with_zero_gradient():
-    x = torch.ones(2, 3, requires_grad=True)
-    distances = pairwise_distances(x)
-    distances.sum().backward()
-    assert torch.equal(distances, torch.zeros(2, 2, dtype=torch.float64))
-    assert torch.equal(x.grad, torch.zeros(2, 3))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_autocast_does_not_lower_the_precision(dtype):
     student, teacher, labels = batch(dtype=torch.float32)
@@ -155,6 +167,9 @@ def test_any_batch_matches_the_loops(size, classes, temperature, margin, seed):
         ({"margin": -0.1}, "margin must be at least 0, got -0.1"),
         ({"max_negatives": 0}, "max_negatives must be None, 'smallest' or an integer ≥ 1, got 0"),
         ({"max_negatives": "all"}, "got 'all'"),
+        ({"mining": "easy"}, "mining must be one of semihard, hard, all, got 'easy'"),
+        ({"earlier": (torch.zeros(2, 8), torch.zeros(2, 11), torch.zeros(2))}, r"\[Q, 8\], \[Q, 12\] and \[Q\], got"),
+        ({"earlier": (torch.zeros(2, 8), torch.zeros(3, 12), torch.zeros(2))}, r"got \[2, 8\], \[3, 12\], \[2\]"),
         ({"labels": torch.zeros(24)}, "integer labels, got torch.float32"),
         ({"labels": torch.zeros(23, dtype=torch.long)}, "one batch"),
         ({"teacher_embedding": torch.zeros(24, 3, 1, 1)}, r"\[24, 3, 1, 1\]"),
@@ -167,15 +182,6 @@ def test_bad_input_is_named(change, message):
         relationship_matching(**arguments)
 
 
-def test_the_window_is_open_at_the_positive_and_closed_at_the_margin():
-    """Exact ties in distances that float64 holds exactly: a gap of 0 is out, one of the margin is in."""
-    distances = torch.tensor([[0.0, 0.25, 0.25, 0.5, 0.75, 1.0, 0.125]], dtype=torch.float64)
-    labels = torch.tensor([0, 0, 1, 1, 1, 1, 1])
-    got = semihard_negatives(distances, labels, torch.tensor([0]), torch.tensor([1]), 0.5)
-    assert got.tolist() == [[False, False, False, True, True, False, False]]
-    assert relationship_matching(torch.eye(4), torch.eye(4), torch.tensor([0, 0, 1, 1])).tuples == 0
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_gradient_matches_that_of_the_loops(dtype, tolerance):
     student, teacher, labels = batch(size=16, classes=3, width=6, dtype=dtype)
@@ -183,3 +189,130 @@ def test_gradient_matches_that_of_the_loops(dtype, tolerance):
     relationship_matching(mine, teacher, labels).loss.backward()
     reference.differentiable_relationship(theirs, teacher.double(), labels, 4.0, 0.2).backward()
     assert (mine.grad.double() - theirs.grad).norm() / theirs.grad.norm() < tolerance
+
+
+def structured(kind, generator, size=60, width=16):
+    """Student, teacher and labels of a batch of float32 whose classes matter to both networks."""
+    sizes = {"imbalanced": [size - 12, 6, 4, 1, 1], "two classes": [size // 2, size - size // 2]}
+    counts = sizes.get(kind, [size // 5] * 5)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[torch.randperm(size, generator=generator)]
+    if kind == "random":
+        return torch.randn(size, width, generator=generator), torch.randn(size, 24, generator=generator), labels
+    cone = 3 * torch.rand(width, generator=generator)
+    student = cone + torch.randn(5, width, generator=generator)[labels] + torch.randn(size, width, generator=generator)
+    teacher = 2 * torch.randn(5, 24, generator=generator)[labels] + torch.randn(size, 24, generator=generator)
+    if kind == "duplicated":  # every second sample repeats its predecessor of the same class
+        first = labels.argsort(stable=True).view(-1, 2)
+        student[first[:, 1]], teacher[first[:, 1]] = student[first[:, 0]], teacher[first[:, 0]]
+    return student.relu() if kind == "behind a ReLU" else student, teacher, labels
+
+
+@pytest.mark.parametrize("temperature", [4.0, 1.0, 0.5, 0.25, 0.15, 0.1])
+@pytest.mark.parametrize(
+    "kind", ["structured", "random", "imbalanced", "duplicated", "two classes", "behind a ReLU"]
+)
+def test_float32_agrees_with_float64_loops(kind, temperature):
+    """Loss and gradient with respect to the embedding before normalisation, to 1e-5."""
+    student, teacher, labels = structured(kind, torch.Generator().manual_seed(1))
+    s, t = reference.distances(student), reference.distances(teacher)
+    loss, tuples, negatives, pull = reference.matched_distances(s, t, labels.tolist(), temperature, 0.2)
+    want = torch.tensor(reference.embedding_gradient(student, pull), dtype=torch.float64)
+    for tiled in (False, True):
+        leaf = student.clone().requires_grad_()
+        got = relationship_matching(leaf, teacher, labels, temperature=temperature, tiled=tiled)
+        got.loss.backward()
+        assert (got.tuples.item(), got.negatives.item()) == (tuples, pytest.approx(negatives))
+        assert got.loss.item() == pytest.approx(loss, rel=1e-5)
+        assert relative_error(leaf.grad, want) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [4.0, 1.0, 0.5, 0.25, 0.15, 0.1, 0.02])
+def test_a_teacher_that_spans_all_distances(temperature):
+    """A teacher opposed to the student: its farthest are the student's nearest, distances from 0 to 1.97."""
+    generator = torch.Generator().manual_seed(2)
+    size = 64
+    angle = torch.linspace(0, 2.8, size)
+    student = torch.stack([angle.cos(), angle.sin()], dim=1) + 0.02 * torch.randn(size, 2, generator=generator)
+    turned = angle[torch.randperm(size, generator=generator)]
+    teacher = torch.stack([turned.cos(), turned.sin()], dim=1)
+    labels = torch.arange(size) % 4
+    s, t = reference.distances(student), reference.distances(teacher)
+    assert max(map(max, t)) > 1.9
+    loss, _, _, pull = reference.matched_distances(s, t, labels.tolist(), temperature, 0.2)
+    want = torch.tensor(reference.embedding_gradient(student, pull), dtype=torch.float64)
+    leaf = student.clone().requires_grad_()
+    got = relationship_matching(leaf, teacher, labels, temperature=temperature)
+    got.loss.backward()
+    assert got.loss.item() == pytest.approx(loss, rel=1e-4)
+    assert relative_error(leaf.grad, want) < 1e-4
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("elements", [1, 700, 10**6])
+def test_the_size_of_the_tiles_does_not_matter(tiled, elements, monkeypatch):
+    student, teacher, labels = batch(size=45)
+    want = relationship_matching(student, teacher, labels)
+    monkeypatch.setattr(_rows, "_CPU_TILE", elements)
+    leaf = student.clone().requires_grad_()
+    got = relationship_matching(leaf, teacher, labels, tiled=tiled)
+    got.loss.backward()
+    assert got.loss.item() == pytest.approx(want.loss.item(), rel=1e-12)
+    assert got.tuples == want.tuples
+    exact = student.clone().requires_grad_()
+    reference.differentiable_relationship(exact, teacher, labels, 4.0, 0.2).backward()
+    assert relative_error(leaf.grad, exact.grad) < 1e-12
+
+
+@pytest.mark.parametrize("max_negatives", [None, 1, "smallest"])
+def test_earlier_batches_are_positives_and_negatives_but_no_anchors(max_negatives):
+    student, teacher, labels = batch(size=30)
+    leaf = student[:12].clone().requires_grad_()
+    earlier = (student[12:], teacher[12:], labels[12:])
+    got = relationship_matching(leaf, teacher[:12], labels[:12], earlier=earlier, max_negatives=max_negatives)
+    got.loss.backward()
+    loss, tuples, negatives, pull = reference.matched_distances(
+        reference.distances(student), reference.distances(teacher), labels.tolist(), 4.0, 0.2, max_negatives, anchors=12
+    )
+    want = torch.tensor(reference.embedding_gradient(student, pull), dtype=torch.float64)[:12]
+    assert (got.tuples.item(), got.negatives.item()) == (tuples, pytest.approx(negatives))
+    assert got.loss.item() == pytest.approx(loss, rel=1e-12)
+    assert relative_error(leaf.grad, want) < 1e-12
+
+
+def test_the_same_batch_gives_the_same_bits():
+    student, teacher, labels = batch(size=200, dtype=torch.float32)
+    results = []
+    for _ in range(3):
+        leaf = student.clone().requires_grad_()
+        loss = relationship_matching(leaf, teacher, labels).loss
+        loss.backward()
+        results.append((loss.item(), leaf.grad))
+    assert all(loss == results[0][0] and torch.equal(grad, results[0][1]) for loss, grad in results)
+
+
+def test_products_stay_in_float32_where_the_user_allows_less():
+    student, teacher, labels = batch(size=64, width=64, dtype=torch.float32)
+    want = relationship_matching(student, teacher, labels).loss
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(relationship_matching(student, teacher, labels).loss, want)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_all_points_equal():
+    student = torch.ones(6, 3, requires_grad=True)
+    match = relationship_matching(student, torch.randn(6, 3), torch.arange(6) % 2)
+    match.loss.backward()
+    assert match.loss.item() == 0
+    assert match.tuples.item() == 0
+    assert torch.equal(student.grad, torch.zeros(6, 3))
+
+
+def test_no_gradient_is_computed_where_none_is_asked_for():
+    student, teacher, labels = batch()
+    with torch.no_grad():
+        loss = relationship_matching(student.requires_grad_(), teacher, labels).loss
+    assert not loss.requires_grad
+    assert loss.item() > 0

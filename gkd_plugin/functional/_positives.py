@@ -1,0 +1,55 @@
+"""The positives of each anchor, as columns of the distance matrix."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["ClassIndex", "Positives"]
+
+
+class Positives(NamedTuple):
+    """Of R anchors, each with at most P positives.
+
+    Attributes:
+        own: ``[R, 1]`` column of the anchor itself.
+        columns: ``[R, P]`` columns of the anchor's class; the anchor's own column where there is no positive.
+        exist: ``[R, P]`` bool, False for the padding and for the anchor itself.
+        negatives: ``[R, 1]`` number of columns of other classes.
+    """
+
+    own: Tensor
+    columns: Tensor
+    exist: Tensor
+    negatives: Tensor
+
+
+class ClassIndex:
+    """Finds the positives of the anchors in one sort of the labels.
+
+    Args:
+        labels: ``[N]`` of the columns, integers of any value; the anchors are the first columns.
+
+    Attributes:
+        width: P. On the CPU the size of the largest class; elsewhere N, so that the host waits for nothing.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self._labels = labels
+        ordered, self._order = labels.sort(stable=True)
+        self._start = torch.searchsorted(ordered, labels)
+        self._size = torch.searchsorted(ordered, labels, right=True) - self._start
+        on_host = labels.device.type == "cpu" and labels.numel() > 0
+        self.width = int(self._size.max()) if on_host else labels.numel()
+
+    def positives(self, first: int, last: int) -> Positives:
+        """The positives of the anchors ``first`` to ``last - 1``."""
+        device = self._labels.device
+        own = torch.arange(first, last, device=device).unsqueeze(1)
+        rank = torch.arange(self.width, device=device).unsqueeze(0)
+        start, size = self._start[first:last, None], self._size[first:last, None]
+        columns = self._order[(start + rank).clamp_(max=self._labels.numel() - 1)]
+        exist = (rank < size) & (columns != own)
+        return Positives(own, torch.where(exist, columns, own), exist, self._labels.numel() - size)

@@ -1,0 +1,58 @@
+"""Embeddings of earlier batches, for tuples across batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["EmbeddingQueue"]
+
+
+class EmbeddingQueue:
+    """The last ``size`` samples' embeddings of both networks and their labels, first in, first out.
+
+    How full it is, is known on the host: reading it waits for no device. It is not part of any checkpoint; a run that
+    is resumed fills it again.
+
+    Args:
+        size: samples to keep, ≥ 1.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> queue = EmbeddingQueue(3)
+        >>> queue.push(torch.eye(2), torch.ones(2, 5), torch.tensor([0, 1]))
+        >>> queue.push(torch.eye(2), torch.ones(2, 5), torch.tensor([2, 3]))
+        >>> student, teacher, labels = queue.content()
+        >>> labels
+        tensor([1, 2, 3])
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"a queue holds at least 1 sample, got size {size}")
+        self.size = size
+        self._content: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return 0 if self._content is None else self._content[2].shape[0]
+
+    def push(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
+        """Adds a batch, ``[B, D_s]``, ``[B, D_t]`` and ``[B]``, detached; the oldest samples leave."""
+        batch = tuple(tensor.detach()[-self.size :] for tensor in (student, teacher, labels))
+        if self._content is None:
+            kept = tuple(tensor.clone() for tensor in batch)
+        else:
+            leaving = max(0, len(self) + batch[2].shape[0] - self.size)
+            kept = tuple(torch.cat([old[leaving:], new.to(old)]) for old, new in zip(self._content, batch, strict=True))
+        self._content = (kept[0], kept[1], kept[2])
+
+    def content(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Student embeddings ``[Q, D_s]``, teacher embeddings ``[Q, D_t]``, labels ``[Q]``, oldest first, or ``None``."""
+        return self._content
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._content = None
