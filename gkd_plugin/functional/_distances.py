@@ -13,9 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["centred", "finish_distances", "full_precision_products", "negative_products", "squared_lengths"]
+from gkd_plugin.functional._accelerated import compiled_for, finish_distances_compiled
+
+__all__ = [
+    "before_normalisation",
+    "centred",
+    "finish_distances",
+    "full_precision_products",
+    "normalised",
+    "products",
+    "squares",
+]
 
 _BLOCK = 256
+
+
+def normalised(embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of length 1 and the lengths ``[N, 1]`` they had; a row of zeros stays one."""
+    lengths = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+    return embedding / lengths.clamp(min=torch.finfo(embedding.dtype).tiny), lengths
+
+
+def before_normalisation(gradient: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
+    """From the gradient with respect to normalised rows to that of the embedding, in place; 0 for a row of zeros."""
+    along = torch.linalg.vecdot(gradient, directions).unsqueeze(1)
+    return gradient.addcmul_(directions, along, value=-1).div_(torch.where(lengths > 0, lengths, torch.inf))
 
 
 def centred(rows: Tensor) -> Tensor:
@@ -52,30 +74,30 @@ def _ieee(switch: Any) -> Iterator[None]:
         switch.fp32_precision = before
 
 
-def negative_products(rows: Tensor) -> Tensor:
-    """−2·XXᵀ, ``[N, N]``: the blocks above the diagonal are computed, those below are their transposes."""
-    count = rows.shape[0]
-    result = rows.new_empty(count, count)
-    for start in range(0, count, _BLOCK):
+def products(rows: Tensor, result: Tensor) -> Tensor:
+    """XXᵀ into ``result`` ``[N, N]``: the blocks above the diagonal are computed, those below are their transposes."""
+    for start in range(0, rows.shape[0], _BLOCK):
         stop = start + _BLOCK
-        block = result[start:stop, start:]
-        torch.addmm(block, rows[start:stop], rows[start:].T, beta=0, alpha=-2, out=block)
-        result[stop:, start:stop] = result[start:stop, stop:].T
+        block = rows[start:stop] @ rows[start:].T
+        result[start:stop, start:] = block
+        result[stop:, start:stop] = block[:, _BLOCK:].T
     return result
 
 
-def squared_lengths(rows: Tensor) -> Tensor:
+def squares(rows: Tensor) -> Tensor:
     """``[N]``: ‖x_i‖², each from a matrix product as in the distances, so that D of equal rows is exactly 0."""
     blocks = [(block @ block.T).diagonal() for block in rows.split(_BLOCK)]
     return torch.cat(blocks) if blocks else rows.new_zeros(0)
 
 
-def finish_distances(products: Tensor, lengths: Tensor, anchor_lengths: Tensor) -> Tensor:
+def finish_distances(inner: Tensor, squares: Tensor, anchor_squares: Tensor) -> Tensor:
     """D = √max(0, ‖x_a‖² + ‖x_n‖² − 2·x_a·x_n), in place.
 
     Args:
-        products: ``[R, N]``, −2·x_a·x_n.
-        lengths: ``[N]``, ‖x_n‖².
-        anchor_lengths: ``[R]``, ‖x_a‖².
+        inner: ``[R, N]``, x_a·x_n.
+        squares: ``[N]``, ‖x_n‖².
+        anchor_squares: ``[R]``, ‖x_a‖².
     """
-    return products.add_(lengths).add_(anchor_lengths.unsqueeze(1)).clamp_(min=0).sqrt_()
+    if compiled_for(inner):
+        return finish_distances_compiled(inner, squares, anchor_squares)
+    return torch.sub(squares, inner, alpha=2, out=inner).add_(anchor_squares.unsqueeze(1)).clamp_(min=0).sqrt_()

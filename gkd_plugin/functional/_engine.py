@@ -8,14 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gkd_plugin.functional._accelerated import compiled_for, score_compiled
 from gkd_plugin.functional._dense import count_smallest, score_densely
-from gkd_plugin.functional._distances import centred, full_precision_products
+from gkd_plugin.functional._distances import before_normalisation, centred, full_precision_products, normalised
 from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
 from gkd_plugin.functional._precision import exact_dtype
 from gkd_plugin.functional._rows import Rows, SymmetricRows, TiledRows
 from gkd_plugin.functional._tile import Selection, Tile, TileScore
 
 __all__ = ["Match", "match_relationships"]
+
+Scorer = Callable[[Tile, Selection, bool], TileScore]
 
 LOWEST_PREFIX_TEMPERATURE = 0.15
 """Below it the prefix sums lose digits, and the dense engine takes over."""
@@ -50,8 +53,8 @@ def match_relationships(
     """Matches the first ``anchors`` rows with all rows; the rows after them carry no gradient.
 
     Args:
-        student: ``[N, D_s]`` normalised rows.
-        teacher: ``[N, D_t]`` normalised rows, of the same type.
+        student: ``[N, D_s]`` embeddings, not normalised.
+        teacher: ``[N, D_t]`` embeddings, not normalised, of the same type.
         labels: ``[N]``.
         anchors: B ≤ N.
         selection: how tuples are formed.
@@ -59,14 +62,18 @@ def match_relationships(
         need_gradient: otherwise only the loss.
     """
     with full_precision_products():
-        student, teacher = centred(student), centred(teacher)
+        directions, lengths = normalised(student)
+        student, teacher = centred(directions), centred(normalised(teacher)[0])
         rows = _rows(student, teacher, labels, anchors, tiled)
         if selection.max_negatives == "smallest":
             everything = selection._replace(max_negatives=None)
             smallest = [count_smallest(rows.tile(*span), everything) for span in rows.spans()]
             selection = selection._replace(max_negatives=torch.stack(smallest).min())
             rows = _rows(student, teacher, labels, anchors, tiled)
-        return _sum_tiles(rows, selection, _scorer(selection, student), need_gradient)
+        sums = _sum_tiles(rows, selection, _scorer(selection, student), need_gradient)
+        if not need_gradient:
+            return Match(*sums, student.new_empty(0))
+        return Match(*sums, before_normalisation(rows.gradient(), directions[:anchors], lengths[:anchors]))
 
 
 def _rows(student: Tensor, teacher: Tensor, labels: Tensor, anchors: int, tiled: bool) -> Rows:
@@ -75,17 +82,16 @@ def _rows(student: Tensor, teacher: Tensor, labels: Tensor, anchors: int, tiled:
     return SymmetricRows(student, teacher, labels)
 
 
-def _scorer(selection: Selection, student: Tensor) -> Callable[[Tile, Selection, bool], TileScore]:
+def _scorer(selection: Selection, student: Tensor) -> Scorer:
     """Decided on the host, by the settings alone."""
     exact = exact_dtype(student) == torch.float64
-    if exact and selection.max_negatives is None and selection.temperature >= LOWEST_PREFIX_TEMPERATURE:
-        return score_by_prefix_sums
-    return score_densely
+    if not exact or selection.max_negatives is not None or selection.temperature < LOWEST_PREFIX_TEMPERATURE:
+        return score_densely
+    return score_compiled if compiled_for(student) else score_by_prefix_sums
 
 
-def _sum_tiles(
-    rows: Rows, selection: Selection, scorer: Callable[[Tile, Selection, bool], TileScore], need_gradient: bool
-) -> Match:
+def _sum_tiles(rows: Rows, selection: Selection, scorer: Scorer, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(divergence, tuples, negatives); hands the pulls to ``rows``."""
     device = rows.student.device
     divergence = torch.zeros((), dtype=exact_dtype(rows.student), device=device)
     tuples = torch.zeros((), dtype=torch.int64, device=device)
@@ -97,4 +103,4 @@ def _sum_tiles(
         negatives += score.negatives
         if score.pull is not None:
             rows.collect(first, last, score.pull)
-    return Match(divergence, tuples, negatives, rows.gradient() if need_gradient else rows.student.new_empty(0))
+    return divergence, tuples, negatives

@@ -20,7 +20,7 @@ SMALLEST = 0
 @torch.library.custom_op("gkd_plugin::relationship", mutates_args=())
 def relationship_operator(
     anchors: Tensor,
-    student: Tensor,
+    student: Tensor | None,
     teacher: Tensor,
     labels: Tensor,
     temperature: float,
@@ -32,12 +32,12 @@ def relationship_operator(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, number of tuples, mean number of negatives, gradient) of anchors ``[B, D_s]``.
 
-    ``student`` ``[Q, D_s]`` are rows besides the anchors; ``teacher`` ``[B + Q, D_t]`` and ``labels`` ``[B + Q]`` are
-    of both. All rows are normalised. ``max_negatives`` is −1 for all, 0 for the smallest number of the batch.
+    ``student`` ``[Q, D_s]`` are embeddings besides the anchors', if any; ``teacher`` ``[B + Q, D_t]`` and ``labels``
+    ``[B + Q]`` are of both. ``max_negatives`` is −1 for all, 0 for the smallest number of the batch.
     """
     limit: Any = {ALL_NEGATIVES: None, SMALLEST: "smallest"}.get(max_negatives, max_negatives)
     match = match_relationships(
-        torch.cat([anchors, student]),
+        anchors if student is None else torch.cat([anchors, student]),
         teacher,
         labels,
         anchors.shape[0],
@@ -50,7 +50,7 @@ def relationship_operator(
         (match.divergence / count).to(anchors.dtype),
         match.tuples,
         match.negatives / count,
-        match.gradient / count.to(anchors.dtype),
+        match.gradient.div_(count.to(anchors.dtype)),
     )
 
 

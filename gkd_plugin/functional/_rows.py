@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._distances import finish_distances, negative_products, squared_lengths
+from gkd_plugin.functional._accelerated import compiled_for
+from gkd_plugin.functional._distances import finish_distances, products, squares
 from gkd_plugin.functional._positives import ClassIndex
 from gkd_plugin.functional._tile import Tile
 
 __all__ = ["Rows", "SymmetricRows", "TiledRows"]
 
 _CPU_TILE = 2**17  # elements; a few arrays of this size stay in the cache
+_COMPILED_TILE = 2**20  # works row by row, so that only the number of calls matters
 _DEVICE_TILE = 2**25
 
 
@@ -37,7 +39,8 @@ class Rows:
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(first, last) of each tile of anchors."""
-        elements = _CPU_TILE if self.student.device.type == "cpu" else _DEVICE_TILE
+        on_host = _COMPILED_TILE if compiled_for(self.student) else _CPU_TILE
+        elements = on_host if self.student.device.type == "cpu" else _DEVICE_TILE
         step = max(elements // max(self.student.shape[0], 1), 16)
         for first in range(0, self.anchors, step):
             yield first, min(first + step, self.anchors)
@@ -60,14 +63,15 @@ class SymmetricRows(Rows):
 
     def __init__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
         super().__init__(student, teacher, labels, student.shape[0])
-        self._student_products = negative_products(student)
-        self._teacher_products = negative_products(teacher)
-        self._student_lengths = self._student_products.diagonal() / -2
-        self._teacher_lengths = self._teacher_products.diagonal() / -2
+        both = student.new_empty(2, self.anchors, self.anchors)  # one block: allocators hand it out again faster
+        self._student_products = products(student, both[0])
+        self._teacher_products = products(teacher, both[1])
+        self._student_squares = self._student_products.diagonal().clone()
+        self._teacher_squares = self._teacher_products.diagonal().clone()
 
     def tile(self, first: int, last: int) -> Tile:
         """Finishes the rows of the tile in place."""
-        student, teacher = self._student_lengths, self._teacher_lengths
+        student, teacher = self._student_squares, self._teacher_squares
         return Tile(
             finish_distances(self._student_products[first:last], student, student[first:last]),
             finish_distances(self._teacher_products[first:last], teacher, teacher[first:last]),
@@ -76,12 +80,13 @@ class SymmetricRows(Rows):
 
     def collect(self, first: int, last: int, pull: Tensor) -> None:
         """Keeps the pull where the student's distances were."""
-        self._student_products[first:last] = pull
+        if pull.data_ptr() != self._student_products[first:last].data_ptr():
+            self._student_products[first:last] = pull
 
     def gradient(self) -> Tensor:
         """One product; the teacher's matrix takes the transpose."""
         symmetric = self._teacher_products.copy_(self._student_products.T).add_(self._student_products)
-        return symmetric.sum(dim=1, keepdim=True) * self.student - symmetric @ self.student
+        return _difference(symmetric, self.student, self.student)
 
 
 class TiledRows(Rows):
@@ -89,30 +94,33 @@ class TiledRows(Rows):
 
     def __init__(self, student: Tensor, teacher: Tensor, labels: Tensor, anchors: int) -> None:
         super().__init__(student, teacher, labels, anchors)
-        self._student_lengths = squared_lengths(student)
-        self._teacher_lengths = squared_lengths(teacher)
+        self._student_squares = squares(student)
+        self._teacher_squares = squares(teacher)
         self._gradient = torch.zeros_like(student[:anchors])
 
     def tile(self, first: int, last: int) -> Tile:
         """Computes the rows of the tile."""
         return Tile(
-            _distances(self.student, self._student_lengths, first, last),
-            _distances(self.teacher, self._teacher_lengths, first, last),
+            _distances(self.student, self._student_squares, first, last),
+            _distances(self.teacher, self._teacher_squares, first, last),
             self.classes.positives(first, last),
         )
 
     def collect(self, first: int, last: int, pull: Tensor) -> None:
         """Adds both products of the tile."""
         rows = self.student[first:last]
-        self._gradient[first:last] += pull.sum(dim=1, keepdim=True) * rows - pull @ self.student
-        back = pull[:, : self.anchors].T
-        self._gradient += back.sum(dim=1, keepdim=True) * self.student[: self.anchors] - back @ rows
+        self._gradient[first:last] += _difference(pull, rows, self.student)
+        self._gradient += _difference(pull[:, : self.anchors].T, self.student[: self.anchors], rows)
 
     def gradient(self) -> Tensor:
         """What was added up."""
         return self._gradient
 
 
-def _distances(rows: Tensor, lengths: Tensor, first: int, last: int) -> Tensor:
-    products = (rows[first:last] @ rows.T).mul_(-2)
-    return finish_distances(products, lengths, lengths[first:last])
+def _distances(rows: Tensor, squared: Tensor, first: int, last: int) -> Tensor:
+    return finish_distances(rows[first:last] @ rows.T, squared, squared[first:last])
+
+
+def _difference(pull: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """Σ_j pull_ij·(x_i − x_j)."""
+    return (pull @ others).neg_().addcmul_(pull.sum(dim=1, keepdim=True), rows)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from gkd_plugin.functional._operator import ALL_NEGATIVES, SMALLEST, relationship_operator
 from gkd_plugin.functional._precision import no_autocast
@@ -99,16 +98,17 @@ def relationship_matching(
     _check_hyperparameters(temperature, margin, mining, max_negatives)
     with no_autocast(student_embedding):
         dtype = torch.promote_types(student_embedding.dtype, torch.float32)
-        anchors = functional.normalize(student_embedding.to(dtype), dim=1)
-        constant = [anchors[:0].detach(), teacher_embedding.detach(), labels]
+        anchors = student_embedding.to(dtype)
+        student, teacher, all_labels = None, teacher_embedding.detach().to(anchors), labels
         if earlier is not None:
             _check_earlier(earlier, student_embedding, teacher_embedding)
-            constant = [torch.cat([mine, old.detach().to(mine)]) for mine, old in zip(constant, earlier, strict=True)]
-        student, teacher, all_labels = constant
+            student, old_teacher, old_labels = (tensor.detach() for tensor in earlier)
+            student = student.to(anchors)
+            teacher, all_labels = torch.cat([teacher, old_teacher.to(teacher)]), torch.cat([labels, old_labels.to(labels)])
         loss, tuples, negatives, _ = relationship_operator(
             anchors,
-            functional.normalize(student, dim=1),
-            functional.normalize(teacher.to(anchors), dim=1),
+            student,
+            teacher,
             all_labels,
             float(temperature),
             float(margin),
