@@ -37,8 +37,8 @@ def distances(embedding: Tensor) -> list[list[float]]:
 
 WINDOWS = {
     "semihard": lambda gap, margin: 0 < gap <= margin,
-    "hard": lambda gap, margin: gap <= 0,  # noqa: ARG005
-    "all": lambda gap, margin: True,  # noqa: ARG005
+    "hard": lambda gap, margin: gap <= 0,
+    "all": lambda gap, margin: True,
 }
 
 

@@ -16,5 +16,6 @@ __all__ = ["compiled_for", "finish_distances_compiled", "score_compiled"]
 
 
 def compiled_for(distances: Tensor) -> bool:
-    """Whether the compiled parts take this tensor: float32 on the CPU, where Numba is installed."""
-    return AVAILABLE and distances.device.type == "cpu" and distances.dtype == torch.float32
+    """Whether the compiled parts take this tensor: float32 on the CPU, not a fake one, where Numba is installed."""
+    real = type(distances) is Tensor and distances.device.type == "cpu"
+    return AVAILABLE and real and distances.dtype == torch.float32

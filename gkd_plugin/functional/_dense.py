@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gkd_plugin.functional._positives import Positives
 from gkd_plugin.functional._precision import exact_dtype
 from gkd_plugin.functional._tile import SMALLEST_DISTANCE, Selection, Tile, TileScore
 
@@ -20,13 +21,14 @@ def score_densely(tile: Tile, selection: Selection, need_gradient: bool) -> Tile
     exact = exact_dtype(tile.student)
     student = tile.student.to(exact) / -selection.temperature
     teacher = tile.teacher.to(exact) / -selection.temperature
-    own_class = _own_class(tile)
+    positives = tile.positives()
+    own_class = _own_class(tile, positives)
     divergence = student.new_zeros(())
     tuples = negatives = torch.zeros((), dtype=torch.int64, device=student.device)
     gradient = torch.zeros_like(student) if need_gradient else None
-    for rank in range(tile.positives.columns.shape[1]):
-        column = tile.positives.columns[:, rank, None]
-        members = _negatives(tile, own_class, rank, selection)
+    for rank in range(positives.columns.shape[1]):
+        column = positives.columns[:, rank, None]
+        members = _negatives(tile.student, own_class, positives, rank, selection)
         exist = members.any(dim=1, keepdim=True)
         tuples, negatives = tuples + exist.sum(), negatives + members.sum()
         members = members.scatter(1, column, exist)
@@ -42,24 +44,26 @@ def score_densely(tile: Tile, selection: Selection, need_gradient: bool) -> Tile
 
 def count_smallest(tile: Tile, selection: Selection) -> Tensor:
     """Scalar int64: the smallest number of negatives of a tuple in the tile, N + 1 where there are no tuples."""
-    own_class = _own_class(tile)
+    positives = tile.positives()
+    own_class = _own_class(tile, positives)
     none = tile.student.shape[1] + 1
     smallest = torch.full((), none, device=tile.student.device)
-    for rank in range(tile.positives.columns.shape[1]):
-        count = _negatives(tile, own_class, rank, selection).sum(dim=1)
+    for rank in range(positives.columns.shape[1]):
+        count = _negatives(tile.student, own_class, positives, rank, selection).sum(dim=1)
         smallest = torch.minimum(smallest, torch.where(count > 0, count, none).min())
     return smallest
 
 
-def _own_class(tile: Tile) -> Tensor:
+def _own_class(tile: Tile, positives: Positives) -> Tensor:
     """``[R, N]`` bool, the columns of the anchor's class."""
-    return torch.zeros_like(tile.student, dtype=torch.bool).scatter_(1, tile.positives.columns, True)
+    return torch.zeros_like(tile.student, dtype=torch.bool).scatter_(1, positives.columns, True)
 
 
-def _negatives(tile: Tile, own_class: Tensor, rank: int, selection: Selection) -> Tensor:
+def _negatives(distances: Tensor, own_class: Tensor, positives: Positives, rank: int, selection: Selection) -> Tensor:
     """``[R, N]`` bool, N(a, p) of the positive number ``rank`` of each anchor."""
-    lower, upper = selection.bounds(tile.student.gather(1, tile.positives.columns[:, rank, None]), selection.margin)
-    members = (tile.student > lower) & (tile.student <= upper) & ~own_class & tile.positives.exist[:, rank, None]
+    near = distances.gather(1, positives.columns[:, rank, None])
+    lower, upper = selection.window.ends(near, selection.margin)
+    members = (distances > lower) & (distances <= upper) & ~own_class & positives.exist[:, rank, None]
     if selection.max_negatives is None:
         return members
     return members & (members.cumsum(dim=1) <= selection.max_negatives)

@@ -54,7 +54,8 @@ def full_precision_products() -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:
-        with _ieee(torch.backends.cuda.matmul), _ieee(torch.backends.mkldnn.matmul):
+        backends: Any = torch.backends
+        with _ieee(backends.cuda.matmul), _ieee(backends.mkldnn.matmul):
             yield
         return
     torch.set_float32_matmul_precision("highest")
@@ -76,6 +77,8 @@ def _ieee(switch: Any) -> Iterator[None]:
 
 def products(rows: Tensor, result: Tensor) -> Tensor:
     """XXᵀ into ``result`` ``[N, N]``: the blocks above the diagonal are computed, those below are their transposes."""
+    if rows.shape[0] <= _BLOCK:
+        return torch.mm(rows, rows.T, out=result)
     for start in range(0, rows.shape[0], _BLOCK):
         stop = start + _BLOCK
         block = rows[start:stop] @ rows[start:].T
@@ -86,7 +89,7 @@ def products(rows: Tensor, result: Tensor) -> Tensor:
 
 def squares(rows: Tensor) -> Tensor:
     """``[N]``: ‖x_i‖², each from a matrix product as in the distances, so that D of equal rows is exactly 0."""
-    blocks = [(block @ block.T).diagonal() for block in rows.split(_BLOCK)]
+    blocks = [(block @ block.T).diagonal() for block in torch.split(rows, _BLOCK)]
     return torch.cat(blocks) if blocks else rows.new_zeros(0)
 
 

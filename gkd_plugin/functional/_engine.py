@@ -11,8 +11,8 @@ from torch import Tensor
 from gkd_plugin.functional._accelerated import compiled_for, score_compiled
 from gkd_plugin.functional._dense import count_smallest, score_densely
 from gkd_plugin.functional._distances import before_normalisation, centred, full_precision_products, normalised
-from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
 from gkd_plugin.functional._precision import exact_dtype
+from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
 from gkd_plugin.functional._rows import Rows, SymmetricRows, TiledRows
 from gkd_plugin.functional._tile import Selection, Tile, TileScore
 
@@ -47,6 +47,7 @@ def match_relationships(
     anchors: int,
     selection: Selection,
     *,
+    cut_to_smallest: bool,
     tiled: bool,
     need_gradient: bool,
 ) -> Match:
@@ -58,18 +59,18 @@ def match_relationships(
         labels: ``[N]``.
         anchors: B ≤ N.
         selection: how tuples are formed.
+        cut_to_smallest: keep as many negatives of each tuple as the smallest tuple has.
         tiled: never hold a B × N matrix, at the price of two more matrix products.
         need_gradient: otherwise only the loss.
     """
     with full_precision_products():
         directions, lengths = normalised(student)
         student, teacher = centred(directions), centred(normalised(teacher)[0])
-        rows = _rows(student, teacher, labels, anchors, tiled)
-        if selection.max_negatives == "smallest":
-            everything = selection._replace(max_negatives=None)
-            smallest = [count_smallest(rows.tile(*span), everything) for span in rows.spans()]
-            selection = selection._replace(max_negatives=torch.stack(smallest).min())
+        if cut_to_smallest:
             rows = _rows(student, teacher, labels, anchors, tiled)
+            smallest = [count_smallest(rows.tile(*span), selection) for span in rows.spans()]
+            selection = selection._replace(max_negatives=torch.stack(smallest).min())
+        rows = _rows(student, teacher, labels, anchors, tiled)
         sums = _sum_tiles(rows, selection, _scorer(selection, student), need_gradient)
         if not need_gradient:
             return Match(*sums, student.new_empty(0))
@@ -92,15 +93,16 @@ def _scorer(selection: Selection, student: Tensor) -> Scorer:
 
 def _sum_tiles(rows: Rows, selection: Selection, scorer: Scorer, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(divergence, tuples, negatives); hands the pulls to ``rows``."""
-    device = rows.student.device
-    divergence = torch.zeros((), dtype=exact_dtype(rows.student), device=device)
-    tuples = torch.zeros((), dtype=torch.int64, device=device)
-    negatives = torch.zeros((), dtype=torch.int64, device=device)
+    scores = []
     for first, last in rows.spans():
         score = scorer(rows.tile(first, last), selection, need_gradient)
-        divergence += score.divergence
-        tuples += score.tuples
-        negatives += score.negatives
         if score.pull is not None:
             rows.collect(first, last, score.pull)
+        scores.append(score[:3])
+    if len(scores) == 1:
+        return scores[0]
+    if not scores:
+        nothing = torch.zeros((), dtype=torch.int64, device=rows.student.device)
+        return nothing.to(exact_dtype(rows.student)), nothing, nothing
+    divergence, tuples, negatives = (torch.stack(parts).sum() for parts in zip(*scores, strict=True))
     return divergence, tuples, negatives

@@ -1,4 +1,8 @@
-"""The engine as one torch operator: opaque to ``torch.compile``, with its gradient computed along with the loss."""
+"""The engine as an autograd function, and as a torch operator where a graph is being compiled.
+
+Both compute the gradient along with the loss. The function is what eager code pays least for; the operator is opaque to
+``torch.compile``, which then needs no graph break.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,80 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gkd_plugin.functional._engine import match_relationships
 from gkd_plugin.functional._tile import Selection
 from gkd_plugin.functional.mining import MINING
 
-__all__ = ["relationship_operator"]
+__all__ = ["ALL_NEGATIVES", "SMALLEST", "relationship_loss", "relationship_operator"]
 
 ALL_NEGATIVES = -1
 SMALLEST = 0
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def relationship_loss(anchors: Tensor, *arguments: Any) -> Outputs:
+    """(loss, number of tuples, mean number of negatives, gradient) of anchors ``[B, D_s]``; see :func:`_evaluate`."""
+    settings = (*arguments, torch.is_grad_enabled() and anchors.requires_grad)
+    if torch.compiler.is_compiling():
+        compiled: Outputs = relationship_operator(anchors, *settings)
+        return compiled
+    eager: Outputs = _RelationshipFunction.apply(anchors, *settings)
+    return eager
+
+
+def _evaluate(
+    anchors: Tensor,
+    student: Tensor | None,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float,
+    margin: float,
+    mining: str,
+    max_negatives: int,
+    tiled: bool,
+    need_gradient: bool,
+) -> Outputs:
+    """The outputs, without autograd.
+
+    ``student`` ``[Q, D_s]`` are embeddings besides the anchors', if any; ``teacher`` ``[B + Q, D_t]`` and ``labels``
+    ``[B + Q]`` are of both. ``max_negatives`` is −1 for all, 0 for the smallest number of the batch.
+    """
+    limit = max_negatives if max_negatives > 0 else None
+    match = match_relationships(
+        anchors if student is None else torch.cat([anchors, student]),
+        teacher,
+        labels,
+        anchors.shape[0],
+        Selection(temperature, margin, MINING[mining], limit),
+        cut_to_smallest=max_negatives == SMALLEST,
+        tiled=tiled,
+        need_gradient=need_gradient,
+    )
+    count = match.tuples.clamp(min=1)
+    return (
+        (match.divergence / count).to(anchors.dtype),
+        match.tuples,
+        match.negatives / count,
+        match.gradient.div_(count),
+    )
+
+
+class _RelationshipFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Outputs:
+        loss, tuples, negatives, gradient = _evaluate(*arguments)
+        ctx.save_for_backward(gradient)
+        ctx.settings = len(arguments) - 1
+        ctx.mark_non_differentiable(tuples, negatives, gradient)
+        return loss, tuples, negatives, gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss: Tensor, *counts: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
+        return _backward(ctx, loss)
 
 
 @torch.library.custom_op("gkd_plugin::relationship", mutates_args=())
@@ -30,39 +99,21 @@ def relationship_operator(
     tiled: bool,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, number of tuples, mean number of negatives, gradient) of anchors ``[B, D_s]``.
-
-    ``student`` ``[Q, D_s]`` are embeddings besides the anchors', if any; ``teacher`` ``[B + Q, D_t]`` and ``labels``
-    ``[B + Q]`` are of both. ``max_negatives`` is −1 for all, 0 for the smallest number of the batch.
-    """
-    limit: Any = {ALL_NEGATIVES: None, SMALLEST: "smallest"}.get(max_negatives, max_negatives)
-    match = match_relationships(
-        anchors if student is None else torch.cat([anchors, student]),
-        teacher,
-        labels,
-        anchors.shape[0],
-        Selection(temperature, margin, MINING[mining], limit),
-        tiled=tiled,
-        need_gradient=need_gradient,
-    )
-    count = match.tuples.clamp(min=1)
-    return (
-        (match.divergence / count).to(anchors.dtype),
-        match.tuples,
-        match.negatives / count,
-        match.gradient.div_(count.to(anchors.dtype)),
+    """As :func:`_evaluate`."""
+    return _evaluate(
+        anchors, student, teacher, labels, temperature, margin, mining, max_negatives, tiled, need_gradient
     )
 
 
 @relationship_operator.register_fake
-def _shapes(anchors: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shapes(anchors: Tensor, *settings: Any) -> Outputs:
     need_gradient = settings[-1]
     gradient = torch.empty_like(anchors) if need_gradient else anchors.new_empty(0)
     scalar = anchors.new_empty(())
     return scalar, scalar.to(torch.int64), scalar.to(torch.float32), gradient
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.save_for_backward(output[-1])
     ctx.settings = len(inputs) - 1
 

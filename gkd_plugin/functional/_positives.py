@@ -33,23 +33,26 @@ class ClassIndex:
         labels: ``[N]`` of the columns, integers of any value; the anchors are the first columns.
 
     Attributes:
+        order: ``[N]`` columns, class by class.
+        start: ``[N]``, where in ``order`` the class of each column begins.
+        size: ``[N]``, how many columns are of the class of each.
         width: P. On the CPU the size of the largest class; elsewhere N, so that the host waits for nothing.
     """
 
     def __init__(self, labels: Tensor) -> None:
         self._labels = labels
-        ordered, self._order = labels.sort(stable=True)
-        self._start = torch.searchsorted(ordered, labels)
-        self._size = torch.searchsorted(ordered, labels, right=True) - self._start
+        ordered, self.order = labels.sort(stable=True)
+        self.start = torch.searchsorted(ordered, labels)
+        self.size = torch.searchsorted(ordered, labels, right=True) - self.start
         on_host = labels.device.type == "cpu" and labels.numel() > 0
-        self.width = int(self._size.max()) if on_host else labels.numel()
+        self.width = int(self.size.max()) if on_host else labels.numel()
 
     def positives(self, first: int, last: int) -> Positives:
         """The positives of the anchors ``first`` to ``last - 1``."""
         device = self._labels.device
         own = torch.arange(first, last, device=device).unsqueeze(1)
         rank = torch.arange(self.width, device=device).unsqueeze(0)
-        start, size = self._start[first:last, None], self._size[first:last, None]
-        columns = self._order[(start + rank).clamp_(max=self._labels.numel() - 1)]
+        start, size = self.start[first:last, None], self.size[first:last, None]
+        columns = self.order[(start + rank).clamp_(max=self._labels.numel() - 1)]
         exist = (rank < size) & (columns != own)
         return Positives(own, torch.where(exist, columns, own), exist, self._labels.numel() - size)

@@ -35,10 +35,10 @@ _BEFORE = -1.0  # a key below every distance: the anchor itself sorts first
 def score_by_prefix_sums(tile: Tile, selection: Selection, need_gradient: bool) -> TileScore:
     """See the module; overwrites ``tile.student``, where ``pull`` is returned."""
     scale = 1 / selection.temperature
-    positives = tile.positives
+    positives = tile.positives()
     near = tile.student.gather(1, positives.columns)
     near_teacher = tile.teacher.gather(1, positives.columns)
-    lower, upper = selection.bounds(near, selection.margin)
+    lower, upper = selection.window.ends(near, selection.margin)
 
     keys = tile.student.scatter_(1, positives.columns, _BEYOND).scatter_(1, positives.own, _BEFORE)
     keys, order = sort_rows(keys)
@@ -76,7 +76,9 @@ def score_by_prefix_sums(tile: Tile, selection: Selection, need_gradient: bool) 
         first = second * (v / z_teacher)
         shift = _between(first, lo, hi, keys).to(gap.dtype)
         slope = _between(second, lo, hi, keys).to(gap.dtype)
-        pull_sorted = shift.sub_(growth.mul_(slope)).mul_(weight).div_(keys.clamp_(min=SMALLEST_DISTANCE)).to(keys.dtype)
+        pull_sorted = (
+            shift.sub_(growth.mul_(slope)).mul_(weight).div_(keys.clamp_(min=SMALLEST_DISTANCE)).to(keys.dtype)
+        )
         own_pull = (own_weight * (first - own_growth * second)).to(keys.dtype)
         own_pull = torch.where(near > SMALLEST_DISTANCE, own_pull / near, 0)
         pull = tile.student.scatter_(1, order, pull_sorted).scatter_(1, positives.columns, own_pull)

@@ -59,7 +59,7 @@ class Rows:
 
 
 class SymmetricRows(Rows):
-    """Holds two N × N matrices, computes half of either, and forms the gradient in one product. All rows are anchors."""
+    """Holds two N × N matrices, computes half of either, forms the gradient in one product; all rows are anchors."""
 
     def __init__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
         super().__init__(student, teacher, labels, student.shape[0])
@@ -71,17 +71,18 @@ class SymmetricRows(Rows):
 
     def tile(self, first: int, last: int) -> Tile:
         """Finishes the rows of the tile in place."""
-        student, teacher = self._student_squares, self._teacher_squares
         return Tile(
-            finish_distances(self._student_products[first:last], student, student[first:last]),
-            finish_distances(self._teacher_products[first:last], teacher, teacher[first:last]),
-            self.classes.positives(first, last),
+            _finish(self._student_products, self._student_squares, first, last),
+            _finish(self._teacher_products, self._teacher_squares, first, last),
+            self.classes,
+            first,
         )
 
     def collect(self, first: int, last: int, pull: Tensor) -> None:
-        """Keeps the pull where the student's distances were."""
-        if pull.data_ptr() != self._student_products[first:last].data_ptr():
-            self._student_products[first:last] = pull
+        """Keeps the pull where the student's distances were, and where an engine may have put it already."""
+        kept = self._student_products[first:last]
+        if not pull.is_set_to(kept):
+            kept.copy_(pull)
 
     def gradient(self) -> Tensor:
         """One product; the teacher's matrix takes the transpose."""
@@ -103,7 +104,8 @@ class TiledRows(Rows):
         return Tile(
             _distances(self.student, self._student_squares, first, last),
             _distances(self.teacher, self._teacher_squares, first, last),
-            self.classes.positives(first, last),
+            self.classes,
+            first,
         )
 
     def collect(self, first: int, last: int, pull: Tensor) -> None:
@@ -115,6 +117,10 @@ class TiledRows(Rows):
     def gradient(self) -> Tensor:
         """What was added up."""
         return self._gradient
+
+
+def _finish(inner: Tensor, squared: Tensor, first: int, last: int) -> Tensor:
+    return finish_distances(inner[first:last], squared, squared[first:last])
 
 
 def _distances(rows: Tensor, squared: Tensor, first: int, last: int) -> Tensor:

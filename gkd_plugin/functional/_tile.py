@@ -1,4 +1,4 @@
-"""What the two engines have in common: a tile of anchors in, its part of the loss and of the gradient out."""
+"""What the engines have in common: a tile of anchors in, its part of the loss and of the gradient out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gkd_plugin.functional._positives import Positives
-from gkd_plugin.functional.mining import Bounds
+from gkd_plugin.functional._positives import ClassIndex, Positives
+from gkd_plugin.functional.mining import Window
 
 __all__ = ["SMALLEST_DISTANCE", "Selection", "Tile", "TileScore"]
 
@@ -21,14 +21,15 @@ class Selection(NamedTuple):
     Attributes:
         temperature: τ₁.
         margin: width of the window, for strategies that use it.
-        bounds: the mining strategy.
-        max_negatives: at most so many negatives per tuple, the first in batch order; ``None`` for all.
+        window: the mining strategy.
+        max_negatives: at most so many negatives per tuple, the first in batch order (a scalar integer tensor where the
+            batch decides); ``None`` for all.
     """
 
     temperature: float
     margin: float
-    bounds: Bounds
-    max_negatives: int | Tensor | str | None
+    window: Window
+    max_negatives: int | Tensor | None
 
 
 class Tile(NamedTuple):
@@ -37,12 +38,18 @@ class Tile(NamedTuple):
     Attributes:
         student: ``[R, N]`` distances D^S. The engine may overwrite them.
         teacher: ``[R, N]`` distances D^T, of the same type. The engine may overwrite them.
-        positives: where the positives of the anchors are.
+        classes: the classes of the columns.
+        first: the column of the first anchor; the others follow.
     """
 
     student: Tensor
     teacher: Tensor
-    positives: Positives
+    classes: ClassIndex
+    first: int
+
+    def positives(self) -> Positives:
+        """Where the positives of the anchors are."""
+        return self.classes.positives(self.first, self.first + self.student.shape[0])
 
 
 class TileScore(NamedTuple):

@@ -1,19 +1,49 @@
 r"""Which negatives a positive pair (a, p) is compared with: an interval of the student's distances.
 
-Every strategy has one contract. Given D_ap it returns (lower, upper), and N(a, p) holds the samples n of other classes
-with lower < D_an ≤ upper. An interval is what lets one sort per anchor serve all of its positives.
+A strategy is a :class:`Window`, a pair of answers: whether a negative must be farther from the anchor than the positive
+is, and how far away it may be. An interval is what lets one sort per anchor serve all of its positives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["MINING", "Bounds", "all_bounds", "hard_bounds", "largest_within_margin", "semihard_bounds"]
+__all__ = ["MINING", "Reach", "Window", "largest_within_margin"]
 
-Bounds = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+
+class Reach(IntEnum):
+    """How far a negative may be from the anchor."""
+
+    POSITIVE = 0
+    """D_an ≤ D_ap."""
+    MARGIN = 1
+    """D_an − D_ap ≤ margin."""
+    ANY = 2
+    """Any distance."""
+
+
+class Window(NamedTuple):
+    """N(a, p) = {n : y_n ≠ y_a, D_an > D_ap where ``beyond_positive``, D_an within ``reach``}."""
+
+    beyond_positive: bool
+    reach: Reach
+
+    def ends(self, distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+        """(lower, upper), such that N(a, p) are the negatives with lower < D_an ≤ upper.
+
+        Args:
+            distance: D_ap, any shape.
+            margin: ≥ 0.
+        """
+        lower = distance if self.beyond_positive else torch.full_like(distance, -torch.inf)
+        if self.reach == Reach.MARGIN:
+            return lower, largest_within_margin(distance, margin)
+        return lower, distance if self.reach == Reach.POSITIVE else torch.full_like(distance, torch.inf)
 
 
 def largest_within_margin(distance: Tensor, margin: float) -> Tensor:
@@ -38,19 +68,11 @@ def largest_within_margin(distance: Tensor, margin: float) -> Tensor:
     return torch.where(first - distance <= bound, first, chosen)
 
 
-def semihard_bounds(distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """``'semihard'``, the paper's: 0 < D_an − D_ap ≤ margin. Farther than the positive, but not by more than margin."""
-    return distance, largest_within_margin(distance, margin)
-
-
-def hard_bounds(distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """``'hard'``: D_an ≤ D_ap. Only the negatives that violate the order, as near as the positive or nearer."""
-    return torch.full_like(distance, -torch.inf), distance
-
-
-def all_bounds(distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """``'all'``: every sample of another class, at any distance; nothing is mined and the margin is not used."""
-    return torch.full_like(distance, -torch.inf), torch.full_like(distance, torch.inf)
-
-
-MINING: Mapping[str, Bounds] = {"semihard": semihard_bounds, "hard": hard_bounds, "all": all_bounds}
+MINING: Mapping[str, Window] = {
+    "semihard": Window(beyond_positive=True, reach=Reach.MARGIN),
+    "hard": Window(beyond_positive=False, reach=Reach.POSITIVE),
+    "all": Window(beyond_positive=False, reach=Reach.ANY),
+}
+"""``'semihard'``, the paper's: 0 < D_an − D_ap ≤ margin, farther than the positive but not by more than the margin.
+``'hard'``: D_an ≤ D_ap, the negatives that violate the order. ``'all'``: every sample of another class; nothing is
+mined and the margin is not used (other libraries call 'all' what is semi-hard or hard here)."""

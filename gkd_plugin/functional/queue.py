@@ -50,7 +50,7 @@ class EmbeddingQueue:
         self._content = (kept[0], kept[1], kept[2])
 
     def content(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Student embeddings ``[Q, D_s]``, teacher embeddings ``[Q, D_t]``, labels ``[Q]``, oldest first, or ``None``."""
+        """Embeddings of student ``[Q, D_s]`` and teacher ``[Q, D_t]`` and labels ``[Q]``, oldest first, or ``None``."""
         return self._content
 
     def clear(self) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._operator import ALL_NEGATIVES, SMALLEST, relationship_operator
+from gkd_plugin.functional._operator import ALL_NEGATIVES, SMALLEST, relationship_loss
 from gkd_plugin.functional._precision import no_autocast
 from gkd_plugin.functional.mining import MINING
 
@@ -104,8 +104,11 @@ def relationship_matching(
             _check_earlier(earlier, student_embedding, teacher_embedding)
             student, old_teacher, old_labels = (tensor.detach() for tensor in earlier)
             student = student.to(anchors)
-            teacher, all_labels = torch.cat([teacher, old_teacher.to(teacher)]), torch.cat([labels, old_labels.to(labels)])
-        loss, tuples, negatives, _ = relationship_operator(
+            teacher, all_labels = (
+                torch.cat([teacher, old_teacher.to(teacher)]),
+                torch.cat([labels, old_labels.to(labels)]),
+            )
+        loss, tuples, negatives, _ = relationship_loss(
             anchors,
             student,
             teacher,
@@ -115,7 +118,6 @@ def relationship_matching(
             mining,
             _limit(max_negatives),
             all_labels.shape[0] > TILED_FROM if tiled is None else tiled,
-            torch.is_grad_enabled() and anchors.requires_grad,
         )
     return RelationshipMatch(loss, tuples, negatives)
 

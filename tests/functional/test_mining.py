@@ -30,7 +30,7 @@ def test_theta_selects_what_the_difference_selects(dtype, distance, margin, step
     ],
 )
 def test_windows(name, chosen):
-    lower, upper = MINING[name](torch.tensor([0.25]), 0.5)
+    lower, upper = MINING[name].ends(torch.tensor([0.25]), 0.5)
     assert DISTANCES[(lower < DISTANCES) & (upper >= DISTANCES)].tolist() == chosen
 
 
