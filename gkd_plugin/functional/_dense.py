@@ -1,7 +1,7 @@
 r"""Relationship matching of a tile of anchors, written as the paper has it: one softmax per tuple, in float64.
 
 The readable reference, and the engine where prefix sums would lose digits (τ < 0.15) or do not apply (truncated
-tuples). O(P·N) time per anchor with P positives, O(R·N) memory for R anchors.
+tuples). O(P·N) time per anchor with P positives, O(R·N) memory for R anchors. On a GPU the host waits once for P.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def score_densely(tile: Tile, selection: Selection, need_gradient: bool) -> Tile
     divergence = student.new_zeros(())
     tuples = negatives = torch.zeros((), dtype=torch.int64, device=student.device)
     gradient = torch.zeros_like(student) if need_gradient else None
-    for rank in range(positives.columns.shape[1]):
+    for rank in range(tile.classes.largest()):
         column = positives.columns[:, rank, None]
         members = _negatives(tile.student, own_class, positives, rank, selection)
         exist = members.any(dim=1, keepdim=True)
@@ -48,7 +48,7 @@ def count_smallest(tile: Tile, selection: Selection) -> Tensor:
     own_class = _own_class(tile, positives)
     none = tile.student.shape[1] + 1
     smallest = torch.full((), none, device=tile.student.device)
-    for rank in range(positives.columns.shape[1]):
+    for rank in range(tile.classes.largest()):
         count = _negatives(tile.student, own_class, positives, rank, selection).sum(dim=1)
         smallest = torch.minimum(smallest, torch.where(count > 0, count, none).min())
     return smallest

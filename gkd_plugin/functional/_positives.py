@@ -44,8 +44,11 @@ class ClassIndex:
         ordered, self.order = labels.sort(stable=True)
         self.start = torch.searchsorted(ordered, labels)
         self.size = torch.searchsorted(ordered, labels, right=True) - self.start
-        on_host = labels.device.type == "cpu" and labels.numel() > 0
-        self.width = int(self.size.max()) if on_host else labels.numel()
+        self.width = self.largest() if labels.device.type == "cpu" else labels.numel()
+
+    def largest(self) -> int:
+        """The size of the largest class; on a GPU the host waits for it."""
+        return int(self.size.max()) if self.size.numel() > 0 else 0
 
     def positives(self, first: int, last: int) -> Positives:
         """The positives of the anchors ``first`` to ``last - 1``."""

@@ -16,7 +16,7 @@ __all__ = ["Rows", "SymmetricRows", "TiledRows"]
 
 _CPU_TILE = 2**17  # elements; a few arrays of this size stay in the cache
 _COMPILED_TILE = 2**20  # works row by row, so that only the number of calls matters
-_DEVICE_TILE = 2**25
+_DEVICE_TILE = 2**22
 
 
 class Rows:
@@ -68,21 +68,18 @@ class SymmetricRows(Rows):
         self._teacher_products = products(teacher, both[1])
         self._student_squares = self._student_products.diagonal().clone()
         self._teacher_squares = self._teacher_products.diagonal().clone()
+        self._handed_out: Tensor | None = None
 
     def tile(self, first: int, last: int) -> Tile:
         """Finishes the rows of the tile in place."""
-        return Tile(
-            _finish(self._student_products, self._student_squares, first, last),
-            _finish(self._teacher_products, self._teacher_squares, first, last),
-            self.classes,
-            first,
-        )
+        self._handed_out = _finish(self._student_products, self._student_squares, first, last)
+        teacher = _finish(self._teacher_products, self._teacher_squares, first, last)
+        return Tile(self._handed_out, teacher, self.classes, first)
 
     def collect(self, first: int, last: int, pull: Tensor) -> None:
         """Keeps the pull where the student's distances were, and where an engine may have put it already."""
-        kept = self._student_products[first:last]
-        if not pull.is_set_to(kept):
-            kept.copy_(pull)
+        if pull is not self._handed_out:
+            self._student_products[first:last] = pull
 
     def gradient(self) -> Tensor:
         """One product; the teacher's matrix takes the transpose."""

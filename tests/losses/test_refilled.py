@@ -200,8 +200,8 @@ def test_the_published_tpami_setting_is_the_default():
     )
     assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item())
     first = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "embedding"}})
-    settings = (first.weight, first.loss.temperature, first.loss.margin, first.loss.max_negatives)
-    assert settings == (1000.0, 4.0, 0.2, None)
+    settings = (first.weight, first.loss.temperature, first.loss.margin, first.loss.mining, first.loss.max_negatives)
+    assert (*settings, first.loss.queue) == (1000.0, 4.0, 0.2, "semihard", None, None)
 
 
 def test_a_stage_without_its_own_optimizer_is_refused():

@@ -34,3 +34,32 @@ def test_labels_that_are_not_classes_are_named():
     io_dict = {"embedding": {"output": torch.randn(4, 2)}}
     with pytest.raises(ConfigError, match=r"refilled_relationship: .* integer labels, got torch.float32"):
         loss(io_dict, io_dict, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+
+def test_the_queue_holds_earlier_batches():
+    """The second batch is compared with the first one too; the first one's embeddings are constant."""
+    torch.manual_seed(0)
+    kwargs = {"student_module_path": "s", "teacher_module_path": "t", "queue_size": 7}
+    loss = get_mid_level_loss({"key": "refilled_relationship", "kwargs": kwargs})
+    first = torch.randn(10, 4, requires_grad=True), torch.randn(10, 6), torch.arange(10) % 3
+    second = torch.randn(8, 4, requires_grad=True), torch.randn(8, 6), torch.arange(8) % 3
+    values = [loss(*recordings(student, teacher).values(), labels) for student, teacher, labels in (first, second)]
+    earlier = tuple(tensor[-7:].detach() for tensor in first)
+    assert values[0].item() == pytest.approx(relationship_matching(*first).loss.item())
+    assert values[1].item() == pytest.approx(relationship_matching(*second, earlier=earlier).loss.item())
+    values[1].backward()
+    assert first[0].grad is None
+    assert "queue_size=7" in repr(loss)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"mining": "semi-hard"}, "mining: there is no strategy 'semi-hard'; did you mean 'semihard'"),
+        ({"queue_size": -1}, "queue_size: must be a whole number, 0 or more, got -1"),
+        ({"queue_size": True}, "queue_size: must be a whole number, 0 or more, got True"),
+    ],
+)
+def test_bad_settings_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        get_mid_level_loss({"key": "refilled_relationship", "kwargs": kwargs})
