@@ -32,6 +32,7 @@ Step = Callable[[], object]
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 LARGEST = {"padded": 256, "truncated": 1024, "dense": 1024, "RKD": 8192, "SPKD": 8192, "KD": 8192}
 ROUNDS = 15
+LONG = 0.1  # seconds, of a step that is run once in its turn
 SECONDS = 6.0  # per variant, after which it gets no further round (but two at least)
 
 
@@ -93,16 +94,20 @@ METHODS = OURS | BASELINES
 
 
 def medians(steps: dict[str, Step]) -> dict[str, float]:
-    """Seconds of each step, the steps run in turn."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS + 1):  # the first round warms up
+    """Seconds of each step, the steps run in turn; short ones a few times in a row, so that each finds its own cache."""
+    times: dict[str, list[float]] = {name: [_seconds(step)] for name, step in steps.items()}  # warms up
+    for _ in range(ROUNDS):
         for name, step in steps.items():
             if len(times[name]) >= 2 and sum(times[name]) > SECONDS:
                 continue
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
+            times[name] += [_seconds(step) for _ in range(1 if times[name][-1] > LONG else 5)]
     return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def _seconds(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 @dataclass
