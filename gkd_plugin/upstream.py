@@ -1,4 +1,7 @@
-"""Shims for torchdistill 1.1.5 and Accelerate 1.15; each has a test that fails the day it is no longer needed."""
+"""Shim for torchdistill 1.1.5, with a test that fails the day it is no longer needed.
+
+The one for Accelerate is set where its state is made, in ``gkd_plugin.runner.devices``.
+"""
 
 from __future__ import annotations
 

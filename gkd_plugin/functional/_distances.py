@@ -77,13 +77,10 @@ def _ieee(switch: Any) -> Iterator[None]:
 
 def products(rows: Tensor, result: Tensor) -> Tensor:
     """XXᵀ into ``result`` ``[N, N]``: the blocks above the diagonal are computed, those below are their transposes."""
-    if rows.shape[0] <= _BLOCK:
-        return torch.mm(rows, rows.T, out=result)
     for start in range(0, rows.shape[0], _BLOCK):
         stop = start + _BLOCK
-        block = rows[start:stop] @ rows[start:].T
-        result[start:stop, start:] = block
-        result[stop:, start:stop] = block[:, _BLOCK:].T
+        torch.mm(rows[start:stop], rows[start:].T, out=result[start:stop, start:])
+        result[stop:, start:stop] = result[start:stop, stop:].T
     return result
 
 
