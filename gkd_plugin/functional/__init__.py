@@ -12,13 +12,14 @@ from gkd_plugin.functional.local_classifier import (
 )
 from gkd_plugin.functional.mining import MINING
 from gkd_plugin.functional.queue import EmbeddingQueue
-from gkd_plugin.functional.relationship import RelationshipMatch, relationship_matching
+from gkd_plugin.functional.relationship import RelationshipMatch, check_matching, relationship_matching
 
 __all__ = [
     "MINING",
     "ClassCentreAccumulator",
     "EmbeddingQueue",
     "RelationshipMatch",
+    "check_matching",
     "class_centres",
     "confidence_cost",
     "emphasis_weights",

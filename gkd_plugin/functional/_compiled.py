@@ -3,6 +3,8 @@ r"""The prefix-sum engine compiled for the CPU by Numba, where it is installed (
 The mathematics of ``_prefix_sums``, one anchor at a time in cache. The ends of the windows are sorted together with
 the anchor's negatives; a walk along the sorted sequence then meets every negative between the two ends of each window
 that it lies in, so that running sums replace searches and prefix arrays. All in float64 but for the distances.
+
+As many threads as torch uses. Where that is one, as in the forked workers of a DataLoader, no thread pool is touched.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def score_compiled(tile: Tile, selection: Selection, need_gradient: bool) -> Til
     anchors, classes = tile.student.shape[0], tile.classes
     divergence = torch.empty(anchors, dtype=torch.float64)
     counts = torch.empty(2, anchors, dtype=torch.int64)
-    _kernels.score(
+    arguments = (
         tile.student.numpy(),
         tile.teacher.numpy(),
         classes.order.numpy(),
@@ -33,15 +35,23 @@ def score_compiled(tile: Tile, selection: Selection, need_gradient: bool) -> Til
         (selection.window.beyond_positive, int(selection.window.reach), np.float32(selection.margin)),
         1 / selection.temperature,
         need_gradient,
-        torch.get_num_threads(),
         divergence.numpy(),
         counts.numpy(),
     )
+    threads = torch.get_num_threads()
+    if threads > 1:
+        _kernels.score(*arguments, threads)
+    else:
+        _kernels.score_rows(*arguments, 0, 1)
     tuples, negatives = counts.sum(dim=1).unbind()
     return TileScore(divergence.sum(), tuples, negatives, tile.student if need_gradient else None)
 
 
 def finish_distances_compiled(inner: Tensor, squares: Tensor, anchor_squares: Tensor) -> Tensor:
     """As ``finish_distances``, in one pass."""
-    _kernels.finish(inner.numpy(), squares.numpy(), anchor_squares.numpy(), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    if threads > 1:
+        _kernels.finish(inner.numpy(), squares.numpy(), anchor_squares.numpy(), threads)
+    else:
+        _kernels.finish_rows(inner.numpy(), squares.numpy(), anchor_squares.numpy(), 0, 1)
     return inner

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._accelerated import compiled_for, finish_distances_compiled
+from gkd_plugin.functional._accelerated import compiled_for, compiled_parts
 
 __all__ = [
     "before_normalisation",
@@ -99,5 +99,6 @@ def finish_distances(inner: Tensor, squares: Tensor, anchor_squares: Tensor) -> 
         anchor_squares: ``[R]``, ‖x_a‖².
     """
     if compiled_for(inner):
-        return finish_distances_compiled(inner, squares, anchor_squares)
+        compiled: Tensor = compiled_parts().finish_distances_compiled(inner, squares, anchor_squares)
+        return compiled
     return torch.sub(squares, inner, alpha=2, out=inner).add_(anchor_squares.unsqueeze(1)).clamp_(min=0).sqrt_()

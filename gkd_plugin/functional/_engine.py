@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._accelerated import compiled_for, score_compiled
+from gkd_plugin.functional._accelerated import compiled_for, compiled_parts
 from gkd_plugin.functional._dense import count_smallest, score_densely
 from gkd_plugin.functional._distances import before_normalisation, centred, full_precision_products, normalised
+from gkd_plugin.functional._positives import ClassIndex
 from gkd_plugin.functional._precision import exact_dtype
 from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
 from gkd_plugin.functional._rows import Rows, SymmetricRows, TiledRows
@@ -65,22 +66,25 @@ def match_relationships(
     """
     with full_precision_products():
         directions, lengths = normalised(student)
-        student, teacher = centred(directions), centred(normalised(teacher)[0])
+        teacher_directions, teacher_lengths = normalised(teacher)
+        student, teacher, classes = centred(directions), centred(teacher_directions), ClassIndex(labels)
         if cut_to_smallest:
-            rows = _rows(student, teacher, labels, anchors, tiled)
+            rows = _rows(student, teacher, classes, anchors, tiled)
             smallest = [count_smallest(rows.tile(*span), selection) for span in rows.spans()]
-            selection = selection._replace(max_negatives=torch.stack(smallest).min())
-        rows = _rows(student, teacher, labels, anchors, tiled)
-        sums = _sum_tiles(rows, selection, _scorer(selection, student), need_gradient)
-        if not need_gradient:
-            return Match(*sums, student.new_empty(0))
-        return Match(*sums, before_normalisation(rows.gradient(), directions[:anchors], lengths[:anchors]))
+            selection = selection._replace(max_negatives=torch.stack(smallest).min() if smallest else None)
+        rows = _rows(student, teacher, classes, anchors, tiled)
+        divergence, tuples, negatives = _sum_tiles(rows, selection, _scorer(selection, student), need_gradient)
+        divergence = divergence + 0 * (lengths.sum() + teacher_lengths.sum())  # NaN and infinity are not dropped
+        gradient = student.new_empty(0)
+        if need_gradient:
+            gradient = before_normalisation(rows.gradient(), directions[:anchors], lengths[:anchors])
+        return Match(divergence, tuples, negatives, gradient)
 
 
-def _rows(student: Tensor, teacher: Tensor, labels: Tensor, anchors: int, tiled: bool) -> Rows:
+def _rows(student: Tensor, teacher: Tensor, classes: ClassIndex, anchors: int, tiled: bool) -> Rows:
     if tiled or anchors < student.shape[0]:
-        return TiledRows(student, teacher, labels, anchors)
-    return SymmetricRows(student, teacher, labels)
+        return TiledRows(student, teacher, classes, anchors)
+    return SymmetricRows(student, teacher, classes)
 
 
 def _scorer(selection: Selection, student: Tensor) -> Scorer:
@@ -88,7 +92,8 @@ def _scorer(selection: Selection, student: Tensor) -> Scorer:
     exact = exact_dtype(student) == torch.float64
     if not exact or selection.max_negatives is not None or selection.temperature < LOWEST_PREFIX_TEMPERATURE:
         return score_densely
-    return score_compiled if compiled_for(student) else score_by_prefix_sums
+    compiled: Scorer | None = compiled_parts().score_compiled if compiled_for(student) else None
+    return compiled or score_by_prefix_sums
 
 
 def _sum_tiles(rows: Rows, selection: Selection, scorer: Scorer, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from gkd_plugin.functional._tile import SMALLEST_DISTANCE
-from gkd_plugin.functional.mining import Reach
-
-__all__ = ["exponentials", "finish", "score"]
+__all__ = [
+    "REACH_ANY",
+    "REACH_MARGIN",
+    "SMALLEST_DISTANCE",
+    "exponentials",
+    "finish",
+    "finish_rows",
+    "score",
+    "score_rows",
+]
 
 Array = NDArray[Any]
 Scalar = Any
 Window = tuple[bool, int, Any]
 Interval = tuple[Any, Any]
 
+# Numba keeps what it compiled until this file changes: these repeat ``_tile`` and ``mining``, and a test compares them.
+SMALLEST_DISTANCE = 1e-6
+REACH_MARGIN, REACH_ANY = 1, 2
+
 _BEFORE, _BEYOND = -1.0, 4.0  # distances are in [0, 2]
-_MARGIN, _ANY = int(Reach.MARGIN), int(Reach.ANY)
 
 _LOG2_E = math.log2(math.e)
 _LN2_HIGH = 0.6931471803691238  # its product with a small integer is exact
@@ -29,17 +39,36 @@ _ROUND = 6755399441055744.0  # 1.5 · 2⁵²: adding and subtracting it rounds t
 _EXPONENT_BIAS = 1023.0 + 4503599627370496.0
 
 
-@njit(cache=True, parallel=True)
+def _compile(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """``njit``, with what it compiles kept on disk where Numba finds a folder that it may write to."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:  # no such folder
+            return njit(**options)(function)
+
+    return decorate
+
+
+@_compile()
+def finish_rows(inner: Array, squares: Array, anchor_squares: Array, part: int, parts: int) -> None:
+    """√max(0, ‖x_a‖² + ‖x_n‖² − 2·x_a·x_n) in place, in every row of a part."""
+    for row in range(part, inner.shape[0], parts):
+        own, values = anchor_squares[row], inner[row]
+        for column in range(values.shape[0]):
+            square = squares[column] - np.float32(2) * values[column] + own
+            values[column] = math.sqrt(max(square, np.float32(0)))
+
+
+@_compile(parallel=True)
 def finish(inner: Array, squares: Array, anchor_squares: Array, threads: int) -> None:
+    """Each part in a thread of its own."""
     for part in prange(threads):
-        for row in range(part, inner.shape[0], threads):
-            own, values = anchor_squares[row], inner[row]
-            for column in range(values.shape[0]):
-                square = squares[column] - np.float32(2) * values[column] + own
-                values[column] = math.sqrt(max(square, np.float32(0)))
+        finish_rows(inner, squares, anchor_squares, part, threads)
 
 
-@njit(cache=True, fastmath={"contract"})
+@_compile(fastmath={"contract"})
 def exponentials(distances: Array, scale: Scalar, result: Array, powers: Array) -> None:
     """exp(−D·scale), by a polynomial on ±ln 2 / 2 and a power of 2: loops that vectorise, as a call of exp does not."""
     for i in range(distances.shape[0]):
@@ -56,7 +85,7 @@ def exponentials(distances: Array, scale: Scalar, result: Array, powers: Array) 
         result[i] *= powers[i]
 
 
-@njit(cache=True)
+@_compile()
 def _ends(distances: Array, columns: Array, own: Scalar, window: Window, ends: Array) -> Interval:
     """Writes (lower, upper) of each positive to ``ends`` [2, P], as ``Window.ends``; returns the widest interval."""
     beyond_positive, reach, margin = window
@@ -66,15 +95,15 @@ def _ends(distances: Array, columns: Array, own: Scalar, window: Window, ends: A
             distance = distances[columns[rank]]
             ends[0, rank] = distance if beyond_positive else np.float32(_BEFORE)
             ends[1, rank] = distance
-            if reach == _ANY:
+            if reach == REACH_ANY:
                 ends[1, rank] = _BEYOND
-            elif reach == _MARGIN:
+            elif reach == REACH_MARGIN:
                 ends[1, rank] = min(_largest_within(distance, margin), np.float32(_BEYOND))
             lowest, highest = min(lowest, ends[0, rank]), max(highest, ends[1, rank])
     return lowest, highest
 
 
-@njit(cache=True)
+@_compile()
 def _largest_within(distance: Scalar, margin: Scalar) -> Scalar:
     """θ(d), as ``largest_within_margin``."""
     found = np.nextafter(distance + margin, np.float32(np.inf))
@@ -83,7 +112,7 @@ def _largest_within(distance: Scalar, margin: Scalar) -> Scalar:
     return found
 
 
-@njit(cache=True)
+@_compile()
 def _sort_with_ends(
     distances: Array, negative: Array, columns: Array, own: Scalar, ends: Array, widest: Interval, sequence: Array
 ) -> tuple[int, int]:
@@ -118,7 +147,7 @@ def _sort_with_ends(
     return passes % 2, length
 
 
-@njit(cache=True)
+@_compile()
 def _sort_digit(source: Array, target: Array, length: int, smallest: Scalar, shift: Scalar) -> None:
     """One pass of a radix sort, by nine bits of what a distance's bits exceed the smallest by."""
     places = np.zeros(513, np.int32)
@@ -132,7 +161,7 @@ def _sort_digit(source: Array, target: Array, length: int, smallest: Scalar, shi
         places[digit] += 1
 
 
-@njit(cache=True)
+@_compile()
 def _walk_sums(
     ordered: Array, student: Array, teacher: Array, scale: Scalar, weights: Array, lower_sums: Array, upper_sums: Array
 ) -> None:
@@ -151,7 +180,7 @@ def _walk_sums(
             end[0], end[1], end[2], end[3] = z_teacher, u, z_student, count
 
 
-@njit(cache=True)
+@_compile()
 def _tuples(
     student: Array,
     teacher: Array,
@@ -188,7 +217,7 @@ def _tuples(
     return divergence, tuples, negatives
 
 
-@njit(cache=True)
+@_compile()
 def _walk_pull(ordered: Array, lower: Array, weights: Array, sums: Array, pull: Array) -> None:
     """Sets the pull of each negative: the sum over the windows that are open where it stands."""
     width, most = pull.shape[0], sums.shape[0]
@@ -213,7 +242,53 @@ def _walk_pull(ordered: Array, lower: Array, weights: Array, sums: Array, pull: 
                 of_teacher, of_student = of_teacher + sign * sums[rank, 0], of_student + sign * sums[rank, 1]
 
 
-@njit(cache=True, parallel=True)
+@_compile()
+def score_rows(
+    student: Array,
+    teacher: Array,
+    order: Array,
+    start: Array,
+    size: Array,
+    first: int,
+    most: int,
+    window: Window,
+    scale: Scalar,
+    need_gradient: bool,
+    divergence: Array,
+    counts: Array,
+    part: int,
+    parts: int,
+) -> None:
+    """Every anchor of a part: its sums, and its pull in place of its distances."""
+    width = student.shape[1]
+    weights, powers = np.empty((2, width)), np.empty(width)
+    sequence = np.empty((2, width + 2 * most), np.uint64)
+    all_ends, all_sums = np.empty((2, most), np.float32), np.empty((2, most, 4))
+    negative = np.ones(width, np.bool_)
+    for row in range(part, student.shape[0], parts):
+        near, far, own = student[row], teacher[row], first + row
+        columns = order[start[own] : start[own] + size[own]]
+        ends, sums = all_ends[:, : size[own]], all_sums[:, : size[own]]
+        exponentials(far, scale, weights[0], powers)
+        exponentials(near, scale, weights[1], powers)
+        widest = _ends(near, columns, own, window, ends)
+        negative[columns] = False
+        half, length = _sort_with_ends(near, negative, columns, own, ends, widest, sequence)
+        negative[columns] = True
+        ordered = sequence[half, :length]
+        sums[:] = 0
+        _walk_sums(ordered, near, far, scale, weights, sums[0], sums[1])
+        divergence[row], counts[0, row], counts[1, row] = _tuples(
+            near, far, columns, own, scale, weights, sums[0], sums[1]
+        )
+        if need_gradient:
+            near[:] = 0
+            _walk_pull(ordered, ends[0], weights, sums[0], near)
+            for rank in range(columns.shape[0]):
+                near[columns[rank]] = sums[0, rank, 3]
+
+
+@_compile(parallel=True)
 def score(
     student: Array,
     teacher: Array,
@@ -225,35 +300,25 @@ def score(
     window: Window,
     scale: Scalar,
     need_gradient: bool,
-    threads: int,
     divergence: Array,
     counts: Array,
+    threads: int,
 ) -> None:
-    """Every anchor, ``threads`` at a time."""
-    width = student.shape[1]
+    """Each part in a thread of its own."""
     for part in prange(threads):
-        weights, powers = np.empty((2, width)), np.empty(width)
-        sequence = np.empty((2, width + 2 * most), np.uint64)
-        all_ends, all_sums = np.empty((2, most), np.float32), np.empty((2, most, 4))
-        negative = np.ones(width, np.bool_)
-        for row in range(part, student.shape[0], threads):
-            near, far, own = student[row], teacher[row], first + row
-            columns = order[start[own] : start[own] + size[own]]
-            ends, sums = all_ends[:, : size[own]], all_sums[:, : size[own]]
-            exponentials(far, scale, weights[0], powers)
-            exponentials(near, scale, weights[1], powers)
-            widest = _ends(near, columns, own, window, ends)
-            negative[columns] = False
-            half, length = _sort_with_ends(near, negative, columns, own, ends, widest, sequence)
-            negative[columns] = True
-            ordered = sequence[half, :length]
-            sums[0] = 0
-            _walk_sums(ordered, near, far, scale, weights, sums[0], sums[1])
-            divergence[row], counts[0, row], counts[1, row] = _tuples(
-                near, far, columns, own, scale, weights, sums[0], sums[1]
-            )
-            if need_gradient:
-                near[:] = 0
-                _walk_pull(ordered, ends[0], weights, sums[0], near)
-                for rank in range(columns.shape[0]):
-                    near[columns[rank]] = sums[0, rank, 3]
+        score_rows(
+            student,
+            teacher,
+            order,
+            start,
+            size,
+            first,
+            most,
+            window,
+            scale,
+            need_gradient,
+            divergence,
+            counts,
+            part,
+            threads,
+        )

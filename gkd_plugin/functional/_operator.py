@@ -6,11 +6,11 @@ Both compute the gradient along with the loss. The function is what eager code p
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gkd_plugin.functional._engine import match_relationships
 from gkd_plugin.functional._tile import Selection
@@ -20,6 +20,8 @@ __all__ = ["ALL_NEGATIVES", "SMALLEST", "relationship_loss", "relationship_opera
 
 ALL_NEGATIVES = -1
 SMALLEST = 0
+
+_ONE_AT_A_TIME = Lock()  # the precision of matrix products and Numba's threads are the process's, not the caller's
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -52,21 +54,22 @@ def _evaluate(
     ``[B + Q]`` are of both. ``max_negatives`` is −1 for all, 0 for the smallest number of the batch.
     """
     limit = max_negatives if max_negatives > 0 else None
-    match = match_relationships(
-        anchors if student is None else torch.cat([anchors, student]),
-        teacher,
-        labels,
-        anchors.shape[0],
-        Selection(temperature, margin, MINING[mining], limit),
-        cut_to_smallest=max_negatives == SMALLEST,
-        tiled=tiled,
-        need_gradient=need_gradient,
-    )
+    with _ONE_AT_A_TIME:
+        match = match_relationships(
+            anchors if student is None else torch.cat([anchors, student]),
+            teacher,
+            labels,
+            anchors.shape[0],
+            Selection(temperature, margin, MINING[mining], limit),
+            cut_to_smallest=max_negatives == SMALLEST,
+            tiled=tiled,
+            need_gradient=need_gradient,
+        )
     count = match.tuples.clamp(min=1)
     return (
         (match.divergence / count).to(anchors.dtype),
         match.tuples,
-        match.negatives / count,
+        (match.negatives / count).float(),
         match.gradient.div_(count),
     )
 
@@ -75,15 +78,25 @@ class _RelationshipFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Outputs:
         loss, tuples, negatives, gradient = _evaluate(*arguments)
-        ctx.save_for_backward(gradient)
-        ctx.settings = len(arguments) - 1
+        _save(ctx, arguments, (loss, tuples, negatives, gradient))
         ctx.mark_non_differentiable(tuples, negatives, gradient)
         return loss, tuples, negatives, gradient
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, loss: Tensor, *counts: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
-        return _backward(ctx, loss)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, *gradients)
+
+
+class _OnlyOnce(torch.autograd.Function):
+    """The identity, which refuses to be differentiated: a term that went missing in silence would be worse."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchors: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ARG004
+        raise RuntimeError("relationship matching can be differentiated once, not twice")
 
 
 @torch.library.custom_op("gkd_plugin::relationship", mutates_args=())
@@ -108,19 +121,25 @@ def relationship_operator(
 @relationship_operator.register_fake
 def _shapes(anchors: Tensor, *settings: Any) -> Outputs:
     need_gradient = settings[-1]
-    gradient = torch.empty_like(anchors) if need_gradient else anchors.new_empty(0)
-    scalar = anchors.new_empty(())
-    return scalar, scalar.to(torch.int64), scalar.to(torch.float32), gradient
+    return (
+        anchors.new_empty(()),
+        anchors.new_empty((), dtype=torch.int64),
+        anchors.new_empty((), dtype=torch.float32),
+        anchors.new_empty(anchors.shape if need_gradient else 0),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    ctx.save_for_backward(output[-1])
+    ctx.save_for_backward(output[-1], inputs[0])
     ctx.settings = len(inputs) - 1
 
 
-def _backward(ctx: Any, loss: Tensor, *counts: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG001
-    (gradient,) = ctx.saved_tensors
-    return loss * gradient, *([None] * ctx.settings)
+def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    gradient, anchors = ctx.saved_tensors
+    product = gradients[0] * gradient
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        product = _OnlyOnce.apply(product, anchors)
+    return product, *([None] * ctx.settings)
 
 
 relationship_operator.register_autograd(_backward, setup_context=_save)

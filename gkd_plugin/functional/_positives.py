@@ -30,7 +30,7 @@ class ClassIndex:
     """Finds the positives of the anchors in one sort of the labels.
 
     Args:
-        labels: ``[N]`` of the columns, integers of any value; the anchors are the first columns.
+        labels: ``[N]`` of the columns, int64 of any value; the anchors are the first columns.
 
     Attributes:
         order: ``[N]`` columns, class by class.
@@ -44,11 +44,14 @@ class ClassIndex:
         ordered, self.order = labels.sort(stable=True)
         self.start = torch.searchsorted(ordered, labels)
         self.size = torch.searchsorted(ordered, labels, right=True) - self.start
+        self._largest: int | None = None
         self.width = self.largest() if labels.device.type == "cpu" else labels.numel()
 
     def largest(self) -> int:
-        """The size of the largest class; on a GPU the host waits for it."""
-        return int(self.size.max()) if self.size.numel() > 0 else 0
+        """The size of the largest class; on a GPU the host waits for it, once."""
+        if self._largest is None:
+            self._largest = int(self.size.max()) if self.size.numel() > 0 else 0
+        return self._largest
 
     def positives(self, first: int, last: int) -> Positives:
         """The positives of the anchors ``first`` to ``last - 1``."""

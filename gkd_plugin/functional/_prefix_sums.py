@@ -28,7 +28,7 @@ from gkd_plugin.functional._tile import SMALLEST_DISTANCE, Selection, Tile, Tile
 
 __all__ = ["score_by_prefix_sums"]
 
-_BEYOND = 8.0  # a key above every distance: the anchor's own class sorts behind all negatives
+_BEYOND = 4.0  # a key above every distance: the anchor's own class sorts behind all negatives
 _BEFORE = -1.0  # a key below every distance: the anchor itself sorts first
 
 
@@ -89,10 +89,18 @@ def _between(values: Tensor, lo: Tensor, hi: Tensor, like: Tensor) -> Tensor:
     """``[R, N]``: at each position k the sum of the ``values`` ``[R, P]`` with lo ≤ k < hi, float64."""
     steps = values.new_zeros(like.shape)
     last = like.shape[1] - 1
-    if values.device.type == "cpu":  # one element after the other, in order
-        steps.scatter_add_(1, lo.clamp(max=last), values).scatter_add_(1, hi.clamp(max=last), -values)
-    else:  # sorts the indices: deterministic, where scatter_add_ is not
-        rows = torch.arange(like.shape[0], device=like.device).unsqueeze(1).expand_as(lo)
-        steps.index_put_((rows, lo.clamp(max=last)), values, accumulate=True)
-        steps.index_put_((rows, hi.clamp(max=last)), -values, accumulate=True)
+    add = _add_in_order if values.device.type == "cpu" else _add_sorted
+    add(steps, lo.clamp(max=last), values)
+    add(steps, hi.clamp(max=last), -values)
     return steps.cumsum_(1)
+
+
+def _add_in_order(target: Tensor, columns: Tensor, values: Tensor) -> None:
+    """Adds values to columns of each row: on the CPU one after the other."""
+    target.scatter_add_(1, columns, values)
+
+
+def _add_sorted(target: Tensor, columns: Tensor, values: Tensor) -> None:
+    """The same by sorting the indices: deterministic on a GPU, where ``scatter_add_`` is not."""
+    rows = torch.arange(target.shape[0], device=target.device).unsqueeze(1).expand_as(columns)
+    target.index_put_((rows, columns), values, accumulate=True)

@@ -27,15 +27,15 @@ class Rows:
     Args:
         student: ``[N, D_s]``.
         teacher: ``[N, D_t]``, of the same type.
-        labels: ``[N]``.
+        classes: those of the rows.
         anchors: B ≤ N.
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor, labels: Tensor, anchors: int) -> None:
+    def __init__(self, student: Tensor, teacher: Tensor, classes: ClassIndex, anchors: int) -> None:
         self.student = student
         self.teacher = teacher
         self.anchors = anchors
-        self.classes = ClassIndex(labels)
+        self.classes = classes
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(first, last) of each tile of anchors."""
@@ -61,8 +61,8 @@ class Rows:
 class SymmetricRows(Rows):
     """Holds two N × N matrices, computes half of either, forms the gradient in one product; all rows are anchors."""
 
-    def __init__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
-        super().__init__(student, teacher, labels, student.shape[0])
+    def __init__(self, student: Tensor, teacher: Tensor, classes: ClassIndex) -> None:
+        super().__init__(student, teacher, classes, student.shape[0])
         both = student.new_empty(2, self.anchors, self.anchors)  # one block: allocators hand it out again faster
         self._student_products = products(student, both[0])
         self._teacher_products = products(teacher, both[1])
@@ -90,8 +90,8 @@ class SymmetricRows(Rows):
 class TiledRows(Rows):
     """Holds one tile at a time, and forms the gradient in two products for each."""
 
-    def __init__(self, student: Tensor, teacher: Tensor, labels: Tensor, anchors: int) -> None:
-        super().__init__(student, teacher, labels, anchors)
+    def __init__(self, student: Tensor, teacher: Tensor, classes: ClassIndex, anchors: int) -> None:
+        super().__init__(student, teacher, classes, anchors)
         self._student_squares = squares(student)
         self._teacher_squares = squares(teacher)
         self._gradient = torch.zeros_like(student[:anchors])

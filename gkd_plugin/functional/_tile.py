@@ -36,7 +36,7 @@ class Tile(NamedTuple):
     """R anchors against N columns.
 
     Attributes:
-        student: ``[R, N]`` distances D^S. The engine may overwrite them.
+        student: ``[R, N]`` distances D^S. The engine may overwrite them, and may return its pull in the same tensor.
         teacher: ``[R, N]`` distances D^T, of the same type. The engine may overwrite them.
         classes: the classes of the columns.
         first: the column of the first anchor; the others follow.

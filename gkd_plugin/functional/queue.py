@@ -31,22 +31,37 @@ class EmbeddingQueue:
     """
 
     def __init__(self, size: int) -> None:
-        if size < 1:
-            raise ValueError(f"a queue holds at least 1 sample, got size {size}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"a queue holds at least 1 sample, got size {size!r}")
         self.size = size
         self._content: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __bool__(self) -> bool:
+        """True, empty or not."""
+        return True
 
     def __len__(self) -> int:
         return 0 if self._content is None else self._content[2].shape[0]
 
     def push(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
-        """Adds a batch, ``[B, D_s]``, ``[B, D_t]`` and ``[B]``, detached; the oldest samples leave."""
+        """Adds a batch, ``[B, D_s]``, ``[B, D_t]`` and ``[B]``, detached; the oldest samples leave.
+
+        Raises:
+            ValueError: the batch sizes differ.
+        """
+        if not student.shape[:1] == teacher.shape[:1] == labels.shape:
+            raise ValueError(
+                f"a queue takes embeddings [B, D_s], [B, D_t] and labels [B], got {list(student.shape)}, "
+                f"{list(teacher.shape)} and {list(labels.shape)}"
+            )
         batch = tuple(tensor.detach()[-self.size :] for tensor in (student, teacher, labels))
         if self._content is None:
             kept = tuple(tensor.clone() for tensor in batch)
         else:
             leaving = max(0, len(self) + batch[2].shape[0] - self.size)
-            kept = tuple(torch.cat([old[leaving:], new.to(old)]) for old, new in zip(self._content, batch, strict=True))
+            kept = tuple(
+                torch.cat([old[leaving:].to(new.device), new]) for old, new in zip(self._content, batch, strict=True)
+            )
         self._content = (kept[0], kept[1], kept[2])
 
     def content(self) -> tuple[Tensor, Tensor, Tensor] | None:

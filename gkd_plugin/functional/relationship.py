@@ -9,6 +9,7 @@ of the paper, one softmax per tuple, is in ``_dense``.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,13 @@ from gkd_plugin.functional._operator import ALL_NEGATIVES, SMALLEST, relationshi
 from gkd_plugin.functional._precision import no_autocast
 from gkd_plugin.functional.mining import MINING
 
-__all__ = ["RelationshipMatch", "relationship_matching"]
+__all__ = ["RelationshipMatch", "check_matching", "relationship_matching"]
 
 TILED_FROM = 8192
 """Batches (with earlier embeddings) larger than this never hold a B × B matrix, unless ``tiled`` says otherwise."""
+
+LARGEST_MARGIN = 4.0
+"""Distances are at most 2, so that a wider window holds nothing more."""
 
 Embeddings = tuple[Tensor, Tensor, Tensor]
 
@@ -66,7 +70,7 @@ def relationship_matching(
 
     Distances are float32 for embeddings of float32 or less, float64 for float64, whatever autocast or TF32 say; sums
     are float64. Distances up to 1e-6 have gradient 0. The gradient is computed with the loss, in closed form: it can
-    be taken once, not twice. The result is deterministic.
+    be taken once, not twice. The result is deterministic on the CPU. An embedding with NaN or infinity gives NaN.
 
     Args:
         student_embedding: ``[B, D_s]``.
@@ -79,7 +83,8 @@ def relationship_matching(
         max_negatives: ``None`` uses all of N; an integer k ≥ 1 keeps at most the first k in batch order;
             ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as published (dense engine).
         earlier: embeddings ``[Q, D_s]``, ``[Q, D_t]`` and labels ``[Q]`` of earlier batches (cross-batch memory).
-            They are positives and negatives of the batch's anchors, no anchors themselves, and constant.
+            They are positives and negatives of the batch's anchors, no anchors themselves, and constant. A queue that
+            fills gives a new Q each time: compile with ``dynamic=True``, or once it is full.
         tiled: never hold a B × B matrix; takes two more matrix products. ``None``: from B + Q > 8192 on.
 
     Returns:
@@ -95,31 +100,33 @@ def relationship_matching(
         0.0
     """
     _check_batch(student_embedding, teacher_embedding, labels)
-    _check_hyperparameters(temperature, margin, mining, max_negatives)
+    check_matching(temperature, margin, mining, max_negatives)
     with no_autocast(student_embedding):
         dtype = torch.promote_types(student_embedding.dtype, torch.float32)
         anchors = student_embedding.to(dtype)
-        student, teacher, all_labels = None, teacher_embedding.detach().to(anchors), labels
+        student, teacher, all_labels = None, teacher_embedding.detach().to(anchors), _as_classes(labels)
         if earlier is not None:
             _check_earlier(earlier, student_embedding, teacher_embedding)
             student, old_teacher, old_labels = (tensor.detach() for tensor in earlier)
             student = student.to(anchors)
-            teacher, all_labels = (
-                torch.cat([teacher, old_teacher.to(teacher)]),
-                torch.cat([labels, old_labels.to(labels)]),
-            )
+            teacher = torch.cat([teacher, old_teacher.to(teacher)])
+            all_labels = torch.cat([all_labels, _as_classes(old_labels).to(all_labels.device)])
         loss, tuples, negatives, _ = relationship_loss(
             anchors,
             student,
             teacher,
             all_labels,
             float(temperature),
-            float(margin),
+            min(float(margin), LARGEST_MARGIN),
             mining,
             _limit(max_negatives),
             all_labels.shape[0] > TILED_FROM if tiled is None else tiled,
         )
     return RelationshipMatch(loss, tuples, negatives)
+
+
+def _as_classes(labels: Tensor) -> Tensor:
+    return labels.to(torch.int64).contiguous()
 
 
 def _limit(max_negatives: int | str | None) -> int:
@@ -139,11 +146,20 @@ def _check_batch(student: Tensor, teacher: Tensor, labels: Tensor) -> None:
             f"relationship matching takes one batch, got {student.shape[0]} student embeddings, "
             f"{teacher.shape[0]} teacher embeddings and {labels.shape[0]} labels"
         )
+    _check_labels(labels)
+
+
+def _check_labels(labels: Tensor) -> None:
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"relationship matching takes integer labels, got {labels.dtype}")
 
 
 def _check_earlier(earlier: Embeddings, student: Tensor, teacher: Tensor) -> None:
+    if not isinstance(earlier, tuple) or len(earlier) != 3:
+        raise ValueError(
+            f"earlier must be three tensors, as EmbeddingQueue.content() gives them, got {type(earlier).__name__}"
+        )
+    _check_labels(earlier[2])
     widths = [list(tensor.shape[1:]) for tensor in earlier]
     if widths != [list(student.shape[1:]), list(teacher.shape[1:]), []] or len({len(tensor) for tensor in earlier}) > 1:
         raise ValueError(
@@ -152,13 +168,22 @@ def _check_earlier(earlier: Embeddings, student: Tensor, teacher: Tensor) -> Non
         )
 
 
-def _check_hyperparameters(temperature: float, margin: float, mining: str, max_negatives: int | str | None) -> None:
-    if mining not in MINING:
-        raise ValueError(f"mining must be one of {', '.join(MINING)}, got {mining!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if not margin >= 0:
-        raise ValueError(f"margin must be at least 0, got {margin}")
+def check_matching(temperature: float, margin: float, mining: str, max_negatives: int | str | None) -> None:
+    """Checks the settings of :func:`relationship_matching`, each message beginning with the keyword's name.
+
+    Raises:
+        ValueError: one is of another type or out of range.
+    """
+    if not _is_number(temperature) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: must be a finite number above 0, got {temperature!r}")
+    if not _is_number(margin) or not margin >= 0:
+        raise ValueError(f"margin: must be a number, at least 0, got {margin!r}")
+    if not isinstance(mining, str) or mining not in MINING:
+        raise ValueError(f"mining: must be one of {', '.join(MINING)}, got {mining!r}")
     is_count = isinstance(max_negatives, int) and not isinstance(max_negatives, bool) and max_negatives >= 1
     if max_negatives is not None and max_negatives != "smallest" and not is_count:
-        raise ValueError(f"max_negatives must be None, 'smallest' or an integer ≥ 1, got {max_negatives!r}")
+        raise ValueError(f"max_negatives: must be None, 'smallest' or an integer ≥ 1, got {max_negatives!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -35,8 +35,8 @@ class RefilledStage(AbstractLoss):
     loss: Any
 
     def __init__(self, loss: nn.Module, weight: float, sub_terms: Mapping[str, Any] | None) -> None:
-        if not weight >= 0:
-            raise ConfigError(f"weight: must be at least 0, got {weight}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
+            raise ConfigError(f"weight: must be a number, at least 0, got {weight!r}")
         super().__init__(sub_terms=sub_terms)
         self.loss = loss
         self.weight = weight

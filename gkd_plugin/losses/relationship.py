@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.errors import ConfigError, nearest, user_can_mend
-from gkd_plugin.functional import MINING, EmbeddingQueue, relationship_matching
+from gkd_plugin.functional import MINING, EmbeddingQueue, check_matching, relationship_matching
 from gkd_plugin.hooks import hooked_tensor
 from gkd_plugin.registry import register
 
@@ -53,12 +53,12 @@ class RelationshipLoss(nn.Module):
         teacher_module_io: str = "output",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"temperature: must be above 0, got {temperature}")
-        if not margin >= 0:
-            raise ConfigError(f"margin: must be at least 0, got {margin}")
-        if mining not in MINING:
+        if isinstance(mining, str) and mining not in MINING:
             raise ConfigError(f"mining: there is no strategy {mining!r}; {nearest(mining, MINING)}")
+        try:
+            check_matching(temperature, margin, mining, max_negatives)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 0:
             raise ConfigError(f"queue_size: must be a whole number, 0 or more, got {queue_size!r}")
         self.temperature = temperature

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ PACKAGES = ("gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accel
 logger = logging.getLogger(__name__)
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+def package_versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide a result; Numba's is ``None`` where it is not installed."""
+    compiled = version("numba") if find_spec("numba") else None
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "numba": compiled}
 
 
 class RunFolder:

@@ -94,7 +94,7 @@ METHODS = OURS | BASELINES
 
 
 def medians(steps: dict[str, Step]) -> dict[str, float]:
-    """Seconds of each step, the steps run in turn; short ones a few times in a row, so that each finds its own cache."""
+    """Seconds of each step, run in turn; short ones a few times in a row, so that each finds its own cache."""
     times: dict[str, list[float]] = {name: [_seconds(step)] for name, step in steps.items()}  # warms up
     for _ in range(ROUNDS):
         for name, step in steps.items():

@@ -1,5 +1,7 @@
 """The engine as a torch operator."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,23 +15,70 @@ def arguments(student, teacher, labels, max_negatives=-1):
     return (student, None, teacher, labels, 4.0, 0.2, "semihard", max_negatives, False, True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("max_negatives", [-1, 0, 2])
-def test_is_a_well_formed_operator(max_negatives):
+def test_is_a_well_formed_operator(max_negatives, dtype):
     """Schema, fake tensors, autograd registration and tracing, by torch's own check."""
-    student, teacher, labels = batch()
+    student, teacher, labels = batch(dtype=dtype)
     torch.library.opcheck(relationship_operator, arguments(student.requires_grad_(), teacher, labels, max_negatives))
 
 
-def test_compiles_without_a_graph_break():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_compiles_without_a_graph_break_to_the_same_values(transposed):
     student, teacher, labels = batch(dtype=torch.float32)
+    student = student.T.contiguous().T if transposed else student
 
-    def loss(x):
-        return relationship_matching(x * 2, teacher, labels).loss * 3
+    def match(x):
+        found = relationship_matching(x * 2, teacher, labels)
+        return found.loss**2, found.tuples, found.negatives
 
     eager, compiled = student.clone().requires_grad_(), student.clone().requires_grad_()
-    loss(eager).backward()
-    torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled).backward()
+    want, got = match(eager), torch.compile(match, fullgraph=True, backend="aot_eager")(compiled)
+    assert [value.item() for value in got] == [value.item() for value in want]
+    want[0].backward()
+    got[0].backward()
     assert torch.equal(eager.grad, compiled.grad)
+
+
+def test_compiles_for_other_batch_sizes():
+    student, teacher, labels = batch(size=40, dtype=torch.float32)
+    compiled = torch.compile(lambda *tensors: relationship_matching(*tensors).loss, backend="aot_eager", dynamic=True)
+    for size in (40, 31, 17):
+        tensors = student[:size], teacher[:size], labels[:size]
+        assert compiled(*tensors).item() == relationship_matching(*tensors).loss.item()
+
+
+def test_the_types_do_not_follow_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        match = relationship_matching(*batch(dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (match.loss.dtype, match.tuples.dtype, match.negatives.dtype) == (torch.float32, torch.int64, torch.float32)
+
+
+def test_a_second_derivative_is_refused_not_dropped():
+    student, teacher, labels = batch()
+    student.requires_grad_()
+    loss = relationship_matching(student, teacher, labels).loss
+    (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+    assert gradient.requires_grad
+    with pytest.raises(RuntimeError, match="once, not twice"):
+        (gradient.square().sum() + student.sum()).backward()
+
+
+def test_from_two_threads():
+    """The same bits, and the user's matrix products as they were."""
+    student, teacher, labels = batch(size=80, dtype=torch.float32)
+    want = relationship_matching(student, teacher, labels).loss
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: relationship_matching(student, teacher, labels).loss, range(40)))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(loss, want) for loss in found)
 
 
 def test_shapes_without_data():

@@ -44,3 +44,15 @@ def test_can_be_cleared_and_needs_room():
     assert queue.content() is None
     with pytest.raises(ValueError, match="at least 1 sample, got size 0"):
         EmbeddingQueue(0)
+
+
+def test_an_empty_queue_is_a_queue():
+    assert EmbeddingQueue(3)
+
+
+def test_batches_that_do_not_fit_are_refused():
+    queue = EmbeddingQueue(4)
+    with pytest.raises(ValueError, match=r"got \[2, 3\], \[1, 3\] and \[2\]"):
+        queue.push(torch.ones(2, 3), torch.ones(1, 3), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"got size 2\.5"):
+        EmbeddingQueue(2.5)

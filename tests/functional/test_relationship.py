@@ -122,12 +122,17 @@ def test_labels_may_have_any_integer_values():
 
 @pytest.mark.parametrize(
     "labels",
-    [[1, 1, 1, 1], [0, 1, 2, 3], [5], []],
-    ids=["one class", "no positives", "one sample", "no samples"],
+    [[1, 1, 1, 1], [0, 1, 2, 3], [5], [], [0, 1], [0, 0, 0]],
+    ids=["one class", "no positives", "one sample", "no samples", "two singletons", "three of one class"],
 )
-def test_no_tuple_is_a_zero_loss_with_a_graph(labels, engine):
+@pytest.mark.parametrize("max_negatives", [None, "smallest"])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_no_tuple_is_a_zero_loss_with_a_graph(labels, max_negatives, tiled, engine):
     student = torch.randn(len(labels), 3, requires_grad=True)
-    match = relationship_matching(student, torch.randn(len(labels), 3), torch.tensor(labels, dtype=torch.long))
+    classes = torch.tensor(labels, dtype=torch.long)
+    match = relationship_matching(
+        student, torch.randn(len(labels), 3), classes, max_negatives=max_negatives, tiled=tiled
+    )
     assert match.loss.item() == 0
     assert match.tuples.item() == 0
     assert match.negatives.item() == 0
@@ -173,14 +178,23 @@ def test_any_batch_matches_the_loops(size, classes, temperature, margin, seed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"margin": -0.1}, "margin must be at least 0, got -0.1"),
-        ({"max_negatives": 0}, "max_negatives must be None, 'smallest' or an integer ≥ 1, got 0"),
+        ({"temperature": 0.0}, "temperature: must be a finite number above 0, got 0.0"),
+        ({"margin": -0.1}, "margin: must be a number, at least 0, got -0.1"),
+        ({"max_negatives": 0}, "max_negatives: must be None, 'smallest' or an integer ≥ 1, got 0"),
         ({"max_negatives": "all"}, "got 'all'"),
-        ({"mining": "easy"}, "mining must be one of semihard, hard, all, got 'easy'"),
-        ({"earlier": (torch.zeros(2, 8), torch.zeros(2, 11), torch.zeros(2))}, r"\[Q, 8\], \[Q, 12\] and \[Q\], got"),
-        ({"earlier": (torch.zeros(2, 8), torch.zeros(3, 12), torch.zeros(2))}, r"got \[2, 8\], \[3, 12\], \[2\]"),
+        ({"temperature": float("inf")}, "temperature: must be a finite number above 0, got inf"),
+        ({"temperature": True}, "temperature: must be a finite number above 0, got True"),
+        ({"margin": "a"}, "margin: must be a number, at least 0, got 'a'"),
+        ({"mining": []}, r"mining: must be one of semihard, hard, all, got \[\]"),
+        ({"earlier": "x"}, r"three tensors, as EmbeddingQueue.content\(\) gives them, got str"),
+        ({"mining": "easy"}, "mining: must be one of semihard, hard, all, got 'easy'"),
+        (
+            {"earlier": (torch.zeros(2, 8), torch.zeros(2, 11), torch.zeros(2).int())},
+            r"\[Q, 8\], \[Q, 12\] and \[Q\], got",
+        ),
+        ({"earlier": (torch.zeros(2, 8), torch.zeros(3, 12), torch.zeros(2).int())}, r"got \[2, 8\], \[3, 12\], \[2\]"),
         ({"labels": torch.zeros(24)}, "integer labels, got torch.float32"),
+        ({"earlier": (torch.zeros(2, 8), torch.zeros(2, 12), torch.zeros(2))}, "integer labels, got torch.float32"),
         ({"labels": torch.zeros(23, dtype=torch.long)}, "one batch"),
         ({"teacher_embedding": torch.zeros(24, 3, 1, 1)}, r"\[24, 3, 1, 1\]"),
     ],
@@ -323,9 +337,44 @@ def test_all_points_equal(engine):
     assert torch.equal(student.grad, torch.zeros(6, 3))
 
 
-def test_no_gradient_is_computed_where_none_is_asked_for():
+def test_no_gradient_is_computed_where_none_is_asked_for(monkeypatch):
     student, teacher, labels = batch()
-    with torch.no_grad():
-        loss = relationship_matching(student.requires_grad_(), teacher, labels).loss
-    assert not loss.requires_grad
-    assert loss.item() > 0
+    for rows in (_rows.SymmetricRows, _rows.TiledRows):
+        monkeypatch.delattr(rows, "gradient")
+    for tiled in (False, True):
+        with torch.no_grad():
+            loss = relationship_matching(student.requires_grad_(), teacher, labels, tiled=tiled).loss
+        assert not loss.requires_grad
+        assert loss.item() > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["student", "teacher"])
+@pytest.mark.parametrize("settings", [{}, {"mining": "all"}, {"temperature": 0.05}, {"tiled": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_value_that_is_not_finite_is_not_dropped(value, which, settings, dtype, engine):
+    """Distances to it are NaN, which no window holds: the loss must not be a silent 0."""
+    student, teacher, labels = batch(dtype=dtype)
+    (student if which == "student" else teacher)[3, 2] = value
+    match = relationship_matching(student, teacher, labels, **settings)
+    assert match.loss.isnan()
+    if which == "student":  # centring spreads it to every row
+        assert match.tuples == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool, torch.uint16])
+def test_labels_of_any_type_without_fraction(dtype):
+    student, teacher, labels = batch(classes=2)
+    want = relationship_matching(student, teacher, labels).loss
+    assert relationship_matching(student, teacher, labels.to(dtype)).loss == want
+    earlier = (student, teacher, labels + 256)
+    assert relationship_matching(student, teacher, labels.to(dtype), earlier=earlier).tuples == (
+        relationship_matching(student, teacher, labels, earlier=earlier).tuples
+    )
+
+
+def test_margins_beyond_every_distance_are_one():
+    student, teacher, labels = batch(dtype=torch.float32)
+    want = relationship_matching(student, teacher, labels, margin=4.0).loss
+    for margin in (1e300, torch.inf):
+        assert relationship_matching(student, teacher, labels, margin=margin).loss == want

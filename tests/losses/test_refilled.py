@@ -74,10 +74,12 @@ def test_adaptive_off_reads_no_teacher_logits():
         ({"stage": "emebdding"}, "there is no stage 'emebdding'; did you mean 'embedding'"),
         ({"stage": "embedding", "temprature": 1.0}, "takes no 'temprature': did you mean 'temperature'"),
         ({"stage": "classifier", "margin": 0.1}, "stage 'classifier' takes no 'margin'"),
-        ({"stage": "embedding", "temperature": 0}, "temperature: must be above 0, got 0"),
+        ({"stage": "embedding", "temperature": 0}, "temperature: must be a finite number above 0, got 0"),
         ({"stage": "classifier", "student_temperature": -1}, "student_temperature: must be above 0, got -1"),
-        ({"stage": "embedding", "margin": -1}, "margin: must be at least 0, got -1"),
-        ({"stage": "classifier", "weight": -1}, "weight: must be at least 0, got -1"),
+        ({"stage": "embedding", "margin": -1}, "margin: must be a number, at least 0, got -1"),
+        ({"stage": "embedding", "max_negatives": "smalest"}, "max_negatives: must be None, 'smallest' or an integer"),
+        ({"stage": "embedding", "weight": "x"}, "weight: must be a number, at least 0, got 'x'"),
+        ({"stage": "classifier", "weight": -1}, "weight: must be a number, at least 0, got -1"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):
