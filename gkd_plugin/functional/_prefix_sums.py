@@ -5,9 +5,8 @@ window is a difference of two prefix sums. With e = exp(−D^T/τ), δ = (D^S �
 
     Z_T = Σ e,   U = Σ e·δ,   V = Σ e·(exp(−δ) − 1),   Z_S = Z_T + V,   KL = U/Z_T + ln(1 + V/Z_T).
 
-U and V rather than Z_S: in KL the first-order parts of U/Z_T and ln(1 + V/Z_T) cancel exactly, whatever rounding e has,
-so that for τ ≥ 1 the elements may be float32, and only the prefix sums need float64. For smaller τ exp(−δ) − 1 comes
-so close to −1 that the elements are float64 too. The gradient for a member is
+U and V rather than Z_S: in KL the first-order parts of U/Z_T and ln(1 + V/Z_T) cancel, whatever rounding e has. All but
+the distances is float64: what is left after that cancellation is of second order in δ. The gradient for a member is
 (e/Z_T − exp(−D^S/τ)/Z_S)/τ; summed over the windows that a negative lies in, it is
 
     e·(A − (exp(−δ) − 1)·A′)/τ,   A = Σ V/(Z_T·Z_S),   A′ = Σ 1/Z_S,
@@ -42,9 +41,7 @@ def score_by_prefix_sums(tile: Tile, selection: Selection, need_gradient: bool) 
 
     keys = tile.student.scatter_(1, positives.columns, _BEYOND).scatter_(1, positives.own, _BEFORE)
     keys, order = sort_rows(keys)
-    gap = tile.teacher.gather(1, order)
-    if selection.temperature < 1:
-        gap = gap.double()
+    gap = tile.teacher.gather(1, order).double()
     weight = (gap * -scale).exp_()
     weight[:, 0] = 0
     gap = gap.sub_(keys).mul_(-scale)
@@ -56,7 +53,7 @@ def score_by_prefix_sums(tile: Tile, selection: Selection, need_gradient: bool) 
     exist = positives.exist & (hi > lo)
 
     def window_sum(summand: Tensor) -> Tensor:
-        sums = summand.cumsum(1, dtype=torch.float64)
+        sums = summand.cumsum(1)
         return sums.gather(1, (hi - 1).clamp_(min=0)).sub_(sums.gather(1, lo - 1))
 
     exact = exact_dtype(keys)
@@ -74,11 +71,8 @@ def score_by_prefix_sums(tile: Tile, selection: Selection, need_gradient: bool) 
         z_student = z_teacher + v
         second = torch.where(exist, scale / z_student, 0)
         first = second * (v / z_teacher)
-        shift = _between(first, lo, hi, keys).to(gap.dtype)
-        slope = _between(second, lo, hi, keys).to(gap.dtype)
-        pull_sorted = (
-            shift.sub_(growth.mul_(slope)).mul_(weight).div_(keys.clamp_(min=SMALLEST_DISTANCE)).to(keys.dtype)
-        )
+        pull_sorted = _between(first, lo, hi, keys).sub_(growth.mul_(_between(second, lo, hi, keys))).mul_(weight)
+        pull_sorted = pull_sorted.div_(keys.clamp_(min=SMALLEST_DISTANCE)).to(keys.dtype)
         own_pull = (own_weight * (first - own_growth * second)).to(keys.dtype)
         own_pull = torch.where(near > SMALLEST_DISTANCE, own_pull / near, 0)
         pull = tile.student.scatter_(1, order, pull_sorted).scatter_(1, positives.columns, own_pull)
