@@ -85,7 +85,7 @@ def products(rows: Tensor, result: Tensor) -> Tensor:
 
 
 def squares(rows: Tensor) -> Tensor:
-    """``[N]``: ‖x_i‖², each from a matrix product as in the distances, so that D of equal rows is exactly 0."""
+    """``[N]``: ‖x_i‖², each from a matrix product as in the distances, so that D of equal rows comes out as 0."""
     blocks = [(block @ block.T).diagonal() for block in torch.split(rows, _BLOCK)]
     return torch.cat(blocks) if blocks else rows.new_zeros(0)
 

@@ -1,4 +1,7 @@
-"""The loss of relationship matching and its gradient, tile by tile of anchors; the host waits for no device."""
+"""The loss of relationship matching and its gradient, tile by tile of anchors.
+
+The host waits for no device, unless the dense engine is needed.
+"""
 
 from __future__ import annotations
 

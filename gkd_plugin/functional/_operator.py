@@ -99,23 +99,7 @@ class _OnlyOnce(torch.autograd.Function):
         raise RuntimeError("relationship matching can be differentiated once, not twice")
 
 
-@torch.library.custom_op("gkd_plugin::relationship", mutates_args=())
-def relationship_operator(
-    anchors: Tensor,
-    student: Tensor | None,
-    teacher: Tensor,
-    labels: Tensor,
-    temperature: float,
-    margin: float,
-    mining: str,
-    max_negatives: int,
-    tiled: bool,
-    need_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`_evaluate`."""
-    return _evaluate(
-        anchors, student, teacher, labels, temperature, margin, mining, max_negatives, tiled, need_gradient
-    )
+relationship_operator = torch.library.custom_op("gkd_plugin::relationship", _evaluate, mutates_args=())
 
 
 @relationship_operator.register_fake

@@ -55,10 +55,8 @@ class RelationshipLoss(nn.Module):
         super().__init__()
         if isinstance(mining, str) and mining not in MINING:
             raise ConfigError(f"mining: there is no strategy {mining!r}; {nearest(mining, MINING)}")
-        try:
+        with user_can_mend("refilled_relationship"):
             check_matching(temperature, margin, mining, max_negatives)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 0:
             raise ConfigError(f"queue_size: must be a whole number, 0 or more, got {queue_size!r}")
         self.temperature = temperature

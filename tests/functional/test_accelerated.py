@@ -70,7 +70,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.stdout.split() == ["True", "True", "0"], done.stderr
 
 
-def test_one_thread_gives_the_same_bits_as_two():
+def test_one_thread_gives_the_same_values_as_more():
     student, teacher, labels = batch(size=70, dtype=torch.float32)
     found = []
     before = torch.get_num_threads()
