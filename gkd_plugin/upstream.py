@@ -15,12 +15,13 @@ __all__ = ["install_prepare_hook"]
 
 
 def install_prepare_hook() -> None:
-    """Lets a criterion see the models before the box wraps them, by calling ``criterion.prepare(box, stage)``.
+    """Lets teacher and criterion see the box before it wraps the models, by calling their ``prepare(box, stage)``.
 
     Symptom: torchdistill builds the criterion after the models and before DDP, but no part that a plugin can
-    register is shown the student between the two. Stage ``embedding`` must freeze the student's classifier just
-    there: under DDP a classifier that gets no gradient stops training, with or without
-    ``find_unused_parameters``, and its module path differs per architecture.
+    register is shown the student or the data between the two. Stage ``embedding`` must freeze the student's classifier
+    just there: under DDP a classifier that gets no gradient stops training, with or without
+    ``find_unused_parameters``, and its module path differs per architecture. And the teacher must learn how the
+    training images are normalised before the first one reaches it.
 
     Installing twice is harmless.
     """
@@ -31,9 +32,10 @@ def install_prepare_hook() -> None:
     @functools.wraps(original)
     def setup_loss(self: Any, train_config: dict[str, Any]) -> None:
         original(self, train_config)
-        prepare = getattr(self.criterion, "prepare", None)
-        if prepare is not None:
-            prepare(self, train_config)
+        for part in (getattr(self, "teacher_model", None), self.criterion):
+            prepare = getattr(part, "prepare", None)
+            if prepare is not None:
+                prepare(self, train_config)
 
     setup_loss.calls_prepare = True  # type: ignore[attr-defined]
     DistillationBox.setup_loss = setup_loss

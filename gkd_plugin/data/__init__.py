@@ -7,6 +7,8 @@ Everything takes any torchvision-style map dataset: ``dataset[i]`` is ``(image, 
 from gkd_plugin.data.class_subset import ClassSubset, class_subset, few_shot_subset
 from gkd_plugin.data.digits import digits
 from gkd_plugin.data.evaluation_view import DatasetWithView, evaluation_view, with_evaluation_view
+from gkd_plugin.data.fixed_views import FixedViews
+from gkd_plugin.data.image_input import ImageInput, normalisation_of
 from gkd_plugin.data.images import ArrayImages, npz_images
 from gkd_plugin.data.labels import classes_of, labels_of, num_classes_of
 from gkd_plugin.data.overlap import overlap_classes, overlap_subset
@@ -18,6 +20,8 @@ __all__ = [
     "ClassBalancedBatchSampler",
     "ClassSubset",
     "DatasetWithView",
+    "FixedViews",
+    "ImageInput",
     "class_subset",
     "classes_of",
     "digits",
@@ -25,6 +29,7 @@ __all__ = [
     "few_shot_subset",
     "image_transform",
     "labels_of",
+    "normalisation_of",
     "npz_images",
     "num_classes_of",
     "overlap_classes",

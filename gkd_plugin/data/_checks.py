@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 from torch.utils.data import Dataset
 
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["length_of", "unwrapped", "whole_number"]
+__all__ = ["inner_datasets", "layers_of", "length_of", "unwrapped", "whole_number"]
 
 
 def whole_number(argument: str, value: object, *, low: int, high: int | None = None) -> int:
@@ -36,3 +36,19 @@ def unwrapped(dataset: Dataset[Any]) -> Dataset[Any]:
 def length_of(dataset: Dataset[Any]) -> int:
     """The number of samples; torch's ``Dataset`` type does not declare ``__len__``."""
     return len(cast("Sized", dataset))
+
+
+def inner_datasets(dataset: Any) -> list[Dataset[Any]]:
+    """What a wrapper, subset or concatenation holds; nothing for a data set of its own."""
+    for name in ("org_dataset", "dataset"):
+        if isinstance(getattr(dataset, name, None), Dataset):
+            return [getattr(dataset, name)]
+    parts = getattr(dataset, "datasets", None)
+    return list(parts) if isinstance(parts, (list, tuple)) else []
+
+
+def layers_of(dataset: Any) -> Iterator[Any]:
+    """The data set and everything in it, from the outside in."""
+    yield dataset
+    for part in inner_datasets(dataset):
+        yield from layers_of(part)

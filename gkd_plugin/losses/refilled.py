@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchdistill.losses.high_level import AbstractLoss
@@ -15,9 +16,9 @@ from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.hooks import check_module_path, hooked_tensor
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss
 from gkd_plugin.losses.relationship import RelationshipLoss
-from gkd_plugin.models import EmbeddingTap
 from gkd_plugin.registry import register
 from gkd_plugin.teacher import RefilledTeacher
+from gkd_plugin.unreached import unreached_parameters
 
 __all__ = ["ClassifierStage", "EmbeddingStage", "RefilledStage", "refilled"]
 
@@ -85,8 +86,8 @@ class RefilledStage(AbstractLoss):
 class EmbeddingStage(RefilledStage):
     r"""Stage ``embedding``: w · relationship matching, TPAMI section 4.1.
 
-    The student's classifier takes no part: where the student is a ``timm_model`` and there are no further terms, its
-    classifier is frozen for the stage before the box wraps the models, so that DDP waits for no gradient of it.
+    The student's classifier takes no part: where there are no further terms, every parameter that the embedding does
+    not depend on is frozen for the stage before the box wraps the models, so that DDP waits for no gradient of it.
 
     Args:
         temperature: τ₁.
@@ -127,12 +128,18 @@ class EmbeddingStage(RefilledStage):
         super().__init__(loss, weight, sub_terms)
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Checks the hooks and freezes the student's classifier."""
+        """Checks the hooks and freezes what the student's embedding does not depend on."""
         super().prepare(box, stage_config)
-        student = box.student_model
-        if isinstance(student, EmbeddingTap) and not self.term_dict:
-            for parameter in student.classifier_parameters():
-                parameter.requires_grad_(False)
+        if self.term_dict:
+            return
+        loader = box.train_data_loader
+        with torch.random.fork_rng(devices=[]):
+            images = loader.collate_fn([loader.dataset[0]])[0]
+        path, io = self.loss.student_hook
+        for parameter in unreached_parameters(box.student_model, path, io, images):
+            parameter.requires_grad_(False)
+        for recorded in box.student_io_dict.values():
+            recorded.clear()
 
     def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
         """The weighted loss of a batch, a scalar."""
@@ -182,6 +189,15 @@ class ClassifierStage(RefilledStage):
             local_classifier_path=local_classifier,
         )
         super().__init__(loss, weight, sub_terms)
+
+    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        """Checks the hooks and that the student can classify."""
+        super().prepare(box, stage_config)
+        if getattr(box.student_model, "num_classes", None) == 0:
+            raise ConfigError(
+                f"criterion: stage {self.stage!r} trains a classifier, but {type(box.student_model).__name__} has none "
+                "(num_classes 0): give models.student_model.kwargs.num_classes"
+            )
 
     def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
         """The loss of a batch, a scalar."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
+from timm.layers.helpers import to_2tuple
 from timm.models import get_arch_name, is_model, parse_model_name
 from torch import nn
 from torchdistill.models.registry import MODEL_DICT, register_model
 
 from gkd_plugin.errors import ConfigError, nearest
-from gkd_plugin.models.embedding_tap import tap_embedding
+from gkd_plugin.models.embedding_tap import is_encoder, tap_embedding
 from gkd_plugin.registry import register
 
 __all__ = ["timm_model"]
@@ -31,12 +33,32 @@ def timm_model(model_name: str, pretrained: bool = False, num_classes: int | Non
         num_classes: size of the classifier; 0 for none; ``None`` for the architecture's own.
         kwargs: passed on to ``timm.create_model`` (``in_chans``, ``img_size``, ``drop_rate``, …).
 
+    Returns:
+        The model. Its ``pretrained_cfg['input_size']`` is the one it was built for, with ``in_chans`` and ``img_size``.
+
     Raises:
-        ConfigError: timm has no such model (the nearest names are offered), or the model has no classifier interface.
+        ConfigError: timm has no such model (the nearest names are offered); ``features_only``; or ``num_classes`` for
+            an encoder, which has no classifier: it can be a teacher, its embedding is the mean of its tokens.
     """
     _check_name(model_name)
     model = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    return tap_embedding(model)
+    tapped = tap_embedding(model)
+    if is_encoder(tapped) and num_classes:
+        raise ConfigError(
+            f"timm's {model_name!r} is an encoder without a classifier, so it takes no num_classes ({num_classes}): it "
+            "can be a teacher, not a student"
+        )
+    _note_input_size(tapped, kwargs)
+    return tapped
+
+
+def _note_input_size(model: Any, kwargs: Mapping[str, Any]) -> None:
+    """timm leaves the architecture's own input size in ``pretrained_cfg``, whatever the model was built for."""
+    size = model.pretrained_cfg.get("input_size")
+    if size is None:
+        return
+    height, width = to_2tuple(kwargs.get("img_size") or size[-2:])
+    model.pretrained_cfg["input_size"] = (kwargs.get("in_chans") or size[0], height, width)
 
 
 def _check_name(model_name: str) -> None:

@@ -27,3 +27,17 @@ def test_unknown_names_offer_the_nearest(name, message):
 
 def test_a_pretrained_tag_is_part_of_the_name():
     assert get_model("timm_model", None, model_name="test_resnet.r160_in1k", num_classes=2).num_classes == 2
+
+
+def test_the_input_size_is_the_one_it_was_built_for():
+    model = get_model("timm_model", None, model_name="test_vit", img_size=32, in_chans=1, num_classes=2)
+    assert model.pretrained_cfg["input_size"] == (1, 32, 32)
+    assert get_model("timm_model", None, model_name="test_vit").pretrained_cfg["input_size"] == (3, 160, 160)
+
+
+def test_an_encoder_takes_no_classes():
+    with (
+        torch.device("meta"),
+        pytest.raises(ConfigError, match=r"encoder without a classifier.* a teacher, not a stud"),
+    ):
+        get_model("timm_model", None, model_name="qwen3_vit_88m_enc", num_classes=3)

@@ -1,0 +1,132 @@
+"""A fixed number of augmentations of each sample, so that a frozen teacher's outputs for them can be kept."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from gkd_plugin.data._checks import length_of, whole_number
+from gkd_plugin.data.evaluation_view import evaluation_view
+from gkd_plugin.data.labels import classes_of, labels_of
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["FixedViews"]
+
+
+class FixedViews(Dataset[Any]):
+    """K random augmentations of each sample that are the same in every process, worker, order and run.
+
+    View v of sample i is ``dataset[i]`` with the global random states of ``random``, ``numpy.random`` and torch's
+    CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform that draws from a
+    generator of its own is out of reach (:func:`gkd_plugin.fingerprint.views_key` finds it).
+
+    Samples are ``(image, label, {"bank_row": i * views + v})``; epoch e shows view v = (e + i) % views of sample i.
+
+    Args:
+        dataset: a map dataset of ``(image, label)``.
+        views: K.
+        seed: of the augmentations.
+
+    Attributes:
+        dataset: the dataset given; also ``org_dataset``, by which this package and torchdistill see through
+            wrappers (so class centres are computed on its evaluation view).
+        views: K.
+        seed: of the augmentations.
+        targets: the labels, a list of ``int``.
+        classes: the class names, or the labels 0, 1, … where the dataset has none.
+
+    Raises:
+        ConfigError: ``views`` < 1, ``seed`` < 0, or the dataset has no labels to find.
+    """
+
+    def __init__(self, dataset: Dataset[Any], views: int, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.views = whole_number("views", views, low=1)
+        self.seed = whole_number("seed", seed, low=0)
+        self.targets = labels_of(dataset)
+        self.classes = classes_of(dataset)
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._share_epoch()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._share_epoch()  # a copy's memory is not shared; a spawned worker's is, and stays as it is
+
+    def __len__(self) -> int:
+        return length_of(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, dict[str, int]]:
+        view = (int(self._epoch) + index) % self.views
+        image, label = self.view(index, view)
+        return image, label, {"bank_row": index * self.views + view}
+
+    @property
+    def org_dataset(self) -> Dataset[Any]:
+        """The dataset given, under torchdistill's name for what a wrapper holds."""
+        return self.dataset
+
+    @property
+    def evaluation_view(self) -> Dataset[Any]:
+        """The evaluation view of the dataset given.
+
+        Raises:
+            AttributeError: it offers none.
+        """
+        view, found = evaluation_view(self.dataset)
+        if not found:
+            raise AttributeError(f"dataset {type(view).__name__} offers no evaluation_view")
+        return view
+
+    def _share_epoch(self) -> None:
+        """Puts the epoch where DataLoader workers that run already see it change."""
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the views of an epoch, in DataLoader workers that already run too.
+
+        Batches that a worker fetched before are not fetched again, so call it before the loader is iterated.
+        """
+        self._epoch.fill_(epoch)
+
+    def view(self, index: int, view: int) -> tuple[Any, Any]:
+        """One view of one sample: ``(image, label)``.
+
+        Raises:
+            IndexError: there is no such sample or view.
+            ConfigError: the dataset's samples are not ``(image, label)``.
+        """
+        if not (0 <= index < len(self) and 0 <= view < self.views):
+            raise IndexError(f"sample {index}, view {view}: there are {len(self)} samples of {self.views} views")
+        with _seeded(f"{self.seed},{index},{view}"):
+            sample = self.dataset[index]
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            found = f"{len(sample)} elements" if isinstance(sample, (tuple, list)) else type(sample).__name__
+            raise ConfigError(
+                f"dataset {type(self.dataset).__name__}: only samples of (image, label) can be cached, "
+                f"sample {index} is {found}"
+            )
+        return sample[0], sample[1]
+
+
+@contextmanager
+def _seeded(key: str) -> Iterator[None]:
+    """Global CPU random states that depend on ``key`` alone; restored afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    digest = hashlib.blake2b(key.encode(), digest_size=32).digest()
+    try:
+        random.seed(digest[:16])
+        np.random.seed(np.frombuffer(digest[16:], dtype="<u4"))  # noqa: NPY002
+        # not torch.manual_seed(), which seeds the GPUs as well
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])

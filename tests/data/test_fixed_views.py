@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from multiprocessing.reduction import ForkingPickler
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchdistill.datasets.wrapper import BaseDatasetWrapper
+from torchvision import transforms
+
+from gkd_plugin.data import ArrayImages, FixedViews, evaluation_view, labels_of
+from gkd_plugin.errors import ConfigError
+from tests.data.fakes import FakeImages, with_view
+
+SAMPLES = 7
+LABELS = [i % 3 for i in range(SAMPLES)]
+
+
+class Draws(Dataset):
+    """Sample i is a number of each global generator."""
+
+    def __init__(self):
+        self.targets = LABELS
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        return torch.stack([torch.tensor(random.random()), torch.tensor(np.random.rand()), torch.rand(())]), 0  # noqa: NPY002
+
+
+class Augmented(ArrayImages):
+    def __init__(self):
+        images = np.random.default_rng(0).integers(0, 256, (SAMPLES, 12, 12, 3), dtype=np.uint8)
+        steps = [transforms.RandomResizedCrop(8), transforms.ColorJitter(0.5), transforms.ToTensor()]
+        super().__init__(images, LABELS, ["ant", "bee", "cat"], transforms.Compose(steps))
+
+
+def states():
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()
+
+
+def rows_of(loader):
+    """bank_row → image, of one pass."""
+    pairs = [(row, image) for images, _, extra in loader for row, image in zip(extra["bank_row"], images, strict=True)]
+    return {int(row): image for row, image in pairs}
+
+
+def expected_rows(views, epoch):
+    """What a pass of this epoch must show, from ``view`` in the main process."""
+    shown = [(i, (epoch + i) % views.views) for i in range(len(views))]
+    return {i * views.views + v: views.view(i, v)[0] for i, v in shown}
+
+
+def assert_same(got, expected):
+    assert sorted(got) == sorted(expected)
+    assert all(torch.equal(got[row], expected[row]) for row in expected)
+
+
+def test_a_view_repeats_whatever_the_random_states_and_the_order():
+    views = FixedViews(Augmented(), 4)
+    first = {(i, v): views.view(i, v)[0] for i in range(SAMPLES) for v in range(4)}
+    for key in random.sample(sorted(first), len(first)):
+        torch.manual_seed(hash(key))
+        assert torch.equal(FixedViews(Augmented(), 4).view(*key)[0], first[key])
+
+
+def test_views_samples_and_seeds_differ():
+    views, other = FixedViews(Draws(), 4), FixedViews(Draws(), 4, seed=1)
+    drawn = [source.view(i, v)[0] for source in (views, other) for i in range(SAMPLES) for v in range(4)]
+    for generator in torch.stack(drawn).T:
+        assert len(set(generator.tolist())) == len(drawn)
+
+
+def test_more_views_begin_with_the_same_ones():
+    assert torch.equal(FixedViews(Draws(), 2).view(3, 1)[0], FixedViews(Draws(), 9).view(3, 1)[0])
+
+
+def test_transforms_of_torchvision_vary_between_views():
+    views = FixedViews(Augmented(), 6)
+    assert len({views.view(0, v)[0].numpy().tobytes() for v in range(6)}) == 6
+
+
+def test_the_global_random_states_are_left_alone():
+    random.gauss(0, 1), np.random.randn(), torch.randn(())  # noqa: NPY002  (each keeps half of a pair)
+    before = states()
+    FixedViews(Draws(), 2)[3]
+    assert states() == before
+
+
+def test_the_random_states_come_back_after_an_error():
+    views = FixedViews(FakeImages([0, 1]), 2)
+    views.dataset.targets = [0]
+    views.dataset.__class__ = type("Broken", (FakeImages,), {"__len__": lambda self: 2})
+    before = states()
+    with pytest.raises(IndexError):
+        views[1]
+    assert states() == before
+
+
+def test_samples_name_their_row_and_epochs_change_the_view():
+    views = FixedViews(Augmented(), 3)
+    shown = []
+    for epoch in range(4):
+        views.set_epoch(epoch)
+        image, label, extra = views[5]
+        shown.append(extra["bank_row"])
+        assert label == 2
+        assert torch.equal(image, views.view(5, extra["bank_row"] - 15)[0])
+    assert shown == [17, 15, 16, 17]
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_live_workers_show_the_same_views_and_follow_the_epoch(method):
+    views = FixedViews(Augmented(), 3)
+    loader = DataLoader(
+        views, batch_size=2, num_workers=2, persistent_workers=True, multiprocessing_context=method, shuffle=True
+    )
+    for epoch in (0, 1, 5):
+        views.set_epoch(epoch)
+        assert_same(rows_of(loader), expected_rows(views, epoch))
+
+
+def test_what_a_spawned_worker_is_sent_follows_the_epoch():
+    views = FixedViews(Augmented(), 3)
+    received = pickle.loads(ForkingPickler.dumps(views))
+    views.set_epoch(2)
+    assert received[0][2] == {"bank_row": 2}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda views: pickle.loads(pickle.dumps(views))])
+def test_workers_of_a_copy_follow_the_copy(copied):
+    original = FixedViews(Augmented(), 3)
+    views = copied(original)
+    loader = DataLoader(views, batch_size=4, num_workers=1, persistent_workers=True)
+    for epoch in (0, 2):
+        views.set_epoch(epoch)
+        assert_same(rows_of(loader), expected_rows(views, epoch))
+    assert original[0][2] == {"bank_row": 0}
+
+
+def test_labels_and_names_are_those_of_the_dataset():
+    views = FixedViews(Augmented(), 2)
+    assert labels_of(views) == views.targets == LABELS
+    assert views.classes == ["ant", "bee", "cat"]
+    assert (len(views), views.views, views.seed) == (SAMPLES, 2, 0)
+
+
+def test_the_evaluation_view_is_that_of_the_dataset():
+    views = FixedViews(with_view([0, 1]), 2)
+    assert views.evaluation_view[1] == ("clean1", 1)
+    view, found = evaluation_view(views)
+    assert found
+    assert view[1] == ("clean1", 1)
+
+
+def test_without_an_evaluation_view_the_dataset_itself_is_seen():
+    dataset = FakeImages([0, 1])
+    assert evaluation_view(FixedViews(dataset, 2)) == (dataset, False)
+    assert not hasattr(FixedViews(dataset, 2), "evaluation_view")
+
+
+def test_other_samples_are_refused():
+    with pytest.raises(ConfigError, match=r"BaseDatasetWrapper: only samples of \(image, label\).* is 3 elements"):
+        FixedViews(BaseDatasetWrapper(FakeImages([0, 1])), 2)[1]
+
+
+@pytest.mark.parametrize("views", [0, 1.0, True, "2"])
+def test_views_must_be_a_whole_number(views):
+    with pytest.raises(ConfigError, match="views must be a whole number from 1 up"):
+        FixedViews(Draws(), views)
+
+
+def test_there_are_no_other_samples_or_views():
+    for index, view in [(SAMPLES, 0), (-1, 0), (0, 2), (0, -1)]:
+        with pytest.raises(IndexError, match="7 samples of 2 views"):
+            FixedViews(Draws(), 2).view(index, view)
+    assert len([*FixedViews(Draws(), 2)]) == SAMPLES  # type: ignore[misc]
