@@ -9,7 +9,37 @@ from torch import Tensor, nn
 
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["check_module_path", "hooked_tensor"]
+__all__ = ["Capture", "check_module_path", "hooked_tensor"]
+
+
+class Capture:
+    """A forward hook that keeps what a module was last given, or gave, until it is taken.
+
+    Unlike a hook for each call it stays in place, which a compiled model needs.
+    """
+
+    def __init__(self, io: str) -> None:
+        self.io = io
+        self.value: Any = None
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Called by torch after the module's forward."""
+        self.value = output if self.io == "output" else args[0]
+
+    def take(self, model: str, path: str) -> Tensor:
+        """What was kept, as :func:`hooked_tensor`; then it is gone."""
+        value, self.value = self.value, None
+        return hooked_tensor({path: {} if value is None else {self.io: value}}, model, path, self.io)
+
+    @classmethod
+    def of(cls, model: nn.Module, path: str, io: str) -> Capture:
+        """The one on this module of the model; wrappers of one model share it."""
+        module = model.get_submodule(path)
+        found = [hook for hook in module._forward_hooks.values() if isinstance(hook, cls) and hook.io == io]  # noqa: SLF001
+        if not found:
+            found = [cls(io)]
+            module.register_forward_hook(found[0])
+        return found[0]
 
 
 def check_module_path(model: nn.Module, path: str, where: str) -> None:

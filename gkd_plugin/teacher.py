@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torchdistill.core.forward_hook import ForwardHookManager
 from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
-from gkd_plugin.errors import user_can_mend
+from gkd_plugin.data import ImageInput, normalisation_of
+from gkd_plugin.errors import ConfigError, nearest, user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator, local_logits
-from gkd_plugin.hooks import check_module_path, hooked_tensor
+from gkd_plugin.hooks import Capture, check_module_path
 from gkd_plugin.registry import register
+from gkd_plugin.teacher_input import TeacherInput, checked_numbers, checked_size, own_input
 
-__all__ = ["LocalClassifier", "RefilledTeacher"]
+__all__ = ["DTYPES", "Answers", "LocalClassifier", "RefilledTeacher"]
 
 logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TOLD: WeakSet[nn.Module] = WeakSet()  # teachers whose input was described in the log
+
+
+class Answers(NamedTuple):
+    """What a teacher says of a batch, ``[B, …]`` each in float32; ``None`` where it has none.
+
+    Attributes:
+        embedding: ``[B, D_t]``.
+        local_classifier: ``[B, C]``, once the class centres are known.
+        logits: ``[B, C_t]``, of its own classifier.
+    """
+
+    embedding: Tensor
+    local_classifier: Tensor | None
+    logits: Tensor | None
 
 
 class LocalClassifier(nn.Module):
@@ -40,9 +60,9 @@ class LocalClassifier(nn.Module):
         """Whether the class centres have been computed."""
         return self.centres.numel() > 0
 
-    def forward(self, embedding: Tensor, device: torch.device | None = None) -> Tensor:
-        """``[B, D_t]`` → ``[B, C]``, on ``device`` (by default where it is)."""
-        return local_logits(embedding, self.centres).to(device or embedding.device)
+    def forward(self, embedding: Tensor, known: Tensor | None = None) -> Tensor:
+        """``[B, D_t]`` → ``[B, C]``; ``known`` is the result, where it was computed before."""
+        return local_logits(embedding, self.centres) if known is None else known
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}centres")
@@ -56,22 +76,32 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     """Wraps any teacher for ReFilled and holds its invariants whatever the training box does.
 
     The teacher is frozen, always in eval mode (``train()`` cannot change that, so batch-norm statistics never
-    move) and runs without gradient. It may live on a device of its own: inputs go there, results come back.
+    move) and runs without gradient. It may live on a device of its own: inputs go there, results come back. It sees
+    images with its own normalisation and size, whatever those of the student are; what is done to them is logged once.
 
     Hook paths: ``embedding`` ``[B, D_t]``; ``local_classifier`` ``[B, C]``, C the student's classes, once the class
     centres are known (the pre-epoch process ``refilled`` computes them). The output itself (``.``) is the
     teacher's own logits ``[B, C_t]``; for a teacher with no classifier (timm's ``num_classes: 0``) it is the local
-    classifier's, which is said once in the log.
+    classifier's, which is said once in the log. All in float32.
 
     Args:
         teacher_model: the teacher; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
-        embedding: module path whose output is the teacher's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The
-            default is right for every ``timm_model``.
+        embedding: module path of the teacher's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
+            every ``timm_model``.
+        embedding_io: 'output' of that module, or its 'input' (torchvision's ViT: ``embedding: 'heads'``, 'input').
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
+        preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
+            student, left as they are), see :func:`gkd_plugin.teacher_input.own_input`.
+        mean: subtracted from pixels in [0, 1] for the teacher, by default of ``preprocessing``.
+        std: divided by, likewise.
+        input_size: the teacher's, a number of pixels or [height, width], likewise.
+        data_mean: subtracted for the student, by default read from the training set's transforms.
+        data_std: divided by, likewise.
         teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the box.
+        teacher_dtype: precision that the teacher is held in: 'float32', 'bf16' or 'fp16'.
 
     Raises:
-        ConfigError: the embedding path does not exist.
+        ConfigError: the embedding path does not exist, or a setting is none of those allowed.
     """
 
     def __init__(
@@ -79,26 +109,62 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         teacher_model: nn.Module,
         *,
         embedding: str = "embedding",
+        embedding_io: str = "output",
         num_classes: int | None = None,
+        preprocessing: str = "auto",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_size: int | Sequence[int] | None = None,
+        data_mean: Sequence[float] | None = None,
+        data_std: Sequence[float] | None = None,
         teacher_device: str | torch.device | None = None,
+        teacher_dtype: str | None = None,
         device: torch.device | None = None,
         device_ids: list[int] | None = None,  # noqa: ARG002
         distributed: bool = False,  # noqa: ARG002
     ) -> None:
         super().__init__()
         check_module_path(teacher_model, embedding, "auxiliary_model_wrapper.kwargs.embedding")
+        with _at("auxiliary_model_wrapper.kwargs."):
+            self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
+            self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
+            own = own_input(teacher_model, preprocessing)
+            self._own_input = ImageInput(
+                mean=checked_numbers("mean", mean) or own.mean,
+                std=checked_numbers("std", std) or own.std,
+                size=checked_size(input_size) or own.size,
+            )
+            self._data_input = ImageInput(
+                checked_numbers("data_mean", data_mean), checked_numbers("data_std", data_std)
+            )
+            self.input = TeacherInput(self._data_input, self._own_input)
         self.teacher = teacher_model.eval().requires_grad_(False)
         self.embedding = nn.Identity()
         self.local_classifier = LocalClassifier()
         self.num_classes = num_classes
         self._embedding_path = embedding
+        self._capture = Capture.of(teacher_model, embedding, embedding_io)
+        self._given: Answers | None = None
         self._has_told = False
         self._own_device: torch.device | None = None
         self.train(False)
+        if self._dtype is not None:
+            self.teacher.to(self._dtype)
         if teacher_device is not None or device is not None:
             self.to(teacher_device or device)
+        if self._dtype == torch.float16 and self.device.type == "cpu":
+            raise ConfigError(
+                "auxiliary_model_wrapper.kwargs.teacher_dtype: 'fp16' needs a GPU; use 'bf16' or 'float32'"
+            )
         if teacher_device is not None:
             self._own_device = torch.device(teacher_device)
+
+    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Reads the student's normalisation off the training set; called once, before the box wraps the models."""
+        if self._data_input.mean is None or self._data_input.std is None:
+            self._data_input = normalisation_of(box.train_data_loader.dataset)
+            with _at("teacher.auxiliary_model_wrapper: "):
+                self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
 
     @property
     def has_classifier(self) -> bool:
@@ -129,13 +195,26 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """``[B, …]`` images → the teacher's logits ``[B, C_t]``, on the device of the images."""
-        logits, features = self._run(x)
-        self.embedding(features.to(x.device))
-        local = self.local_classifier(features, x.device) if self.local_classifier.is_ready else None
-        if self.has_classifier or local is None:
-            return logits.to(x.device)
+        answers, self._given = self._given or self.answers(x), None
+        embedding = self.embedding(_moved(answers.embedding, x.device))
+        local = answers.local_classifier
+        if local is not None:
+            local = self.local_classifier(embedding, _moved(local, x.device))
+        if answers.logits is not None:
+            return _moved(answers.logits, x.device)
         self._tell_once()
         return cast("Tensor", local)
+
+    @torch.no_grad()
+    def answers(self, x: Tensor) -> Answers:
+        """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
+        logits, embedding = self._run(x)
+        local = local_logits(embedding, self.local_classifier.centres) if self.local_classifier.is_ready else None
+        return Answers(embedding, local, logits if self.has_classifier or local is None else None)
+
+    def answer_with(self, answers: Answers | None) -> None:
+        """Gives the answers of the next forward pass, which then does not run the teacher."""
+        self._given = answers
 
     @torch.no_grad()
     def embed(self, x: Tensor) -> Tensor:
@@ -144,25 +223,25 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits and embedding, on its own device."""
-        hook = ForwardHookManager(self.device)
-        hook.add_hook(self.teacher, self._embedding_path, requires_input=False)
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
-        try:
-            logits = self.teacher(x.to(self.device, non_blocking=True))
-            features = hooked_tensor(hook.pop_io_dict(), "teacher", self._embedding_path)
-        finally:
-            hook.clear()
-        return logits, features
+        images = self.input(_moved(x, self.device))
+        self._tell_input(x)
+        logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
+        embedding = self._capture.take("teacher", self._embedding_path)
+        return logits.float() if isinstance(logits, Tensor) else logits, embedding.float()
 
     def adopt_centres(self, other: RefilledTeacher) -> None:
         """Takes over the class centres of the previous stage's wrapper, fitted on the same training set.
 
         Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
         """
-        mine = (self.teacher, self._embedding_path, self.num_classes)
-        theirs = (other.teacher, other._embedding_path, other.num_classes)
-        if mine == theirs:
+        if self._space() == other._space():
             self.local_classifier.centres = other.local_classifier.centres.to(self.device)
+
+    def _space(self) -> tuple[Any, ...]:
+        """What decides the class centres, besides the data."""
+        path = (self._embedding_path, self._embedding_io)
+        return self.teacher, *path, self.num_classes, self._own_input, self._data_input, self._dtype
 
     def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         r"""Computes the class centres c_k = normalise(mean_{i: y_i = k} φ_T(x_i)) from (images, labels) batches.
@@ -176,7 +255,45 @@ class RefilledTeacher(AuxiliaryModelWrapper):
                 accumulator.update(self.embed(images), labels)
             self.local_classifier.centres = accumulator.result().to(self.device)
 
+    def _tell_input(self, x: Tensor) -> None:
+        """Logs what is done to the images, once for each teacher."""
+        if self.teacher in _TOLD:
+            return
+        _TOLD.add(self.teacher)
+        steps = self.input.describe(x)
+        if steps:
+            logger.info(
+                "the teacher's images are %s; auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as "
+                "they are",
+                " and ".join(steps),
+            )
+        if self.input.lacks_normalisation:
+            logger.warning(
+                "the training set does not show how its images are normalised, so the teacher gets them as they are; "
+                "auxiliary_model_wrapper.kwargs.data_mean and data_std tell it"
+            )
+
     def _tell_once(self) -> None:
         if not self._has_told:
             logger.info("the teacher has no classifier of its own: its confidence is the local classifier's")
             self._has_told = True
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Puts the place in a config before what cannot be used there."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
+
+
+def _choice(name: str, given: str, allowed: Iterable[str]) -> str:
+    if given not in allowed:
+        raise ConfigError(f"{name}: there is no {given!r}; {nearest(given, allowed)}")
+    return given
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``; the host waits only for what it will read itself."""
+    return x.to(device, non_blocking=device.type != "cpu")

@@ -59,7 +59,7 @@ def stage(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
         "teacher": {
             "forward_proc": "forward_batch_only",
             "requires_grad": False,
-            "auxiliary_model_wrapper": {"key": "refilled_teacher"},
+            "auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": {"preprocessing": "data"}},
             "forward_hook": {"output": hooks},
         },
         "student": {"forward_proc": "forward_batch_only", "forward_hook": {"output": ["embedding"]}},

@@ -3,19 +3,28 @@
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torchdistill.models.classification.resnet import resnet20
+from torchvision import transforms
 
 from gkd_plugin import ConfigError
+from gkd_plugin.data import ArrayImages
 from gkd_plugin.functional import class_centres
 from gkd_plugin.models import timm_model
-from gkd_plugin.teacher import RefilledTeacher
+from gkd_plugin.teacher import Answers, RefilledTeacher
+from tests.fakes import TinyNet
 
 
 def make_teacher(num_classes=5, **kwargs):
     torch.manual_seed(0)
-    return RefilledTeacher(timm_model("test_resnet", num_classes=num_classes), **kwargs)
+    return RefilledTeacher(timm_model("test_resnet", num_classes=num_classes), **{"preprocessing": "data", **kwargs})
 
 
 def batches(count=3, classes=4):
@@ -141,11 +150,11 @@ def test_teacher_on_the_gpu_student_on_the_cpu():
 def test_centres_are_adopted_only_from_the_same_space():
     first = make_teacher()
     first.fit_centres(batches())
-    same = RefilledTeacher(first.teacher)
+    same = RefilledTeacher(first.teacher, preprocessing="data")
     same.adopt_centres(first)
     assert torch.equal(same.local_classifier.centres, first.local_classifier.centres)
-    for changes in ({"embedding": "global_pool"}, {"num_classes": 4}):
-        other = RefilledTeacher(first.teacher, **changes)
+    for changes in ({"embedding": "global_pool"}, {"num_classes": 4}, {"input_size": 64}, {"mean": [0.5], "std": [1]}):
+        other = RefilledTeacher(first.teacher, **{"preprocessing": "data", **changes})
         other.adopt_centres(first)
         assert not other.local_classifier.is_ready
 
@@ -153,3 +162,158 @@ def test_centres_are_adopted_only_from_the_same_space():
 def test_an_embedding_that_is_not_pooled_is_refused():
     with pytest.raises(ConfigError, match=r"not \[B, D\] or \[B, D, 1, 1\]"):
         make_teacher(embedding="layer2").embed(batches()[0][0])
+
+
+def transform_of(mean, std):
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def pil_images(count=4, size=48):
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+class FakeBox:
+    """As much of torchdistill's box as a teacher looks at."""
+
+    def __init__(self, transform):
+        dataset = ArrayImages(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], transform=transform)
+        self.train_data_loader = DataLoader(dataset)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_the_teacher_sees_its_own_normalisation_and_size(name, caplog):
+    """As if timm's own evaluation transform had made the images, up to the rounding of 8-bit pixels."""
+    torch.manual_seed(0)
+    model = timm_model(name, num_classes=5)
+    cfg = model.pretrained_cfg
+    size = cfg["input_size"][1:]
+    student = transform_of((0.2, 0.3, 0.4), (0.3, 0.3, 0.3))
+    teacher = RefilledTeacher(model)
+    teacher.prepare(FakeBox(student), {})
+    images = pil_images()
+    with caplog.at_level(logging.INFO):
+        got = teacher(torch.stack([student(image) for image in images]))
+        teacher(torch.stack([student(image) for image in images]))
+    own = transforms.Compose(
+        [
+            transforms.ToTensor(),
+            transforms.Resize(size, transforms.InterpolationMode.BICUBIC, antialias=True),
+            transforms.Normalize(cfg["mean"], cfg["std"]),
+        ]
+    )
+    with torch.no_grad():
+        want = model(torch.stack([own(image) for image in images]))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    assert caplog.text.count(f"resized from 48 × 48 to {size[0]} × {size[1]} pixels") == 1
+
+
+def test_settings_go_before_what_is_known():
+    teacher = make_teacher(mean=[0.1, 0.1, 0.1], std=0.5, input_size=[40, 48], data_mean=0, data_std=1)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        want = teacher.teacher(functional.interpolate((x - 0.1) / 0.5, (40, 48), mode="bicubic", antialias=True))
+    torch.testing.assert_close(teacher(x), want, rtol=1e-4, atol=1e-4)
+    teacher.prepare(FakeBox(transform_of((0.9,), (9.0,))), {})
+    torch.testing.assert_close(teacher(x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_data_set_that_hides_its_normalisation_is_warned_of(caplog):
+    teacher = make_teacher(preprocessing="pretrained")
+    teacher.prepare(FakeBox(None), {})
+    teacher(batches()[0][0])
+    assert "does not show how its images are normalised" in caplog.text
+
+
+@pytest.mark.parametrize("size", [32, 45, 96])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "swin_tiny_patch4_window7_224", "test_efficientnet"])
+def test_any_size_reaches_fixed_and_free_size_models(name, size):
+    with torch.device("meta"):
+        teacher = RefilledTeacher(timm_model(name, num_classes=5))
+        assert teacher(torch.zeros(2, 3, size, size)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"preprocessing": "dta"}, "kwargs.preprocessing: there is no 'dta'; did you mean 'data'"),
+        ({"std": 0}, "kwargs.std: must be a number above 0 for each channel"),
+        ({"input_size": "big"}, "kwargs.input_size: must be a number of pixels"),
+        ({"embedding_io": "outputs"}, "kwargs.embedding_io: there is no 'outputs'; did you mean 'output'"),
+        ({"teacher_dtype": "bf61"}, "kwargs.teacher_dtype: there is no 'bf61'; did you mean 'bf16'"),
+        ({"teacher_dtype": "fp16"}, "kwargs.teacher_dtype: 'fp16' needs a GPU"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(kwargs, message):
+    with pytest.raises(ConfigError, match=f"auxiliary_model_wrapper.{message}"):
+        make_teacher(**kwargs)
+
+
+def test_channels_that_differ_are_refused():
+    with pytest.raises(ConfigError, match=r"teacher.auxiliary_model_wrapper: the teacher takes images of 3 channels"):
+        make_teacher(preprocessing="pretrained").prepare(FakeBox(transform_of((0.5, 0.5), (0.5, 0.5))), {})
+
+
+def test_the_input_of_a_module_can_be_the_embedding():
+    net = TinyNet()
+    images = batches()[0][0]
+    given_in = RefilledTeacher(net, embedding="fc", embedding_io="input").embed(images)
+    torch.testing.assert_close(given_in, RefilledTeacher(net, embedding="pool").embed(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "io", "size"),
+    [
+        (torchvision.models.resnet18, "avgpool", "output", 64),
+        (torchvision.models.vit_b_32, "heads", "input", 224),
+        (torchvision.models.mobilenet_v3_small, "classifier", "input", 64),
+        (torchvision.models.convnext_tiny, "classifier.2", "input", 64),
+        (resnet20, "avgpool", "output", 32),
+    ],
+)
+def test_torchvisions_and_torchdistills_models_by_hook_path(make, path, io, size):
+    with torch.device("meta"):
+        teacher = RefilledTeacher(make(num_classes=3), embedding=path, embedding_io=io)
+        x = torch.zeros(2, 3, size, size)
+        assert teacher.embed(x).shape[0] == 2
+        assert teacher(x).shape == (2, 3)
+
+
+def test_a_teacher_held_in_bf16_answers_in_float32_and_nearly_the_same():
+    images = batches()[0][0]
+    plain, half = make_teacher(), make_teacher(teacher_dtype="bf16")
+    for teacher in (plain, half):
+        teacher.fit_centres(batches())
+    assert {p.dtype for p in half.teacher.parameters()} == {torch.bfloat16}
+    got, want = half.answers(images), plain.answers(images)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.05)
+    assert half.local_classifier.centres.dtype == torch.float32
+
+
+def test_two_wrappers_of_one_teacher_share_one_hook_and_one_device():
+    first = make_teacher()
+    second = RefilledTeacher(first.teacher, preprocessing="data")
+    images = batches()[0][0]
+    assert torch.equal(first.embed(images), second.embed(images))
+    assert len(first.teacher.embedding._forward_hooks) == 1
+
+
+def test_answers_that_are_given_are_not_computed():
+    teacher = make_teacher()
+    teacher.fit_centres(batches())
+    images = batches()[0][0]
+    answers = teacher.answers(images)
+    seen = {}
+    for path in ("embedding", "local_classifier"):
+        teacher.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
+    calls = []
+    teacher.teacher.register_forward_hook(lambda *_: calls.append(1))
+    teacher.answer_with(Answers(*(2 * value for value in answers)))
+    assert torch.equal(teacher(images), 2 * answers.logits)
+    assert torch.equal(seen["embedding"], 2 * answers.embedding)
+    assert torch.equal(seen["local_classifier"], 2 * answers.local_classifier)
+    assert calls == []
+    assert torch.equal(teacher(images), answers.logits)  # once only
+    assert calls == [1]

@@ -65,8 +65,7 @@ def normalisation_of(dataset: Dataset[Any]) -> ImageInput:
 
 
 def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    transform = getattr(dataset, "transform", None) or getattr(dataset, "transforms", None)
-    steps = list(_steps(transform))
+    steps = list(_steps(getattr(dataset, "transform", None)))
     normalising = [step for step in steps if type(step).__name__ == "Normalize"]
     if len(normalising) == 1:
         return _affine(normalising[0].mean, normalising[0].std)
@@ -93,11 +92,9 @@ def _steps(transform: Any) -> Iterator[Any]:
     """The single transforms of a composed one, in order."""
     if transform is None:
         return
-    inner = getattr(transform, "transforms", None) or getattr(transform, "transform", None)
-    if isinstance(transform, nn.Sequential):
-        inner = list(transform)
-    if inner is None:
+    inner = list(transform) if isinstance(transform, nn.Sequential) else getattr(transform, "transforms", None)
+    if not isinstance(inner, Sequence | nn.ModuleList):
         yield transform
         return
-    for step in inner if isinstance(inner, Sequence | nn.ModuleList) else (inner,):
+    for step in inner:
         yield from _steps(step)

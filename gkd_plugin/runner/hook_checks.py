@@ -22,6 +22,8 @@ from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["check_hooks"]
 
+_MOVES = {"teacher_device", "teacher_dtype"}  # of the wrapper: a check changes nothing
+
 _UPSTREAM_ONLY = re.compile(r"\+|(.*\.)?-\d+(\..*)?$")  # '+name': of a redesigned model; '-1': from a list's end
 
 
@@ -60,7 +62,7 @@ def _hooked(model: nn.Module, section: Mapping[str, Any], where: str) -> nn.Modu
     if wrapper["key"] != "refilled_teacher" or wrapper.get("sequential"):
         return None
     try:
-        return RefilledTeacher(model, embedding=(wrapper.get("kwargs") or {}).get("embedding", "embedding"))
+        return RefilledTeacher(model, **{k: v for k, v in (wrapper.get("kwargs") or {}).items() if k not in _MOVES})
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from error
 

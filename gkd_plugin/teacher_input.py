@@ -1,0 +1,176 @@
+"""The teacher's own view of the images: from the student's normalisation and size to the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_plugin.data import ImageInput
+from gkd_plugin.errors import ConfigError, nearest
+
+__all__ = ["PREPROCESSING", "TeacherInput", "checked_numbers", "checked_size", "own_input"]
+
+PREPROCESSING = ("auto", "pretrained", "data")
+
+
+def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
+    """What the teacher was trained on.
+
+    Args:
+        teacher: the model.
+        preprocessing: 'pretrained' reads timm's ``pretrained_cfg``; 'auto' does so too, unless the weights came from
+            a checkpoint of this package, which says what they were trained with (the model's ``image_input``); 'data'
+            leaves everything open, so that images stay as they are.
+
+    Raises:
+        ConfigError: ``preprocessing`` is none of these.
+    """
+    if preprocessing not in PREPROCESSING:
+        raise ConfigError(f"preprocessing: there is no {preprocessing!r}; {nearest(preprocessing, PREPROCESSING)}")
+    known: ImageInput | None = getattr(teacher, "image_input", None)
+    if preprocessing == "auto" and known is not None:
+        return known
+    cfg: Any = getattr(teacher, "pretrained_cfg", None)
+    if preprocessing == "data" or not isinstance(cfg, dict) or cfg.get("input_size") is None:
+        return ImageInput()
+    channels, height, width = cfg["input_size"]
+    mean, std = cfg.get("mean"), cfg.get("std")
+    if mean is None or std is None or {len(mean), len(std)} - {1, channels}:
+        return ImageInput(size=(height, width))  # timm describes the RGB weights of a model built for other channels
+    return ImageInput(tuple(mean), tuple(std), (height, width))
+
+
+class TeacherInput(nn.Module):
+    r"""Images as the student gets them → as the teacher knows them.
+
+    x ↦ x · σ_data / σ + (μ_data − μ) / σ, channel by channel, where both normalisations are known and differ; then
+    bicubic with antialiasing to the teacher's size, where that is known and differs (the whole image, no crop).
+    Computed in float32. Where nothing differs, the same tensor comes back.
+
+    Args:
+        data: the student's pipeline.
+        teacher: the teacher's own.
+
+    Raises:
+        ConfigError: the two are of different numbers of channels.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, data: ImageInput, teacher: ImageInput) -> None:
+        super().__init__()
+        self.data = data
+        self.teacher = teacher
+        scale, shift = _affine(data, teacher) or (None, None)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` → ``[B, C, h, w]``.
+
+        Raises:
+            ConfigError: the images have another number of channels than the teacher's normalisation.
+        """
+        size = self._new_size(x)
+        grows = size is not None and size[0] * size[1] > x.shape[-2] * x.shape[-1]
+        x = self._normalised(x) if grows else x  # on the smaller of the two
+        if size is not None:
+            x = functional.interpolate(x.float(), size, mode="bicubic", antialias=True, align_corners=False)
+        return x if grows else self._normalised(x)
+
+    def describe(self, x: Tensor) -> list[str]:
+        """What :meth:`forward` does with these images, one phrase for each step; empty where it does nothing."""
+        steps = []
+        size = self._new_size(x)
+        if size is not None:
+            steps.append(f"resized from {_times(x.shape[-2:])} to {_times(size)} pixels (bicubic, antialias)")
+        if self.scale is not None:
+            steps.append(
+                f"normalised with mean {_short(self.teacher.mean)} and std {_short(self.teacher.std)} instead of the "
+                f"student's {_short(self.data.mean)} and {_short(self.data.std)}"
+            )
+        return steps
+
+    @property
+    def lacks_normalisation(self) -> bool:
+        """Whether the teacher's normalisation is known and the data's is not."""
+        return self.teacher.mean is not None and self.data.mean is None
+
+    def _new_size(self, x: Tensor) -> tuple[int, int] | None:
+        size = self.teacher.size
+        return None if size is None or x.ndim != 4 or tuple(x.shape[-2:]) == size else size
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if self.scale is None or self.shift is None:
+            return x
+        if len(self.scale) not in (1, x.shape[1]):
+            raise ConfigError(f"the teacher takes images of {len(self.scale)} channels, the data has {x.shape[1]}")
+        return x.float() * self.scale + self.shift
+
+
+def checked_numbers(name: str, values: Any) -> tuple[float, ...] | None:
+    """One number for each channel, or ``None``; what is called ``…std`` must be above 0.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if values is None:
+        return None
+    numbers = [values] if isinstance(values, int | float) else values
+    is_std = name.endswith("std")
+    fits = isinstance(numbers, Sequence) and len(numbers) > 0
+    if not fits or not all(_is_number(value) and (value > 0 or not is_std) for value in numbers):
+        above = " above 0" if is_std else ""
+        raise ConfigError(
+            f"{name}: must be a number{above} for each channel, e.g. [0.485, 0.456, 0.406]; got {values!r}"
+        )
+    return tuple(float(value) for value in numbers)
+
+
+def checked_size(value: object) -> tuple[int, int] | None:
+    """(height, width) from a number of pixels or a pair, or ``None``.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is None:
+        return None
+    pair = [value, value] if isinstance(value, int) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise ConfigError(f"input_size: must be a number of pixels or [height, width], got {value!r}")
+    return pair[0], pair[1]
+
+
+def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift ``[C, 1, 1]``; ``None`` where a normalisation is not known, or both are the same."""
+    if data.mean is None or data.std is None or teacher.mean is None or teacher.std is None:
+        return None
+    parts = [torch.tensor(values, dtype=torch.float64) for values in (data.mean, data.std, teacher.mean, teacher.std)]
+    try:
+        mean_d, std_d, mean_t, std_t = torch.broadcast_tensors(*parts)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the teacher takes images of {len(teacher.mean)} channels (mean {_short(teacher.mean)}), the data has "
+            f"{len(data.mean)} (mean {_short(data.mean)})"
+        ) from error
+    scale, shift = std_d / std_t, (mean_d - mean_t) / std_t
+    if torch.allclose(scale, torch.ones_like(scale)) and torch.allclose(shift, torch.zeros_like(shift), atol=1e-6):
+        return None
+    return scale.float()[:, None, None], shift.float()[:, None, None]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _short(values: Sequence[float] | None) -> str:
+    return "unknown" if values is None else "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _times(size: Sequence[int]) -> str:
+    return " × ".join(map(str, size))
