@@ -235,13 +235,13 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
         Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
         """
-        if self._space() == other._space():
+        if self.teacher is other.teacher and self.settings() == other.settings():
             self.local_classifier.centres = other.local_classifier.centres.to(self.device)
 
-    def _space(self) -> tuple[Any, ...]:
-        """What decides the class centres, besides the data."""
+    def settings(self) -> tuple[Any, ...]:
+        """What decides the teacher's answers, besides its weights and the images."""
         path = (self._embedding_path, self._embedding_io)
-        return self.teacher, *path, self.num_classes, self._own_input, self._data_input, self._dtype
+        return *path, self.num_classes, self._own_input, self._data_input, self._dtype
 
     def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         r"""Computes the class centres c_k = normalise(mean_{i: y_i = k} φ_T(x_i)) from (images, labels) batches.

@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
-from gkd_plugin.runner.building import build_box, build_model, stage_configs, student_entry
+from gkd_plugin.runner.building import build_box, stage_configs
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import make_accelerator, read_placement
+from gkd_plugin.runner.models import build_model, student_entry
 from tests.upstream_driver import drive
 
 ROOT = Path(__file__).parent.parent

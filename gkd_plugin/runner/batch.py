@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.building import student_entry
 from gkd_plugin.runner.config import RunConfig, load_config
 from gkd_plugin.runner.devices import read_placement
+from gkd_plugin.runner.models import student_entry
 from gkd_plugin.runner.run import RunOptions, naming, run_config
 
 __all__ = ["run_all"]

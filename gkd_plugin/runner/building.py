@@ -1,44 +1,29 @@
-"""Builds what a YAML names: models with their weights, data loaders, the training box."""
+"""Builds what the stages of a YAML name: data loaders, the training box."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 from torchdistill.datasets.util import build_data_loader
-from torchdistill.models.official import get_image_classification_model
-from torchdistill.models.registry import get_model
 
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.checkpoints import load_weights, read_state_dict
+from gkd_plugin.runner.checkpoints import read_weights
 from gkd_plugin.runner.devices import Placement
 
 __all__ = [
     "build_box",
-    "build_model",
     "build_test_loader",
     "section_name",
     "stage_configs",
-    "student_entry",
     "told_as_config_error",
 ]
-
-logger = logging.getLogger(__name__)
-
-
-def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(key path, entry) of the model to train: ``models.student_model``, or ``models.model`` without a teacher."""
-    models = config["models"]
-    name = "student_model" if "student_model" in models else "model"
-    return f"models.{name}", models[name]
 
 
 def stage_configs(train_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -60,28 +45,6 @@ def section_name(stage: str) -> str:
     return "train" if stage == "train" else f"train.{stage}"
 
 
-def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
-    """The model that ``entry`` names, with ``src_ckpt`` loaded into it.
-
-    Args:
-        where: key path of the entry, for messages.
-        entry: ``key``, ``kwargs``, optionally ``repo_or_dir`` and ``src_ckpt``.
-
-    Raises:
-        ConfigError: the model cannot be built, or its weights do not fit.
-    """
-    try:
-        model: nn.Module | None = get_image_classification_model(entry)
-        if model is None:
-            model = get_model(entry["key"], entry.get("repo_or_dir"), **(entry.get("kwargs") or {}))
-    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{where}: {reason}") from error
-    if entry.get("src_ckpt"):
-        load_weights(model, entry["src_ckpt"], f"{where}.src_ckpt")
-    return model
-
-
 def build_box(
     config: Mapping[str, Any],
     teacher: nn.Module | None,
@@ -97,8 +60,8 @@ def build_box(
         ConfigError: torchdistill refuses the configuration.
     """
     train_config = copy.deepcopy(config["train"])
-    if placement.teacher is not None and teacher is not None:
-        _place_teacher(train_config, placement.teacher)
+    if teacher is not None:
+        _place_teacher(train_config, placement)
     common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)
     _check_stage_checkpoints(train_config)
     with told_as_config_error(section_name(next(iter(stage_configs(train_config))))):
@@ -134,16 +97,22 @@ def _check_stage_checkpoints(train_config: Mapping[str, Any]) -> None:
         for role in ("teacher", "student", "model"):
             path = (stage.get(role) or {}).get("src_ckpt")
             if path is not None:
-                read_state_dict(path, f"{section_name(name)}.{role}.src_ckpt")
+                read_weights(path, f"{section_name(name)}.{role}.src_ckpt")
 
 
-def _place_teacher(train_config: Mapping[str, Any], device: torch.device) -> None:
-    """Hands ``device.teacher`` to every stage's teacher wrapper, in place."""
-    for name, stage in stage_configs(train_config).items():
-        wrapper = stage["teacher"].get("auxiliary_model_wrapper") or {}
-        if wrapper.get("key") != "refilled_teacher":
-            raise ConfigError(
-                "device.teacher: only the wrapper 'refilled_teacher' can be on a device of its own; set "
-                f"{section_name(name)}.teacher.auxiliary_model_wrapper.key to it"
-            )
-        wrapper["kwargs"] = {"teacher_device": str(device), **(wrapper.get("kwargs") or {})}
+def _place_teacher(train_config: Mapping[str, Any], placement: Placement) -> None:
+    """Hands ``device.teacher`` and ``device.teacher_dtype`` to every stage's teacher wrapper, in place."""
+    given = {
+        "teacher": (placement.teacher and str(placement.teacher), "teacher_device"),
+        "teacher_dtype": (placement.teacher_dtype, "teacher_dtype"),
+    }
+    for key, (value, argument) in given.items():
+        for name, stage in stage_configs(train_config).items():
+            wrapper = stage["teacher"].get("auxiliary_model_wrapper") or {}
+            if value is not None and wrapper.get("key") != "refilled_teacher":
+                raise ConfigError(
+                    f"device.{key}: only the wrapper 'refilled_teacher' can be on a device or in a precision of its "
+                    f"own; set {section_name(name)}.teacher.auxiliary_model_wrapper.key to it"
+                )
+            if value is not None:
+                wrapper["kwargs"] = {argument: value, **(wrapper.get("kwargs") or {})}

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchdistill.common.main_util import save_ckpt
 
+from gkd_plugin.data import ImageInput
+from gkd_plugin.data.image_input import trained_with
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["load_weights", "read_state_dict", "save_student", "save_upstream_checkpoint", "write_atomically"]
+__all__ = ["WeightFile", "read_weights", "save_student", "save_upstream_checkpoint", "write_atomically"]
 
-_NESTED = ("model", "state_dict")  # where torchdistill's checkpoints and those of timm's train.py hold the weights
+# where checkpoints hold the weights: of timm's train.py (averaged ones first, as timm reads them), torchdistill, DINO
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder", "backbone")
+_METADATA = "gkd_plugin"
 
 
-def read_state_dict(path: str | Path, where: str) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file of weights holds.
+
+    Attributes:
+        state: name → tensor.
+        image_input: what images the weights were trained with; ``None`` where the file does not say.
+    """
+
+    state: dict[str, Tensor]
+    image_input: ImageInput | None
+
+
+def read_weights(path: str | Path, where: str) -> WeightFile:
     """The weights in a ``.safetensors`` or ``state_dict`` file, or in a checkpoint of torchdistill or timm's train.py.
 
     Pickled files are read with torch's safe loader: tensors and ``argparse.Namespace`` (which both store).
@@ -34,57 +54,44 @@ def read_state_dict(path: str | Path, where: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: no such file, or nothing in it that can be read safely.
     """
-    content = _read(str(path), where)
+    content, record = _read(str(path), where)
     nested = [content[key] for key in _NESTED if key in content] if isinstance(content, Mapping) else []
     state = next((value for value in nested if isinstance(value, Mapping)), content)
     if not _is_state_dict(state):
         raise ConfigError(f"{where}: {path} holds no state_dict")
-    return dict(state)
+    return WeightFile(dict(state), trained_with(record) if isinstance(record, Mapping) else None)
 
 
-def load_weights(model: nn.Module, path: str | Path, where: str) -> None:
-    """Loads weights strictly.
-
-    Raises:
-        ConfigError: as :func:`read_state_dict`, or keys or shapes do not fit the model (says which).
-    """
-    state = read_state_dict(path, where)
-    own = model.state_dict()
-    problems = [
-        *_listed("missing", own.keys() - state.keys()),
-        *_listed("unexpected", state.keys() - own.keys()),
-        *_listed(
-            "of another shape",
-            (
-                f"{key} {list(state[key].shape)} (model: {list(own[key].shape)})"
-                for key in own.keys() & state.keys()
-                if own[key].shape != state[key].shape
-            ),
-        ),
-    ]
-    if problems:
-        raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict(state)
-
-
-def save_student(model: nn.Module, path: Path, name: str) -> None:
+def save_student(model: nn.Module, path: Path, name: str, image_input: ImageInput | None = None) -> None:
     """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice.
 
-    The same weights give the same bytes, so there is one entry of metadata: the model's ``name`` (safetensors writes
-    several in random order).
+    The same weights give the same bytes, so there is one entry of metadata (safetensors writes several in random
+    order): as JSON, the model's ``name`` and what images it was trained with.
     """
+    about = {"model": name, "image_input": image_input.as_dict() if image_input else None}
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     # not save_file(), which makes the file readable for its owner alone
-    write_atomically(path, lambda temporary: temporary.write_bytes(save(state, metadata={"model": name})))
+    write_atomically(
+        path, lambda temporary: temporary.write_bytes(save(state, metadata={_METADATA: json.dumps(about)}))
+    )
 
 
 def save_upstream_checkpoint(
-    model: nn.Module, optimizer: Any, lr_scheduler: Any, best_value: float, path: Path
+    model: nn.Module,
+    optimizer: Any,
+    lr_scheduler: Any,
+    best_value: float,
+    path: Path,
+    *,
+    image_input: ImageInput | None = None,
 ) -> None:
-    """Writes a checkpoint in torchdistill's own format (``dst_ckpt``), which its scripts read."""
+    """Writes a checkpoint in torchdistill's own format (``dst_ckpt``), which its scripts read.
+
+    What images the model was trained with goes into its ``args``.
+    """
+    args = argparse.Namespace(**({"image_input": image_input.as_dict()} if image_input else {}))
     write_atomically(
-        path,
-        lambda temporary: save_ckpt(model, optimizer, lr_scheduler, best_value, argparse.Namespace(), str(temporary)),
+        path, lambda temporary: save_ckpt(model, optimizer, lr_scheduler, best_value, args, str(temporary))
     )
 
 
@@ -99,18 +106,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: str, where: str) -> Any:
+def _read(path: str, where: str) -> tuple[Any, Any]:
+    """A file's content, and the record of the images that its weights were trained with, if there is one."""
     is_address = path.startswith(("http://", "https://"))
     if not is_address and not Path(path).is_file():
         raise ConfigError(f"{where}: no such file: {path}")
     try:
         if Path(path).suffix == ".safetensors" and not is_address:
-            return load_file(path)
+            return load_file(path), _record_of_safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on files that it does not refuse
             if is_address:
-                return torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=True)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        args = content.get("args") if isinstance(content, Mapping) else None
+        return content, getattr(args, "image_input", None)
     except pickle.UnpicklingError as error:
         reason = "it is no file of tensors; other objects are not unpickled, because that may run any code"
         raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
@@ -119,11 +130,11 @@ def _read(path: str, where: str) -> Any:
         raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
 
 
+def _record_of_safetensors(path: str) -> Any:
+    with safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get(_METADATA)
+    return None if about is None else json.loads(about).get("image_input")
+
+
 def _is_state_dict(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
-
-
-def _listed(what: str, keys: Any) -> list[str]:
-    names = sorted(keys)
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return [f"{len(names)} {what}: {shown}"] if names else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.teacher import DTYPES
 
-__all__ = ["Placement", "available_devices", "make_accelerator", "read_placement"]
+__all__ = ["COMPILE", "Placement", "available_devices", "make_accelerator", "read_placement"]
 
 PRECISIONS = ("no", "bf16", "fp16")
+COMPILE = ("student", "teacher", "both")
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,17 @@ class Placement:
         device: of the student (and of the teacher, unless ``teacher`` says otherwise).
         teacher: the teacher's own device, or ``None``.
         precision: 'no' (float32), 'bf16' or 'fp16' autocast.
+        teacher_dtype: what the teacher's weights are held in, 'float32', 'bf16' or 'fp16'; ``None`` leaves them.
+        channels_last: memory format of the models' weights, which the images take over in the first convolution.
+        compile: 'student', 'teacher' or 'both' go through ``torch.compile``.
     """
 
     device: torch.device
     teacher: torch.device | None
     precision: str
+    teacher_dtype: str | None = None
+    channels_last: bool = False
+    compile: str | None = None
 
 
 def available_devices() -> list[str]:
@@ -50,11 +58,17 @@ def read_placement(config: Mapping[str, Any], device: str | None = None) -> Plac
     section = config.get("device") or {}
     key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
     default = _find(key, str(name))
-    teacher = section.get("teacher")
+    teacher = None if section.get("teacher") is None else _find("device.teacher", str(section["teacher"]))
+    dtype = section.get("teacher_dtype")
+    if dtype is not None:
+        _check_available("device.teacher_dtype", _choice("device.teacher_dtype", dtype, DTYPES), teacher or default)
     return Placement(
         device=default,
-        teacher=None if teacher is None else _find("device.teacher", str(teacher)),
+        teacher=teacher,
         precision=_precision(section.get("precision"), default),
+        teacher_dtype=dtype,
+        channels_last=bool(section.get("channels_last", False)),
+        compile=None if section.get("compile") is None else _choice("device.compile", section["compile"], COMPILE),
     )
 
 
@@ -82,8 +96,18 @@ def _find(key: str, name: str) -> torch.device:
 
 def _precision(value: object, device: torch.device) -> str:
     name = "no" if value in (None, False) else str(value)  # YAML reads a bare `no` as False
-    if name not in PRECISIONS:
-        raise ConfigError(f"device.precision: there is no precision {name!r}; {nearest(name, PRECISIONS)}")
-    if name == "fp16" and device.type != "cuda":
-        raise ConfigError(f"device.precision: 'fp16' needs a CUDA device, not {device.type!r}; use 'bf16' or 'no'")
+    _check_available("device.precision", _choice("device.precision", name, PRECISIONS), device)
     return name
+
+
+def _check_available(key: str, name: str, device: torch.device) -> None:
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigError(f"{key}: 'fp16' needs a CUDA device, not {str(device)!r}; use 'bf16'")
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(f"{key}: {torch.cuda.get_device_name(device)} has no 'bf16'; use 'fp16'")
+
+
+def _choice(key: str, value: object, allowed: Iterable[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"{key}: there is no {value!r}; {nearest(value, allowed)}")
+    return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,23 @@ from accelerate import Accelerator
 from torch import nn
 from torchdistill.common.main_util import set_seed
 
+from gkd_plugin.data import ImageInput, normalisation_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.accuracy import evaluate
-from gkd_plugin.runner.building import (
-    build_box,
-    build_model,
-    build_test_loader,
-    section_name,
-    stage_configs,
-    student_entry,
-)
-from gkd_plugin.runner.checkpoints import load_weights, save_student, save_upstream_checkpoint
+from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
+from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
+from gkd_plugin.runner.compiling import compile_models
 from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.data_checks import check_data
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
-from gkd_plugin.runner.forward_check import check_forward
+from gkd_plugin.runner.forward_check import check_forward, first_images
 from gkd_plugin.runner.hook_checks import check_hooks
+from gkd_plugin.runner.models import TEACHER, build_model, student_entry
 from gkd_plugin.runner.run_folder import RunFolder, package_versions
+from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.runner.teacher_check import check_teacher
 from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.runner.weights import load_weights
 
 __all__ = ["RunOptions", "evaluate_checkpoint", "naming", "run_config"]
 
@@ -70,11 +69,15 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
         placement = read_placement(config.plain, options.device)
         accelerator = make_accelerator(placement)
         set_seed(options.seed)
-        parts = _Parts.build(config.build(), placement, accelerator)
+        cache = TeacherCache.from_section(config.plain.get("teacher_cache"))
+        with _held_back() as records:
+            parts = _Parts.build(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
     folder = RunFolder(options.output, accelerator.is_main_process)
     folder.create(config.text)
     with folder.log_file():
+        for record in records:
+            logging.getLogger(record.name).handle(record)
         for notice in config.notices:
             logger.info("%s", notice)
         logger.info(
@@ -116,6 +119,19 @@ def naming(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: {error}") from error
 
 
+@contextmanager
+def _held_back() -> Iterator[list[logging.LogRecord]]:
+    """Keeps this package's log lines while a run is built: they belong in its log.txt, or with an error nowhere."""
+    handler = logging.handlers.BufferingHandler(capacity=sys.maxsize)
+    ours = logging.getLogger("gkd_plugin")
+    handlers, propagates = ours.handlers, ours.propagate
+    ours.handlers, ours.propagate = [handler], False
+    try:
+        yield handler.buffer
+    finally:
+        ours.handlers, ours.propagate = handlers, propagates
+
+
 @dataclass
 class _Parts:
     """The built objects of a run."""
@@ -128,23 +144,32 @@ class _Parts:
     test_loader: Any
     accelerator: Accelerator
     dst_ckpt: Path | None
+    image_input: ImageInput
+    cache: TeacherCache | None
 
     @classmethod
-    def build(cls, built: Mapping[str, Any], placement: Placement, accelerator: Accelerator) -> _Parts:
+    def build(
+        cls, built: Mapping[str, Any], placement: Placement, accelerator: Accelerator, cache: TeacherCache | None
+    ) -> _Parts:
         where, entry = student_entry(built)
         student = build_model(where, entry)
         num_classes = _num_classes(student, entry)
         stages = stage_configs(built["train"])
         check_data(built, where, num_classes, stages)
         teacher_entry = built["models"].get("teacher_model")
-        teacher = None if teacher_entry is None else build_model("models.teacher_model", teacher_entry)
+        teacher = None if teacher_entry is None else build_model(TEACHER, teacher_entry)
         check_hooks({section_name(name): stage for name, stage in stages.items()}, teacher, student)
+        dataset = built["datasets"][next(iter(stages.values()))["train_data_loader"]["dataset_id"]]
+        images = first_images(dataset)
+        check_forward(where, student.to(accelerator.device).eval(), images, accelerator)
         destination = entry.get("dst_ckpt")
-        box = build_box(built, teacher, student, placement, accelerator)
-        models = {where: student.eval()}
+        if placement.channels_last:
+            for model in filter(None, (student, teacher)):
+                model.to(memory_format=torch.channels_last)
+        box = build_box(cache.fix_views(built) if cache else built, teacher, student, placement, accelerator)
         if teacher is not None:
-            models["models.teacher_model"] = box.teacher_model.eval()
-        check_forward(box.train_data_loader.dataset, models, accelerator)
+            check_forward(TEACHER, box.teacher_model.eval(), images, accelerator)
+        compile_models(placement.compile, student, teacher)
         _warn_of_unread(built, where, entry)
         return cls(
             box=box,
@@ -155,6 +180,8 @@ class _Parts:
             test_loader=build_test_loader(built, accelerator),
             accelerator=accelerator,
             dst_ckpt=None if destination is None else Path(destination),
+            image_input=replace(normalisation_of(dataset), size=(images.shape[-2], images.shape[-1])),
+            cache=cache,
         )
 
 
@@ -167,11 +194,13 @@ def _train(
     try:
         if hasattr(parts.box, "teacher_model"):
             summary["teacher"] = check_teacher(parts.box, parts.num_classes, parts.accelerator)
-        for row in train_epochs(parts.box, parts.student, parts.stages, parts.accelerator):
+        for row in train_epochs(parts.box, parts.student, parts.stages, parts.accelerator, parts.cache):
             summary["stages"][row["stage"]]["epochs"].append(row)
             folder.add_metrics(row)
             _save(parts, folder, summary)
             logger.info("%s", _line(row, parts.stages))
+        if parts.cache is not None:
+            summary["teacher_cache"] = parts.cache.reports
         summary["final"] = _final(parts, summary)
         summary["status"] = "finished"
         _log_final(summary["final"])
@@ -197,6 +226,9 @@ def _new_summary(config: RunConfig, options: RunOptions, placement: Placement, p
         "device": str(placement.device),
         "teacher_device": None if placement.teacher is None else str(placement.teacher),
         "precision": placement.precision,
+        "teacher_dtype": placement.teacher_dtype,
+        "channels_last": placement.channels_last,
+        "compile": placement.compile,
         "processes": parts.accelerator.num_processes,
         "versions": package_versions(),
         "student": {
@@ -216,7 +248,8 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     if not parts.accelerator.is_main_process:
         return
     student = summary["student"]
-    save_student(parts.student, folder.student, str(student["kwargs"].get("model_name", student["key"])))
+    name = str(student["kwargs"].get("model_name", student["key"]))
+    save_student(parts.student, folder.student, name, parts.image_input)
     if parts.dst_ckpt is not None:
         rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
         save_upstream_checkpoint(
@@ -225,6 +258,7 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
             parts.box.lr_scheduler,
             rows[-1].get("top1", 0.0),
             parts.dst_ckpt,
+            image_input=parts.image_input,
         )
 
 

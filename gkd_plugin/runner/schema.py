@@ -34,6 +34,7 @@ __all__ = [
     "STAGE_ROLE",
     "SUB_TERM",
     "TAG_KEYS",
+    "TEACHER_CACHE",
     "TEST",
     "TOP",
     "TRACKER",
@@ -42,8 +43,9 @@ __all__ = [
     "usable",
 ]
 
-TOP = frozenset({"dependencies", "datasets", "models", "train", "test", "device", "tracker"})
-DEVICE = frozenset({"default", "teacher", "precision"})
+TOP = frozenset({"dependencies", "datasets", "models", "train", "test", "device", "tracker", "teacher_cache"})
+DEVICE = frozenset({"default", "teacher", "precision", "teacher_dtype", "channels_last", "compile"})
+TEACHER_CACHE = frozenset({"views", "folder", "seed"})
 TRACKER = frozenset({"engine", "kwargs"})
 TEST = frozenset({"test_data_loader", "log_freq"})
 

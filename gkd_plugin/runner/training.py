@@ -20,6 +20,7 @@ from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate, student_ncm
 from gkd_plugin.runner.building import told_as_config_error
 from gkd_plugin.runner.progress import EpochProgress
+from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["EpochRow", "train_epochs"]
@@ -29,7 +30,11 @@ EpochRow = dict[str, Any]
 
 
 def train_epochs(
-    box: Any, student: nn.Module, stages: Mapping[str, int], accelerator: Accelerator
+    box: Any,
+    student: nn.Module,
+    stages: Mapping[str, int],
+    accelerator: Accelerator,
+    cache: TeacherCache | None = None,
 ) -> Iterator[EpochRow]:
     """Trains the box to the end; yields one row of metrics per epoch, after it.
 
@@ -42,6 +47,7 @@ def train_epochs(
         student: the model itself, unwrapped.
         stages: stage name → number of epochs, in order.
         accelerator: what the box was built with.
+        cache: what the teacher answers from, in place of running.
 
     Raises:
         ConfigError: the loss is not finite (names the step), or an epoch of stage ``embedding`` had nothing to
@@ -50,6 +56,8 @@ def train_epochs(
     epoch = 0
     for stage, count in stages.items():
         _autocast_teacher(box, accelerator)
+        if cache is not None:
+            cache.attach(box, accelerator)
         for number in range(1, count + 1):
             row: EpochRow = {"stage": stage, "epoch": number}
             row |= _train_epoch(box, f"{stage} {number}/{count}", epoch, accelerator)

@@ -8,14 +8,13 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import EmbeddingTap
 from gkd_plugin.runner.building import (
     build_box,
-    build_model,
     build_test_loader,
     section_name,
     stage_configs,
-    student_entry,
     told_as_config_error,
 )
 from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.runner.models import build_model, student_entry
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, TinyNet, loader, stage
 

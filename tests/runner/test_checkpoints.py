@@ -1,6 +1,7 @@
 """Weights in, weights out: safely, strictly, never by half."""
 
 import argparse
+import json
 import os
 import pickle
 import stat
@@ -16,12 +17,12 @@ from torchdistill.common.main_util import load_ckpt
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.checkpoints import (
-    load_weights,
-    read_state_dict,
+    read_weights,
     save_student,
     save_upstream_checkpoint,
     write_atomically,
 )
+from gkd_plugin.runner.weights import load_weights
 from tests.fakes import TinyNet
 
 
@@ -78,11 +79,11 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch, wrap):
     monkeypatch.chdir(tmp_path)
     torch.save(wrap(Malicious()), "w.pt")
     with pytest.raises(ConfigError, match=r"^here: w\.pt cannot be read as weights: .*not unpickled") as caught:
-        read_state_dict("w.pt", "here")
+        read_weights("w.pt", "here")
     assert "\n" not in str(caught.value)
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(wrap(Malicious())))
     with pytest.raises(ConfigError, match=r"^here: raw\.pt cannot be read as weights"):
-        read_state_dict("raw.pt", "here")
+        read_weights("raw.pt", "here")
     assert not (tmp_path / "hacked").exists()
 
 
@@ -93,7 +94,7 @@ def test_broken_files_are_one_line(tmp_path, content, name):
     with pytest.raises(
         ConfigError, match=rf"^here: .*{name} (cannot be read as weights|holds no state_dict)"
     ) as caught:
-        read_state_dict(tmp_path / name, "here")
+        read_weights(tmp_path / name, "here")
     assert "\n" not in str(caught.value)
 
 
@@ -102,24 +103,24 @@ def test_truncated_file(tmp_path):
     data = (tmp_path / "w.pt").read_bytes()
     (tmp_path / "w.pt").write_bytes(data[: len(data) // 2])
     with pytest.raises(ConfigError, match="cannot be read as weights"):
-        read_state_dict(tmp_path / "w.pt", "here")
+        read_weights(tmp_path / "w.pt", "here")
 
 
 @pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], {"model": {"a": "b"}}, torch.ones(2)])
 def test_files_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"^here: .*w\.pt holds no state_dict$"):
-        read_state_dict(tmp_path / "w.pt", "here")
+        read_weights(tmp_path / "w.pt", "here")
 
 
 def test_a_parameter_may_be_called_model(tmp_path):
     save_file({"model": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert list(read_state_dict(tmp_path / "w.safetensors", "here")) == ["model"]
+    assert list(read_weights(tmp_path / "w.safetensors", "here").state) == ["model"]
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"^models\.teacher_model\.src_ckpt: no such file: .*nowhere\.pt$"):
-        read_state_dict(tmp_path / "nowhere.pt", "models.teacher_model.src_ckpt")
+        read_weights(tmp_path / "nowhere.pt", "models.teacher_model.src_ckpt")
 
 
 def test_what_does_not_fit_is_listed(tmp_path):
@@ -151,11 +152,11 @@ def test_the_student_loads_with_timm_alone(tmp_path, name):
     path = tmp_path / "student.safetensors"
     save_student(model, path, name)
     plain = timm.create_model(name, num_classes=3, **size)
-    plain.load_state_dict(read_state_dict(path, "here"), strict=True)
+    plain.load_state_dict(read_weights(path, "here").state, strict=True)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(plain.eval()(images), model.eval()(images), rtol=0, atol=0)
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"model": name}
+        assert json.loads(file.metadata()["gkd_plugin"]) == {"model": name, "image_input": None}
 
 
 def test_shared_tensors_and_views_are_written(tmp_path):
@@ -163,7 +164,7 @@ def test_shared_tensors_and_views_are_written(tmp_path):
     model["b"].weight = model["a"].weight
     model.register_buffer("view", torch.arange(6.0).reshape(2, 3).T)
     save_student(model, tmp_path / "w.safetensors", "tiny")
-    assert equal(read_state_dict(tmp_path / "w.safetensors", "here"), model.state_dict())
+    assert equal(read_weights(tmp_path / "w.safetensors", "here").state, model.state_dict())
 
 
 def test_the_student_file_has_the_permissions_of_any_other(tmp_path):

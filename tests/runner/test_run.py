@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
-from gkd_plugin.runner.building import build_model, student_entry
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.runner.models import build_model, student_entry
 from gkd_plugin.runner.run import RunOptions, evaluate_checkpoint, run_config
 from gkd_plugin.teacher import RefilledTeacher
 from tests.runner.fakes import write_configs

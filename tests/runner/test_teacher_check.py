@@ -92,7 +92,7 @@ def test_a_teacher_near_chance_is_warned_of(accelerator, caplog):
 def test_an_untrained_teacher_is_warned_of(accelerator, caplog):
     """On noise, where random features tell nothing either."""
     torch.manual_seed(0)
-    box = make_box(stage("embedding"), timm_model("test_resnet", num_classes=7), TinyNetWithEmbedding(), accelerator)
+    box = make_box(stage("embedding"), *random_models(), accelerator)
     for loader, seed in ((box.train_data_loader, 0), (box.val_data_loader, 1)):
         noise = innermost(loader.dataset)
         noise.images = torch.randn(noise.images.shape, generator=torch.Generator().manual_seed(seed))
@@ -100,10 +100,8 @@ def test_an_untrained_teacher_is_warned_of(accelerator, caplog):
     assert "is near chance" in caplog.text
 
 
-class TinyNetWithEmbedding(TinyNet):
-    def __init__(self):
-        super().__init__()
-        self.embedding = torch.nn.Identity()
+def random_models():
+    return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
 
 
 def innermost(dataset):

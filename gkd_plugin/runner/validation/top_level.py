@@ -8,11 +8,14 @@ from typing import Any
 
 from gkd_plugin.errors import nearest
 from gkd_plugin.runner import schema
+from gkd_plugin.runner.devices import COMPILE
 from gkd_plugin.runner.validation.loaders import check_loader
+from gkd_plugin.runner.validation.models import has_teacher
 from gkd_plugin.runner.validation.report import Report, shown
-from gkd_plugin.runner.validation.sections import check_count, optional_section, required_section
+from gkd_plugin.runner.validation.sections import check_count, check_flag, optional_section, required_section
+from gkd_plugin.teacher import DTYPES
 
-__all__ = ["check_device", "check_test", "check_tracker"]
+__all__ = ["check_device", "check_teacher_cache", "check_test", "check_tracker"]
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -41,6 +44,29 @@ def check_device(report: Report, plain: Mapping[str, Any]) -> None:
     precision = device.get("precision", "no")
     if precision not in ("no", "bf16", "fp16", False, None):  # YAML reads a bare no as false
         report.add("device.precision", f"{shown(precision)} given; {nearest(precision, ('no', 'bf16', 'fp16'))}")
+    for key, allowed in (("teacher_dtype", DTYPES), ("compile", COMPILE)):
+        value = device.get(key)
+        if value is not None and value not in tuple(allowed):
+            report.add(f"device.{key}", f"{shown(value)} given; {nearest(value, allowed)}")
+    check_flag(report, "device", device, "channels_last")
+
+
+def check_teacher_cache(report: Report, plain: Mapping[str, Any]) -> None:
+    """The ``teacher_cache`` section."""
+    if plain.get("teacher_cache") is None:
+        return
+    cache = optional_section(report, "", plain, "teacher_cache", schema.TEACHER_CACHE) or {}
+    if "views" not in cache:
+        report.add("teacher_cache.views", "missing; the number of fixed views of each sample")
+    else:
+        check_count(report, "teacher_cache.views", cache["views"])
+    if "seed" in cache:
+        check_count(report, "teacher_cache.seed", cache["seed"], least=0)
+    folder = cache.get("folder")
+    if folder is not None and (not isinstance(folder, str) or not folder):
+        report.add("teacher_cache.folder", f"{shown(folder)} given; must be the path of a folder")
+    if not has_teacher(plain):
+        report.add("teacher_cache", "there is no models.teacher_model whose answers could be kept; remove it")
 
 
 def check_tracker(report: Report, plain: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from gkd_plugin.runner.validation.report import Report
 from gkd_plugin.runner.validation.sections import check_keys
 from gkd_plugin.runner.validation.stages import check_train
 from gkd_plugin.runner.validation.tags import check_tags, check_text_numbers
-from gkd_plugin.runner.validation.top_level import check_device, check_test, check_tracker
+from gkd_plugin.runner.validation.top_level import check_device, check_teacher_cache, check_test, check_tracker
 
 __all__ = ["problems"]
 
@@ -38,6 +38,7 @@ def problems(plain: Mapping[str, Any], *, produced: Collection[str] = (), needs_
     check_train(report, plain)
     check_test(report, plain)
     check_device(report, plain)
+    check_teacher_cache(report, plain)
     check_tracker(report, plain)
     check_tags(report, "", plain, set())
     check_text_numbers(report, "train", plain.get("train"))

@@ -1,0 +1,20 @@
+"""``device.compile``: ``torch.compile`` in place, so that names, hooks and checkpoints stay the same."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["compile_models"]
+
+
+def compile_models(which: str | None, student: nn.Module, teacher: nn.Module | None) -> None:
+    """Compiles the models at their first forward pass.
+
+    Args:
+        which: 'student', 'teacher', 'both', or ``None`` for neither.
+        student: the model itself, unwrapped.
+        teacher: the model itself, unwrapped.
+    """
+    for name, model in (("student", student), ("teacher", teacher)):
+        if which in (name, "both") and model is not None:
+            model.compile()

@@ -1,0 +1,145 @@
+"""Loading weights into a model: finds the prefix of a file's keys, says what does not fit, refuses half a backbone."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.checkpoints import read_weights
+
+__all__ = ["load_teacher_weights", "load_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A file's tensors against a model's, by name.
+
+    Attributes:
+        state: what fits.
+        prefix: taken off the file's keys.
+        missing: the model's that the file lacks.
+        unexpected: the file's that the model lacks.
+        misshapen: those of another shape, name → text.
+    """
+
+    state: dict[str, Tensor]
+    prefix: str
+    missing: set[str]
+    unexpected: set[str]
+    misshapen: dict[str, str]
+
+    def problems(self, but: Collection[str] = ()) -> list[str]:
+        """One phrase for each kind."""
+        return [
+            *_listed("missing", self.missing.difference(but)),
+            *_listed("unexpected", self.unexpected.difference(but)),
+            *_listed("of another shape", (text for key, text in self.misshapen.items() if key not in but)),
+        ]
+
+
+def load_weights(model: nn.Module, path: str | Path, where: str) -> None:
+    """Loads every weight of the model, and nothing else, from a file; a common prefix of its keys is taken off.
+
+    Args:
+        model: any model.
+        path: as :func:`~gkd_plugin.runner.checkpoints.read_weights` takes it.
+        where: key path or option that names the file, for messages.
+
+    Raises:
+        ConfigError: the file cannot be read, or keys or shapes do not fit the model (says which); nothing is changed.
+    """
+    match = _match(model, read_weights(path, where).state)
+    if match.problems():
+        raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(match.problems())}")
+    model.load_state_dict(match.state)
+
+
+def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None:
+    """Loads a teacher's weights: its backbone in full, and its classifier if it has one.
+
+    What else a file holds (a classifier that the model does not have, a projection head, a decoder) stays out, and a
+    line of the log says so. Where the file tells what images the weights were trained with, the model's
+    ``image_input`` says so afterwards.
+
+    Raises:
+        ConfigError: as :func:`load_weights`; a backbone of another architecture, or a classifier that the file lacks or
+            has for other classes.
+    """
+    found = read_weights(path, where)
+    match = _match(model, found.state)
+    heads = _classifier_paths(model)
+    in_head = {key for key in (*match.missing, *match.misshapen) if key.startswith(heads)}
+    extra = {key for key in match.unexpected if _is_extra(key, model, heads)}
+    problems = match.problems(but=in_head | extra)
+    if problems:
+        raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    if in_head and getattr(model, "num_classes", None) != 0:
+        raise ConfigError(
+            f"{where}: {path} fits the backbone of {type(model).__name__}, but not its classifier: "
+            f"{'; '.join(match.problems(but=extra))}; give its kwargs.num_classes, or num_classes: 0 for a teacher "
+            "without classifier"
+        )
+    model.load_state_dict(match.state, strict=False)
+    if found.image_input is not None:
+        model.image_input = found.image_input  # type: ignore[assignment]
+    _report(where, path, match)
+
+
+def _report(where: str, path: str | Path, match: _Match) -> None:
+    prefix = f", prefix {match.prefix!r} taken off" if match.prefix else ""
+    left = f"; left out: {'; '.join(match.problems())}" if match.problems() else ""
+    logger.info("%s: %d tensors loaded from %s%s%s", where, len(match.state), path, prefix, left)
+
+
+def _match(model: nn.Module, given: Mapping[str, Tensor]) -> _Match:
+    own = model.state_dict()
+    prefix = _prefix(given, own)
+    state = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
+    others = {key for key in given if not key.startswith(prefix)}
+    misshapen = {
+        key: f"{key} {list(state[key].shape)} (model: {list(own[key].shape)})"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    }
+    fitting = {key: value for key, value in state.items() if key in own and key not in misshapen}
+    unexpected = others | (state.keys() - own.keys())
+    return _Match(fitting, prefix, own.keys() - state.keys(), unexpected, misshapen)
+
+
+def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What stands before most of the keys that end like one of the model's, e.g. 'module.' or 'backbone.'."""
+    counts: Counter[str] = Counter()
+    for key in given:
+        parts = key.split(".")
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in own:
+                counts["".join(f"{part}." for part in parts[:depth])] += 1
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+
+def _classifier_paths(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of a timm model's classifiers' keys."""
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    paths = (cfg.get("classifier") if isinstance(cfg, dict) else None) or ()
+    return tuple(f"{path}." for path in ((paths,) if isinstance(paths, str) else paths))
+
+
+def _is_extra(key: str, model: nn.Module, heads: tuple[str, ...]) -> bool:
+    """Whether a file's key belongs to a part that the model does not have; a further layer of a backbone does not."""
+    tops = {name.partition(".")[0] for name in model.state_dict()}
+    return key.startswith(heads) or key.partition(".")[0] not in tops
+
+
+def _listed(what: str, keys: Iterable[str]) -> list[str]:
+    names = sorted(keys)
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return [f"{len(names)} {what}: {shown}"] if names else []
