@@ -23,6 +23,7 @@ def digits(
     transform: Transform | None = None,
     eval_transform: Transform | None = None,
     size: int | None = None,
+    rgb: bool = False,
 ) -> ArrayImages:
     """``sklearn.datasets.load_digits``: 1,797 grey images of 8 × 8 pixels in 10 classes.
 
@@ -33,6 +34,7 @@ def digits(
         transform: as in :class:`gkd_plugin.data.ArrayImages`.
         eval_transform: as in :class:`gkd_plugin.data.ArrayImages`.
         size: scales the images to size × size pixels (bilinear); ``None`` leaves them at 8 × 8.
+        rgb: three equal channels, as most pretrained models take them.
 
     Raises:
         ConfigError: scikit-learn is not installed, or an argument is out of range.
@@ -44,6 +46,8 @@ def digits(
     images, labels = _split(split, test_fraction, whole_number("seed", seed, low=0))
     if size is not None:
         images = _scaled(images, whole_number("size", size, low=1))
+    if rgb:
+        images = np.repeat(images[..., None], 3, axis=-1)
     return ArrayImages(images, labels, [str(digit) for digit in range(10)], transform, eval_transform)
 
 

@@ -1,0 +1,57 @@
+"""One YAML, any two backbones of timm: only the model names change, by ``--set``."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import load_file
+
+from gkd_plugin.cli import main
+
+CONFIG = Path(__file__).parents[1] / "configs" / "digits" / "digits_try_backbones.yaml"
+QUICK = [("test_resnet", "levit_128s"), ("test_vit", "test_efficientnet")]
+PAIRS = [
+    ("resnet18", "vit_tiny_patch16_224"),
+    ("vit_tiny_patch16_224", "mobilenetv3_small_050"),
+    ("deit_tiny_distilled_patch16_224", "resnet10t"),
+    ("resnet18", "deit_tiny_distilled_patch16_224"),
+    ("swin_tiny_patch4_window7_224", "efficientnet_b0"),
+    ("convnext_tiny", "swin_tiny_patch4_window7_224"),
+    ("mixer_s32_224", "regnetx_002"),
+    ("efficientnet_b0", "mixer_s32_224"),
+    ("resnet50_clip", "efficientvim_m1"),
+    ("vgg11", "convnext_atto"),
+    ("efficientvim_m1", "vgg11"),
+    ("regnety_002", "levit_128s"),
+    ("vit_small_patch14_dinov2", "mobilenetv3_small_050"),
+    ("qwen3_vit_88m_enc", "resnet10t"),
+]
+
+
+def train(teacher, student, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    settings = {"teacher_model": teacher, "student_model": student}
+    words = [word for role, name in settings.items() for word in ("--set", f"models.{role}.kwargs.model_name={name}")]
+    assert main(["run", str(CONFIG), "--output", "out", *words]) == 0
+    return json.loads((folder / "out" / "summary.json").read_text())
+
+
+def check(summary, student, folder):
+    rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
+    assert [row["stage"] for row in rows] == ["stage1", "stage2"]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    plain = timm.create_model(student, num_classes=10)
+    plain.load_state_dict(load_file(folder / "out" / "student.safetensors"), strict=True)
+
+
+@pytest.mark.parametrize(("teacher", "student"), QUICK)
+def test_small_pairs(teacher, student, tmp_path, monkeypatch):
+    check(train(teacher, student, tmp_path, monkeypatch), student, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+def test_pairs_across_families(teacher, student, tmp_path, monkeypatch):
+    check(train(teacher, student, tmp_path, monkeypatch), student, tmp_path)
