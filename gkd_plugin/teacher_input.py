@@ -150,18 +150,19 @@ def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | No
     """Scale and shift ``[C, 1, 1]``; ``None`` where a normalisation is not known, or both are the same."""
     if data.mean is None or data.std is None or teacher.mean is None or teacher.std is None:
         return None
-    parts = [torch.tensor(values, dtype=torch.float64) for values in (data.mean, data.std, teacher.mean, teacher.std)]
-    try:
-        mean_d, std_d, mean_t, std_t = torch.broadcast_tensors(*parts)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
+    parts = (data.mean, data.std, teacher.mean, teacher.std)
+    channels = max(map(len, parts))
+    if {len(values) for values in parts} - {1, channels}:
         raise ConfigError(
             f"the teacher takes images of {len(teacher.mean)} channels (mean {_short(teacher.mean)}), the data has "
             f"{len(data.mean)} (mean {_short(data.mean)})"
-        ) from error
-    scale, shift = std_d / std_t, (mean_d - mean_t) / std_t
-    if torch.allclose(scale, torch.ones_like(scale)) and torch.allclose(shift, torch.zeros_like(shift), atol=1e-6):
+        )
+    rows = zip(*(values if len(values) == channels else values * channels for values in parts), strict=True)
+    affine = [(std_d / std_t, (mean_d - mean_t) / std_t) for mean_d, std_d, mean_t, std_t in rows]
+    if all(abs(scale - 1) < 1e-5 and abs(shift) < 1e-6 for scale, shift in affine):
         return None
-    return scale.float()[:, None, None], shift.float()[:, None, None]
+    scale, shift = torch.tensor(affine, dtype=torch.float32).T[..., None, None].unbind()
+    return scale, shift
 
 
 def _is_number(value: object) -> bool:
