@@ -1,0 +1,131 @@
+"""What the teacher costs: wrapper and tap over a bare forward pass, and epochs with and without ``teacher_cache``.
+
+    python -m tests.benchmarks.teacher
+
+Interleaved in one process; medians and the median of paired ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from gkd_plugin.functional import class_centres
+from gkd_plugin.models import timm_model
+from gkd_plugin.runner.building import build_box
+from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.runner.teacher_cache import TeacherCache
+from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.teacher import RefilledTeacher
+from tests.fakes import TinyImages, stage
+
+CPU = Placement(torch.device("cpu"), None, "no")
+
+
+def overhead(rounds: int, size: int = 64, batch: int = 64, classes: int = 100) -> dict[str, float]:
+    """Seconds of a bare ResNet-18 and of the same wrapped, with class centres known, and their ratio."""
+    torch.manual_seed(0)
+    bare = timm.create_model("resnet18").eval()
+    model = timm_model("resnet18")
+    model.load_state_dict(bare.state_dict())
+    teacher = RefilledTeacher(model, preprocessing="data")
+    embeddings = torch.randn(classes, model.head_hidden_size)
+    teacher.local_classifier.centres = class_centres([(embeddings, torch.arange(classes))])
+    images = torch.randn(batch, 3, size, size)
+    times: list[tuple[float, float]] = []
+    with torch.no_grad():
+        for _ in range(rounds + 2):
+            times.append((_timed(bare, images), _timed(teacher, images)))
+    times = times[2:]
+    return {
+        "bare_seconds": median(a for a, _ in times),
+        "wrapped_seconds": median(b for _, b in times),
+        "ratio": median(b / a for a, b in times),
+    }
+
+
+def epochs(teacher_name: str, student_name: str, views: int, per_class: int = 64) -> list[dict[str, Any]]:
+    """Seconds of the epochs of both stages, without a cache and with one; the second epoch of a stage is the figure."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = _epochs(teacher_name, student_name, None, per_class)
+        cached = _epochs(teacher_name, student_name, TeacherCache(views, Path(folder)), per_class)
+    return [
+        {
+            "stage": before["stage"],
+            "epoch": before["epoch"],
+            "plain_seconds": before["seconds"],
+            "cached_seconds": after["seconds"],
+            "ratio": after["seconds"] / before["seconds"],
+        }
+        for before, after in zip(plain, cached, strict=True)
+    ]
+
+
+def cost_ratio(teacher_name: str, student_name: str, size: int = 32, batch: int = 64, rounds: int = 5) -> float:
+    """How many times the student's forward and backward pass the teacher's forward pass takes."""
+    torch.manual_seed(0)
+    images = torch.randn(batch, 3, size, size)
+    teacher, student = timm_model(teacher_name).eval(), timm_model(student_name, num_classes=10).train()
+    ratios = []
+    for _ in range(rounds):
+        with torch.no_grad():
+            forward = _timed(teacher, images)
+        ratios.append(forward / _timed(lambda x: student(x).sum().backward(), images))
+    return median(ratios)
+
+
+def _timed(function: Callable[[Tensor], Any], images: Tensor) -> float:
+    start = time.perf_counter()
+    function(images)
+    return time.perf_counter() - start
+
+
+def _epochs(teacher_name: str, student_name: str, cache: TeacherCache | None, per_class: int) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    config = {
+        "datasets": {"train": TinyImages(10, per_class), "val": TinyImages(10, 2, seed=1)},
+        "train": {"stage1": stage("embedding", epochs=3), "stage2": stage("classifier", epochs=3)},
+    }
+    for section in config["train"].values():
+        section["train_data_loader"]["kwargs"]["batch_size"] = 64
+    accelerator = make_accelerator(CPU)
+    teacher, student = timm_model(teacher_name), timm_model(student_name, num_classes=10)
+    box = build_box(cache.fix_views(config) if cache else config, teacher, student, CPU, accelerator)
+    return list(train_epochs(box, student, {"stage1": 3, "stage2": 3}, accelerator, cache))
+
+
+def main() -> None:
+    """The command."""
+    logging.disable(logging.WARNING)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--teacher", default="resnet18")
+    parser.add_argument("--student", default="test_byobnet")
+    parser.add_argument("--views", type=int, default=4)
+    options = parser.parse_args()
+    cost = overhead(options.rounds)
+    print("refilled_teacher + tap over a bare ResNet-18, batch 64 at 64 px: " + _shown(cost))
+    ratio = cost_ratio(options.teacher, options.student)
+    print(f"{options.teacher} forward / {options.student} forward + backward: {ratio:.2f}")
+    for row in epochs(options.teacher, options.student, options.views):
+        print(_shown(row))
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+    )
+
+
+if __name__ == "__main__":
+    main()
