@@ -138,6 +138,28 @@ BAD = {
         sets("models.teacher_model.src_ckpt=student.yaml"),
         r"models\.teacher_model\.src_ckpt: student\.yaml cannot be read as weights: ",
     ),
+    "weights of another architecture": (
+        sets("models.teacher_model.kwargs.model_name=test_efficientnet"),
+        r"models\.teacher_model\.src_ckpt: runs/teacher/teacher\.pt does not fit EfficientNet: \d+ missing: ",
+    ),
+    "teacher of other channels than the data": (
+        sets(
+            "models.teacher_model.kwargs={model_name: test_resnet, in_chans: 1}", "models.teacher_model.src_ckpt=null"
+        ),
+        r"models\.teacher_model: cannot take images of shape \[2, 3, 32, 32\]: .*to have 1 channels, but got 3",
+    ),
+    "image size that the student refuses": (
+        sets("models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}"),
+        r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: .* \(its kwargs\.img_size: 32 builds it",
+    ),
+    "encoder as student": (
+        sets("models.student_model.kwargs={model_name: qwen3_vit_88m_enc, num_classes: 4, depth: 1, img_size: 32}"),
+        r"models\.student_model: timm's 'qwen3_vit_88m_enc' is an encoder without a classifier",
+    ),
+    "preprocessing misspelt": (
+        sets("train.stage2.teacher.auxiliary_model_wrapper={key: refilled_teacher, kwargs: {preprocessing: dat}}"),
+        r"train\.stage2\.teacher\.auxiliary_model_wrapper\.kwargs\.preprocessing: there is no 'dat'; did you mean",
+    ),
     "missing configuration": (["run", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
     "unknown registry key": (
         sets("models.student_model.key=timm_modell"),

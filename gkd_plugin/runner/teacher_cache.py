@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,9 +61,10 @@ class TeacherCache:
         """The config with fixed views in place of every stage's training set.
 
         Raises:
-            ConfigError: a stage's teacher is not wrapped in ``refilled_teacher``, or its loader may change images after
-                the data set made them.
+            ConfigError: the folder cannot be written to, a stage's teacher is not wrapped in ``refilled_teacher``, or
+                its loader may change images after the data set made them.
         """
+        _check_folder(self.folder)
         train = dict(config["train"])
         datasets = dict(config["datasets"])
         for name, stage in stage_configs(train).items():
@@ -146,6 +148,15 @@ class TeacherCache:
             report["file"],
         )
         return bank
+
+
+def _check_folder(folder: Path) -> None:
+    """Whether there can be such a folder; whether the disk has room shows when the size of the bank is known."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"teacher_cache.folder: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"teacher_cache.folder: {there} cannot be written to")
 
 
 class _AllViews(Dataset[Any]):

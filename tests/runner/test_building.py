@@ -5,7 +5,6 @@ import torch
 
 import gkd_plugin  # noqa: F401
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.models import EmbeddingTap
 from gkd_plugin.runner.building import (
     build_box,
     build_test_loader,
@@ -14,7 +13,7 @@ from gkd_plugin.runner.building import (
     told_as_config_error,
 )
 from gkd_plugin.runner.devices import Placement, make_accelerator
-from gkd_plugin.runner.models import build_model, student_entry
+from gkd_plugin.runner.models import build_model
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, TinyNet, loader, stage
 
@@ -34,12 +33,6 @@ def config(**stages):
     return {"datasets": {"train": TinyImages(), "val": TinyImages(seed=1)}, "train": stages}
 
 
-def test_the_model_that_trains():
-    with_teacher = {"models": {"teacher_model": {"key": "a"}, "student_model": {"key": "b"}}}
-    assert student_entry(with_teacher) == ("models.student_model", {"key": "b"})
-    assert student_entry({"models": {"model": {"key": "c"}}}) == ("models.model", {"key": "c"})
-
-
 def test_stages_in_order_and_one_without_names():
     assert list(stage_configs({"stage10": {}, "stage2": {}, "stage1": {}, "log_freq": 1})) == [
         "stage1",
@@ -54,41 +47,6 @@ def test_a_stage_without_loaders_keeps_those_of_the_stage_before():
     train = {"stage1": {"train_data_loader": "a", "val_data_loader": "b"}, "stage2": {"val_data_loader": "c"}}
     assert stage_configs(train)["stage2"] == {"train_data_loader": "a", "val_data_loader": "c"}
     assert train["stage2"] == {"val_data_loader": "c"}
-
-
-def test_models_of_timm_torchvision_and_torchdistill():
-    assert isinstance(build_model("models.model", timm_entry()), EmbeddingTap)
-    resnet18 = build_model("models.model", {"key": "resnet18", "kwargs": {"num_classes": 3}})
-    assert type(resnet18).__module__ == "torchvision.models.resnet"
-    wide = {
-        "key": "wide_resnet",
-        "kwargs": {"depth": 10, "k": 1, "dropout_p": 0.0, "num_classes": 3, "pretrained": False, "progress": False},
-    }
-    assert type(build_model("models.model", wide)).__module__.startswith("torchdistill")
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (timm_entry(model_name="resnet18x"), r"^models\.m: timm has no model 'resnet18x'; did you mean .*'resnet18'"),
-        (timm_entry(no_such=1), r"^models\.m: .*unexpected keyword argument 'no_such'$"),
-        ({"key": "nowhere", "kwargs": {}}, r"^models\.m: .*nowhere"),
-        ({"key": "resnet18", "kwargs": {"num_classes": -2}}, r"^models\.m: .*negative dimension"),
-    ],
-)
-def test_models_that_cannot_be_built(entry, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        build_model("models.m", entry)
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_are_loaded(tmp_path):
-    model = build_model("models.m", timm_entry())
-    torch.save(model.state_dict(), tmp_path / "w.pt")
-    again = build_model("models.m", {**timm_entry(), "src_ckpt": str(tmp_path / "w.pt")})
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
-    with pytest.raises(ConfigError, match=r"^models\.m\.src_ckpt: .* of another shape: fc\.bias"):
-        build_model("models.m", {**timm_entry(num_classes=2), "src_ckpt": str(tmp_path / "w.pt")})
 
 
 def models():

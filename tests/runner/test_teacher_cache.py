@@ -1,6 +1,7 @@
 """Training from a teacher's kept answers."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,9 +112,25 @@ def test_a_truncated_bank_is_refused(tmp_path):
 
 def test_a_folder_that_is_a_file_is_refused_and_left_alone(tmp_path):
     (tmp_path / "cache").write_text("mine")
-    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: "):
-        train(*build(tmp_path / "cache"))
+    for folder in (tmp_path / "cache", tmp_path / "cache" / "deeper"):
+        with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .*cache is a file$"):
+            build(folder)
     assert (tmp_path / "cache").read_text() == "mine"
+
+
+def test_a_read_only_folder_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .* cannot be written to$"):
+        build(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    parts = build(tmp_path / "new")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=0))
+    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .* has 0\.00 GB free"):
+        train(*parts)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_wrapper_is_refused(tmp_path):
