@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["ConfigError", "nearest", "user_can_mend"]
+__all__ = ["ConfigError", "nearest", "told_at", "user_can_mend"]
 
 
 class ConfigError(ValueError):
@@ -28,6 +28,21 @@ def user_can_mend(where: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+@contextmanager
+def told_at(where: str) -> Iterator[None]:
+    """Puts ``where`` before the message of a ConfigError: a file, a key path.
+
+    >>> with told_at('train.stage1.'):
+    ...     raise ConfigError('optimizer: missing')
+    Traceback (most recent call last):
+    gkd_plugin.errors.ConfigError: train.stage1.optimizer: missing
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
 
 
 def nearest(given: object, allowed: Iterable[str], *, count: int = 3) -> str:

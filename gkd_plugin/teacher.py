@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
@@ -15,7 +14,7 @@ from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
 from gkd_plugin.data import ImageInput, normalisation_of
-from gkd_plugin.errors import ConfigError, nearest, user_can_mend
+from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator, local_logits
 from gkd_plugin.hooks import Capture, check_module_path
 from gkd_plugin.registry import register
@@ -125,7 +124,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     ) -> None:
         super().__init__()
         check_module_path(teacher_model, embedding, "auxiliary_model_wrapper.kwargs.embedding")
-        with _at("auxiliary_model_wrapper.kwargs."):
+        with told_at("auxiliary_model_wrapper.kwargs."):
             self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
             self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
             own = own_input(teacher_model, preprocessing)
@@ -163,7 +162,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """Reads the student's normalisation off the training set; called once, before the box wraps the models."""
         if self._data_input.mean is None or self._data_input.std is None:
             self._data_input = normalisation_of(box.train_data_loader.dataset)
-            with _at("teacher.auxiliary_model_wrapper: "):
+            with told_at("teacher.auxiliary_model_wrapper: "):
                 self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
 
     @property
@@ -277,15 +276,6 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         if not self._has_told:
             logger.info("the teacher has no classifier of its own: its confidence is the local classifier's")
             self._has_told = True
-
-
-@contextmanager
-def _at(where: str) -> Iterator[None]:
-    """Puts the place in a config before what cannot be used there."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from error
 
 
 def _choice(name: str, given: str, allowed: Iterable[str]) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.config import RunConfig, load_config
 from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.models import student_entry
-from gkd_plugin.runner.run import RunOptions, naming, run_config
+from gkd_plugin.runner.run import RunOptions, run_config
 
 __all__ = ["run_all"]
 
@@ -51,7 +51,7 @@ def run_all(
         moves = _moved_checkpoints(config, folder, written)
         if moves:
             config = load_config(path, [*overrides, *moves], produced=tuple(written.values()))
-        with naming(path):
+        with told_at(f"{path}: "):
             read_placement(config.plain, device)
         configs.append(config)
     return [

@@ -18,7 +18,7 @@ from torch import nn
 from torchdistill.common.main_util import set_seed
 
 from gkd_plugin.data import ImageInput, normalisation_of
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
 from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
@@ -35,7 +35,7 @@ from gkd_plugin.runner.teacher_check import check_teacher
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.runner.weights import load_weights
 
-__all__ = ["RunOptions", "evaluate_checkpoint", "naming", "run_config"]
+__all__ = ["RunOptions", "evaluate_checkpoint", "run_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
         ConfigError: something in the configuration or the data cannot be used; nothing is written before all
             of it was built.
     """
-    with naming(config.path):
+    with told_at(f"{config.path}: "):
         placement = read_placement(config.plain, options.device)
         accelerator = make_accelerator(placement)
         set_seed(options.seed)
@@ -94,7 +94,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
     Raises:
         ConfigError: the checkpoint cannot be read or does not fit the student, or there is no test set.
     """
-    with naming(config.path):
+    with told_at(f"{config.path}: "):
         section = {**(config.plain.get("device") or {}), "teacher": None}
         placement = read_placement({"device": section}, device)
         accelerator = make_accelerator(placement)
@@ -108,15 +108,6 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
     with accelerator.autocast():
         accuracy = evaluate(student, loader, accelerator)
     return {**accuracy.as_dict(), "samples": accuracy.samples}
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the configuration's file before what cannot be used in it."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 @contextmanager
