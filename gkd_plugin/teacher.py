@@ -33,7 +33,7 @@ class Answers(NamedTuple):
 
     Attributes:
         embedding: ``[B, D_t]``.
-        local_classifier: ``[B, C]``, once the class centres are known.
+        local_classifier: ``[B, C]``, once the class centres are known; in given answers ``None`` has it computed.
         logits: ``[B, C_t]``, of its own classifier.
     """
 
@@ -127,6 +127,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         with told_at("auxiliary_model_wrapper.kwargs."):
             self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
             self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
+            self._preprocessing = preprocessing
             own = own_input(teacher_model, preprocessing)
             self._own_input = ImageInput(
                 mean=checked_numbers("mean", mean) or own.mean,
@@ -136,6 +137,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self._data_input = ImageInput(
                 checked_numbers("data_mean", data_mean), checked_numbers("data_std", data_std)
             )
+            _check_num_classes(num_classes)
+            own_device = None if teacher_device is None else _device(teacher_device)
+        with told_at("auxiliary_model_wrapper: "):
             self.input = TeacherInput(self._data_input, self._own_input)
         self.teacher = teacher_model.eval().requires_grad_(False)
         self.embedding = nn.Identity()
@@ -149,14 +153,13 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.train(False)
         if self._dtype is not None:
             self.teacher.to(self._dtype)
-        if teacher_device is not None or device is not None:
-            self.to(teacher_device or device)
+        if own_device is not None or device is not None:
+            self.to(own_device or device)
         if self._dtype == torch.float16 and self.device.type == "cpu":
             raise ConfigError(
                 "auxiliary_model_wrapper.kwargs.teacher_dtype: 'fp16' needs a GPU; use 'bf16' or 'float32'"
             )
-        if teacher_device is not None:
-            self._own_device = torch.device(teacher_device)
+        self._own_device = own_device
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Reads the student's normalisation off the training set; called once, before the box wraps the models."""
@@ -197,6 +200,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         answers, self._given = self._given or self.answers(x), None
         embedding = self.embedding(_moved(answers.embedding, x.device))
         local = answers.local_classifier
+        if local is None and self.local_classifier.is_ready:
+            local = local_logits(_moved(answers.embedding, self.device), self.local_classifier.centres)
         if local is not None:
             local = self.local_classifier(embedding, _moved(local, x.device))
         if answers.logits is not None:
@@ -261,10 +266,15 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         _TOLD.add(self.teacher)
         steps = self.input.describe(x)
         if steps:
-            logger.info(
+            is_guess = self._preprocessing == "auto" and hasattr(self.teacher, "has_weights_of_unknown_input")
+            logger.log(
+                logging.WARNING if is_guess else logging.INFO,
                 "the teacher's images are %s; auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as "
-                "they are",
+                "they are%s",
                 " and ".join(steps),
+                " (its weights do not say what images they were trained with: timm's pretrained_cfg is taken)"
+                if is_guess
+                else "",
             )
         if self.input.lacks_normalisation:
             logger.warning(
@@ -278,8 +288,26 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self._has_told = True
 
 
+def _check_num_classes(value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigError(f"num_classes: must be a whole number, 1 or more, got {value!r}")
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"teacher_device: there is no device {name!r}; allowed: cpu, cuda, cuda:<number>, mps"
+        ) from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"teacher_device: there is no device {str(device)!r} here; this machine has {count} GPUs")
+    return device
+
+
 def _choice(name: str, given: str, allowed: Iterable[str]) -> str:
-    if given not in allowed:
+    if not isinstance(given, str) or given not in allowed:
         raise ConfigError(f"{name}: there is no {given!r}; {nearest(given, allowed)}")
     return given
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from gkd_plugin.data._checks import length_of, whole_number
@@ -17,7 +20,31 @@ from gkd_plugin.data.evaluation_view import evaluation_view
 from gkd_plugin.data.labels import classes_of, labels_of
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["FixedViews"]
+__all__ = ["FixedViews", "sketch"]
+
+SKETCH_WIDTH = 8
+_PIXELS = 4096
+
+
+def sketch(image: Tensor) -> Tensor:
+    """Eight numbers by which an image is known again: sums of up to 4096 of its values with fixed random signs.
+
+    Args:
+        image: any shape, at least one value.
+
+    Returns:
+        ``[8]`` float32, each sum divided by the root of the number of values.
+    """
+    values = image.detach().reshape(-1).float()
+    values = values[:: -(-len(values) // _PIXELS)]
+    sums: Tensor = (_signs()[:, : len(values)] * values).sum(1)
+    return sums / math.sqrt(len(values))
+
+
+@functools.cache
+def _signs() -> Tensor:
+    bits = np.random.default_rng(0).integers(0, 2, (SKETCH_WIDTH, _PIXELS))
+    return torch.from_numpy(2 * bits - 1).float()
 
 
 class FixedViews(Dataset[Any]):
@@ -27,7 +54,8 @@ class FixedViews(Dataset[Any]):
     CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform that draws from a
     generator of its own is out of reach (:func:`gkd_plugin.fingerprint.views_key` finds it).
 
-    Samples are ``(image, label, {"bank_row": i * views + v})``; epoch e shows view v = (e + i) % views of sample i.
+    Samples are ``(image, label, {"bank_row": i * views + v, "sketch": …})``, see :func:`sketch`; epoch e shows view
+    v = (e + i) % views of sample i.
 
     Args:
         dataset: a map dataset of ``(image, label)``.
@@ -62,10 +90,15 @@ class FixedViews(Dataset[Any]):
     def __len__(self) -> int:
         return length_of(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, dict[str, int]]:
+    def __getitem__(self, index: int) -> tuple[Any, Any, dict[str, Any]]:
         view = (int(self._epoch) + index) % self.views
         image, label = self.view(index, view)
-        return image, label, {"bank_row": index * self.views + view}
+        if not isinstance(image, Tensor):
+            raise ConfigError(
+                f"dataset {type(self.dataset).__name__}: only images that the transform made tensors can be cached, "
+                f"sample {index} is {type(image).__name__}"
+            )
+        return image, label, {"bank_row": index * self.views + view, "sketch": sketch(image)}
 
     @property
     def org_dataset(self) -> Dataset[Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -14,6 +15,15 @@ from gkd_plugin.errors import ConfigError
 
 __all__ = ["ImageInput", "normalisation_of", "trained_with"]
 
+_UNKNOWN = {
+    "Lambda",
+    "RandomApply",
+    "RandomChoice",
+    "RandomOrder",
+    "ToDtype",
+    "ConvertImageDtype",
+    "LinearTransformation",
+}
 _SCALING = {"ToTensor", "MaybeToTensor", "ConvertImageDtype"}  # pixels 0 … 255 → [0, 1]
 
 
@@ -57,8 +67,9 @@ def normalisation_of(dataset: Dataset[Any]) -> ImageInput:
     """The normalisation in a data set's transforms, looked for in wrappers and subsets too; the size stays open.
 
     ``Normalize`` of torchvision (and so of timm's transforms) counts, with a mean or std above 4 as one of pixels in
-    [0, 255]; ``ToTensor`` and its kin alone give pixels in [0, 1], mean 0 and std 1. Where there is neither, or where
-    the parts of a concatenated data set differ, mean and std are ``None``.
+    [0, 255]; ``ToTensor`` and its kin alone give pixels in [0, 1], mean 0 and std 1. Where there is neither, where one
+    behind them may change the values (a ``Lambda``, a class of the user), or where the parts of a concatenated set
+    differ, mean and std are ``None``.
     """
     found = {known for known in map(_normalisation, layers_of(dataset)) if known is not None}
     return ImageInput(*found.pop()) if len(found) == 1 else ImageInput()
@@ -66,22 +77,35 @@ def normalisation_of(dataset: Dataset[Any]) -> ImageInput:
 
 def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     steps = list(_steps(getattr(dataset, "transform", None)))
-    normalising = [step for step in steps if type(step).__name__ == "Normalize"]
-    if len(normalising) == 1:
-        return _affine(normalising[0].mean, normalising[0].std)
-    if not normalising and any(_scales(step) for step in steps):
+    normalising = [index for index, step in enumerate(steps) if type(step).__name__ == "Normalize"]
+    scaling = [index for index, step in enumerate(steps) if _scales(step)]
+    last = max((*normalising, *scaling), default=None)
+    if last is None or len(normalising) > 1 or not all(_keeps_values(step) for step in steps[last + 1 :]):
+        return None
+    if not normalising:
         return (0.0,), (1.0,)
-    return None
+    step = steps[normalising[0]]
+    mean, std = _numbers(getattr(step, "mean", None)), _numbers(getattr(step, "std", None))
+    return _affine(mean, std) if mean and std else None
 
 
-def _affine(mean: Iterable[float], std: Iterable[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    means, stds = _numbers(mean), _numbers(std)
-    unit = 255.0 if max(*means, *stds) > 4 else 1.0
-    return tuple(value / unit for value in means), tuple(value / unit for value in stds)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    unit = 255.0 if max(*mean, *std) > 4 else 1.0
+    return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in (values if isinstance(values, Iterable) else (values,)))
+    """A number, sequence, array or tensor of them; nothing where it is something else."""
+    try:
+        return tuple(torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist())
+    except (TypeError, ValueError, RuntimeError):
+        return ()
+
+
+def _keeps_values(step: Any) -> bool:
+    """Whether a step after the normalisation only moves or erases pixels, as far as that is known."""
+    name, module = type(step).__name__, type(step).__module__
+    return module.startswith(("torchvision.", "timm.")) and name not in _UNKNOWN
 
 
 def _scales(step: Any) -> bool:
@@ -89,10 +113,12 @@ def _scales(step: Any) -> bool:
 
 
 def _steps(transform: Any) -> Iterator[Any]:
-    """The single transforms of a composed one, in order."""
+    """The single transforms of a composed one, in order; what is applied at random counts as one."""
     if transform is None:
         return
-    inner = list(transform) if isinstance(transform, nn.Sequential) else getattr(transform, "transforms", None)
+    inner = getattr(transform, "transforms", None) if type(transform).__name__ == "Compose" else None
+    if isinstance(transform, nn.Sequential) and type(transform).__name__ == "Sequential":
+        inner = list(transform)
     if not isinstance(inner, Sequence | nn.ModuleList):
         yield transform
         return

@@ -116,3 +116,11 @@ def _place_teacher(train_config: Mapping[str, Any], placement: Placement) -> Non
                 )
             if value is not None:
                 wrapper["kwargs"] = {argument: value, **(wrapper.get("kwargs") or {})}
+    dtypes = {
+        (((stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}).get("kwargs") or {}).get("teacher_dtype")
+        for stage in stage_configs(train_config).values()
+    }
+    if len(dtypes) > 1:
+        raise ConfigError(
+            "train: the stages' teacher_dtype differ, but they share one teacher; device.teacher_dtype sets it for all"
+        )

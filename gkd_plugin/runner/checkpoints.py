@@ -56,7 +56,7 @@ def read_weights(path: str | Path, where: str) -> WeightFile:
     """
     content, record = _read(str(path), where)
     nested = [content[key] for key in _NESTED if key in content] if isinstance(content, Mapping) else []
-    state = next((value for value in nested if isinstance(value, Mapping)), content)
+    state = next((value for value in nested if _is_state_dict(value)), content)
     if not _is_state_dict(state):
         raise ConfigError(f"{where}: {path} holds no state_dict")
     return WeightFile(dict(state), trained_with(record) if isinstance(record, Mapping) else None)

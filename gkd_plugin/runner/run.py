@@ -171,7 +171,9 @@ class _Parts:
             test_loader=build_test_loader(built, accelerator),
             accelerator=accelerator,
             dst_ckpt=None if destination is None else Path(destination),
-            image_input=replace(normalisation_of(dataset), size=(images.shape[-2], images.shape[-1])),
+            image_input=replace(
+                normalisation_of(_last_training_set(built, stages)), size=(images.shape[-2], images.shape[-1])
+            ),
             cache=cache,
         )
 
@@ -284,6 +286,10 @@ def _log_final(final: Mapping[str, Any]) -> None:
     if "top1" in final:
         top5 = f", top-5 {final['top5']:.2f} %" if "top5" in final else ""
         logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], top5)
+
+
+def _last_training_set(built: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Any:
+    return built["datasets"][list(stages.values())[-1]["train_data_loader"]["dataset_id"]]
 
 
 def _warn_of_unread(built: Mapping[str, Any], where: str, entry: Mapping[str, Any]) -> None:

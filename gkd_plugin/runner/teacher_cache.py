@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gkd_plugin.centres import fit_class_centres
 from gkd_plugin.data import FixedViews
 from gkd_plugin.data._checks import unwrapped
+from gkd_plugin.data.fixed_views import sketch
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.feature_bank import BankWriter, FeatureBank
 from gkd_plugin.fingerprint import Fingerprint, data_key, teacher_key, views_key
@@ -30,6 +30,7 @@ __all__ = ["TeacherCache"]
 logger = logging.getLogger(__name__)
 
 FOLDER = Path("runs/teacher_cache")
+CLOSE = 0.02  # relative; float16 and other processors stay below it
 
 
 @dataclass
@@ -54,7 +55,10 @@ class TeacherCache:
         """The cache that a ``teacher_cache`` section describes; ``None`` without one."""
         if not section:
             return None
-        folder = Path(section["folder"]).expanduser() if section.get("folder") else FOLDER
+        try:
+            folder = Path(section["folder"]).expanduser() if section.get("folder") else FOLDER
+        except RuntimeError as error:
+            raise ConfigError(f"teacher_cache.folder: {error}") from error
         return cls(views=section["views"], folder=folder, seed=section.get("seed", 0))
 
     def fix_views(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,15 +108,22 @@ class TeacherCache:
 
         def answer(teacher: RefilledTeacher, images: Tensor, targets: Any, supplement: Any, **more: Any) -> Any:
             found = bank.read(supplement["bank_row"])
-            teacher.answer_with(Answers(found["embedding"], found.get("local_classifier"), found.get("logits")))
+            self._check_images(supplement["sketch"].cpu(), found["sketch"])
+            teacher.answer_with(Answers(found["embedding"], None, found.get("logits")))
             return forward(teacher, images, targets, supplement, **more)
 
         box.teacher_forward_proc = answer
 
+    def _check_images(self, seen: Tensor, kept: Tensor) -> None:
+        """Whether the student's images are those that the teacher answered for."""
+        if not torch.allclose(seen, kept, rtol=5e-3, atol=5e-3):
+            raise ConfigError(
+                "teacher_cache: the images are not those that the teacher answered for: data or transform changed "
+                f"in a way that the bank's name does not show; delete the bank in {self.folder}"
+            )
+
     def _bank(self, box: Any, accelerator: Accelerator) -> FeatureBank:
         teacher: RefilledTeacher = box.teacher_model
-        if not teacher.local_classifier.is_ready:
-            fit_class_centres(teacher, box.train_data_loader)
         views: FixedViews = box.train_data_loader.dataset
         fingerprint = _fingerprint(teacher, views, accelerator)
         if fingerprint.digest not in self._banks:
@@ -131,6 +142,8 @@ class TeacherCache:
         bank = bank or FeatureBank.open(self.folder, fingerprint)
         if bank is None or bank.rows != len(loader.dataset) * self.views:
             raise ConfigError(f"teacher_cache.folder: {self.folder} does not hold the bank that was written there")
+        if was_there:
+            _check_teacher(teacher, loader.dataset, bank, accelerator)
         report = {
             "file": str(self.folder / f"{fingerprint.digest}.npy"),
             "rows": bank.rows,
@@ -174,7 +187,7 @@ class _AllViews(Dataset[Any]):
 
 def _fingerprint(teacher: RefilledTeacher, views: FixedViews, accelerator: Accelerator) -> Fingerprint:
     return Fingerprint(
-        teacher=teacher_key(teacher),
+        teacher=teacher_key(teacher.teacher),
         data=data_key(views.dataset),
         views=views_key(views),
         preprocessing=f"{teacher.settings()} {accelerator.mixed_precision}",
@@ -188,13 +201,41 @@ def _compute(
     data = _AllViews(loader.dataset)
     batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 128
     batches = DataLoader(data, batch_size=batch_size, num_workers=loader.num_workers)
+    first = _columns(teacher, next(iter(batches))[:1], accelerator)
+    widths = {name: value.shape[1] for name, value in first.items()}
+    with BankWriter(folder, fingerprint, len(data), widths) as writer:
+        for images in tqdm(batches, desc="teacher cache", leave=False, disable=None):
+            writer.write(_columns(teacher, images, accelerator))
+
+
+def _columns(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:
+    """A bank's columns: local logits are left to be computed from the embedding, with the centres of the run."""
     with accelerator.autocast():
-        first = _columns(teacher.answers(next(iter(batches))[:1].to(accelerator.device)))
-        widths = {name: value.shape[1] for name, value in first.items()}
-        with BankWriter(folder, fingerprint, len(data), widths) as writer:
-            for images in tqdm(batches, desc="teacher cache", leave=False, disable=None):
-                writer.write(_columns(teacher.answers(images.to(accelerator.device))))
+        answers = teacher.answers(images.to(accelerator.device))
+    columns = {"embedding": answers.embedding, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
+    if teacher.has_classifier and answers.logits is not None:
+        columns["logits"] = answers.logits
+    return columns
 
 
-def _columns(answers: Answers) -> dict[str, Tensor]:
-    return {name: value for name, value in answers._asdict().items() if value is not None}
+@torch.no_grad()
+def _check_teacher(teacher: RefilledTeacher, views: FixedViews, bank: FeatureBank, accelerator: Accelerator) -> None:
+    """Asks the teacher for a few rows of a bank that was there, spread evenly.
+
+    Raises:
+        ConfigError: it answers otherwise than the bank.
+    """
+    rows = torch.linspace(0, bank.rows - 1, min(8, bank.rows)).long()
+    images = torch.stack([views.view(*divmod(int(row), views.views))[0] for row in rows])
+    with accelerator.autocast():
+        answers = teacher.answers(images.to(accelerator.device))
+    kept = bank.read(rows)
+    for name, value in (("embedding", answers.embedding), ("logits", answers.logits)):
+        if value is None or name not in kept:
+            continue
+        error = (value.cpu() - kept[name]).norm() / value.cpu().norm().clamp_min(1e-6)
+        if not error < CLOSE:
+            raise ConfigError(
+                f"teacher_cache.folder: the teacher's {name} of the first rows asked for differ from the bank's by "
+                f"{100 * error:.1f} %: another teacher, precision or transform; delete the bank"
+            )

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from gkd_plugin.data import FixedViews
 from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
@@ -69,6 +70,8 @@ def train_epochs(
 
 def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> EpochRow:
     box.pre_epoch_process(epoch=epoch)
+    if isinstance(box.train_data_loader.dataset, FixedViews):
+        box.train_data_loader.dataset.set_epoch(epoch)
     start = time.perf_counter()
     lr = box.optimizer.param_groups[0]["lr"]
     has_pairs = not isinstance(box.criterion, EmbeddingStage)

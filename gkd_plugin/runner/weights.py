@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.checkpoints import read_weights
 
 __all__ = ["load_teacher_weights", "load_weights"]
 
 logger = logging.getLogger(__name__)
+
+_HEAD = re.compile(
+    r"((\w+_)?heads?|fc|classifier|aux\w*|(\w+_)?proj(ect\w*)?|pred\w*|decoder\w*|mask_token|queue\w*|prototypes\w*|logit\w*|"
+    r"text\w*|student|teacher|momentum\w*)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,12 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> None:
     Raises:
         ConfigError: the file cannot be read, or keys or shapes do not fit the model (says which); nothing is changed.
     """
-    match = _match(model, read_weights(path, where).state)
+    state = read_weights(path, where).state
+    with told_at(f"{where}: {path} "):
+        match = _match(model, state)
     if match.problems():
         raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(match.problems())}")
-    model.load_state_dict(match.state)
+    model.load_state_dict(match.state, strict=False)
 
 
 def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None:
@@ -75,7 +83,8 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
             has for other classes.
     """
     found = read_weights(path, where)
-    match = _match(model, found.state)
+    with told_at(f"{where}: {path} "):
+        match = _match(model, found.state)
     heads = _classifier_paths(model)
     in_head = {key for key in (*match.missing, *match.misshapen) if key.startswith(heads)}
     extra = {key for key in match.unexpected if _is_extra(key, model, heads)}
@@ -91,6 +100,8 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
     model.load_state_dict(match.state, strict=False)
     if found.image_input is not None:
         model.image_input = found.image_input  # type: ignore[assignment]
+    else:
+        model.has_weights_of_unknown_input = True  # type: ignore[assignment]
     _report(where, path, match)
 
 
@@ -104,15 +115,17 @@ def _match(model: nn.Module, given: Mapping[str, Tensor]) -> _Match:
     own = model.state_dict()
     prefix = _prefix(given, own)
     state = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
-    others = {key for key in given if not key.startswith(prefix)}
+    beside = {key: value for key, value in given.items() if not key.startswith(prefix)}
+    state |= {key: value for key, value in beside.items() if key in own and key not in state}
+    others = beside.keys() - state.keys()
     misshapen = {
         key: f"{key} {list(state[key].shape)} (model: {list(own[key].shape)})"
         for key in own.keys() & state.keys()
         if own[key].shape != state[key].shape
     }
     fitting = {key: value for key, value in state.items() if key in own and key not in misshapen}
-    unexpected = others | (state.keys() - own.keys())
-    return _Match(fitting, prefix, own.keys() - state.keys(), unexpected, misshapen)
+    missing = {key for key in own.keys() - state.keys() if not key.endswith(".num_batches_tracked")}  # old files
+    return _Match(fitting, prefix, missing, others | (state.keys() - own.keys()), misshapen)
 
 
 def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
@@ -123,6 +136,9 @@ def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
         for depth in range(len(parts)):
             if ".".join(parts[depth:]) in own:
                 counts["".join(f"{part}." for part in parts[:depth])] += 1
+    complete = sorted(prefix for prefix, count in counts.items() if count == len(own))
+    if len(complete) > 1:
+        raise ConfigError(f"holds several sets of such weights, under the prefixes {', '.join(map(repr, complete))}")
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
 
 
@@ -134,9 +150,10 @@ def _classifier_paths(model: nn.Module) -> tuple[str, ...]:
 
 
 def _is_extra(key: str, model: nn.Module, heads: tuple[str, ...]) -> bool:
-    """Whether a file's key belongs to a part that the model does not have; a further layer of a backbone does not."""
+    """Whether a file's key belongs to a head that the model does not have, as pretraining leaves them."""
     tops = {name.partition(".")[0] for name in model.state_dict()}
-    return key.startswith(heads) or key.partition(".")[0] not in tops
+    top = key.partition(".")[0]
+    return key.startswith(heads) or (top not in tops and _HEAD.fullmatch(top) is not None)
 
 
 def _listed(what: str, keys: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from torchvision import transforms
 
 from gkd_plugin.data import ArrayImages, FixedViews, evaluation_view, labels_of
+from gkd_plugin.data.fixed_views import sketch
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, with_view
 
@@ -130,7 +131,7 @@ def test_what_a_spawned_worker_is_sent_follows_the_epoch():
     views = FixedViews(Augmented(), 3)
     received = pickle.loads(ForkingPickler.dumps(views))
     views.set_epoch(2)
-    assert received[0][2] == {"bank_row": 2}
+    assert received[0][2]["bank_row"] == 2
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda views: pickle.loads(pickle.dumps(views))])
@@ -141,7 +142,7 @@ def test_workers_of_a_copy_follow_the_copy(copied):
     for epoch in (0, 2):
         views.set_epoch(epoch)
         assert_same(rows_of(loader), expected_rows(views, epoch))
-    assert original[0][2] == {"bank_row": 0}
+    assert original[0][2]["bank_row"] == 0
 
 
 def test_labels_and_names_are_those_of_the_dataset():
@@ -181,3 +182,20 @@ def test_there_are_no_other_samples_or_views():
         with pytest.raises(IndexError, match="7 samples of 2 views"):
             FixedViews(Draws(), 2).view(index, view)
     assert len([*FixedViews(Draws(), 2)]) == SAMPLES  # type: ignore[misc]
+
+
+def test_images_that_are_no_tensors_are_refused():
+    dataset = ArrayImages(np.zeros((2, 8, 8, 3), np.uint8), [0, 1])
+    with pytest.raises(
+        ConfigError, match="only images that the transform made tensors can be cached, sample 1 is Image"
+    ):
+        FixedViews(dataset, 2)[1]
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 8, 8), (3, 32, 32), (3, 224, 224)])
+def test_a_sketch_tells_images_apart(shape):
+    first, second = torch.randn(shape), torch.randn(shape)
+    assert sketch(first).shape == (8,)
+    assert torch.equal(sketch(first), sketch(first.clone()))
+    assert (sketch(first) - sketch(second)).abs().max() > 0.05
+    torch.testing.assert_close(sketch(2 * first), 2 * sketch(first))

@@ -34,6 +34,8 @@ NORMALISE = transforms.Normalize(MEAN, STD)
         v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]),
         nn.Sequential(transforms.RandomHorizontalFlip(), NORMALISE),
         transforms.Normalize([255 * m for m in MEAN], [255 * s for s in STD]),
+        transforms.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        transforms.Compose([lambda x: x, transforms.ToTensor(), NORMALISE, transforms.RandomErasing()]),
         image_transform(32, MEAN, STD, train=True, padding=2),
         create_transform(32, is_training=True, auto_augment="rand-m9", mean=MEAN, std=STD, re_prob=0.2),
         create_transform(32, is_training=False, mean=MEAN, std=STD),
@@ -61,6 +63,12 @@ def test_scaling_alone_is_mean_0_and_std_1(transform):
         lambda x: x,
         transforms.Compose([NORMALISE, NORMALISE]),
         v2.ToDtype(torch.float32),
+        transforms.Compose([transforms.ToTensor(), transforms.Lambda(lambda x: (x - 0.5) / 0.25)]),
+        transforms.Compose([transforms.ToTensor(), NORMALISE, transforms.Lambda(lambda x: 255 * x)]),
+        transforms.Compose([transforms.ToTensor(), lambda x: 2 * x]),
+        transforms.Compose([transforms.ToTensor(), transforms.RandomApply([NORMALISE])]),
+        type("Normalize", (), {})(),
+        transforms.Normalize("x", "y"),
     ],
 )
 def test_what_cannot_be_told_stays_open(transform):

@@ -105,3 +105,10 @@ def test_the_test_loader(accelerator):
     assert len(build_test_loader(built, accelerator).dataset) == 24
     assert build_test_loader(config(), accelerator) is None
     assert build_test_loader({**config(), "test": None}, accelerator) is None
+
+
+def test_stages_share_one_teacher_and_its_precision(accelerator):
+    built = config(stage1=stage("embedding"), stage2=stage("classifier"))
+    built["train"]["stage1"]["teacher"]["auxiliary_model_wrapper"]["kwargs"]["teacher_dtype"] = "bf16"
+    with pytest.raises(ConfigError, match="the stages' teacher_dtype differ, but they share one teacher"):
+        build_box(built, *models(), CPU, accelerator)

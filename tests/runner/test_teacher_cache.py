@@ -1,6 +1,7 @@
 """Training from a teacher's kept answers."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -32,14 +33,15 @@ def config(**changes):
     return {"datasets": {"train": NoisyImages(), "val": TinyImages(seed=1)}, "train": stages}
 
 
-def build(folder, views=3, teacher_seed=0, classes=7, **changes):
+def build(folder, views=3, teacher_seed=0, classes=7, precision="no", **changes):
     torch.manual_seed(teacher_seed)
     teacher = timm_model("test_resnet", num_classes=classes)
     torch.manual_seed(1)
     student = timm_model("test_resnet", num_classes=4)
     cache = TeacherCache(views, folder)
-    accelerator = make_accelerator(CPU)
-    box = build_box(cache.fix_views(config(**changes)), teacher, student, CPU, accelerator)
+    placement = replace(CPU, precision=precision)
+    accelerator = make_accelerator(placement)
+    box = build_box(cache.fix_views(config(**changes)), teacher, student, placement, accelerator)
     return box, student, cache, accelerator
 
 
@@ -54,7 +56,7 @@ def test_the_teacher_runs_for_each_view_once_and_not_in_the_epochs(tmp_path, mon
     inner.register_forward_hook(lambda _module, args, _output: images.append(len(args[0])))
     train(box, student, cache, accelerator)
     samples = 24
-    assert sum(images) == samples + 1 + 3 * samples  # class centres, the widths, every view
+    assert sum(images) == 1 + 3 * samples + samples  # the widths, every view, class centres
     assert [report["computed"] for report in cache.reports] == [True]
     assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
 
@@ -67,6 +69,7 @@ def test_answers_are_those_of_the_teacher_for_the_very_images_of_the_student(tmp
     box, _, cache, accelerator = build(tmp_path, classes=classes, **hooks)
     cache.attach(box, accelerator)
     teacher = box.teacher_model
+    box.pre_epoch_process(epoch=0)
     seen = {}
     for path in ("embedding", "local_classifier"):
         teacher.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
@@ -93,6 +96,35 @@ def test_a_second_run_reads_the_bank_and_trains_the_same(tmp_path, caplog):
     assert first == second
     assert [report["computed"] for report in second_parts[2].reports] == [False]
     assert "found in" in caplog.text
+
+
+def test_images_that_changed_unseen_are_refused(tmp_path, monkeypatch):
+    """Neither the labels nor the views that are probed for the bank's name show it."""
+    monkeypatch.setattr("gkd_plugin.runner.teacher_cache.views_key", lambda views: "same")
+    monkeypatch.setattr("gkd_plugin.runner.teacher_cache.data_key", lambda dataset: "same")
+    train(*build(tmp_path))
+    box, student, cache, accelerator = build(tmp_path)
+    images = box.train_data_loader.dataset.dataset.images
+    images[[1, 2]] = images[[2, 1]]  # rows that opening does not ask the teacher for
+    with pytest.raises(ConfigError, match="teacher_cache: the images are not those that the teacher answered for"):
+        train(box, student, cache, accelerator)
+
+
+def test_a_teacher_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
+    """As where two models have the same weights and other settings."""
+    monkeypatch.setattr("gkd_plugin.runner.teacher_cache.teacher_key", lambda model: "same")
+    train(*build(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"^teacher_cache\.folder: the teacher's embedding .* differ from the bank's by"
+    ):
+        train(*build(tmp_path, teacher_seed=5))
+
+
+def test_another_precision_gets_a_bank_of_its_own(tmp_path):
+    for precision in ("no", "bf16"):
+        parts = build(tmp_path, precision=precision)
+        train(*parts)
+        assert [report["computed"] for report in parts[2].reports] == [True]
 
 
 def test_another_teacher_or_number_of_views_gets_a_bank_of_its_own(tmp_path):

@@ -63,6 +63,41 @@ def test_a_teacher_without_classifier_leaves_heads_out_and_says_so(tmp_path, cap
     assert "prefix 'module.' taken off; left out: 3 unexpected: fc.bias, fc.weight, projector.0.weight" in caplog.text
 
 
+def test_a_file_of_two_models_is_refused(tmp_path):
+    both = {f"{role}.{key}": value for role in ("student", "teacher") for key, value in resnet().state_dict().items()}
+    with pytest.raises(ConfigError, match=r"^here: .*w\.pth holds several sets .* prefixes 'student\.', 'teacher\.'$"):
+        load_teacher_weights(timm_model("test_resnet", num_classes=4), saved(tmp_path / "w.pth", both), "here")
+
+
+def test_a_file_with_a_classifier_beside_the_prefix(tmp_path):
+    source, model = resnet(), timm_model("test_resnet", num_classes=4)
+    state = {key if key.startswith("fc.") else f"backbone.{key}": value for key, value in source.state_dict().items()}
+    load_teacher_weights(model, saved(tmp_path / "w.pth", state), "here")
+    assert equal(model.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("load", [load_weights, load_teacher_weights])
+def test_a_file_from_before_batches_were_counted(tmp_path, load):
+    source, model = resnet(), timm_model("test_resnet", num_classes=4)
+    state = {key: value for key, value in source.state_dict().items() if "num_batches_tracked" not in key}
+    load(model, saved(tmp_path / "w.pth", state), "here")
+    assert equal(model.state_dict(), source.state_dict())
+
+
+def test_an_empty_average_is_passed_over(tmp_path):
+    source, model = resnet(), timm_model("test_resnet", num_classes=4)
+    torch.save({"state_dict_ema": {}, "state_dict": source.state_dict()}, tmp_path / "w.pth")
+    load_teacher_weights(model, tmp_path / "w.pth", "here")
+    assert equal(model.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("key", ["reg_token", "pos_embed", "norm.weight", "fc_norm.bias", "blocks.12.mlp.fc1.weight"])
+def test_a_part_of_a_backbone_is_not_left_out(tmp_path, key):
+    state = {**resnet().state_dict(), key: torch.zeros(2)}
+    with pytest.raises(ConfigError, match=f"does not fit ResNet: 1 unexpected: {key}"):
+        load_teacher_weights(timm_model("test_resnet", num_classes=4), saved(tmp_path / "w.pth", state), "here")
+
+
 @pytest.mark.parametrize("change", ["other classes", "none"])
 def test_a_teachers_classifier_must_be_there(tmp_path, change):
     state = resnet(9).state_dict()

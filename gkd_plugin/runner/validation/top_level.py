@@ -55,7 +55,9 @@ def check_teacher_cache(report: Report, plain: Mapping[str, Any]) -> None:
     """The ``teacher_cache`` section."""
     if plain.get("teacher_cache") is None:
         return
-    cache = optional_section(report, "", plain, "teacher_cache", schema.TEACHER_CACHE) or {}
+    cache = optional_section(report, "", plain, "teacher_cache", schema.TEACHER_CACHE)
+    if cache is None:
+        return
     if "views" not in cache:
         report.add("teacher_cache.views", "missing; the number of fixed views of each sample")
     else:
@@ -63,7 +65,7 @@ def check_teacher_cache(report: Report, plain: Mapping[str, Any]) -> None:
     if "seed" in cache:
         check_count(report, "teacher_cache.seed", cache["seed"], least=0)
     folder = cache.get("folder")
-    if folder is not None and (not isinstance(folder, str) or not folder):
+    if folder is not None and (not isinstance(folder, str) or not folder or "\0" in folder):
         report.add("teacher_cache.folder", f"{shown(folder)} given; must be the path of a folder")
     if not has_teacher(plain):
         report.add("teacher_cache", "there is no models.teacher_model whose answers could be kept; remove it")

@@ -28,6 +28,7 @@ from tests.runner.validation.samples import PLAIN_TRAINING, found
         ("teacher_cache={folder: x}", "teacher_cache.views: missing"),
         ("teacher_cache={views: 2, foldr: x}", "teacher_cache.foldr: unknown key; did you mean 'folder'"),
         ("teacher_cache={views: 2, folder: 3}", "teacher_cache.folder: 3 given; must be the path of a folder"),
+        ('teacher_cache={views: 2, folder: "a\\0b"}', "teacher_cache.folder: 'a\\x00b' given; must be the path"),
         ("teacher_cache={views: 2, seed: -1}", "teacher_cache.seed: -1 given"),
         ("teacher_cache={views: 2}", "teacher_cache: there is no models.teacher_model whose answers could be kept"),
         ("device={precision: yes}", "device.precision: true given"),
