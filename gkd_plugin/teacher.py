@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ __all__ = ["DTYPES", "Answers", "LocalClassifier", "RefilledTeacher"]
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TOLD: WeakSet[nn.Module] = WeakSet()  # teachers whose input was described in the log
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # what the log says of each teacher already
 
 
 class Answers(NamedTuple):
@@ -123,7 +123,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         distributed: bool = False,  # noqa: ARG002
     ) -> None:
         super().__init__()
-        check_module_path(teacher_model, embedding, "auxiliary_model_wrapper.kwargs.embedding")
+        _check_embedding(teacher_model, embedding)
         with told_at("auxiliary_model_wrapper.kwargs."):
             self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
             self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
@@ -146,9 +146,11 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.local_classifier = LocalClassifier()
         self.num_classes = num_classes
         self._embedding_path = embedding
+        self._channels: int | None = (
+            (getattr(teacher_model, "pretrained_cfg", None) or {}).get("input_size") or [None]
+        )[0]
         self._capture = Capture.of(teacher_model, embedding, embedding_io)
         self._given: Answers | None = None
-        self._has_told = False
         self._own_device: torch.device | None = None
         self.train(False)
         if self._dtype is not None:
@@ -227,6 +229,11 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits and embedding, on its own device."""
+        if self._channels is not None and x.ndim == 4 and x.shape[1] != self._channels:
+            raise ConfigError(
+                f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}; its kwargs.in_chans "
+                "builds it for others"
+            )
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))
         self._tell_input(x)
@@ -261,9 +268,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
     def _tell_input(self, x: Tensor) -> None:
         """Logs what is done to the images, once for each teacher."""
-        if self.teacher in _TOLD:
+        if self._is_told("input"):
             return
-        _TOLD.add(self.teacher)
         steps = self.input.describe(x)
         if steps:
             is_guess = self._preprocessing == "auto" and hasattr(self.teacher, "has_weights_of_unknown_input")
@@ -276,6 +282,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
                 if is_guess
                 else "",
             )
+        if self._own_input == ImageInput() and self._preprocessing != "data":
+            logger.info("the teacher does not say what images it was trained with: it gets those of the student")
         if self.input.lacks_normalisation:
             logger.warning(
                 "the training set does not show how its images are normalised, so the teacher gets them as they are; "
@@ -283,9 +291,27 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             )
 
     def _tell_once(self) -> None:
-        if not self._has_told:
+        if not self._is_told("classifier"):
             logger.info("the teacher has no classifier of its own: its confidence is the local classifier's")
-            self._has_told = True
+
+    def _is_told(self, what: str) -> bool:
+        """Whether the log says so of this teacher already; from now on it does."""
+        told = _TOLD.setdefault(self.teacher, set())
+        was_told = what in told
+        told.add(what)
+        return was_told
+
+
+def _check_embedding(model: nn.Module, path: str) -> None:
+    where = "auxiliary_model_wrapper.kwargs.embedding"
+    names = [name for name, _ in model.named_modules() if name]
+    if path == "embedding" and path not in names:
+        raise ConfigError(
+            f"{where}: {type(model).__name__} has no module 'embedding', as timm_model's models have; name the module "
+            f"whose output is the embedding (embedding_io: 'input' takes its input); the last ones are "
+            f"{', '.join(map(repr, names[-4:]))}"
+        )
+    check_module_path(model, path, where)
 
 
 def _check_num_classes(value: object) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,7 +147,7 @@ BAD = {
         sets(
             "models.teacher_model.kwargs={model_name: test_resnet, in_chans: 1}", "models.teacher_model.src_ckpt=null"
         ),
-        r"models\.teacher_model: cannot take images of shape \[2, 3, 32, 32\]: .*to have 1 channels, but got 3",
+        r"models\.teacher_model: the teacher takes images of 1 channels, the data has 3; its kwargs\.in_chans ",
     ),
     "image size that the student refuses": (
         sets("models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}"),
@@ -208,6 +209,25 @@ def test_bad_input_is_one_clear_line(name, here, capsys):
     assert re.fullmatch(rf"refilled: error: .*{message}.*\n", err), err
     assert {path.name for path in here.iterdir()} == {"teacher.yaml", "student.yaml", "runs"}
     assert {path.name for path in (here / "runs").iterdir()} == {"teacher"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other bytes", "no description"])
+def test_a_damaged_cache_is_refused_before_anything_is_written(here, capsys, damage):
+    (here / "student.yaml").write_text((here / "student.yaml").read_text("utf-8") + "\nteacher_cache: {views: 2}\n")
+    assert main(["run", "student.yaml", "--device", "cpu"]) == 0
+    shutil.rmtree(here / "runs" / "student")
+    array = next((here / "runs" / "teacher_cache").glob("*.npy"))
+    content = array.read_bytes()
+    if damage == "no description":
+        array.with_suffix(".json").unlink()
+    else:
+        array.write_bytes(content[:-1] if damage == "truncated" else content[:-4] + b"abcd")
+    capsys.readouterr()
+    assert main(["run", "student.yaml", "--device", "cpu"]) == 2
+    assert re.fullmatch(
+        r"refilled: error: student\.yaml: teacher_cache\.folder: .*delete .*\n", capsys.readouterr().err
+    )
+    assert not (here / "runs" / "student").exists()
 
 
 def test_a_missing_dataset_file(here, capsys):

@@ -317,3 +317,49 @@ def test_answers_that_are_given_are_not_computed():
     assert calls == []
     assert torch.equal(teacher(images), answers.logits)  # once only
     assert calls == [1]
+
+
+def test_a_model_without_the_tap_is_told_to_name_its_embedding():
+    with pytest.raises(
+        ConfigError, match=r"ResNet has no module 'embedding', as timm_model's .* last ones are .*'avgpool'"
+    ):
+        RefilledTeacher(torchvision.models.resnet18())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"teacher_device": "foo"}, "kwargs.teacher_device: there is no device 'foo'"),
+        ({"teacher_device": "cuda:99"}, "kwargs.teacher_device: there is no device 'cuda:99' here"),
+        ({"teacher_dtype": {"a": 1}}, r"kwargs.teacher_dtype: there is no \{'a': 1\}"),
+        (
+            {"preprocessing": "pretrained", "data_mean": [0, 0, 0, 0], "data_std": 1},
+            ": the teacher takes images of 3 ch",
+        ),
+    ],
+)
+def test_settings_of_another_kind_are_refused(kwargs, message):
+    with pytest.raises(ConfigError, match=f"^auxiliary_model_wrapper.?{message}"):
+        make_teacher(**kwargs)
+
+
+@pytest.mark.parametrize("value", ["x", 0, 1.5, True])
+def test_the_number_of_classes_must_be_one(value):
+    with pytest.raises(ConfigError, match=r"^auxiliary_model_wrapper\.kwargs\.num_classes: must be a whole number"):
+        RefilledTeacher(timm_model("test_resnet"), num_classes=value)
+
+
+def test_a_teacher_of_unknown_images_says_so_once(caplog):
+    net = TinyNet()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            RefilledTeacher(net, embedding="pool")(batches()[0][0])
+    assert caplog.text.count("does not say what images it was trained with") == 1
+
+
+def test_weights_of_unknown_origin_are_warned_of_where_images_change(caplog):
+    model = timm_model("test_resnet", num_classes=3)
+    model.has_weights_of_unknown_input = True
+    RefilledTeacher(model)(batches()[0][0])
+    assert [record.levelname for record in caplog.records if "resized" in record.message] == ["WARNING"]
+    assert "timm's pretrained_cfg is taken" in caplog.text

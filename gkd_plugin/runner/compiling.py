@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import nn
 
 __all__ = ["compile_models"]
+
+logger = logging.getLogger(__name__)
 
 
 def compile_models(which: str | None, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -17,4 +21,5 @@ def compile_models(which: str | None, student: nn.Module, teacher: nn.Module | N
     """
     for name, model in (("student", student), ("teacher", teacher)):
         if which in (name, "both") and model is not None:
+            logger.info("torch.compile: the first batches of the %s may take minutes", name)
             model.compile()

@@ -50,7 +50,7 @@ def check_forward(where: str, model: Callable[[Tensor], Any], images: Tensor, ac
 
 def _size_hint(model: Any, images: Tensor) -> str:
     """Where timm's model is built for one size and the images have another."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
+    cfg = getattr(getattr(model, "teacher", model), "pretrained_cfg", None) or {}
     size = list(images.shape[2:])
     if not cfg.get("fixed_input_size") or list(cfg.get("input_size", ())[1:]) == size:
         return ""

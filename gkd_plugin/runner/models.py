@@ -39,7 +39,7 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
     Raises:
         ConfigError: the model cannot be built, or its weights do not fit.
     """
-    with _told_as_model_error(where):
+    with _told_as_model_error(where, (entry.get("kwargs") or {}).get("model_name", entry.get("key"))):
         model: nn.Module | None = get_image_classification_model(entry)
         if model is None:
             model = get_model(entry["key"], entry.get("repo_or_dir"), **(entry.get("kwargs") or {}))
@@ -52,7 +52,7 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def _told_as_model_error(where: str) -> Iterator[None]:
+def _told_as_model_error(where: str, name: object) -> Iterator[None]:
     """Around the building of a model by timm, torchvision or torch.hub; their retries offline are quiet."""
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
@@ -61,8 +61,8 @@ def _told_as_model_error(where: str) -> Iterator[None]:
         yield
     except LocalEntryNotFoundError as error:
         raise ConfigError(
-            f"{where}: its pretrained weights or their description are not in the local cache, and there is no "
-            "connection to the Hugging Face hub; a file fetched elsewhere can be its src_ckpt, with pretrained: False"
+            f"{where}: what {name!r} needs of the Hugging Face hub is not in the local cache, and there is no "
+            "connection; a file fetched elsewhere can be its src_ckpt, with pretrained: False"
         ) from error
     except FileNotFoundError as error:
         reason = str(error) or "a file that its kwargs name does not exist"

@@ -160,6 +160,8 @@ class _Parts:
         box = build_box(cache.fix_views(built) if cache else built, teacher, student, placement, accelerator)
         if teacher is not None:
             check_forward(TEACHER, box.teacher_model.eval(), images, accelerator)
+        if cache is not None:
+            cache.open(box, accelerator)
         compile_models(placement.compile, student, teacher)
         _warn_of_unread(built, where, entry)
         return cls(

@@ -96,13 +96,22 @@ class TeacherCache:
                     "for; remove it, or the cache"
                 )
 
+    def open(self, box: Any, accelerator: Accelerator) -> None:
+        """Finds or computes the bank of the box's present stage, before anything of the run is written.
+
+        Raises:
+            ConfigError: a bank is damaged or cannot be written.
+        """
+        with torch.random.fork_rng(devices=[]):  # the run is the same whether the bank was there or not
+            self._bank(box, accelerator)
+
     def attach(self, box: Any, accelerator: Accelerator) -> None:
         """Lets the teacher of the box's present stage answer from a bank, which is computed where there is none.
 
         Raises:
             ConfigError: a bank is damaged or cannot be written.
         """
-        with torch.random.fork_rng(devices=[]):  # the run is the same whether the bank was there or not
+        with torch.random.fork_rng(devices=[]):
             bank = self._bank(box, accelerator)
         forward = box.teacher_forward_proc
 

@@ -79,7 +79,9 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch, caplog, name):
 
     monkeypatch.setattr(timm, "create_model", create_model)
     level = logging.getLogger("huggingface_hub").level
-    with pytest.raises(ConfigError, match=r"^models\.teacher_model: its pretrained weights .*no connection") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^models\.teacher_model: what .*resnet18.* needs of the Hugging Face hub .*no connection"
+    ) as caught:
         build_model("models.teacher_model", timm_entry(model_name=name, pretrained=True))
     assert "\n" not in str(caught.value)
     assert "Retrying" not in caplog.text
