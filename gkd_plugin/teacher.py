@@ -231,8 +231,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """The teacher's logits and embedding, on its own device."""
         if self._channels is not None and x.ndim == 4 and x.shape[1] != self._channels:
             raise ConfigError(
-                f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}; its kwargs.in_chans "
-                "builds it for others"
+                f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}; "
+                "its kwargs.in_chans builds it for others"
             )
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))

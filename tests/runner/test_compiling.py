@@ -33,11 +33,11 @@ def losses(which, precision="no"):
     return [row["loss"] for row in train_epochs(box, student, {"stage1": 1, "stage2": 1}, accelerator)]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_both_stages_give_the_losses_of_eager_models(eager_backend, precision):
-    want = losses(None, precision)
+def test_both_stages_give_the_losses_of_eager_models(eager_backend):
+    """With autocast, whose wrapper Accelerate puts around the student."""
+    want = losses(None, "bf16")
     assert eager_backend == []
-    torch.testing.assert_close(losses("both", precision), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses("both", "bf16"), want, rtol=1e-4, atol=1e-5)
     assert len(eager_backend) == 2
 
 
