@@ -143,6 +143,7 @@ class TeacherCache:
         self, teacher: RefilledTeacher, loader: Any, fingerprint: Fingerprint, accelerator: Accelerator
     ) -> FeatureBank:
         start = time.perf_counter()
+        accelerator.wait_for_everyone()  # no process looks while another one puts the bank in place
         bank = FeatureBank.open(self.folder, fingerprint)
         was_there = bank is not None
         if bank is None and accelerator.is_main_process:
