@@ -137,6 +137,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self._data_input = ImageInput(
                 checked_numbers("data_mean", data_mean), checked_numbers("data_std", data_std)
             )
+            if (data_mean is None) != (data_std is None):
+                raise ConfigError("data_mean: goes with data_std; give both, or neither to have them read off the data")
             _check_num_classes(num_classes)
             own_device = None if teacher_device is None else _device(teacher_device)
         with told_at("auxiliary_model_wrapper: "):

@@ -329,6 +329,7 @@ def test_a_model_without_the_tap_is_told_to_name_its_embedding():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"data_mean": 0.5}, "kwargs.data_mean: goes with data_std; give both"),
         ({"teacher_device": "foo"}, "kwargs.teacher_device: there is no device 'foo'"),
         ({"teacher_device": "cuda:99"}, "kwargs.teacher_device: there is no device 'cuda:99' here"),
         ({"teacher_dtype": {"a": 1}}, r"kwargs.teacher_dtype: there is no \{'a': 1\}"),

@@ -13,7 +13,7 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 from torchdistill.datasets.util import build_data_loader
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.checkpoints import read_weights
 from gkd_plugin.runner.devices import Placement
 
@@ -74,9 +74,10 @@ def build_box(
 def told_as_config_error(where: str) -> Iterator[None]:
     """Around torchdistill's building of a stage: what it raises is about the section at ``where``."""
     try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from error
+        with told_at(f"{where}."):
+            yield
+    except ConfigError:
+        raise
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: torchdistill cannot build this stage: {reason}") from error

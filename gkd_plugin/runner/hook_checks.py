@@ -14,7 +14,7 @@ from torch import nn
 from torchdistill.losses.mid_level import SimpleLossWrapper
 from torchdistill.losses.registry import get_high_level_loss
 
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.hooks import check_module_path
 from gkd_plugin.losses import LocalClassifierLoss, RefilledStage, RelationshipLoss
 from gkd_plugin.runner.building import told_as_config_error
@@ -61,10 +61,8 @@ def _hooked(model: nn.Module, section: Mapping[str, Any], where: str) -> nn.Modu
         return model
     if wrapper["key"] != "refilled_teacher" or wrapper.get("sequential"):
         return None
-    try:
+    with told_at(f"{where}."):
         return RefilledTeacher(model, **{k: v for k, v in (wrapper.get("kwargs") or {}).items() if k not in _MOVES})
-    except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from error
 
 
 def _hook_paths(stage: Mapping[str, Any], role: str) -> Iterator[tuple[str, str]]:

@@ -87,7 +87,8 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
         match = _match(model, found.state)
     heads = _classifier_paths(model)
     in_head = {key for key in (*match.missing, *match.misshapen) if key.startswith(heads)}
-    extra = {key for key in match.unexpected if _is_extra(key, model, heads)}
+    tops = {name.partition(".")[0] for name in model.state_dict()}
+    extra = {key for key in match.unexpected if key.startswith(heads) or _is_head(key.partition(".")[0], tops)}
     problems = match.problems(but=in_head | extra)
     if problems:
         raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(problems)}")
@@ -149,11 +150,9 @@ def _classifier_paths(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{path}." for path in ((paths,) if isinstance(paths, str) else paths))
 
 
-def _is_extra(key: str, model: nn.Module, heads: tuple[str, ...]) -> bool:
-    """Whether a file's key belongs to a head that the model does not have, as pretraining leaves them."""
-    tops = {name.partition(".")[0] for name in model.state_dict()}
-    top = key.partition(".")[0]
-    return key.startswith(heads) or (top not in tops and _HEAD.fullmatch(top) is not None)
+def _is_head(top: str, tops: Collection[str]) -> bool:
+    """Whether a file's top-level module is a head that the model (with ``tops``) lacks, as pretraining leaves them."""
+    return top not in tops and _HEAD.fullmatch(top) is not None
 
 
 def _listed(what: str, keys: Iterable[str]) -> list[str]:
