@@ -6,26 +6,31 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from gkd_plugin import __version__
+from gkd_plugin.compare.scores import SCORES
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["main"]
 
+T = TypeVar("T")
+
+EXIT_FAILED_CELLS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 2 for input that cannot be used, or 130 after Ctrl-C."""
+    """Runs the command; returns its exit code: 0, 1 where cells of a grid failed, 2 for bad input, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     _make_local_modules_importable()
-    with _console_log():
+    with _console_log(options.log):
         try:
             return _finished(options.command(options))
         except (ConfigError, OSError) as error:
@@ -63,6 +68,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from gkd_plugin.compare.compare import Comparison, compare
+    from gkd_plugin.compare.grid import FAILED
+
+    table, results = compare(
+        Comparison(
+            config=options.config,
+            methods=options.methods,
+            overlaps=options.overlap,
+            seeds=options.seeds,
+            output=options.output,
+            overrides=options.set,
+            device=options.device,
+            jobs=options.jobs,
+            score=options.score,
+        )
+    )
+    print(f"\n{table}")
+    return EXIT_FAILED_CELLS if any(result.status == FAILED for result in results) else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="refilled", description="Knowledge distillation when teacher and student do not share their classes."
@@ -76,14 +102,28 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", help="run folder (one CONFIG) or the folder of the run folders (several)"
     )
     run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, log="gkd_plugin")
 
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=_evaluate, log="gkd_plugin")
 
-    for command in (run, evaluate):
+    compare = commands.add_parser("compare", help="methods × class overlaps × seeds, with a paired test against ce")
+    compare.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages")
+    compare.add_argument(
+        "--methods", type=_items(str), default=["ce", "refilled"], metavar="M,…", help="names or YAML files"
+    )
+    compare.add_argument(
+        "--overlap", type=_items(_percentage), default=[], metavar="P,…", help="shares of common classes in per cent"
+    )
+    compare.add_argument("--seeds", type=_items(_seed), default=[0], metavar="N,…", help="default: 0")
+    compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
+    compare.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes at once (default: 1)")
+    compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
+    compare.set_defaults(command=_compare, log="gkd_plugin.compare")  # each run has its own log.txt
+
+    for command in (run, evaluate, compare):
         command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")
         command.add_argument(
             "--set",
@@ -100,6 +140,36 @@ def _seed(text: str) -> int:
     """numpy's generators take no others."""
     if not (text.isdecimal() and int(text) < 2**32):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _items(convert: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """A comma-separated list without repetitions."""
+
+    def parse(text: str) -> list[T]:
+        items = [convert(item.strip()) for item in text.split(",") if item.strip()]
+        if not items:
+            raise argparse.ArgumentTypeError("names nothing")
+        if len(set(items)) < len(items):
+            raise argparse.ArgumentTypeError(f"{text!r} names something twice")
+        return items
+
+    return parse
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of per cent from 0 to 100")
+    return value
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
 
 
@@ -125,10 +195,10 @@ class _Console(logging.Handler):
 
 
 @contextmanager
-def _console_log() -> Iterator[None]:
-    """Our lines to the console; torchdistill's go only to log.txt."""
+def _console_log(name: str) -> Iterator[None]:
+    """The lines of a logger of ours to the console; torchdistill's go only to log.txt."""
     logging.getLogger().setLevel(logging.INFO)
-    ours = logging.getLogger("gkd_plugin")
+    ours = logging.getLogger(name)
     console = _Console(logging.INFO if _is_main_process() else logging.ERROR)
     ours.addHandler(console)
     try:

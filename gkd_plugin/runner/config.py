@@ -17,7 +17,7 @@ from gkd_plugin.runner.yaml_construct import construct
 from gkd_plugin.runner.yaml_nodes import compose, dump
 from gkd_plugin.runner.yaml_plain import to_plain
 
-__all__ = ["RunConfig", "load_config"]
+__all__ = ["RunConfig", "checked_config", "load_config"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,18 @@ def load_config(
     path = Path(path)
     root = compose(path)
     notices = apply_overrides(root, overrides)
+    return checked_config(path, root, notices, produced=produced, needs_checkpoints=needs_checkpoints)
+
+
+def checked_config(
+    path: Path,
+    root: MappingNode,
+    notices: Sequence[str] = (),
+    *,
+    produced: Collection[str] = (),
+    needs_checkpoints: bool = True,
+) -> RunConfig:
+    """The config that a node graph holds, validated; arguments and errors as :func:`load_config`."""
     plain = to_plain(root)
     found = [*problems(plain, produced=produced, needs_checkpoints=needs_checkpoints), *late_aliases(root)]
     if len(found) == 1:

@@ -10,7 +10,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.runner.schema import is_private
-from gkd_plugin.runner.yaml_nodes import KeyPath, compose_value, is_tagged, merged_pairs, paths_to
+from gkd_plugin.runner.yaml_nodes import KeyPath, compose_value, is_tagged, merged_pairs, paths_to, put
 
 __all__ = ["OPTIONAL_PATHS", "apply_overrides"]
 
@@ -78,7 +78,7 @@ def _create(root: MappingNode, parts: Sequence[str]) -> None:
         found = dict(_named(mapping)).get(part)
         if found is None or (not last and found.tag == _NULL):
             found = ScalarNode(_NULL, "") if last else MappingNode(_MAP, [])
-            _put(mapping, part, found)
+            put(mapping, part, found)
         if last or not isinstance(found, MappingNode):
             return
         mapping = found
@@ -103,7 +103,7 @@ class _Override:
             node = self._descend(node, step)
         old = _child(node, step)
         before = paths_to(self._root, old)
-        _put(node, step, value)
+        put(node, step, value)
         return self._notices(path, node, [other for other in before if other in paths_to(self._root, old)])
 
     def _next(self, node: Node, path: KeyPath, rest: list[str]) -> tuple[str, list[str]]:
@@ -133,7 +133,7 @@ class _Override:
             return child
         own = copy.copy(child)
         own.value = list(child.value)
-        _put(node, step, own)
+        put(node, step, own)
         return own
 
     def _notices(self, path: KeyPath, holder: Node, unchanged: list[KeyPath]) -> list[str]:
@@ -183,18 +183,6 @@ def _child(node: Node, step: str) -> Node:
 def _owns(node: Node, step: str) -> bool:
     """Whether the child is the node's own, not one that a merge key brings."""
     return not isinstance(node, MappingNode) or any(key.value == step for key, _ in node.value)
-
-
-def _put(node: Node, step: str, child: Node) -> None:
-    """Sets a child of the node itself; a merged key becomes a key of its own."""
-    if isinstance(node, SequenceNode):
-        node.value[int(step)] = child
-        return
-    for index, (key, _) in enumerate(node.value):
-        if key.value == step:
-            node.value[index] = (key, child)
-            return
-    node.value.append((ScalarNode(_STR, step), child))
 
 
 def _parents(root: Node, target: Node) -> list[Node]:

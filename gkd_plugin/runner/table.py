@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["results_table"]
+__all__ = ["aligned", "results_table"]
 
 HEADER = ("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")
 
@@ -17,8 +17,12 @@ def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     Args:
         summaries: as ``summary.json``.
     """
-    rows = [HEADER, *(_row(summary) for summary in summaries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    return aligned([HEADER, *(_row(summary) for summary in summaries)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns, the first row underlined."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])
 

@@ -33,7 +33,9 @@ __all__ = [
     "merged_pairs",
     "paths_to",
     "place",
+    "put",
     "register_tags",
+    "remove",
     "steps",
 ]
 
@@ -241,6 +243,26 @@ def located(path: str, mark: yaml.Mark | None) -> str:
         return path
     line = mark.name if mark.name.startswith("--") else f"line {mark.line + 1}"
     return f"{path} ({line})" if path else f"{mark.name}, {line}"
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+
+def put(node: Node, step: str, child: Node) -> None:
+    """Sets a child of the node itself; a merged key becomes a key of its own."""
+    if isinstance(node, SequenceNode):
+        node.value[int(step)] = child
+        return
+    for index, (key, _) in enumerate(node.value):
+        if key.value == step:
+            node.value[index] = (key, child)
+            return
+    node.value.append((ScalarNode(f"{CORE}str", step), child))
+
+
+def remove(node: MappingNode, key: str) -> None:
+    """Takes a key of the node itself away, if it is there; resolves merge keys first."""
+    node.value = [pair for pair in merged_pairs(node) if pair[0].value != key]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

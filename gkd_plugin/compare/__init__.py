@@ -1,0 +1,1 @@
+"""``refilled compare``: methods × class spaces × seeds from one configuration, with honest statistics."""

@@ -1,0 +1,161 @@
+"""A cell of the grid: the configuration of one method in one class space."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from gkd_plugin.compare.class_space import ClassSpace, apply_overlap
+from gkd_plugin.compare.method import Method, MethodStage
+from gkd_plugin.compare.schedule import stretched
+from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.runner.config import RunConfig, checked_config
+from gkd_plugin.runner.yaml_nodes import CORE, compose_value, merged_pairs, put, remove
+from gkd_plugin.runner.yaml_plain import to_plain
+
+__all__ = ["base_stages", "cell_config"]
+
+
+def base_stages(root: MappingNode) -> dict[str, str]:
+    """'embedding' and 'classifier' → the name of that stage in ``train``.
+
+    Raises:
+        ConfigError: the configuration does not have these two stages.
+    """
+    train = to_plain(root).get("train") or {}
+    found: dict[Any, str] = {}
+    for name, stage in train.items():
+        criterion = stage.get("criterion") if isinstance(stage, Mapping) else None
+        if isinstance(criterion, Mapping) and criterion.get("key") == "refilled":
+            found[(criterion.get("kwargs") or {}).get("stage")] = name
+    missing = [f"{stage!r}" for stage in ("embedding", "classifier") if stage not in found]
+    if missing:
+        raise ConfigError(
+            f"train: has no stage with criterion 'refilled' and stage {' and '.join(missing)}; compare takes a "
+            "configuration of both stages and makes the other methods from it"
+        )
+    return found
+
+
+def cell_config(root: MappingNode, method: Method, space: ClassSpace, path: Path) -> RunConfig:
+    """The configuration of a cell, validated.
+
+    A method with fewer stages than the configuration trains as long as its stages together: as many updates.
+
+    Args:
+        root: the configuration; left as it is.
+        method: what to train.
+        space: the class space.
+        path: where the cell's configuration will be.
+
+    Raises:
+        ConfigError: the method cannot be made from this configuration, or is not valid.
+    """
+    own = copy.deepcopy(root)
+    if space.overlap is not None:
+        apply_overlap(own, space.overlap)
+    names = base_stages(own)
+    train = _flat(_child(own, "train"))
+    nodes = {like: _flat(_child(train, name)) for like, name in names.items()}
+    with told_at(f"method {method.name!r}: "):
+        stages = [_Stage(nodes, stage).node() for stage in method.stages]
+        _set_models(own, has_teacher=method.has_teacher)
+        put(own, "train", _train(train, stages, has_teacher=method.has_teacher))
+        return checked_config(path, own)
+
+
+class _Stage:
+    """A stage of a method on its way to a node."""
+
+    def __init__(self, nodes: Mapping[str, MappingNode], stage: MethodStage) -> None:
+        self._stage = stage
+        self._node = copy.deepcopy(nodes[stage.like])
+        self._plain = to_plain(self._node)
+        epochs = {like: to_plain(_child(node, "num_epochs")) for like, node in nodes.items()}
+        self._epochs = sum(epochs.values()) if stage.takes_all else epochs[stage.like]
+        self._factor = self._epochs / epochs[stage.like]
+        criterion = to_plain(_child(nodes["embedding"], "criterion"))
+        self._names = {"student_embedding": criterion["kwargs"].get("student_embedding", "embedding")}
+
+    def node(self) -> MappingNode:
+        """The whole stage."""
+        stage, node = self._stage, self._node
+        put(node, "num_epochs", _node(self._epochs))
+        scheduler = stretched(self._plain.get("scheduler"), self._factor)
+        if scheduler is not None:
+            put(node, "scheduler", _node(scheduler))
+        if stage.criterion is not None:
+            put(node, "criterion", _node(self._filled(stage.criterion)))
+        if stage.has_teacher:
+            self._update("teacher", stage.teacher)
+            self._update("student", stage.student)
+        else:
+            remove(node, "teacher")
+            remove(node, "pre_epoch_process")
+            self._update("student", {"forward_hook": None, **stage.student})
+            put(node, "model", _child(node, "student"))
+            remove(node, "student")
+        return node
+
+    def _update(self, role: str, changes: Mapping[str, Any]) -> None:
+        section = _flat(_child(self._node, role))
+        put(self._node, role, section)
+        for key, value in self._filled(changes).items():
+            if value is None:
+                remove(section, key)
+            else:
+                put(section, key, _node(value))
+
+    def _filled(self, value: Any) -> Any:
+        """With names like ``{student_embedding}`` filled in."""
+        if isinstance(value, Mapping):
+            return {key: self._filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._filled(item) for item in value]
+        if isinstance(value, str):
+            for name, given in self._names.items():
+                value = value.replace(f"{{{name}}}", given)
+        return value
+
+
+def _train(train: MappingNode, stages: list[MappingNode], *, has_teacher: bool) -> MappingNode:
+    """The section ``train``: what is not a stage stays."""
+    kept = [pair for pair in train.value if not pair[0].value.startswith("stage")]
+    if len(stages) == 1:
+        return MappingNode(f"{CORE}map", [*kept, *stages[0].value])
+    if not has_teacher:
+        raise ConfigError("several stages need a teacher")
+    numbered = [(ScalarNode(f"{CORE}str", f"stage{number}"), stage) for number, stage in enumerate(stages, 1)]
+    return MappingNode(f"{CORE}map", [*kept, *numbered])
+
+
+def _set_models(root: MappingNode, *, has_teacher: bool) -> None:
+    """The student's weights go to the cell's folder alone; without a teacher it is the only model."""
+    models = _flat(_child(root, "models"))
+    put(root, "models", models)
+    student = _flat(_child(models, "student_model"))
+    remove(student, "dst_ckpt")
+    if has_teacher:
+        put(models, "student_model", student)
+    else:
+        models.value = [(ScalarNode(f"{CORE}str", "model"), student)]
+
+
+def _child(node: Node, key: str) -> Node:
+    assert isinstance(node, MappingNode)  # validated before
+    return next(value for name, value in merged_pairs(node) if name.value == key)
+
+
+def _flat(node: Node) -> MappingNode:
+    """A copy of a section with its merge keys resolved."""
+    assert isinstance(node, MappingNode)
+    return MappingNode(node.tag, merged_pairs(node), node.start_mark, node.end_mark)
+
+
+def _node(value: Any) -> Node:
+    return compose_value(yaml.safe_dump(value), "a method")

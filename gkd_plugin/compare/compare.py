@@ -1,0 +1,112 @@
+"""``refilled compare``: from one configuration to the grid and its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from yaml.nodes import MappingNode
+
+from gkd_plugin.compare.cell import base_stages, cell_config
+from gkd_plugin.compare.class_space import ClassSpace, shares_classes
+from gkd_plugin.compare.grid import Cell, Result, run_grid
+from gkd_plugin.compare.method import Method, load_method
+from gkd_plugin.compare.report import comparison_table, draw_overlap, write_csv
+from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.runner.config import RunConfig
+from gkd_plugin.runner.overrides import apply_overrides
+from gkd_plugin.runner.yaml_nodes import compose
+
+__all__ = ["Comparison", "compare"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare.
+
+    Attributes:
+        config: a configuration of both ReFilled stages.
+        methods: names, or YAML files.
+        overlaps: in per cent; empty leaves the class space of the configuration.
+        seeds: of every random number.
+        output: folder of the grid.
+        overrides: ``key.path=value``, applied to the configuration.
+        device: goes before ``device.default``.
+        jobs: processes at once.
+        score: figure of ``summary.final`` for table and plot.
+    """
+
+    config: Path
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    output: Path
+    overlaps: Sequence[float] = ()
+    overrides: Sequence[str] = ()
+    device: str | None = None
+    jobs: int = 1
+    score: str = "top1"
+
+
+def compare(wanted: Comparison) -> tuple[str, list[Result]]:
+    """Runs the grid and writes ``results.csv``, ``table.txt`` and the plot into its folder.
+
+    Returns:
+        The table, and the result of every cell.
+
+    Raises:
+        ConfigError: something cannot be used as given; nothing has been trained then.
+    """
+    for package in ("matplotlib", "scipy"):
+        if find_spec(package) is None:
+            raise ConfigError(f"compare needs {package}: pip install 'gkd-plugin[report]'")
+    methods = [load_method(name) for name in wanted.methods]
+    with told_at(f"{wanted.config}: "):
+        root = compose(wanted.config)
+        apply_overrides(root, wanted.overrides)
+        base_stages(root)
+        planned = list(_plan(root, methods, wanted))
+    _check_data(planned)
+    cells = [cell for cell, _ in planned]
+    _write_configs(planned)
+    results = run_grid(cells, wanted.device, wanted.jobs)
+    table = comparison_table(results, wanted.score)
+    write_csv(results, wanted.output / "results.csv")
+    (wanted.output / "table.txt").write_text(table + "\n", encoding="utf-8")
+    draw_overlap(results, wanted.score, wanted.output / f"{wanted.score}_against_overlap")
+    return table, results
+
+
+def _plan(root: MappingNode, methods: Sequence[Method], wanted: Comparison) -> Iterator[tuple[Cell, RunConfig | None]]:
+    """Every cell with its configuration; without one where the method cannot serve the class space."""
+    spaces = [ClassSpace(overlap) for overlap in wanted.overlaps] or [ClassSpace()]
+    for method in methods:
+        for space in spaces:
+            folder = wanted.output / space.name / method.name
+            path = folder / "config.yaml"
+            config = cell_config(root, method, space, path)
+            reason = "needs the same classes" if method.same_classes and not shares_classes(config.root) else ""
+            for seed in wanted.seeds:
+                cell = Cell(method, space, seed, path, folder / f"seed{seed}", reason)
+                yield cell, None if reason else config
+
+
+def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]]) -> None:
+    """Builds the data sets of each class space once: what they cannot give is told before anything trains."""
+    checked: set[ClassSpace] = set()
+    for cell, config in planned:
+        if config is not None and cell.space not in checked:
+            checked.add(cell.space)
+            with told_at(f"{cell.space.title}: "):
+                config.build()
+
+
+def _write_configs(planned: Sequence[tuple[Cell, RunConfig | None]]) -> None:
+    for cell, config in planned:
+        if config is not None:
+            cell.config.parent.mkdir(parents=True, exist_ok=True)
+            cell.config.write_text(config.text, encoding="utf-8")

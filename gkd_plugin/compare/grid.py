@@ -1,0 +1,165 @@
+"""The grid: every cell a run folder of its own, finished ones kept, failed ones shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from gkd_plugin.compare.class_space import ClassSpace
+from gkd_plugin.compare.method import Method
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["Cell", "Result", "run_grid"]
+
+logger = logging.getLogger(__name__)
+
+FINISHED, FAILED, NOT_SERVED = "finished", "failed", "not served"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the grid.
+
+    Attributes:
+        method: what is trained.
+        space: the class space.
+        seed: of every random number.
+        config: file of the cell's configuration.
+        folder: its run folder.
+        reason: why the method cannot serve the class space; empty where it can.
+    """
+
+    method: Method
+    space: ClassSpace
+    seed: int
+    config: Path
+    folder: Path
+    reason: str = ""
+
+    @property
+    def title(self) -> str:
+        """For the log."""
+        return f"{self.space.title}, {self.method.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a cell.
+
+    Attributes:
+        cell: the cell.
+        status: 'finished', 'failed' or 'not served'.
+        summary: of the run, where finished.
+        reason: in one line, where not.
+    """
+
+    cell: Cell
+    status: str
+    summary: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    def score(self, name: str) -> float | None:
+        """A figure of ``summary.final``."""
+        value = self.summary.get("final", {}).get(name)
+        return None if value is None else float(value)
+
+
+def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1) -> list[Result]:
+    """Runs what is not finished yet; a cell that fails is a result, and the grid goes on.
+
+    Args:
+        cells: in the order of the report.
+        device: goes before ``device.default`` of every cell.
+        jobs: processes at once, each with its share of the processor's cores.
+
+    Returns:
+        A result for each cell, in order.
+    """
+    results = {id(cell): result for cell in cells if (result := _known(cell)) is not None}
+    waiting = [cell for cell in cells if id(cell) not in results]
+    finished = sum(result.status == FINISHED for result in results.values())
+    if finished:
+        logger.info("%d of %d cells are finished already", finished, len(cells))
+    run = _in_turn if jobs == 1 else _at_once
+    for done, result in enumerate(run(waiting, device, jobs), 1):
+        results[id(result.cell)] = result
+        _log(result, done, len(waiting))
+    return [results[id(cell)] for cell in cells]
+
+
+def _known(cell: Cell) -> Result | None:
+    """The result of a cell that needs no run: not served, or finished with the very same configuration."""
+    if cell.reason:
+        return Result(cell, NOT_SERVED, reason=cell.reason)
+    summary_file, config_file = cell.folder / "summary.json", cell.folder / "config.yaml"
+    if not (summary_file.exists() and config_file.exists()):
+        return None
+    try:
+        summary = json.loads(summary_file.read_text("utf-8"))
+    except json.JSONDecodeError:
+        return None
+    is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
+    if not is_same:
+        logger.info("%s: its configuration has changed since it ran; it runs again", cell.title)
+        return None
+    return Result(cell, FINISHED, summary) if summary.get("status") == "finished" else None
+
+
+def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:  # noqa: ARG001
+    for cell in cells:
+        yield _result(cell, partial(_run, cell.config, cell.folder, cell.seed, device))
+
+
+def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (threads,)) as pool:
+        futures = {pool.submit(_run, cell.config, cell.folder, cell.seed, device): cell for cell in cells}
+        for future in as_completed(futures):
+            yield _result(futures[future], future.result)
+
+
+def _start_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    logging.getLogger().setLevel(logging.INFO)
+    # several progress bars in one console; each run's log.txt has what they say
+    sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+
+
+def _run(config: Path, folder: Path, seed: int, device: str | None) -> dict[str, Any]:
+    from gkd_plugin.runner.config import load_config
+    from gkd_plugin.runner.run import RunOptions, run_config
+
+    return run_config(load_config(config), RunOptions(output=folder, seed=seed, device=device))
+
+
+def _result(cell: Cell, run: Callable[[], dict[str, Any]]) -> Result:
+    """The cell's result; whatever it raises is shown in the table, and the other cells go on."""
+    try:
+        return Result(cell, FINISHED, run())
+    except Exception as error:
+        if not isinstance(error, ConfigError):
+            logger.debug("%s", cell.title, exc_info=True)
+        lines = str(error).strip().splitlines() or [""]
+        reason = lines[0] if isinstance(error, ConfigError) else f"{type(error).__name__}: {lines[-1]}"
+        return Result(cell, FAILED, reason=reason)
+
+
+def _log(result: Result, done: int, count: int) -> None:
+    place = f"[{done}/{count}] {result.cell.title}"
+    if result.status == FINISHED:
+        top1 = result.score("top1")
+        shown = "no accuracy" if top1 is None else f"top-1 {top1:.2f} %"
+        logger.info("%s: %s (%.0f s)", place, shown, result.summary["wall_seconds"])
+    else:
+        logger.error("%s: %s: %s", place, result.status, result.reason)

@@ -1,0 +1,133 @@
+"""A method: what its stages do, as data; everything else (data, models, schedules) is the configuration's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from gkd_plugin.errors import ConfigError, nearest, told_at
+from gkd_plugin.runner.yaml_nodes import compose
+from gkd_plugin.runner.yaml_plain import to_plain
+
+__all__ = ["CONTROL", "Method", "MethodStage", "load_method", "method_names"]
+
+CONTROL = "ce"
+"""The method that the others are tested against."""
+
+_KEYS = {"title", "classes", "stages"}
+_STAGE_KEYS = {"like", "epochs", "teacher", "student", "criterion"}
+_BASES = ("embedding", "classifier")
+
+
+@dataclass(frozen=True)
+class MethodStage:
+    """One stage of a method.
+
+    Attributes:
+        like: the stage of the configuration whose data, optimizer and schedule it takes.
+        takes_all: whether it runs for the epochs of all stages together, instead of those of ``like``.
+        has_teacher: whether a teacher takes part.
+        teacher: further keys of the ``teacher`` section; ``forward_hook`` replaces that of the configuration.
+        student: likewise.
+        criterion: the section; ``None`` keeps that of the configuration.
+    """
+
+    like: str
+    takes_all: bool
+    has_teacher: bool
+    teacher: Mapping[str, Any]
+    student: Mapping[str, Any]
+    criterion: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method to compare.
+
+    Attributes:
+        name: as on the command line.
+        title: as in the table.
+        same_classes: whether it only serves a student with the teacher's own classes.
+        stages: in order.
+    """
+
+    name: str
+    title: str
+    same_classes: bool
+    stages: tuple[MethodStage, ...]
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any stage has a teacher."""
+        return any(stage.has_teacher for stage in self.stages)
+
+
+def method_names() -> list[str]:
+    """The methods that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+
+
+def load_method(name: str) -> Method:
+    """A method that comes with the package, or a file like theirs (``my_method.yaml``).
+
+    Raises:
+        ConfigError: there is no such method or file, or the file does not describe one.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _read(Path(name).stem, Path(name))
+    if name not in method_names():
+        raise ConfigError(
+            f"--methods: there is no method {name!r}; {nearest(name, method_names())}; or name a YAML file"
+        )
+    with resources.as_file(_folder() / f"{name}.yaml") as path:
+        return _read(name, path)
+
+
+def _folder() -> Any:
+    return resources.files("gkd_plugin.compare") / "methods"
+
+
+def _read(name: str, path: Path) -> Method:
+    plain = to_plain(compose(path))
+    with told_at(f"{path}: "):
+        _check_keys("", plain, _KEYS)
+        stages = plain.get("stages")
+        if not isinstance(stages, Sequence) or not stages:
+            raise ConfigError("stages: must be a list of stages")
+        classes = plain.get("classes", "any")
+        if classes not in ("any", "same"):
+            raise ConfigError(f"classes: {classes!r} given; {nearest(classes, ('any', 'same'))}")
+        return Method(
+            name=name,
+            title=str(plain.get("title", name)),
+            same_classes=classes == "same",
+            stages=tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages)),
+        )
+
+
+def _stage(where: str, stage: object) -> MethodStage:
+    if not isinstance(stage, Mapping):
+        raise ConfigError(f"{where}: must be a mapping, got {stage!r}")
+    _check_keys(f"{where}.", stage, _STAGE_KEYS)
+    like, epochs = stage.get("like", "classifier"), stage.get("epochs")
+    if like not in _BASES:
+        raise ConfigError(f"{where}.like: {like!r} given; {nearest(like, _BASES)}")
+    if epochs not in (None, "all"):
+        raise ConfigError(f"{where}.epochs: {epochs!r} given; 'all', or leave it out for those of the stage {like!r}")
+    return MethodStage(
+        like=like,
+        takes_all=epochs == "all",
+        has_teacher=stage.get("teacher", {}) is not None,
+        teacher=stage.get("teacher") or {},
+        student=stage.get("student") or {},
+        criterion=stage.get("criterion"),
+    )
+
+
+def _check_keys(where: str, mapping: Mapping[Any, Any], allowed: set[str]) -> None:
+    for key in mapping:
+        if key not in allowed:
+            raise ConfigError(f"{where}{key}: is not a key of a method; {nearest(key, allowed)}")
