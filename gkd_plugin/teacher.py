@@ -15,12 +15,12 @@ from typing_extensions import Self
 
 from gkd_plugin.data import ImageInput, normalisation_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
-from gkd_plugin.functional import ClassCentreAccumulator, local_logits
 from gkd_plugin.hooks import Capture, check_module_path
+from gkd_plugin.local_classifier import KINDS, LocalClassifier
 from gkd_plugin.registry import register
 from gkd_plugin.teacher_input import TeacherInput, checked_numbers, checked_size, own_input
 
-__all__ = ["DTYPES", "Answers", "LocalClassifier", "RefilledTeacher"]
+__all__ = ["DTYPES", "Answers", "RefilledTeacher"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,34 +42,6 @@ class Answers(NamedTuple):
     logits: Tensor | None
 
 
-class LocalClassifier(nn.Module):
-    r"""z_ik = φ_T(x_i)·c_k with the class centres as a buffer (TPAMI section 4.2).
-
-    ``centres`` is ``[C, D_t]``, or ``[0, 0]`` until it is fitted.
-    """
-
-    centres: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("centres", torch.empty(0, 0))
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the class centres have been computed."""
-        return self.centres.numel() > 0
-
-    def forward(self, embedding: Tensor, known: Tensor | None = None) -> Tensor:
-        """``[B, D_t]`` → ``[B, C]``; ``known`` is the result, where it was computed before."""
-        return local_logits(embedding, self.centres) if known is None else known
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}centres")
-        if saved is not None:
-            self.centres = self.centres.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
 @register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, "refilled_teacher")
 class RefilledTeacher(AuxiliaryModelWrapper):
     """Wraps any teacher for ReFilled and holds its invariants whatever the training box does.
@@ -88,6 +60,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding: module path of the teacher's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
             every ``timm_model``.
         embedding_io: 'output' of that module, or its 'input' (torchvision's ViT: ``embedding: 'heads'``, 'input').
+        local_classifier: 'centres', the paper's, or 'discriminant', calibrated to the labels, see
+            :class:`gkd_plugin.local_classifier.LocalClassifier`; by default what the criterion's stage asks for.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
             student, left as they are), see :func:`gkd_plugin.teacher_input.own_input`.
@@ -109,6 +83,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         *,
         embedding: str = "embedding",
         embedding_io: str = "output",
+        local_classifier: str | None = None,
         num_classes: int | None = None,
         preprocessing: str = "auto",
         mean: Sequence[float] | None = None,
@@ -127,6 +102,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         with told_at("auxiliary_model_wrapper.kwargs."):
             self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
             self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
+            self._asks_for = None if local_classifier is None else _choice("local_classifier", local_classifier, KINDS)
             self._preprocessing = preprocessing
             own = own_input(teacher_model, preprocessing)
             self._own_input = ImageInput(
@@ -145,7 +121,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self.input = TeacherInput(self._data_input, self._own_input)
         self.teacher = teacher_model.eval().requires_grad_(False)
         self.embedding = nn.Identity()
-        self.local_classifier = LocalClassifier()
+        self.local_classifier = LocalClassifier(self._asks_for or "centres")
         self.num_classes = num_classes
         self._embedding_path = embedding
         self._channels: int | None = (
@@ -171,6 +147,11 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self._data_input = normalisation_of(box.train_data_loader.dataset)
             with told_at("teacher.auxiliary_model_wrapper: "):
                 self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
+
+    def suggest_local_classifier(self, kind: str) -> None:
+        """The kind of local classifier that a criterion is made for, where the wrapper's keyword leaves it open."""
+        if self._asks_for is None:
+            self.local_classifier.kind = kind
 
     @property
     def has_classifier(self) -> bool:
@@ -205,7 +186,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding = self.embedding(_moved(answers.embedding, x.device))
         local = answers.local_classifier
         if local is None and self.local_classifier.is_ready:
-            local = local_logits(_moved(answers.embedding, self.device), self.local_classifier.centres)
+            local = self.local_classifier.logits(_moved(answers.embedding, self.device))
         if local is not None:
             local = self.local_classifier(embedding, _moved(local, x.device))
         if answers.logits is not None:
@@ -217,7 +198,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     def answers(self, x: Tensor) -> Answers:
         """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
         logits, embedding = self._run(x)
-        local = local_logits(embedding, self.local_classifier.centres) if self.local_classifier.is_ready else None
+        local = self.local_classifier.logits(embedding) if self.local_classifier.is_ready else None
         return Answers(embedding, local, logits if self.has_classifier or local is None else None)
 
     def answer_with(self, answers: Answers | None) -> None:
@@ -249,24 +230,23 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
         """
         if self.teacher is other.teacher and self.settings() == other.settings():
-            self.local_classifier.centres = other.local_classifier.centres.to(self.device)
+            self.local_classifier.adopt(other.local_classifier, self.device)
 
     def settings(self) -> tuple[Any, ...]:
         """What decides the teacher's answers, besides its weights and the images."""
         path = (self._embedding_path, self._embedding_io)
-        return *path, self.num_classes, self._own_input, self._data_input, self._dtype
+        kind = self.local_classifier.kind
+        return *path, kind, self.num_classes, self._own_input, self._data_input, self._dtype
 
     def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        r"""Computes the class centres c_k = normalise(mean_{i: y_i = k} φ_T(x_i)) from (images, labels) batches.
+        r"""Fits the local classifier, and with it the class centres, to (images, labels) batches of the training set.
 
         Raises:
             ConfigError: a class has no sample, or a label is out of range.
         """
-        accumulator = ClassCentreAccumulator(self.num_classes)
         with user_can_mend("class centres"):
-            for images, labels in batches:
-                accumulator.update(self.embed(images), labels)
-            self.local_classifier.centres = accumulator.result().to(self.device)
+            embedded = ((self.embed(images), labels) for images, labels in batches)
+            self.local_classifier.fit(embedded, self.num_classes, self.device)
 
     def _tell_input(self, x: Tensor) -> None:
         """Logs what is done to the images, once for each teacher."""

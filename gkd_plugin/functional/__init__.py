@@ -4,6 +4,7 @@ Notation: B batch size, D embedding width, C number of the student's classes, K_
 """
 
 from gkd_plugin.functional.centres import ClassCentreAccumulator, class_centres, nearest_class_mean
+from gkd_plugin.functional.discriminant import Discriminant, fit_discriminant
 from gkd_plugin.functional.emphasis import confidence_cost, emphasis_weights
 from gkd_plugin.functional.local_classifier import (
     local_classifier_distillation,
@@ -17,12 +18,14 @@ from gkd_plugin.functional.relationship import RelationshipMatch, check_matching
 __all__ = [
     "MINING",
     "ClassCentreAccumulator",
+    "Discriminant",
     "EmbeddingQueue",
     "RelationshipMatch",
     "check_matching",
     "class_centres",
     "confidence_cost",
     "emphasis_weights",
+    "fit_discriminant",
     "local_classifier_distillation",
     "local_logits",
     "nearest_class_mean",

@@ -39,6 +39,7 @@ def local_classifier_distillation(
     temperature: float = 1.0,
     student_temperature: float = 1.0,
     weights: Tensor | None = None,
+    all_classes: bool = False,
 ) -> Tensor:
     r"""mean_i ω_i · KL(p_i ‖ s_i) over the classes present in the batch, TPAMI section 4.2.
 
@@ -53,6 +54,7 @@ def local_classifier_distillation(
         temperature: τ₂ > 0.
         student_temperature: divisor of the student's logits, > 0.
         weights: ω, ``[B]``, or ``None`` for 1; treated as constant.
+        all_classes: over all C classes, instead of those present in the batch.
 
     Returns:
         Scalar in nats, float32 (float64 for float64 input).
@@ -71,6 +73,8 @@ def local_classifier_distillation(
     with no_autocast(student_logits):
         dtype = exact_dtype(student_logits)
         absent = ~present_classes(labels, student_logits.shape[1])
+        if all_classes:
+            absent = torch.zeros_like(absent)
         student = _log_softmax_without(student_logits.to(dtype) / student_temperature, absent)
         teacher = _log_softmax_without(teacher_local_logits.detach().to(dtype) / temperature, absent)
         divergence = (teacher.exp() * (teacher - student)).masked_fill(absent, 0).sum(dim=1)

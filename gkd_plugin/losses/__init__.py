@@ -1,12 +1,13 @@
 """ReFilled's losses for torchdistill's registries."""
 
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss
-from gkd_plugin.losses.refilled import ClassifierStage, EmbeddingStage, RefilledStage, refilled
+from gkd_plugin.losses.refilled import ClassifierStage, EmbeddingStage, JointStage, RefilledStage, refilled
 from gkd_plugin.losses.relationship import RelationshipLoss
 
 __all__ = [
     "ClassifierStage",
     "EmbeddingStage",
+    "JointStage",
     "LocalClassifierLoss",
     "RefilledStage",
     "RelationshipLoss",

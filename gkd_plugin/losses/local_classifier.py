@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
-from gkd_plugin.errors import ConfigError, user_can_mend
+from gkd_plugin.errors import ConfigError, nearest, user_can_mend
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation
 from gkd_plugin.hooks import hooked_tensor
 from gkd_plugin.registry import register
 
 __all__ = ["LocalClassifierLoss"]
+
+_CLASSES = ("batch", "all")
 
 
 @register(MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss, "refilled_local_classifier")
@@ -26,6 +28,7 @@ class LocalClassifierLoss(nn.Module):
     Args:
         temperature: τ₂ > 0.
         student_temperature: divisor of the student's logits, > 0.
+        classes: 'batch' compares the classes present in the batch, as published; 'all' compares all of them.
         adaptive: weigh the samples by the confidence of the teacher's own classifier (ω); otherwise ω = 1.
         student_module_path: where the student's logits ``[B, C]`` are recorded.
         student_module_io: 'output' or 'input'.
@@ -43,6 +46,7 @@ class LocalClassifierLoss(nn.Module):
         temperature: float = 1.0,
         student_temperature: float = 1.0,
         adaptive: bool = True,
+        classes: str = "batch",
         student_module_path: str = ".",
         student_module_io: str = "output",
         teacher_module_path: str = ".",
@@ -53,9 +57,12 @@ class LocalClassifierLoss(nn.Module):
         for name, value in (("temperature", temperature), ("student_temperature", student_temperature)):
             if not value > 0:
                 raise ConfigError(f"{name}: must be above 0, got {value}")
+        if classes not in _CLASSES:
+            raise ConfigError(f"classes: {classes!r} given; {nearest(classes, _CLASSES)}")
         self.temperature = temperature
         self.student_temperature = student_temperature
         self.adaptive = adaptive
+        self.classes = classes
         self.student_hook = (student_module_path, student_module_io)
         self.teacher_hook = (teacher_module_path, teacher_module_io)
         self.local_hook = (local_classifier_path, "output")
@@ -84,6 +91,7 @@ class LocalClassifierLoss(nn.Module):
                 temperature=self.temperature,
                 student_temperature=self.student_temperature,
                 weights=weights,
+                all_classes=self.classes == "all",
             )
         self.terms = {"local_classifier": loss.detach()}
         if weights is not None:
@@ -93,5 +101,6 @@ class LocalClassifierLoss(nn.Module):
     def extra_repr(self) -> str:
         """The hyper-parameters."""
         return (
-            f"temperature={self.temperature}, student_temperature={self.student_temperature}, adaptive={self.adaptive}"
+            f"temperature={self.temperature}, student_temperature={self.student_temperature}, "
+            f"adaptive={self.adaptive}, classes={self.classes!r}"
         )

@@ -20,7 +20,7 @@ from gkd_plugin.registry import register
 from gkd_plugin.teacher import RefilledTeacher
 from gkd_plugin.unreached import unreached_parameters
 
-__all__ = ["ClassifierStage", "EmbeddingStage", "RefilledStage", "refilled"]
+__all__ = ["ClassifierStage", "EmbeddingStage", "JointStage", "RefilledStage", "refilled"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,16 @@ class RefilledStage(AbstractLoss):
     loss: Any
 
     def __init__(self, loss: nn.Module, weight: float, sub_terms: Mapping[str, Any] | None) -> None:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
-            raise ConfigError(f"weight: must be a number, at least 0, got {weight!r}")
+        _check_weight("weight", weight)
         super().__init__(sub_terms=sub_terms)
         self.loss = loss
         self.weight = weight
         self.terms: dict[str, Tensor] = {}
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """The mid-level losses of the stage, by name."""
+        return {f"stage {self.stage!r}": self.loss}
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Checks the stage's optimizer and hooks; called once, before the box wraps the models."""
@@ -160,6 +164,7 @@ class ClassifierStage(RefilledStage):
         student_temperature: divisor of the student's logits (CVPR 2020: 2, as τ₂).
         weight: λ (CVPR 2020: 100).
         adaptive: the emphasis ω from the teacher's confidence; otherwise ω = 1.
+        classes: 'batch' for the classes present in the batch, as published, or 'all'.
         student_logits: module path of the student's logits.
         teacher_logits: module path of the teacher's own logits.
         local_classifier: module path of the teacher's local classifier.
@@ -175,6 +180,7 @@ class ClassifierStage(RefilledStage):
         student_temperature: float = 1.0,
         weight: float = 1.0,
         adaptive: bool = True,
+        classes: str = "batch",
         student_logits: str = ".",
         teacher_logits: str = ".",
         local_classifier: str = "local_classifier",
@@ -184,6 +190,7 @@ class ClassifierStage(RefilledStage):
             temperature=temperature,
             student_temperature=student_temperature,
             adaptive=adaptive,
+            classes=classes,
             student_module_path=student_logits,
             teacher_module_path=teacher_logits,
             local_classifier_path=local_classifier,
@@ -213,12 +220,123 @@ class ClassifierStage(RefilledStage):
         return [*hooks, ("teacher", *self.loss.teacher_hook)] if self.loss.adaptive else hooks
 
 
-_STAGES: dict[str, type[RefilledStage]] = {"embedding": EmbeddingStage, "classifier": ClassifierStage}
+class JointStage(ClassifierStage):
+    r"""Stage ``joint``: cross-entropy + λ · local classifier distillation + w · relationship matching, all the time.
+
+    Not in the paper, which trains the embedding first and the classifier after it. With both terms at once the
+    relationships are not forgotten while the classifier is learned, and every epoch trains everything. The teacher's
+    local classifier is the calibrated one (``refilled_teacher``'s ``local_classifier: 'discriminant'``, unless that
+    keyword says otherwise) over all classes: its logits are as flat as the teacher knows little, so that one λ serves
+    every class space.
+
+    Args:
+        temperature: τ₂; 1 takes the local classifier as calibrated.
+        student_temperature: divisor of the student's logits.
+        weight: λ.
+        adaptive: the emphasis ω from the teacher's confidence; otherwise ω = 1.
+        classes: 'all', or 'batch' for the classes present in the batch.
+        relationship_weight: w.
+        relationship_temperature: τ₁.
+        margin: width of the semi-hard window.
+        mining: see :mod:`gkd_plugin.functional.mining`.
+        max_negatives: see :func:`gkd_plugin.functional.relationship_matching`.
+        queue_size: see :class:`gkd_plugin.losses.relationship.RelationshipLoss`.
+        student_embedding: module path of the student's embedding.
+        teacher_embedding: module path of the teacher's embedding.
+        student_logits: module path of the student's logits.
+        teacher_logits: module path of the teacher's own logits.
+        local_classifier: module path of the teacher's local classifier.
+        sub_terms: further torchdistill loss terms, added.
+    """
+
+    stage = "joint"
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        student_temperature: float = 1.0,
+        weight: float = 3.0,
+        adaptive: bool = False,
+        classes: str = "all",
+        relationship_weight: float = 1000.0,
+        relationship_temperature: float = 4.0,
+        margin: float = 0.2,
+        mining: str = "semihard",
+        max_negatives: int | str | None = None,
+        queue_size: int = 0,
+        student_embedding: str = "embedding",
+        teacher_embedding: str = "embedding",
+        student_logits: str = ".",
+        teacher_logits: str = ".",
+        local_classifier: str = "local_classifier",
+        sub_terms: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            student_temperature=student_temperature,
+            weight=weight,
+            adaptive=adaptive,
+            classes=classes,
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            local_classifier=local_classifier,
+            sub_terms=sub_terms,
+        )
+        _check_weight("relationship_weight", relationship_weight)
+        self.relationship_weight = relationship_weight
+        self.relationship = RelationshipLoss(
+            temperature=relationship_temperature,
+            margin=margin,
+            mining=mining,
+            max_negatives=max_negatives,
+            queue_size=queue_size,
+            student_module_path=student_embedding,
+            teacher_module_path=teacher_embedding,
+        )
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """The mid-level losses of the stage, by name."""
+        return {**super().losses, f"stage {self.stage!r} (relationships)": self.relationship}
+
+    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        """As stage ``classifier``; asks the teacher for its calibrated local classifier."""
+        super().prepare(box, stage_config)
+        if isinstance(box.teacher_model, RefilledTeacher):
+            box.teacher_model.suggest_local_classifier("discriminant")
+
+    def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+        classified = super().forward(io_dict, model_loss_dict, targets)
+        matching = self.relationship(io_dict["student"], io_dict["teacher"], targets)
+        self.terms |= self.relationship.terms
+        total: Tensor = classified + self.relationship_weight * matching
+        return total
+
+    def _hooks(self) -> list[tuple[str, str, str]]:
+        matched = [("student", *self.relationship.student_hook), ("teacher", *self.relationship.teacher_hook)]
+        return [*super()._hooks(), *matched]
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} + {self.relationship_weight} * {self.relationship}"
+
+
+def _check_weight(name: str, weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
+        raise ConfigError(f"{name}: must be a number, at least 0, got {weight!r}")
+
+
+_STAGES: dict[str, type[RefilledStage]] = {
+    "embedding": EmbeddingStage,
+    "classifier": ClassifierStage,
+    "joint": JointStage,
+}
 
 
 @register(HIGH_LEVEL_LOSS_DICT, register_high_level_loss, "refilled")
 def refilled(stage: str, **kwargs: Any) -> RefilledStage:
-    """The criterion of one stage: :class:`EmbeddingStage` or :class:`ClassifierStage` with ``kwargs``.
+    """The criterion of one stage, :class:`EmbeddingStage`, :class:`ClassifierStage` or :class:`JointStage`.
 
     Raises:
         ConfigError: no such stage, or a keyword that the stage does not take (the nearest is offered).

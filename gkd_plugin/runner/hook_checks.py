@@ -86,7 +86,7 @@ def _check_losses(stage: Mapping[str, Any], where: str, student_role: str, has_t
         criterion = get_high_level_loss(stage["criterion"])
     terms = {name: term[0] for name, term in getattr(criterion, "term_dict", {}).items()}
     if isinstance(criterion, RefilledStage):
-        terms = {f"stage {criterion.stage!r}": criterion.loss, **terms}
+        terms = {**criterion.losses, **terms}
     for name, loss in terms.items():
         for is_teacher, path, io in _reads(loss):
             if is_teacher and not has_teacher:
