@@ -63,6 +63,23 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose(options: argparse.Namespace) -> int:
+    from gkd_plugin.diagnostics.extra import require_report
+
+    require_report()
+    from gkd_plugin.diagnostics.run import diagnose, figures_table
+
+    report = diagnose(
+        options.run_folder,
+        output=options.output,
+        device=options.device,
+        known=options.known,
+        projection=options.projection,
+    )
+    print(f"\n{figures_table(report)}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="refilled", description="Knowledge distillation when teacher and student do not share their classes."
@@ -83,8 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
     evaluate.set_defaults(command=_evaluate)
 
-    for command in (run, evaluate):
+    diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
+    diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
+    diagnose.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the files go (default: RUN_FOLDER/diagnostics)"
+    )
+    diagnose.add_argument(
+        "--known", type=_labels, metavar="0,1,…", help="the student's labels of the classes that the teacher knows"
+    )
+    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
+    diagnose.set_defaults(command=_diagnose)
+
+    for command in (run, evaluate, diagnose):
         command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for command in (run, evaluate):
         command.add_argument(
             "--set",
             action="append",
@@ -92,7 +122,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="key.path=value",
             help="change a value that the YAML has; may be repeated",
         )
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -101,6 +130,14 @@ def _seed(text: str) -> int:
     if not (text.isdecimal() and int(text) < 2**32):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)
+
+
+def _labels(text: str) -> list[int]:
+    """A list of class indices, 0,1,2."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of class indices such as 0,1,2")
+    return [int(part) for part in parts]
 
 
 def _make_local_modules_importable() -> None:
