@@ -32,7 +32,7 @@ def report_confusion(run: RestoredRun, folder: Path) -> dict[str, Any]:
     run.load_student(run.folder.student)
     logits, labels = outputs(run.student, images, run.accelerator, "confusion")
     counts = confusion_matrix(labels.numpy(), logits.argmax(dim=1).numpy(), labels=np.arange(logits.shape[1]))
-    names = [*run.class_names, *map(str, range(len(run.class_names), len(counts)))]
+    names = [*run.class_names, *map(str, range(len(run.class_names), len(counts)))][: len(counts)]
     _draw(row_shares(counts), names, images.name, folder)
     return {
         "on": images.name,

@@ -137,7 +137,7 @@ def _draw(panels: list[_Panel], run: RestoredRun, projection: str, folder: Path)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 10), markerscale=2)
     kind, images = {"pca": "PCA", "tsne": "t-SNE"}[projection], cast("Images", run.validation).name
-    figure.suptitle(f"{kind} of {images} images, {len(names)} of {len(run.class_names)} classes")
+    figure.suptitle(f"{kind} of the {images} images' embeddings, {len(names)} of {len(run.class_names)} classes")
     save_figure(figure, folder, "embedding")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -58,11 +59,12 @@ def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None)
         "known_classes": np.flatnonzero(mask).tolist(),
         "confidence_of": "own classifier" if run.teacher.has_classifier else "local classifier",
         "batch_size": size,
+        "images": {},
     }
     for images in splits:
         scores, labels = teacher_scores(run, images, size)
-        report[images.name] = _figures(scores, mask[labels])
-    _draw(report, [images.name for images in splits], folder)
+        report["images"][images.name] = _figures(scores, mask[labels])
+    _draw(report["images"], folder)
     return report
 
 
@@ -122,7 +124,7 @@ def sample_scores(own: Tensor, local: Tensor, labels: Tensor) -> dict[str, NDArr
         local: ``[B, C]``, logits of its local classifier.
         labels: ``[B]``, the student's.
     """
-    own, local = own.double().cpu(), local.double().cpu()
+    own, local = own.cpu().double(), local.cpu().double()
     cost = confidence_cost(own)
     found = {
         "confidence": -cost,
@@ -167,28 +169,39 @@ def _histogram(values: NDArray[Any], is_known: NDArray[np.bool_], limits: tuple[
     return made
 
 
-def _draw(report: dict[str, Any], splits: list[str], folder: Path) -> None:
-    figure, axes = new_figure(4.5 * len(splits), 6, rows=2, columns=len(splits))
+def _draw(figures: dict[str, dict[str, Any]], folder: Path) -> None:
+    figure, axes = new_figure(4.5 * len(figures), 6, rows=2, columns=len(figures))
     kinds = {"emphasis": "emphasis weight ω", "confidence_cost": "confidence cost u (nats)"}
     for row, (kind, label) in zip(axes, kinds.items(), strict=True):
-        for axis, split in zip(row, splits, strict=True):
-            area = report[split]["auc"]["emphasis" if kind == "emphasis" else "confidence"]
+        for axis, split in zip(row, figures, strict=True):
+            area = figures[split]["auc"]["emphasis" if kind == "emphasis" else "confidence"]
             shown = "–" if area is None else f"{area:.2f}"
             axis.set_title(f"{split} images: AUC of {'ω' if kind == 'emphasis' else '−u'} {shown}")
-            _draw_histogram(axis, report[split], kind)
+            _draw_histogram(axis, figures[split], kind)
             axis.set_xlabel(label)
-    axes[0][0].legend(title="teacher knows the class", fontsize="small", title_fontsize="small")
+    for axis in axes[0]:
+        axis.legend(title="teacher knows the class", fontsize="small", title_fontsize="small")
     save_figure(figure, folder, "emphasis")
 
 
 def _draw_histogram(axis: Axes, figures: dict[str, Any], kind: str) -> None:
-    """Shares of each group, one filled and one outlined too, so that they can be told apart without colour."""
+    """Shares of each group, one hatched, so that they can be told apart without colour."""
     edges = figures[kind]["edges"]
-    for group, hatch in (("known", None), ("unknown", "//")):
+    highest = 0.0
+    for group, answer, hatch in (("known", "yes", None), ("unknown", "no", "//")):
         counts = np.asarray(figures[kind][group], dtype=float)
-        label = f"{'yes' if group == 'known' else 'no'} ({figures[group]})"
-        share = counts / max(counts.sum(), 1)
-        axis.stairs(share, edges, fill=True, color=GROUPS[group], alpha=0.45, hatch=hatch)
-        axis.stairs(share, edges, color=GROUPS[group], linewidth=1.8, label=label)
+        shares = counts / max(counts.sum(), 1)
+        highest = max(highest, float(shares.max()))
+        axis.stairs(
+            shares,
+            edges,
+            fill=True,
+            facecolor=to_rgba(GROUPS[group], 0.4),
+            edgecolor=GROUPS[group],
+            linewidth=1.5,
+            hatch=hatch,
+            label=f"{answer} ({figures[group]})",
+        )
     axis.set_ylabel("share of the group")
     axis.set_xlim(edges[0], edges[-1])
+    axis.set_ylim(0, 1.4 * highest)  # room for the legend

@@ -74,8 +74,10 @@ def figures_table(report: Mapping[str, Any]) -> str:
     Args:
         report: as :func:`diagnose` returns it.
     """
-    rows = [*_accuracy_rows(report), *_auc_rows(report)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
+    found = {**_accuracies(report), **_areas(report)}
+    splits = [split for split in ("train", "validation", "test") if any(split in cells for cells in found.values())]
+    rows = [("", *splits), *((name, *(cells.get(split, "") for split in splits)) for name, cells in found.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
@@ -94,28 +96,26 @@ def _add(report: dict[str, Any], name: str, part: Callable[[], Any]) -> None:
         logger.warning("%s is left out: %s", name, reason)
 
 
-def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _accuracies(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Name → set of images → accuracy."""
     embedding, confusion = report.get("embedding"), report.get("confusion")
-    rows = []
+    found = {}
     if embedding:
-        rows = [
-            (f"NCM {key.replace('_', ' ')}", f"{panel['ncm_top1']:.2f} %", embedding["on"])
-            for key, panel in embedding["panels"].items()
-        ]
+        for key, panel in embedding["panels"].items():
+            found[f"NCM {key.replace('_', ' ')}"] = {embedding["on"]: f"{panel['ncm_top1']:.2f} %"}
     if confusion:
-        rows.append(("top-1", f"{confusion['top1']:.2f} %", confusion["on"]))
-    return rows
+        found["top-1 final"] = {confusion["on"]: f"{confusion['top1']:.2f} %"}
+    return found
 
 
-def _auc_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """AUC of each score, of telling known from unknown classes, by set of images."""
-    emphasis = report.get("emphasis") or {}
-    splits = [name for name in ("train", "validation", "test") if name in emphasis]
-    return [
-        (f"AUC {title}", "–" if emphasis[split]["auc"][name] is None else f"{emphasis[split]['auc'][name]:.3f}", split)
-        for split in splits
+def _areas(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Name → set of images → AUC of each score, of telling known from unknown classes."""
+    areas = {split: part["auc"] for split, part in report.get("emphasis", {}).get("images", {}).items()}
+    return {
+        f"AUC {title}": {split: "–" if auc[name] is None else f"{auc[name]:.3f}" for split, auc in areas.items()}
         for name, title in SCORES.items()
-    ]
+        if areas
+    }
 
 
 def _make(folder: Path) -> None:

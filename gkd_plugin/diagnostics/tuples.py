@@ -33,7 +33,7 @@ def report_tuples(metrics: Path, folder: Path) -> dict[str, list[float]]:
         axis.set_title(title)
         axis.set_xlabel("epoch of stage 'embedding'")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(*counts[key], 1))
     save_figure(figure, folder, "tuples")
     return counts
 
