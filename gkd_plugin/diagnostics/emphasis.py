@@ -147,14 +147,13 @@ def auc(score: NDArray[Any], is_known: NDArray[np.bool_]) -> float | None:
 
 def _figures(scores: dict[str, NDArray[Any]], is_known: NDArray[np.bool_]) -> dict[str, Any]:
     """The figures of one set of images."""
+    cost = scores["confidence_cost"]
     return {
         "known": int(is_known.sum()),
         "unknown": int((~is_known).sum()),
         "auc": {name: auc(scores[name], is_known) for name in SCORES},
         "emphasis": _histogram(scores["emphasis"], is_known, (float(2 / (1 + np.e)), 1.0)),
-        "confidence_cost": _histogram(
-            scores["confidence_cost"], is_known, (0.0, max(float(scores["confidence_cost"].max()), 1e-6))
-        ),
+        "confidence_cost": _histogram(cost, is_known, (float(cost.min()), max(float(cost.max()), cost.min() + 1e-6))),
     }
 
 
@@ -180,6 +179,7 @@ def _draw(figures: dict[str, dict[str, Any]], folder: Path) -> None:
             _draw_histogram(axis, figures[split], kind)
             axis.set_xlabel(label)
     for axis in axes[0]:
+        axis.set_ylim(0, 1.35 * axis.get_ylim()[1])  # room for the legend
         axis.legend(title="teacher knows the class", fontsize="small", title_fontsize="small")
     save_figure(figure, folder, "emphasis")
 
@@ -187,13 +187,10 @@ def _draw(figures: dict[str, dict[str, Any]], folder: Path) -> None:
 def _draw_histogram(axis: Axes, figures: dict[str, Any], kind: str) -> None:
     """Shares of each group, one hatched, so that they can be told apart without colour."""
     edges = figures[kind]["edges"]
-    highest = 0.0
     for group, answer, hatch in (("known", "yes", None), ("unknown", "no", "//")):
         counts = np.asarray(figures[kind][group], dtype=float)
-        shares = counts / max(counts.sum(), 1)
-        highest = max(highest, float(shares.max()))
         axis.stairs(
-            shares,
+            counts / max(counts.sum(), 1),
             edges,
             fill=True,
             facecolor=to_rgba(GROUPS[group], 0.4),
@@ -204,4 +201,3 @@ def _draw_histogram(axis: Axes, figures: dict[str, Any], kind: str) -> None:
         )
     axis.set_ylabel("share of the group")
     axis.set_xlim(edges[0], edges[-1])
-    axis.set_ylim(0, 1.4 * highest)  # room for the legend

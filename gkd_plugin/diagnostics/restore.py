@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
 from tqdm import tqdm
 
-from gkd_plugin.centres import clean_loader, fit_class_centres
+from gkd_plugin.centres import clean_loader
 from gkd_plugin.data import classes_of
 from gkd_plugin.data._checks import layers_of, unwrapped
 from gkd_plugin.errors import ConfigError, told_at
@@ -30,7 +29,6 @@ from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["Images", "RestoredRun", "outputs", "restore"]
 
-logger = logging.getLogger(__name__)
 Score = Callable[[Tensor], Tensor]
 
 
@@ -126,7 +124,8 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         box.clean_modules()
         if not isinstance(box.teacher_model, RefilledTeacher):
             raise ConfigError(f"{section_name(stage_name)}.teacher: is not the wrapper 'refilled_teacher' alone")
-        fit_class_centres(box.teacher_model, box.train_data_loader)
+        train = Images("train", clean_loader(box.train_data_loader))
+        box.teacher_model.fit_centres((batch[0], batch[1]) for batch in train.loader)
         test = _held_out("test", build_test_loader(built, accelerator))
     validation = _held_out("validation", box.val_data_loader)
     dataset = box.train_data_loader.dataset
@@ -134,7 +133,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
     return RestoredRun(
         folder=folder,
         seed=summary["seed"],
-        train=Images("train", clean_loader(box.train_data_loader)),
+        train=train,
         validation=validation or test,
         test=test or validation,
         class_names=[_name(entry) for entry in classes_of(dataset)],
