@@ -89,6 +89,23 @@ def _compare(options: argparse.Namespace) -> int:
     return EXIT_FAILED_CELLS if any(result.status == FAILED for result in results) else 0
 
 
+def _diagnose(options: argparse.Namespace) -> int:
+    from gkd_plugin.diagnostics.extra import require_report
+
+    require_report()
+    from gkd_plugin.diagnostics.run import diagnose, figures_table
+
+    report = diagnose(
+        options.run_folder,
+        output=options.output,
+        device=options.device,
+        known=options.known,
+        projection=options.projection,
+    )
+    print(f"\n{figures_table(report)}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="refilled", description="Knowledge distillation when teacher and student do not share their classes."
@@ -123,8 +140,24 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
     compare.set_defaults(command=_compare, log="gkd_plugin.compare")  # each run has its own log.txt
 
-    for command in (run, evaluate, compare):
+    diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
+    diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
+    diagnose.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the files go (default: RUN_FOLDER/diagnostics)"
+    )
+    diagnose.add_argument(
+        "--known",
+        type=_items(_label),
+        metavar="0,1,…",
+        help="the student's labels of the classes that the teacher knows",
+    )
+    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
+    diagnose.set_defaults(command=_diagnose, log="gkd_plugin")
+
+    for command in (run, evaluate, compare, diagnose):
         command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for command in (run, evaluate, compare):
         command.add_argument(
             "--set",
             action="append",
@@ -132,7 +165,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="key.path=value",
             help="change a value that the YAML has; may be repeated",
         )
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -170,6 +202,12 @@ def _percentage(text: str) -> float:
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def _label(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a class index; give a list such as 0,1,2")
     return int(text)
 
 

@@ -192,7 +192,7 @@ def _train(
         for row in train_epochs(parts.box, parts.student, parts.stages, parts.accelerator, parts.cache):
             summary["stages"][row["stage"]]["epochs"].append(row)
             folder.add_metrics(row)
-            _save(parts, folder, summary)
+            _save(parts, folder, summary, row)
             logger.info("%s", _line(row, parts.stages))
         if parts.cache is not None:
             summary["teacher_cache"] = parts.cache.reports
@@ -236,8 +236,11 @@ def _new_summary(config: RunConfig, options: RunOptions, placement: Placement, p
     }
 
 
-def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format."""
+def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format.
+
+    At the end of a stage that others follow they are kept, because the next stage changes them.
+    """
     if not all(bool(torch.isfinite(value).all()) for value in parts.student.state_dict().values()):
         raise ConfigError("the student's weights are not finite any more: they are not saved")
     if not parts.accelerator.is_main_process:
@@ -245,6 +248,8 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     student = summary["student"]
     name = str(student["kwargs"].get("model_name", student["key"]))
     save_student(parts.student, folder.student, name, parts.image_input)
+    if _ends_stage(row, parts.stages):
+        save_student(parts.student, folder.student_after(row["stage"]), name, parts.image_input)
     if parts.dst_ckpt is not None:
         rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
         save_upstream_checkpoint(
@@ -255,6 +260,11 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
             parts.dst_ckpt,
             image_input=parts.image_input,
         )
+
+
+def _ends_stage(row: Mapping[str, Any], stages: Mapping[str, int]) -> bool:
+    """Whether an epoch is the last of a stage, and others follow."""
+    return bool(row["epoch"] == stages[row["stage"]] and row["stage"] != list(stages)[-1])
 
 
 def _final(parts: _Parts, summary: Mapping[str, Any]) -> dict[str, Any]:

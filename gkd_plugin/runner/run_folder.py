@@ -48,6 +48,10 @@ class RunFolder:
         """The student's weights, and nothing else."""
         return self.path / "student.safetensors"
 
+    def student_after(self, stage: str) -> Path:
+        """The student's weights at the end of a stage that others follow."""
+        return self.path / "stages" / f"{stage}.safetensors"
+
     def create(self, config_text: str) -> None:
         """Makes the folder and writes the resolved configuration."""
         if not self.is_main:
@@ -59,6 +63,8 @@ class RunFolder:
             logger.info("the earlier run in %s is kept as %s", self.path, previous)
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        for stale in (self.path / "stages").glob("stage*.safetensors"):
+            stale.unlink()
         (self.path / "config.yaml").write_text(config_text, encoding="utf-8")
 
     @contextmanager

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
+from gkd_plugin.runner import run as run_module
+from gkd_plugin.runner.accuracy import student_ncm
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.models import build_model, student_entry
 from gkd_plugin.runner.run import RunOptions, evaluate_checkpoint, run_config
+from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher
+from tests.fakes import TinyImages
 from tests.runner.fakes import write_configs
 
 
@@ -57,7 +61,8 @@ FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summ
 
 def test_the_files_of_a_run_folder(runs):
     assert {path.name for path in (runs / "runs/teacher").iterdir()} == {*FILES, "teacher.pt"}
-    assert {path.name for path in (runs / "runs/student").iterdir()} == {*FILES, "student.pt"}
+    assert {path.name for path in (runs / "runs/student").iterdir()} == {*FILES, "student.pt", "stages"}
+    assert [path.name for path in (runs / "runs/student/stages").iterdir()] == ["stage1.safetensors"]
 
 
 def test_summary_of_a_distillation(runs):
@@ -111,11 +116,31 @@ def student_of(runs):
 
 
 def test_the_student_alone_is_in_its_file(runs):
-    from tests.fakes import TinyImages
-
     data = TinyImages(seed=2)
     right = student_of(runs).eval()(data.images).argmax(1) == torch.tensor(data.targets)
     assert summary(runs / "runs/student")["final"]["top1"] == pytest.approx(100 * right.double().mean().item())
+
+
+def test_the_student_is_kept_at_the_end_of_each_stage_but_the_last(here, monkeypatch):
+    trained = {}
+    save = run_module.save_student
+
+    def noted(model, path, *args):
+        trained[path.name] = {key: value.clone() for key, value in model.state_dict().items()}
+        save(model, path, *args)
+
+    monkeypatch.setattr(run_module, "save_student", noted)
+    made = run("student", "out", "train.stage1.num_epochs=2")
+    assert trained.keys() == {"stage1.safetensors", "student.safetensors"}
+    kept, final = load_file("out/stages/stage1.safetensors"), load_file("out/student.safetensors")
+    assert all(torch.equal(kept[key], value) for key, value in trained["stage1.safetensors"].items())
+    assert any(not torch.equal(kept[key], final[key]) for key in kept)
+    student = build_model(*student_entry(load_config("student.yaml").plain))
+    load_weights(student, "out/stages/stage1.safetensors", "stage1")
+    box_loaders = [torch.utils.data.DataLoader(TinyImages(seed=seed), batch_size=12) for seed in (0, 1)]
+    accelerator = make_accelerator(Placement(torch.device("cpu"), None, "no"))
+    again = student_ncm(student.eval(), "embedding", *box_loaders, accelerator)
+    assert again.top1 == pytest.approx(made["stages"]["stage1"]["epochs"][-1]["ncm_top1"])
 
 
 def test_dst_ckpt_is_torchdistills_and_holds_the_same_weights(runs):

@@ -40,6 +40,19 @@ def test_the_earlier_run_is_kept_and_one_only(tmp_path):
     assert len((path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+def test_students_after_stages_of_an_earlier_run_do_not_stay(tmp_path):
+    folder = RunFolder(tmp_path / "x")
+    for first in ("stopped before its summary", "with one"):
+        folder.create(first)
+        folder.student_after("stage1").parent.mkdir(exist_ok=True)
+        folder.student_after("stage1").write_bytes(b"weights")
+        if first == "with one":
+            folder.write_summary({})
+        folder.create("second")
+        assert not folder.student_after("stage1").exists()
+    assert (tmp_path / "x.previous/stages/stage1.safetensors").read_bytes() == b"weights"
+
+
 def test_a_folder_that_is_not_a_run_is_not_moved(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").write_text("keep")

@@ -1,0 +1,1 @@
+"""What the command ``refilled diagnose`` looks at in a finished run, with pictures (extra ``report``)."""
