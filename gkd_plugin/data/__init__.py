@@ -4,7 +4,7 @@ Everything takes any torchvision-style map dataset: ``dataset[i]`` is ``(image, 
 ``dataset.targets`` holds the labels.
 """
 
-from gkd_plugin.data.class_subset import ClassSubset, class_subset, few_shot_subset
+from gkd_plugin.data.class_subset import ClassSubset, class_subset, few_shot_subset, teacher_labels_of
 from gkd_plugin.data.digits import digits
 from gkd_plugin.data.evaluation_view import DatasetWithView, evaluation_view, with_evaluation_view
 from gkd_plugin.data.fixed_views import FixedViews
@@ -34,5 +34,6 @@ __all__ = [
     "num_classes_of",
     "overlap_classes",
     "overlap_subset",
+    "teacher_labels_of",
     "with_evaluation_view",
 ]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from gkd_plugin.data._checks import unwrapped, whole_number
+from gkd_plugin.data._checks import inner_datasets, unwrapped, whole_number
 from gkd_plugin.data.evaluation_view import evaluation_view
 from gkd_plugin.data.labels import classes_of, labels_of
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["ClassSubset", "class_subset", "few_shot_subset"]
+__all__ = ["ClassSubset", "class_subset", "few_shot_subset", "teacher_labels_of"]
 
 
 class ClassSubset(Dataset[Any]):
@@ -28,15 +28,31 @@ class ClassSubset(Dataset[Any]):
         indices: the positions of the samples in ``dataset``.
         targets: the new labels, one for each index, each a position in ``classes``.
         classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
+        teacher_labels: for each new label the label of the same class in the teacher's own label space, ``None``
+            for a class that the teacher does not know; ``None`` as a whole where nobody can say.
+
+    Raises:
+        ConfigError: ``teacher_labels`` are not one for each class.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], indices: Sequence[int], targets: Sequence[int], classes: Sequence[Any]
+        self,
+        dataset: Dataset[Any],
+        indices: Sequence[int],
+        targets: Sequence[int],
+        classes: Sequence[Any],
+        *,
+        teacher_labels: Sequence[int | None] | None = None,
     ) -> None:
         self.dataset = dataset
         self.indices = list(indices)
         self.targets = list(targets)
         self.classes = list(classes)
+        self.teacher_labels = None if teacher_labels is None else list(teacher_labels)
+        if self.teacher_labels is not None and len(self.teacher_labels) != len(self.classes):
+            raise ConfigError(
+                f"teacher_labels must be one for each of {len(self.classes)} classes, got {len(self.teacher_labels)}"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -54,7 +70,32 @@ class ClassSubset(Dataset[Any]):
         view, found = evaluation_view(self.dataset)
         if not found:
             raise AttributeError(f"dataset {type(view).__name__} offers no evaluation_view")
-        return ClassSubset(view, self.indices, self.targets, self.classes)
+        return ClassSubset(view, self.indices, self.targets, self.classes, teacher_labels=self.teacher_labels)
+
+
+def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
+    """For each label of the dataset the label of the same class in the teacher's own label space.
+
+    Looks into whatever keeps labels as they are: wrappers, ``Subset``, evaluation views, and concatenations whose
+    parts agree.
+
+    Returns:
+        A list with ``None`` for each class that the teacher does not know; ``None`` where nobody can say.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> from gkd_plugin.data import overlap_subset
+        >>> images = TensorDataset(torch.zeros(6, 1))
+        >>> images.targets = [0, 1, 2, 3, 4, 5]
+        >>> teacher_labels_of(Subset(overlap_subset(images, 4, 'student', overlap=0.5), [0, 3]))
+        [2, 3, None, None]
+    """
+    if hasattr(dataset, "teacher_labels"):
+        labels: list[int | None] | None = dataset.teacher_labels
+        return labels
+    found = [teacher_labels_of(part) for part in inner_datasets(dataset)]
+    return found[0] if found and all(labels == found[0] for labels in found) else None
 
 
 def class_subset(
@@ -68,6 +109,8 @@ def class_subset(
         per_class: n keeps n samples of each class, in the order of the dataset; ``None`` keeps all.
         start: number of samples of each class to leave out first; ``per_class: 400`` and ``start: 400`` split
             a dataset into two that share no sample.
+
+    Where the dataset has ``teacher_labels`` (:func:`teacher_labels_of`), so has the subset, for its classes.
 
     Raises:
         ConfigError: a class is unknown or named twice, a class has too few samples, or nothing is left.
@@ -89,11 +132,13 @@ def class_subset(
         raise ConfigError(
             f"classes: no sample of the {len(chosen)} classes given; the dataset has {len(names)} classes"
         )
-    return _subset(dataset, kept, [names[old] for old in chosen])
+    known = teacher_labels_of(dataset)
+    teacher_labels = None if known is None else [known[old] for old in chosen]
+    return _subset(dataset, kept, [names[old] for old in chosen], teacher_labels)
 
 
 def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSubset:
-    """``shots`` random samples of every class, with the dataset's own labels.
+    """``shots`` random samples of every class, with the dataset's own labels (and ``teacher_labels``).
 
     The draw depends on ``seed`` alone, not on the global random state; with one seed, fewer shots are a
     subset of more shots.
@@ -110,13 +155,20 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
         if len(members[label]) < shots:
             raise ConfigError(f"class {name!r} has {len(members[label])} samples, shots={shots} needs {shots}")
         kept[label] = [members[label][i] for i in generator.permutation(len(members[label]))[:shots].tolist()]
-    return _subset(dataset, kept, names)
+    known = teacher_labels_of(dataset)
+    return _subset(dataset, kept, names, None if known is None else known[: len(names)])
 
 
-def _subset(dataset: Dataset[Any], kept: dict[int, list[int]], names: list[Any]) -> ClassSubset:
+def _subset(
+    dataset: Dataset[Any],
+    kept: dict[int, list[int]],
+    names: list[Any],
+    teacher_labels: Sequence[int | None] | None,
+) -> ClassSubset:
     """The subset of the samples ``kept[new label]``, in the order of the dataset."""
     pairs = sorted((index, label) for label, indices in kept.items() for index in indices)
-    return ClassSubset(dataset, [index for index, _ in pairs], [label for _, label in pairs], names)
+    indices, labels = [index for index, _ in pairs], [label for _, label in pairs]
+    return ClassSubset(dataset, indices, labels, names, teacher_labels=teacher_labels)
 
 
 def _members(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:

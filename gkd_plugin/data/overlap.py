@@ -79,7 +79,8 @@ def overlap_subset(
     """The teacher's or the student's part of a dataset, relabelled 0 … num_classes − 1.
 
     Takes the arguments of :func:`overlap_classes` and, as ``per_class`` and ``start``, of
-    :func:`gkd_plugin.data.class_subset`.
+    :func:`gkd_plugin.data.class_subset`. Its ``teacher_labels`` are those of the teacher of the same split:
+    the student's label i is the teacher's label i + k, and a class the teacher does not know from n − k on.
 
     Raises:
         ConfigError: as these two.
@@ -88,7 +89,10 @@ def overlap_subset(
     classes = overlap_classes(
         num_classes, role, shift, overlap, class_order=class_order, seed=seed, total_classes=total
     )
-    return class_subset(dataset, classes, per_class, start)
+    subset = class_subset(dataset, classes, per_class, start)
+    first = _shift(num_classes, shift, overlap) if role == "student" else 0
+    subset.teacher_labels = [i if i < num_classes else None for i in range(first, first + num_classes)]
+    return subset
 
 
 def _shift(n: int, shift: int | None, overlap: float | None) -> int:

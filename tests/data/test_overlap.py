@@ -106,3 +106,13 @@ def test_the_subset_is_the_class_subset_of_these_classes():
 def test_the_number_of_classes_is_that_of_the_dataset():
     with pytest.raises(ConfigError, match="need 8 classes, there are 6"):
         overlap_subset(DATASET, 4, "student", shift=4)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 3])
+def test_teacher_labels_name_the_same_class_in_the_teachers_subset(shift):
+    teacher = overlap_subset(DATASET, 3, "teacher", shift=shift, seed=7)
+    student = overlap_subset(DATASET, 3, "student", shift=shift, seed=7)
+    assert teacher.teacher_labels == [0, 1, 2]
+    expected = [teacher.classes.index(name) if name in teacher.classes else None for name in student.classes]
+    assert student.teacher_labels == expected
+    assert expected.count(None) == shift
