@@ -104,7 +104,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _near_file(path: Path) -> str:
-    files = [entry.name for entry in path.parent.iterdir() if entry.is_file()] if path.parent.is_dir() else []
+    files = [file.name for file in path.parent.glob(f"*{path.suffix}") if file.is_file()]
     return f"; in its folder {nearest(path.name, files)}" if files else ""
 
 

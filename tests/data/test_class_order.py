@@ -54,7 +54,10 @@ def test_an_unusable_file_is_refused(write, text, message):
 
 def test_a_missing_file_names_the_nearest_one(write, tmp_path):
     write("0\n")
-    with pytest.raises(ConfigError, match=r"no file .*ordr.txt; in its folder did you mean 'order.txt'"):
+    write("0\n", "orders.csv")
+    with pytest.raises(
+        ConfigError, match=r"ordr.txt; in its folder did you mean 'order.txt'\? \(allowed: 'order.txt'\)$"
+    ):
         ordered_classes(str(tmp_path / "ordr.txt"), None, 1)
     with pytest.raises(ConfigError, match=r"no file .*order.txt$"):
         ordered_classes(str(tmp_path / "nowhere" / "order.txt"), None, 1)
