@@ -4,12 +4,21 @@ Everything takes any torchvision-style map dataset: ``dataset[i]`` is ``(image, 
 ``dataset.targets`` holds the labels.
 """
 
-from gkd_plugin.data.class_subset import ClassSubset, class_subset, few_shot_subset
+from gkd_plugin.data.class_split import class_split
+from gkd_plugin.data.class_subset import (
+    ClassSubset,
+    class_groups_of,
+    class_subset,
+    few_shot_subset,
+    teacher_labels_of,
+)
 from gkd_plugin.data.digits import digits
 from gkd_plugin.data.evaluation_view import DatasetWithView, evaluation_view, with_evaluation_view
+from gkd_plugin.data.few_shot_task import few_shot_task
 from gkd_plugin.data.fixed_views import FixedViews
 from gkd_plugin.data.image_input import ImageInput, normalisation_of
 from gkd_plugin.data.images import ArrayImages, npz_images
+from gkd_plugin.data.incremental import incremental_subset
 from gkd_plugin.data.labels import classes_of, labels_of, num_classes_of
 from gkd_plugin.data.overlap import overlap_classes, overlap_subset
 from gkd_plugin.data.samplers import ClassBalancedBatchSampler
@@ -22,17 +31,22 @@ __all__ = [
     "DatasetWithView",
     "FixedViews",
     "ImageInput",
+    "class_groups_of",
+    "class_split",
     "class_subset",
     "classes_of",
     "digits",
     "evaluation_view",
     "few_shot_subset",
+    "few_shot_task",
     "image_transform",
+    "incremental_subset",
     "labels_of",
     "normalisation_of",
     "npz_images",
     "num_classes_of",
     "overlap_classes",
     "overlap_subset",
+    "teacher_labels_of",
     "with_evaluation_view",
 ]

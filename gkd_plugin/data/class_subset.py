@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from gkd_plugin.data._checks import unwrapped, whole_number
+from gkd_plugin.data._checks import inner_datasets, unwrapped, whole_number
 from gkd_plugin.data.evaluation_view import evaluation_view
 from gkd_plugin.data.labels import classes_of, labels_of
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, nearest, told_at
 
-__all__ = ["ClassSubset", "class_subset", "few_shot_subset"]
+__all__ = [
+    "ClassSubset",
+    "class_groups_of",
+    "class_subset",
+    "few_shot_subset",
+    "index_of_name",
+    "members_of",
+    "subset_of",
+    "teacher_labels_of",
+]
 
 
 class ClassSubset(Dataset[Any]):
@@ -28,15 +37,34 @@ class ClassSubset(Dataset[Any]):
         indices: the positions of the samples in ``dataset``.
         targets: the new labels, one for each index, each a position in ``classes``.
         classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
+        teacher_labels: for each new label the label of the same class in the teacher's own label space, ``None``
+            for a class that the teacher does not know; ``None`` as a whole where nobody can say.
+        class_groups: name → new labels, for groups of classes whose accuracies are told apart.
+
+    Raises:
+        ConfigError: ``teacher_labels`` are not one for each class.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], indices: Sequence[int], targets: Sequence[int], classes: Sequence[Any]
+        self,
+        dataset: Dataset[Any],
+        indices: Sequence[int],
+        targets: Sequence[int],
+        classes: Sequence[Any],
+        *,
+        teacher_labels: Sequence[int | None] | None = None,
+        class_groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.dataset = dataset
         self.indices = list(indices)
         self.targets = list(targets)
         self.classes = list(classes)
+        self.teacher_labels = None if teacher_labels is None else list(teacher_labels)
+        self.class_groups = None if class_groups is None else {k: list(v) for k, v in class_groups.items()}
+        if self.teacher_labels is not None and len(self.teacher_labels) != len(self.classes):
+            raise ConfigError(
+                f"teacher_labels must be one for each of {len(self.classes)} classes, got {len(self.teacher_labels)}"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -54,7 +82,54 @@ class ClassSubset(Dataset[Any]):
         view, found = evaluation_view(self.dataset)
         if not found:
             raise AttributeError(f"dataset {type(view).__name__} offers no evaluation_view")
-        return ClassSubset(view, self.indices, self.targets, self.classes)
+        return ClassSubset(
+            view,
+            self.indices,
+            self.targets,
+            self.classes,
+            teacher_labels=self.teacher_labels,
+            class_groups=self.class_groups,
+        )
+
+
+def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
+    """For each label of the dataset the label of the same class in the teacher's own label space.
+
+    Looks into whatever keeps labels as they are: wrappers, ``Subset``, evaluation views, and concatenations whose
+    parts agree.
+
+    Returns:
+        A list with ``None`` for each class that the teacher does not know; ``None`` where nobody can say.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> from gkd_plugin.data import overlap_subset
+        >>> images = TensorDataset(torch.zeros(6, 1))
+        >>> images.targets = [0, 1, 2, 3, 4, 5]
+        >>> teacher_labels_of(Subset(overlap_subset(images, 4, 'student', overlap=0.5), [0, 3]))
+        [2, 3, None, None]
+    """
+    labels: list[int | None] | None = _said_of_labels(dataset, "teacher_labels")
+    return labels
+
+
+def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
+    """Groups of classes whose accuracies are told apart, found as :func:`teacher_labels_of` finds its labels.
+
+    Returns:
+        Name → labels; ``None`` where there are no groups.
+    """
+    groups: dict[str, list[int]] | None = _said_of_labels(dataset, "class_groups")
+    return groups
+
+
+def _said_of_labels(dataset: Any, name: str) -> Any:
+    """The attribute of the dataset, or of what is inside it where all parts have the same; otherwise ``None``."""
+    if hasattr(dataset, name):
+        return getattr(dataset, name)
+    found = [_said_of_labels(part, name) for part in inner_datasets(dataset)]
+    return found[0] if found and all(value == found[0] for value in found) else None
 
 
 def class_subset(
@@ -69,6 +144,8 @@ def class_subset(
         start: number of samples of each class to leave out first; ``per_class: 400`` and ``start: 400`` split
             a dataset into two that share no sample.
 
+    Where the dataset has ``teacher_labels`` (:func:`teacher_labels_of`), so has the subset, for its classes.
+
     Raises:
         ConfigError: a class is unknown or named twice, a class has too few samples, or nothing is left.
     """
@@ -79,7 +156,7 @@ def class_subset(
     names = classes_of(dataset)
     chosen = [_class_index(entry, names) for entry in classes]
     _refuse_repeated(chosen)
-    members = _members(dataset)
+    members = members_of(dataset)
     kept = {
         new: _slice(members[old], names[old], per_class, start)
         for new, old in enumerate(chosen)
@@ -89,11 +166,15 @@ def class_subset(
         raise ConfigError(
             f"classes: no sample of the {len(chosen)} classes given; the dataset has {len(names)} classes"
         )
-    return _subset(dataset, kept, [names[old] for old in chosen])
+    known = teacher_labels_of(dataset)
+    teacher_labels = None if known is None else [known[old] for old in chosen]
+    return subset_of(dataset, kept, [names[old] for old in chosen], teacher_labels)
 
 
 def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSubset:
     """``shots`` random samples of every class, with the dataset's own labels.
+
+    ``teacher_labels`` and ``class_groups`` stay as they are.
 
     The draw depends on ``seed`` alone, not on the global random state; with one seed, fewer shots are a
     subset of more shots.
@@ -103,24 +184,33 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
     """
     dataset = unwrapped(dataset)
     whole_number("shots", shots, low=1)
-    names, members = classes_of(dataset), _members(dataset)
+    names, members = classes_of(dataset), members_of(dataset)
     generator = np.random.default_rng(whole_number("seed", seed, low=0))
     kept = {}
     for label, name in enumerate(names):
         if len(members[label]) < shots:
             raise ConfigError(f"class {name!r} has {len(members[label])} samples, shots={shots} needs {shots}")
         kept[label] = [members[label][i] for i in generator.permutation(len(members[label]))[:shots].tolist()]
-    return _subset(dataset, kept, names)
+    known = teacher_labels_of(dataset)
+    subset = subset_of(dataset, kept, names, None if known is None else known[: len(names)])
+    subset.class_groups = class_groups_of(dataset)
+    return subset
 
 
-def _subset(dataset: Dataset[Any], kept: dict[int, list[int]], names: list[Any]) -> ClassSubset:
+def subset_of(
+    dataset: Dataset[Any],
+    kept: dict[int, list[int]],
+    names: list[Any],
+    teacher_labels: Sequence[int | None] | None,
+) -> ClassSubset:
     """The subset of the samples ``kept[new label]``, in the order of the dataset."""
     pairs = sorted((index, label) for label, indices in kept.items() for index in indices)
-    return ClassSubset(dataset, [index for index, _ in pairs], [label for _, label in pairs], names)
+    indices, labels = [index for index, _ in pairs], [label for _, label in pairs]
+    return ClassSubset(dataset, indices, labels, names, teacher_labels=teacher_labels)
 
 
-def _members(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:
-    """The positions of each class's samples."""
+def members_of(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:
+    """Label → the positions of its samples."""
     members: defaultdict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(labels_of(dataset)):
         members[label].append(index)
@@ -137,7 +227,8 @@ def _slice(indices: list[int], name: Any, per_class: int | None, start: int) -> 
 
 def _class_index(entry: int | str, names: list[Any]) -> int:
     if isinstance(entry, str):
-        return _index_of_name(entry, names)
+        with told_at("classes: "):
+            return index_of_name(entry, names)
     if not isinstance(entry, int) or isinstance(entry, bool):
         raise ConfigError(f"classes: must be class indices or names, got {entry!r}")
     if not 0 <= entry < len(names):
@@ -145,14 +236,18 @@ def _class_index(entry: int | str, names: list[Any]) -> int:
     return entry
 
 
-def _index_of_name(name: str, names: list[Any]) -> int:
-    """The position of a name; torchvision's ImageNet has a tuple of synonyms for each class."""
+def index_of_name(name: str, names: Sequence[Any]) -> int:
+    """The position of a name; torchvision's ImageNet has a tuple of synonyms for each class.
+
+    Raises:
+        ConfigError: no class has the name, or several have.
+    """
     found = [i for i, known in enumerate(names) if name == known or (isinstance(known, tuple) and name in known)]
     if len(found) > 1:
-        raise ConfigError(f"classes: name {name!r} belongs to the classes {found}; give the index instead")
+        raise ConfigError(f"name {name!r} belongs to the classes {found}; give the index instead")
     if not found:
         known = [part for entry in names for part in (entry if isinstance(entry, tuple) else (entry,))]
-        raise ConfigError(f"classes: no class is named {name!r}; {nearest(name, known)}")
+        raise ConfigError(f"no class is named {name!r}; {nearest(name, known)}")
     return found[0]
 
 

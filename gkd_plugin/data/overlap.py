@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from gkd_plugin.data._checks import whole_number
+from gkd_plugin.data.class_order import ClassOrder, ordered_classes
 from gkd_plugin.data.class_subset import ClassSubset, class_subset
 from gkd_plugin.data.labels import classes_of
 from gkd_plugin.errors import ConfigError, nearest
@@ -20,7 +20,7 @@ from gkd_plugin.errors import ConfigError, nearest
 __all__ = ["overlap_classes", "overlap_subset"]
 
 _ROLES = ("teacher", "student")
-_ROUNDING = 5e-5  # an overlap may be written with four decimals: 0.3333
+_ROUNDING = 5e-5 + 1e-9  # an overlap may be written with four decimals: 0.3333, 0.0312 for 1 / 32
 
 
 def overlap_classes(
@@ -29,9 +29,10 @@ def overlap_classes(
     shift: int | None = None,
     overlap: float | None = None,
     *,
-    class_order: Sequence[int] | None = None,
+    class_order: ClassOrder | None = None,
     seed: int | None = None,
     total_classes: int | None = None,
+    class_names: Sequence[Any] | None = None,
 ) -> list[int]:
     """The class indices of the teacher or of the student.
 
@@ -40,9 +41,11 @@ def overlap_classes(
         role: ``'teacher'`` for positions [0, n) of the class order, ``'student'`` for positions [k, n + k).
         shift: k in 0 … n; give either this or ``overlap``.
         overlap: (n − k) / n in 0 … 1, the fraction of shared classes; k must come out whole.
-        class_order: all class indices in the order to cut from.
+        class_order: all class indices in the order to cut from, or the path to a text file with one class in each
+            line (its name, or its index where no class has that name; blank lines and ``# comments`` are left out).
         seed: draws a random order of ``total_classes`` classes instead; ``None`` keeps the natural order.
         total_classes: the number of classes there are; needed by ``seed``, and checked where given.
+        class_names: the names that a file may use.
 
     Raises:
         ConfigError: arguments are out of range, missing or contradictory, or n + k classes do not exist.
@@ -55,7 +58,11 @@ def overlap_classes(
     if role not in _ROLES:
         raise ConfigError(f"role: {role!r} is unknown; {nearest(role, _ROLES)}")
     k = _shift(num_classes, shift, overlap)
-    order = _class_order(num_classes + k, class_order, seed, total_classes)
+    if total_classes is not None:
+        whole_number("total_classes", total_classes, low=1)
+    elif class_order is None and seed is None:
+        total_classes = num_classes + k
+    order = ordered_classes(class_order, seed, total_classes, class_names)
     if num_classes + k > len(order):
         raise ConfigError(
             f"num_classes={num_classes} and shift={k} need {num_classes + k} classes, there are {len(order)}"
@@ -71,7 +78,7 @@ def overlap_subset(
     shift: int | None = None,
     overlap: float | None = None,
     *,
-    class_order: Sequence[int] | None = None,
+    class_order: ClassOrder | None = None,
     seed: int | None = None,
     per_class: int | None = None,
     start: int = 0,
@@ -79,16 +86,27 @@ def overlap_subset(
     """The teacher's or the student's part of a dataset, relabelled 0 … num_classes − 1.
 
     Takes the arguments of :func:`overlap_classes` and, as ``per_class`` and ``start``, of
-    :func:`gkd_plugin.data.class_subset`.
+    :func:`gkd_plugin.data.class_subset`. Its ``teacher_labels`` are those of the teacher of the same split:
+    the student's label i is the teacher's label i + k, and a class the teacher does not know from n − k on.
 
     Raises:
         ConfigError: as these two.
     """
-    total = len(classes_of(dataset))
+    names = classes_of(dataset)
     classes = overlap_classes(
-        num_classes, role, shift, overlap, class_order=class_order, seed=seed, total_classes=total
+        num_classes,
+        role,
+        shift,
+        overlap,
+        class_order=class_order,
+        seed=seed,
+        total_classes=len(names),
+        class_names=names,
     )
-    return class_subset(dataset, classes, per_class, start)
+    subset = class_subset(dataset, classes, per_class, start)
+    first = _shift(num_classes, shift, overlap) if role == "student" else 0
+    subset.teacher_labels = [i if i < num_classes else None for i in range(first, first + num_classes)]
+    return subset
 
 
 def _shift(n: int, shift: int | None, overlap: float | None) -> int:
@@ -104,32 +122,3 @@ def _shift(n: int, shift: int | None, overlap: float | None) -> int:
         near = " or ".join(f"{(n - m) / n:.4f} (shift={m})" for m in (below + 1, below))
         raise ConfigError(f"overlap={overlap} of {n} classes is not a whole number of classes; nearest allowed: {near}")
     return k
-
-
-def _class_order(
-    needed: int, class_order: Sequence[int] | None, seed: int | None, total_classes: int | None
-) -> list[int]:
-    """All class indices in the order to cut from."""
-    if total_classes is not None:
-        whole_number("total_classes", total_classes, low=1)
-    if class_order is not None:
-        if seed is not None:
-            raise ConfigError(f"give either class_order or seed, got both (seed={seed!r})")
-        return _permutation(class_order, total_classes)
-    if seed is None:
-        return list(range(needed if total_classes is None else total_classes))
-    if total_classes is None:
-        raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")
-    order: list[int] = np.random.default_rng(whole_number("seed", seed, low=0)).permutation(total_classes).tolist()
-    return order
-
-
-def _permutation(class_order: Sequence[int], total_classes: int | None) -> list[int]:
-    size = len(class_order) if total_classes is None else total_classes
-    order = [whole_number("class_order", entry, low=0, high=max(size - 1, 0)) for entry in class_order]
-    if sorted(order) != list(range(size)):
-        raise ConfigError(
-            f"class_order must hold each of the {size} class indices once, got {len(order)} entries, "
-            f"{len(set(order))} of them different"
-        )
-    return order

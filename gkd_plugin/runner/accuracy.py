@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torchdistill.core.forward_hook import ForwardHookManager
 from tqdm import tqdm
 
 from gkd_plugin.centres import clean_loader
+from gkd_plugin.data import class_groups_of
 from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
 from gkd_plugin.hooks import hooked_tensor
 
@@ -30,33 +33,57 @@ class Accuracy:
         top5: among the five largest; ``None`` where there are at most 5 classes.
         samples: how many.
         classes: number of scores per sample.
+        groups: top-1 among the samples of each group of classes (:func:`gkd_plugin.data.class_groups_of`) that has
+            samples, in the scores of all classes.
     """
 
     top1: float
     top5: float | None
     samples: int
     classes: int
+    groups: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
-        """For a metrics row."""
+        """For a metrics row; of several groups also the harmonic mean, which is 0 where one of them is 0."""
         row = {f"{prefix}top1": self.top1}
-        return row if self.top5 is None else {**row, f"{prefix}top5": self.top5}
+        if self.top5 is not None:
+            row[f"{prefix}top5"] = self.top5
+        row |= {f"{prefix}{name}_top1": top1 for name, top1 in self.groups.items()}
+        if len(self.groups) > 1:
+            row[f"{prefix}harmonic_mean"] = statistics.harmonic_mean(self.groups.values())
+        return row
 
 
 @torch.no_grad()
 def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, title: str = "evaluation") -> Accuracy:
-    """Top-1 and top-5 of ``score`` (images → ``[B, C]``) over (images, labels, …) batches, over all processes."""
+    """Top-1 and top-5 of ``score`` (images → ``[B, C]``) over (images, labels, …) batches, over all processes.
+
+    Where the loader's dataset has groups of classes, also the top-1 of each.
+    """
     hits1 = hits5 = samples = classes = 0
+    groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
+    group_hits: Counter[str] = Counter()
+    group_samples: Counter[str] = Counter()
     for batch in tqdm(loader, desc=title, leave=False, disable=_quiet(accelerator)):
         images, labels = batch[0].to(accelerator.device), batch[1].to(accelerator.device)
         scores, labels = accelerator.gather_for_metrics((score(images).float().to(labels.device), labels))
         ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.unsqueeze(1)
         hits1 += int(ranked[:, 0].sum())
         hits5 += int(ranked.sum())
+        for name, members in groups.items():
+            in_group = torch.isin(labels, torch.tensor(members, device=labels.device))
+            group_hits[name] += int((ranked[:, 0] & in_group).sum())
+            group_samples[name] += int(in_group.sum())
         samples += len(labels)
         classes = scores.shape[1]
     total = max(samples, 1)
-    return Accuracy(100 * hits1 / total, 100 * hits5 / total if classes > 5 else None, samples, classes)
+    return Accuracy(
+        100 * hits1 / total,
+        100 * hits5 / total if classes > 5 else None,
+        samples,
+        classes,
+        {name: 100 * group_hits[name] / count for name, count in group_samples.items() if count},
+    )
 
 
 def embedding_of(model: nn.Module, path: str) -> Score:

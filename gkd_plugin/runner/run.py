@@ -29,6 +29,7 @@ from gkd_plugin.runner.devices import Placement, make_accelerator, read_placemen
 from gkd_plugin.runner.forward_check import check_forward, first_images
 from gkd_plugin.runner.hook_checks import check_hooks
 from gkd_plugin.runner.models import TEACHER, build_model, student_entry
+from gkd_plugin.runner.ncm_readout import final_ncm, student_embedding_path
 from gkd_plugin.runner.run_folder import RunFolder, package_versions
 from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.runner.teacher_check import check_teacher
@@ -137,6 +138,7 @@ class _Parts:
     dst_ckpt: Path | None
     image_input: ImageInput
     cache: TeacherCache | None
+    embedding_path: str | None
 
     @classmethod
     def build(
@@ -177,6 +179,7 @@ class _Parts:
                 normalisation_of(_last_training_set(built, stages)), size=(images.shape[-2], images.shape[-1])
             ),
             cache=cache,
+            embedding_path=student_embedding_path(entry, stages),
         )
 
 
@@ -268,7 +271,10 @@ def _ends_stage(row: Mapping[str, Any], stages: Mapping[str, int]) -> bool:
 
 
 def _final(parts: _Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy of the last epoch's weights on the test set, and the mean of the last three validation figures."""
+    """Accuracy of the last epoch's weights on the test set, and the mean of the last three validation figures.
+
+    On the test set that is the classifier's, and the embedding's by nearest class mean.
+    """
     rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
     last = list(summary["stages"].values())[-1]["epochs"]
     final: dict[str, Any] = {}
@@ -276,9 +282,17 @@ def _final(parts: _Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
         parts.student.eval()
         with parts.accelerator.autocast():  # the student was unwrapped at the end of its last stage
             final |= evaluate(parts.student, parts.test_loader, parts.accelerator, "test").as_dict()
+            final |= final_ncm(
+                parts.student,
+                parts.embedding_path,
+                parts.box.train_data_loader,
+                parts.test_loader,
+                parts.accelerator,
+                num_classes=parts.num_classes,
+            )
         final["on"] = "test"
     elif "top1" in rows[-1]:
-        final |= {key: rows[-1][key] for key in ("top1", "top5") if key in rows[-1]}
+        final |= {key: value for key, value in rows[-1].items() if _is_accuracy(key)}
         final["on"] = "validation"
     tail = [row["top1"] for row in last[-3:] if "top1" in row]
     if tail:
@@ -294,10 +308,19 @@ def _line(row: Mapping[str, Any], stages: Mapping[str, int]) -> str:
     return f"{head}  {shown}  {row['images_per_second']:.0f} img/s"
 
 
+def _is_accuracy(key: str) -> bool:
+    """Whether a metrics row's key is one of ``Accuracy.as_dict``."""
+    return key in ("top1", "top5", "harmonic_mean") or key.endswith("_top1")
+
+
 def _log_final(final: Mapping[str, Any]) -> None:
-    if "top1" in final:
-        top5 = f", top-5 {final['top5']:.2f} %" if "top5" in final else ""
-        logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], top5)
+    if "top1" not in final:
+        return
+    others = [key for key in final if _is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
+    shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
+    logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], shown)
+    if "ncm_top1" in final:
+        logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
 
 
 def _last_training_set(built: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Any:

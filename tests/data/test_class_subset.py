@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchdistill.common import yaml_util
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin.data import class_subset, few_shot_subset, labels_of
+from gkd_plugin.data import (
+    ClassSubset,
+    FixedViews,
+    class_subset,
+    few_shot_subset,
+    labels_of,
+    teacher_labels_of,
+    with_evaluation_view,
+)
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, with_view
 
@@ -113,6 +121,48 @@ def test_the_evaluation_view_has_the_same_samples():
     assert samples(view) == [("clean2", 0), ("clean5", 0)]
     assert view.classes == ["cat"]
     assert not hasattr(view, "evaluation_view")
+
+
+def known_by_a_teacher(dataset):
+    subset = class_subset(dataset, [0, 1, 2])
+    subset.teacher_labels = [4, None, 1]
+    return subset
+
+
+def test_teacher_labels_go_along_with_views_draws_and_wrappers():
+    subset = known_by_a_teacher(with_view(LABELS, NAMES))
+    wrapped = BaseDatasetWrapper(few_shot_subset(Subset(subset, range(8)), shots=1))
+    assert teacher_labels_of(with_evaluation_view(wrapped, wrapped)) == [4, None, 1]
+    assert teacher_labels_of(subset.evaluation_view) == [4, None, 1]
+    assert teacher_labels_of(FixedViews(subset, 2)) == [4, None, 1]
+
+
+def test_teacher_labels_follow_the_classes_of_a_subset():
+    assert class_subset(known_by_a_teacher(FakeImages(LABELS, NAMES)), ["cat", "bee"]).teacher_labels == [1, None]
+
+
+def test_without_teacher_labels_nobody_can_say():
+    plain = FakeImages(LABELS)
+    assert teacher_labels_of(plain) is None
+    assert teacher_labels_of(class_subset(plain, [0])) is None
+    assert teacher_labels_of(ClassSubset(known_by_a_teacher(plain), [0], [0], ["new"])) is None
+
+
+def test_parts_that_disagree_have_no_teacher_labels():
+    first, second = known_by_a_teacher(FakeImages(LABELS)), known_by_a_teacher(FakeImages(LABELS))
+    assert teacher_labels_of(ConcatDataset([first, second])) == [4, None, 1]
+    second.teacher_labels = [4, 0, 1]
+    assert teacher_labels_of(ConcatDataset([first, second])) is None
+
+
+def test_a_last_class_without_samples_does_not_disturb_a_draw_from_a_concatenation():
+    both = ConcatDataset([known_by_a_teacher(FakeImages([0, 1], NAMES))])
+    assert few_shot_subset(both, shots=1).teacher_labels == [4, None]
+
+
+def test_teacher_labels_are_one_for_each_class():
+    with pytest.raises(ConfigError, match="one for each of 2 classes, got 1"):
+        ClassSubset(FakeImages(LABELS), [0], [0], ["ant", "bee"], teacher_labels=[0])
 
 
 def test_without_underlying_view_there_is_no_view():

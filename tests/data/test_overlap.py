@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gkd_plugin.data import class_subset, overlap_classes, overlap_subset
@@ -85,6 +85,7 @@ def test_unusable_arguments_are_refused(arguments, message):
 
 
 @given(st.integers(2, 40), st.floats(0, 1))
+@example(32, 0.046875)
 def test_every_refused_overlap_names_allowed_ones(n, overlap):
     try:
         overlap_classes(n, "student", overlap=overlap)
@@ -103,6 +104,24 @@ def test_the_subset_is_the_class_subset_of_these_classes():
     assert student.classes == classes
 
 
+def test_the_order_may_be_a_file_of_names(tmp_path):
+    path = tmp_path / "order.txt"
+    path.write_text("fox\nbee\nape\ncat\nelk\ndog\n", encoding="utf-8")
+    named = FakeImages(DATASET.targets, ["ape", "bee", "cat", "dog", "elk", "fox"])
+    assert overlap_subset(named, 3, "student", shift=2, class_order=str(path)).classes == ["ape", "cat", "elk"]
+    assert overlap_classes(3, "teacher", shift=2, class_order=str(path), class_names=named.classes) == [5, 1, 0]
+
+
 def test_the_number_of_classes_is_that_of_the_dataset():
     with pytest.raises(ConfigError, match="need 8 classes, there are 6"):
         overlap_subset(DATASET, 4, "student", shift=4)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 3])
+def test_teacher_labels_name_the_same_class_in_the_teachers_subset(shift):
+    teacher = overlap_subset(DATASET, 3, "teacher", shift=shift, seed=7)
+    student = overlap_subset(DATASET, 3, "student", shift=shift, seed=7)
+    assert teacher.teacher_labels == [0, 1, 2]
+    expected = [teacher.classes.index(name) if name in teacher.classes else None for name in student.classes]
+    assert student.teacher_labels == expected
+    assert expected.count(None) == shift

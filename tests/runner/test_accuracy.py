@@ -45,6 +45,61 @@ def test_no_batch_is_zero_not_an_error(accelerator):
     assert evaluate(lambda x: x, [], accelerator).top1 == 0
 
 
+def grouped(scores, labels, groups):
+    dataset = TensorDataset(scores, labels)
+    dataset.class_groups = groups
+    return DataLoader(dataset, batch_size=7)
+
+
+def test_groups_of_classes_against_a_loop(accelerator):
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(50, 4, generator=generator), torch.randint(4, (50,), generator=generator)
+    groups = {"old": [0, 1, 3], "new": [2]}
+    result = evaluate(lambda x: x, accelerator.prepare(grouped(scores, labels, groups)), accelerator)
+    parts = {}
+    for name, members in groups.items():
+        chosen = [i for i, label in enumerate(labels.tolist()) if label in members]
+        parts[name] = loop(scores[chosen], labels[chosen], 1)
+    old, new = parts["old"], parts["new"]
+    assert old != new
+    assert result.as_dict() == pytest.approx(
+        {"top1": result.top1, "old_top1": old, "new_top1": new, "harmonic_mean": 2 * old * new / (old + new)}
+    )
+    assert set(result.as_dict("ncm_")) == {"ncm_top1", "ncm_old_top1", "ncm_new_top1", "ncm_harmonic_mean"}
+
+
+@pytest.mark.parametrize(("labels", "old", "new"), [([0, 1], 100, 0), ([1, 0], 0, 0)])
+def test_the_harmonic_mean_is_zero_where_a_group_is(accelerator, labels, old, new):
+    scores = torch.tensor([[1.0, 0.0], [1.0, 0.0]]) if old else torch.eye(2)
+    result = evaluate(lambda x: x, grouped(scores, torch.tensor(labels), {"old": [0], "new": [1]}), accelerator)
+    assert result.as_dict() == {"top1": (old + new) / 2, "old_top1": old, "new_top1": new, "harmonic_mean": 0}
+
+
+class OneOfTwo:
+    """The first of two processes: gathering appends what the second one sends, batch by batch."""
+
+    device = torch.device("cpu")
+    is_main_process = False
+
+    def __init__(self, others):
+        self.others = iter(others)
+
+    def gather_for_metrics(self, own):
+        return tuple(torch.cat(pair) for pair in zip(own, next(self.others), strict=True))
+
+
+def test_groups_count_the_samples_of_all_processes():
+    right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    own = grouped(right, torch.tensor([0]), {"old": [0], "new": [1]})
+    second = OneOfTwo([(torch.cat([wrong, wrong]), torch.tensor([0, 1]))])
+    assert evaluate(lambda x: x, own, second).groups == {"old": 50, "new": 100}
+
+
+def test_a_group_without_samples_has_no_accuracy(accelerator):
+    loader = grouped(torch.eye(2), torch.tensor([0, 0]), {"old": [0], "new": [1]})
+    assert evaluate(lambda x: x, loader, accelerator).as_dict() == {"top1": 50, "old_top1": 50}
+
+
 def test_embedding_is_read_without_leaving_a_hook():
     model = TinyNet().eval()
     images = torch.rand(2, 3, 32, 32)

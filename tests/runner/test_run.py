@@ -86,6 +86,57 @@ def test_summary_of_a_distillation(runs):
     assert made["final"]["val_top1_last3"] == second["top1"]
 
 
+def test_the_embedding_of_the_final_student_is_measured_too(runs):
+    from gkd_plugin.functional import class_centres, nearest_class_mean
+    from tests.fakes import TinyImages
+
+    student, train, test = student_of(runs).eval(), TinyImages(seed=0), TinyImages(seed=2)
+
+    def embed(images):
+        with torch.no_grad():
+            return student.forward_head(student.forward_features(images), pre_logits=True)
+
+    centres = class_centres([(embed(train.images), torch.tensor(train.targets))])
+    right = nearest_class_mean(embed(test.images), centres).argmax(1) == torch.tensor(test.targets)
+    assert summary(runs / "runs/student")["final"]["ncm_top1"] == pytest.approx(100 * right.double().mean().item())
+    assert "ncm_top1" in summary(runs / "runs/teacher")["final"]
+
+
+INCREMENTAL = """
+  {name}: !import_call
+    key: 'gkd_plugin.data.incremental_subset'
+    init:
+      kwargs:
+        old: 2
+        new: 2
+        memory: {memory}
+        dataset: !import_call {{key: 'tests.fakes.TinyImages', init: {{kwargs: {{per_class: 6, seed: {seed}}}}}}}
+"""
+
+
+def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
+    """A plain training that never sees the old classes, as the control of incremental learning has it."""
+    text = Path("teacher.yaml").read_text("utf-8")
+    head, tail = text[: text.index("datasets:")], text[text.index("models:") :]
+    given = {"train": ("0", 0), "val": ("null", 1), "test": ("null", 2)}
+    sets = [INCREMENTAL.format(name=name, memory=memory, seed=seed) for name, (memory, seed) in given.items()]
+    Path("incremental.yaml").write_text(f"{head}datasets:{''.join(sets)}{tail}", encoding="utf-8")
+    made = run("incremental", "out")
+    final = made["final"]
+    assert final["top1"] == pytest.approx((final["old_top1"] + final["new_top1"]) / 2)
+    assert final["old_top1"] == final["harmonic_mean"] == 0
+    assert "ncm_top1" not in final
+    assert "old_top1" in made["stages"]["train"]["epochs"][-1]
+    log = Path("out/log.txt").read_text("utf-8")
+    assert "old top-1 0.00 %" in log
+    assert "harmonic mean 0.00 %" in log
+    assert "final NCM accuracy: not measured, no training sample of class 0, 1" in log
+    cut = Path("incremental.yaml").read_text("utf-8")
+    Path("short.yaml").write_text(cut[: cut.index("\ntest:")], encoding="utf-8")
+    on_validation = run("short", "short")["final"]
+    assert (on_validation["on"], on_validation["old_top1"], on_validation["harmonic_mean"]) == ("validation", 0, 0)
+
+
 def test_summary_of_a_plain_training(runs):
     made = summary(runs / "runs/teacher")
     assert "teacher" not in made
