@@ -90,9 +90,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from gkd_plugin.diagnostics.extra import require_report
+    from gkd_plugin.extras import require_report
 
-    require_report()
+    require_report("diagnose")
     from gkd_plugin.diagnostics.run import diagnose, figures_table
 
     report = diagnose(

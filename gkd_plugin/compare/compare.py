@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from yaml.nodes import MappingNode
@@ -15,7 +14,8 @@ from gkd_plugin.compare.class_space import ClassSpace, shares_classes
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.report import comparison_table, draw_overlap, write_csv
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import told_at
+from gkd_plugin.extras import require_report
 from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.yaml_nodes import compose
@@ -61,9 +61,7 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     Raises:
         ConfigError: something cannot be used as given; nothing has been trained then.
     """
-    for package in ("matplotlib", "scipy"):
-        if find_spec(package) is None:
-            raise ConfigError(f"compare needs {package}: pip install 'gkd-plugin[report]'")
+    require_report("compare")
     methods = [load_method(name) for name in wanted.methods]
     with told_at(f"{wanted.config}: "):
         root = compose(wanted.config)

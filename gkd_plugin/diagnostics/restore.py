@@ -16,8 +16,8 @@ from torchdistill.common.main_util import set_seed
 from tqdm import tqdm
 
 from gkd_plugin.centres import clean_loader
-from gkd_plugin.data import classes_of
-from gkd_plugin.data._checks import layers_of, unwrapped
+from gkd_plugin.data import classes_of, teacher_labels_of
+from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
 from gkd_plugin.runner.config import RunConfig, load_config
@@ -137,7 +137,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         validation=validation or test,
         test=test or validation,
         class_names=[_name(entry) for entry in classes_of(dataset)],
-        teacher_labels=_teacher_labels_of(dataset),
+        teacher_labels=teacher_labels_of(dataset),
         teacher=box.teacher_model,
         student=student.to(accelerator.device),
         initial=initial,
@@ -202,12 +202,6 @@ def _embedding(config: RunConfig, student: nn.Module) -> tuple[str | None, str |
         if criterion.get("key") == "refilled" and kwargs.get("stage") == "embedding":
             name, path = stage_name, kwargs.get("student_embedding", "embedding")
     return name, path if path in dict(student.named_modules()) else None
-
-
-def _teacher_labels_of(dataset: Any) -> list[int | None] | None:
-    """What the outermost layer of the data set that has ``teacher_labels`` says."""
-    found = (getattr(layer, "teacher_labels", None) for layer in layers_of(dataset))
-    return next((labels for labels in found if labels is not None), None)
 
 
 def _name(entry: object) -> str:

@@ -33,8 +33,8 @@ class Discriminant(NamedTuple):
     """The local classifier z = φ · weightᵀ + bias, and how it was found.
 
     Attributes:
-        weight: ``[C, D]`` float32, s · Σ_γ⁻¹ μ_k.
-        bias: ``[C]`` float32, −s/2 · μ_kᵀ Σ_γ⁻¹ μ_k.
+        weight: ``[C, D]`` float32, s · Σ_γ⁻¹ (μ_k − μ), μ the mean of all samples, which cancels in the softmax.
+        bias: ``[C]`` float32.
         shrinkage: γ.
         scale: s.
         held_out_nll: mean negative log-likelihood of the held-out labels in nats; log C says that nothing is known.
@@ -69,7 +69,7 @@ def fit_discriminant(
         shrinkages: the γ to try, each in (0, 1].
 
     Raises:
-        ValueError: shapes do not fit, or a class has fewer than two samples (names it).
+        ValueError: shapes do not fit, a label is out of range, or a class has fewer than two samples.
 
     Example:
         >>> import torch
@@ -83,6 +83,9 @@ def fit_discriminant(
             f"a discriminant takes embeddings [N, D] and labels [N], got {list(embedding.shape)} and "
             f"{list(labels.shape)}"
         )
+    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+        wrong = labels[(labels < 0) | (labels >= num_classes)][0]
+        raise ValueError(f"class index out of range: label {int(wrong)}, allowed 0 … {num_classes - 1}")
     counts = torch.bincount(labels, minlength=num_classes)
     if counts.min() < 2:
         raise ValueError(f"class {int(counts.argmin())} has {int(counts.min())} samples, a discriminant needs 2")
@@ -97,8 +100,16 @@ def fit_discriminant(
 
 
 class _Gaussians(NamedTuple):
-    """Class means ``[C, D]`` and the pooled covariance's eigenvalues ``[R]`` and eigenvectors ``[D, R]``, R ≤ D."""
+    """Gaussian classes with one covariance.
 
+    Attributes:
+        origin: ``[D]``, the mean of all samples; it is taken off first, for the digits.
+        means: ``[C, D]``, of the classes, from the origin.
+        variances: ``[R]``, R ≤ D, eigenvalues of the pooled covariance.
+        axes: ``[D, R]``, its eigenvectors.
+    """
+
+    origin: Tensor
     means: Tensor
     variances: Tensor
     axes: Tensor
@@ -106,18 +117,21 @@ class _Gaussians(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor, labels: Tensor, num_classes: int) -> _Gaussians:
         counts = torch.bincount(labels, minlength=num_classes).to(rows)
+        origin = rows.mean(dim=0)
+        rows = rows - origin
         means = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows) / counts.unsqueeze(1)
         _, singular, axes = torch.linalg.svd(rows - means[labels], full_matrices=False)
-        return cls(means, singular.square() / max(len(rows) - num_classes, 1), axes.T)
+        return cls(origin, means, singular.square() / max(len(rows) - num_classes, 1), axes.T)
 
     def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
         """Weight ``[C, D]`` and bias ``[C]`` for s = 1; directions that no sample takes have variance γ · tr Σ / D."""
         mean_variance = self.variances.sum() / self.means.shape[1]
-        floor = (gamma * mean_variance).clamp(min=torch.finfo(self.means.dtype).tiny ** 0.5)
+        floor = torch.maximum(gamma * mean_variance, 1e-9 * self.means.square().mean())
+        floor = torch.where(floor > 0, floor, torch.ones_like(floor))  # all embeddings are equal
         inverse = 1 / ((1 - gamma) * self.variances + floor)
         inside = self.means @ self.axes
         weight = self.means / floor + (inside * (inverse - 1 / floor)) @ self.axes.T
-        return weight, -(weight * self.means).sum(dim=1) / 2
+        return weight, -(weight * (self.means / 2 + self.origin)).sum(dim=1)
 
 
 def _folds(labels: Tensor, num_classes: int, folds: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from gkd_plugin.data import labels_of
+from gkd_plugin.data import evaluation_view, labels_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.accuracy import student_ncm
 
@@ -30,7 +30,7 @@ def student_embedding_path(entry: Mapping[str, Any], stages: Mapping[str, Mappin
     for stage in stages.values():
         criterion = stage.get("criterion") or {}
         kwargs = criterion.get("kwargs") or {}
-        if criterion.get("key") == "refilled" and kwargs.get("stage") == "embedding":
+        if criterion.get("key") == "refilled" and kwargs.get("stage") in ("embedding", "joint"):
             return str(kwargs.get("student_embedding", "embedding"))
     return None
 
@@ -56,7 +56,8 @@ def final_ncm(
 
     Returns:
         ``ncm_top1`` and what else :class:`~gkd_plugin.runner.accuracy.Accuracy` tells, for ``summary.json``; empty
-        where the embedding is not known or a class has no training sample, and one log line says why.
+        where the embedding is not known, the training set has no evaluation view or a class no training sample, and
+        one log line says why.
     """
     reason = _obstacle(path, num_classes, train_loader)
     if path is None or reason:
@@ -70,6 +71,8 @@ def _obstacle(path: str | None, num_classes: int | None, train_loader: Any) -> s
     """Why there is no NCM accuracy; empty where nothing is in the way."""
     if path is None:
         return "the configuration does not show which module gives the student's embedding"
+    if not evaluation_view(train_loader.dataset)[1]:
+        return "the training set offers no evaluation view"
     try:
         present = set(labels_of(train_loader.dataset))
     except ConfigError as error:

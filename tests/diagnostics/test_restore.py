@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import Subset
 from torchvision.models import resnet18
 
-from gkd_plugin.data import class_subset
-from gkd_plugin.diagnostics.restore import _embedding, _name, _teacher_labels_of, outputs, restore
+from gkd_plugin.diagnostics.restore import _embedding, _name, outputs, restore
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.config import load_config
 from tests.fakes import TinyImages
@@ -69,16 +67,6 @@ def test_outputs_are_in_the_order_of_the_images(run):
     assert torch.equal(labels, torch.tensor(data.targets))
     assert means.dtype == torch.float32
     torch.testing.assert_close(means, data.images.mean(dim=(2, 3)))
-
-
-def test_teacher_labels_are_found_in_wrappers_outermost_first():
-    inner = TinyImages()
-    assert _teacher_labels_of(Subset(inner, [0, 1])) is None
-    inner.teacher_labels = [5, None, 6, 7]
-    assert _teacher_labels_of(Subset(Subset(inner, [0, 1]), [0])) == [5, None, 6, 7]
-    outer = class_subset(inner, [1, 0])
-    outer.teacher_labels = [None, 5]
-    assert _teacher_labels_of(Subset(outer, [0])) == [None, 5]
 
 
 def test_class_names():

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from gkd_plugin.diagnostics.extra import require_report
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.extras import require_report
 
 
 def test_nothing_is_missing_here():
-    require_report()
+    require_report("diagnose")
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ def test_what_is_missing_is_named(monkeypatch, modules, names):
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=rf"^diagnose needs {names}: pip install 'gkd-plugin\[report\]'$"):
-        require_report()
+        require_report("diagnose")
