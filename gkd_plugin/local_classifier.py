@@ -1,16 +1,22 @@
-"""The teacher's local classifier: logits over the student's classes from the teacher's embedding."""
+"""The teacher's local classifier: logits over the student's classes from what the teacher says of an image."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gkd_plugin.functional import ClassCentreAccumulator, fit_discriminant
+from gkd_plugin.functional import (
+    ClassCentreAccumulator,
+    fit_discriminant,
+    fit_shared_classes,
+    own_log_probabilities,
+)
 
 __all__ = ["KINDS", "LocalClassifier"]
 
@@ -19,52 +25,67 @@ logger = logging.getLogger(__name__)
 KINDS = ("centres", "discriminant")
 MAX_ROWS = 20_000
 """Embeddings that a discriminant is fitted on: about as many of each class, the first ones."""
+_FITTED = ("centres", "weight", "bias", "teacher_labels", "own_factors")
+
+Batch = tuple[Tensor, Tensor | None, Tensor]
+"""Embedding ``[B, D_t]``, the teacher's own logits ``[B, C_t]`` if it has a classifier, labels ``[B]``."""
 
 
 class LocalClassifier(nn.Module):
-    r"""z_i = φ_T(x_i)·weightᵀ + bias, over the student's classes.
+    r"""z = φ_T(x)·weightᵀ + bias, over the student's classes, and for shared classes the teacher's own logits too.
 
     Of the kind 'centres' it is the paper's: weight = class centres, bias = 0 (TPAMI section 4.2). Of the kind
-    'discriminant' it is :func:`gkd_plugin.functional.fit_discriminant`'s; where a class has a single sample, which
-    cannot be held out, it stays the paper's.
+    'discriminant' it is that of :mod:`gkd_plugin.functional.discriminant`, with that of
+    :mod:`gkd_plugin.functional.shared_classes` where the teacher knows some of the classes; where a class has a single
+    sample, which cannot be held out, it stays the paper's.
 
-    The buffers ``centres`` ``[C, D_t]``, ``weight`` ``[C, D_t]`` and ``bias`` ``[C]`` are empty until it is fitted.
+    The buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, ``weight`` ``[C, D_t]``, ``bias`` ``[C]``,
+    ``teacher_labels`` ``[C]`` (−1 for a class that the teacher does not know), ``own_factors`` ``[2]`` (b and c).
     """
 
     centres: Tensor
     weight: Tensor
     bias: Tensor
+    teacher_labels: Tensor
+    own_factors: Tensor
 
     def __init__(self, kind: str = "centres") -> None:
         super().__init__()
         self.kind = kind
-        for name, shape in (("centres", (0, 0)), ("weight", (0, 0)), ("bias", (0,))):
-            self.register_buffer(name, torch.empty(shape))
+        self.known: Sequence[int | None] | None = None
+        for name in _FITTED:
+            self.register_buffer(name, torch.empty(0, 0) if name in ("centres", "weight") else torch.empty(0))
 
     @property
     def is_ready(self) -> bool:
         """Whether it has been fitted."""
         return self.centres.numel() > 0
 
-    def forward(self, embedding: Tensor, known: Tensor | None = None) -> Tensor:
-        """``[B, D_t]`` → ``[B, C]``; ``known`` is the result, where it was computed before."""
-        return self.logits(embedding) if known is None else known
+    def forward(self, embedding: Tensor, known: Tensor) -> Tensor:  # noqa: ARG002
+        """``known``, the logits ``[B, C]``: where hooks find them."""
+        return known
 
-    def logits(self, embedding: Tensor) -> Tensor:
-        """``[B, D_t]`` → ``[B, C]`` float32, without hooks."""
+    def logits(self, embedding: Tensor, own: Tensor | None) -> Tensor:
+        """``[B, C]`` float32 from the embedding ``[B, D_t]`` and the teacher's own logits ``[B, C_t]``, if any."""
         with torch.autocast(embedding.device.type, enabled=False):
-            return functional.linear(embedding.float(), self.weight, self.bias)
+            local: Tensor = functional.linear(embedding.float(), self.weight, self.bias)
+            if own is None or self.own_factors.numel() == 0:
+                return local
+            scale, offset = self.own_factors
+            known = self.teacher_labels >= 0
+            shared: Tensor = known * (scale * own_log_probabilities(own, self.teacher_labels) + offset)
+            return local + shared
 
     def adopt(self, other: LocalClassifier, device: torch.device) -> None:
         """Takes over what another one was fitted to."""
-        for name in ("centres", "weight", "bias"):
+        for name in _FITTED:
             setattr(self, name, getattr(other, name).to(device))
 
-    def fit(self, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None, device: torch.device) -> None:
-        """Fits it to (embedding ``[B, D_t]``, labels ``[B]``) batches.
+    def fit(self, batches: Iterable[Batch], num_classes: int | None, device: torch.device) -> None:
+        """Fits it to batches of the training set.
 
         Args:
-            batches: of the training set.
+            batches: of embeddings, own logits and labels.
             num_classes: C; ``None`` for 1 + the largest label.
             device: where the result goes.
 
@@ -72,65 +93,91 @@ class LocalClassifier(nn.Module):
             ValueError: a class has no sample, or a label is out of range.
         """
         accumulator, kept = ClassCentreAccumulator(num_classes), _Kept()
-        for embedding, labels in batches:
+        for embedding, own, labels in batches:
             accumulator.update(embedding, labels)
             if self.kind == "discriminant":
-                kept.add(embedding, labels)
+                kept.add(embedding, own if self.known else None, labels)
         self.centres = accumulator.result().to(device)
         self.weight, self.bias = self.centres, self.centres.new_zeros(len(self.centres))
         if self.kind == "discriminant":
             self._fit_discriminant(kept, device)
 
     def _fit_discriminant(self, kept: _Kept, device: torch.device) -> None:
-        rows, labels = kept.result()
-        if torch.bincount(labels, minlength=len(self.centres)).min() < 2:
+        rows, own, labels = kept.result()
+        classes = len(self.centres)
+        if torch.bincount(labels, minlength=classes).min() < 2:
             logger.warning("local classifier: a class has a single sample, so it measures against class centres")
             return
-        fit = fit_discriminant(rows, labels, len(self.centres))
-        self.weight, self.bias = fit.weight.to(device), fit.bias.to(device)
+        fit = fit_discriminant(rows, labels, classes)
+        weight, bias, nll, used = fit.weight, fit.bias, fit.held_out_nll, ""
+        if own is not None and self.known is not None:
+            teacher_labels = torch.tensor([-1 if label is None else label for label in self.known])
+            _check_known(teacher_labels, classes, own.shape[1])
+            log_probabilities = own_log_probabilities(own, teacher_labels)
+            shared = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels)
+            weight, bias, nll = shared.local_scale * weight, shared.local_scale * bias, shared.nll
+            self.teacher_labels = teacher_labels.to(device)
+            self.own_factors = torch.tensor([shared.own_scale, shared.offset], device=device)
+            used = (
+                f"; {int((teacher_labels >= 0).sum())} of {classes} classes are the teacher's own, their logits by "
+                f"{shared.own_scale:.2g}, the others by {shared.local_scale:.2g}"
+            )
+        self.weight, self.bias = weight.to(device), bias.to(device)
         logger.info(
-            "local classifier: held-out accuracy %.1f %%, log-likelihood %.2f nats of %.2f at chance "
-            "(shrinkage %g, scale %.3g)",
+            "local classifier: held-out accuracy %.1f %% from the embedding, labels cost %.2f of %.2f nats "
+            "(shrinkage %g, scale %.3g)%s",
             100 * fit.held_out_accuracy,
-            -fit.held_out_nll,
-            -torch.tensor(float(len(self.centres))).log().item(),
+            nll,
+            math.log(classes),
             fit.shrinkage,
             fit.scale,
+            used,
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("centres", "weight", "bias"):
+        for name in _FITTED:
             saved = state_dict.get(f"{prefix}{name}")
             if saved is not None:
-                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+                setattr(self, name, saved.new_empty(saved.shape, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def _check_known(teacher_labels: Tensor, classes: int, own_classes: int) -> None:
+    if len(teacher_labels) != classes:
+        raise ValueError(f"class_map is of {len(teacher_labels)} classes, the student has {classes}")
+    if int(teacher_labels.max()) >= own_classes:
+        raise ValueError(f"class_map names class {int(teacher_labels.max())} of a teacher with {own_classes} classes")
+
+
 class _Kept:
-    """Embeddings of a stream, at most about :data:`MAX_ROWS`, as many of each class as there is room for."""
+    """What a stream said, at most about :data:`MAX_ROWS` samples, as many of each class as there is room for."""
 
     def __init__(self) -> None:
-        self._rows: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self._parts: list[list[Tensor]] = []
         self._count = 0
 
-    def add(self, embedding: Tensor, labels: Tensor) -> None:
-        self._rows.append(embedding.detach().float().cpu())
-        self._labels.append(labels.cpu().long())
+    def add(self, embedding: Tensor, own: Tensor | None, labels: Tensor) -> None:
+        own = embedding[:, :0] if own is None else own
+        self._parts.append([embedding.detach().float().cpu(), own.detach().float().cpu(), labels.cpu().long()])
         self._count += len(labels)
         if self._count > 2 * MAX_ROWS:
             self._thin()
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[N, D_t]`` float32 and labels ``[N]``, on the CPU."""
+    def result(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Embeddings ``[N, D_t]`` and own logits ``[N, C_t]`` in float32, labels ``[N]``, on the CPU."""
         if self._count > MAX_ROWS:
             self._thin()
-        return torch.cat(self._rows), torch.cat(self._labels)
+        rows, own, labels = self._joined()
+        return rows, own if own.shape[1] else None, labels
+
+    def _joined(self) -> list[Tensor]:
+        return [torch.cat(parts) for parts in zip(*self._parts, strict=True)]
 
     def _thin(self) -> None:
         """Keeps the first samples of each class."""
-        rows, labels = torch.cat(self._rows), torch.cat(self._labels)
+        joined = self._joined()
+        labels = joined[-1]
         present = torch.bincount(labels).nonzero().flatten()
         room = max(MAX_ROWS // len(present), 2)
         members = torch.cat([(labels == k).nonzero().flatten()[:room] for k in present]).sort().values
-        self._rows, self._labels, self._count = [rows[members]], [labels[members]], len(members)
+        self._parts, self._count = [[part[members] for part in joined]], len(members)

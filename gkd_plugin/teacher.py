@@ -13,6 +13,7 @@ from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
+from gkd_plugin.class_map import resolve_class_map
 from gkd_plugin.data import ImageInput, normalisation_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
 from gkd_plugin.hooks import Capture, check_module_path
@@ -62,6 +63,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding_io: 'output' of that module, or its 'input' (torchvision's ViT: ``embedding: 'heads'``, 'input').
         local_classifier: 'centres', the paper's, or 'discriminant', calibrated to the labels, see
             :class:`gkd_plugin.local_classifier.LocalClassifier`; by default what the criterion's stage asks for.
+        class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' asks the
+            training set, see :func:`gkd_plugin.class_map.resolve_class_map`.
+        teacher_classes: the teacher's class names, where ``class_map`` goes by them.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
             student, left as they are), see :func:`gkd_plugin.teacher_input.own_input`.
@@ -84,6 +88,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding: str = "embedding",
         embedding_io: str = "output",
         local_classifier: str | None = None,
+        class_map: str | Mapping[Any, Any] | None = "auto",
+        teacher_classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         preprocessing: str = "auto",
         mean: Sequence[float] | None = None,
@@ -122,6 +128,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.teacher = teacher_model.eval().requires_grad_(False)
         self.embedding = nn.Identity()
         self.local_classifier = LocalClassifier(self._asks_for or "centres")
+        self._class_map = (class_map, teacher_classes)
         self.num_classes = num_classes
         self._embedding_path = embedding
         self._channels: int | None = (
@@ -142,7 +149,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self._own_device = own_device
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Reads the student's normalisation off the training set; called once, before the box wraps the models."""
+        """Reads normalisation and shared classes off the training set; called once, before the box wraps the models."""
+        with told_at("teacher.auxiliary_model_wrapper.kwargs."):
+            self.local_classifier.known = resolve_class_map(*self._class_map, box.train_data_loader.dataset)
         if self._data_input.mean is None or self._data_input.std is None:
             self._data_input = normalisation_of(box.train_data_loader.dataset)
             with told_at("teacher.auxiliary_model_wrapper: "):
@@ -186,7 +195,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding = self.embedding(_moved(answers.embedding, x.device))
         local = answers.local_classifier
         if local is None and self.local_classifier.is_ready:
-            local = self.local_classifier.logits(_moved(answers.embedding, self.device))
+            own = None if answers.logits is None else _moved(answers.logits, self.device)
+            local = self.local_classifier.logits(_moved(answers.embedding, self.device), own)
         if local is not None:
             local = self.local_classifier(embedding, _moved(local, x.device))
         if answers.logits is not None:
@@ -198,8 +208,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     def answers(self, x: Tensor) -> Answers:
         """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
         logits, embedding = self._run(x)
-        local = self.local_classifier.logits(embedding) if self.local_classifier.is_ready else None
-        return Answers(embedding, local, logits if self.has_classifier or local is None else None)
+        own = logits if self.has_classifier else None
+        local = self.local_classifier.logits(embedding, own) if self.local_classifier.is_ready else None
+        return Answers(embedding, local, own if local is not None else logits)
 
     def answer_with(self, answers: Answers | None) -> None:
         """Gives the answers of the next forward pass, which then does not run the teacher."""
@@ -235,8 +246,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     def settings(self) -> tuple[Any, ...]:
         """What decides the teacher's answers, besides its weights and the images."""
         path = (self._embedding_path, self._embedding_io)
-        kind = self.local_classifier.kind
-        return *path, kind, self.num_classes, self._own_input, self._data_input, self._dtype
+        known = self.local_classifier.known
+        classifier = (self.local_classifier.kind, None if known is None else tuple(known))
+        return *path, *classifier, self.num_classes, self._own_input, self._data_input, self._dtype
 
     def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         r"""Fits the local classifier, and with it the class centres, to (images, labels) batches of the training set.
@@ -245,8 +257,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             ConfigError: a class has no sample, or a label is out of range.
         """
         with user_can_mend("class centres"):
-            embedded = ((self.embed(images), labels) for images, labels in batches)
-            self.local_classifier.fit(embedded, self.num_classes, self.device)
+            answered = (self._for_fit(images, labels) for images, labels in batches)
+            self.local_classifier.fit(answered, self.num_classes, self.device)
+
+    def _for_fit(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        logits, embedding = self._run(images)
+        return embedding, logits if self.has_classifier else None, labels
 
     def _tell_input(self, x: Tensor) -> None:
         """Logs what is done to the images, once for each teacher."""

@@ -14,6 +14,7 @@ from gkd_plugin.functional.local_classifier import (
 from gkd_plugin.functional.mining import MINING
 from gkd_plugin.functional.queue import EmbeddingQueue
 from gkd_plugin.functional.relationship import RelationshipMatch, check_matching, relationship_matching
+from gkd_plugin.functional.shared_classes import SharedClasses, fit_shared_classes, own_log_probabilities
 
 __all__ = [
     "MINING",
@@ -21,14 +22,17 @@ __all__ = [
     "Discriminant",
     "EmbeddingQueue",
     "RelationshipMatch",
+    "SharedClasses",
     "check_matching",
     "class_centres",
     "confidence_cost",
     "emphasis_weights",
     "fit_discriminant",
+    "fit_shared_classes",
     "local_classifier_distillation",
     "local_logits",
     "nearest_class_mean",
+    "own_log_probabilities",
     "present_classes",
     "relationship_matching",
 ]

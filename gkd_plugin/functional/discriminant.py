@@ -39,6 +39,7 @@ class Discriminant(NamedTuple):
         scale: s.
         held_out_nll: mean negative log-likelihood of the held-out labels in nats; log C says that nothing is known.
         held_out_accuracy: share of the held-out samples whose class has the largest logit, in [0, 1].
+        held_out_logits: ``[N, C]``, of each sample by the fit that left its fold out.
     """
 
     weight: Tensor
@@ -47,6 +48,7 @@ class Discriminant(NamedTuple):
     scale: float
     held_out_nll: float
     held_out_accuracy: float
+    held_out_logits: Tensor
 
 
 def fit_discriminant(
@@ -83,7 +85,7 @@ def fit_discriminant(
             f"a discriminant takes embeddings [N, D] and labels [N], got {list(embedding.shape)} and "
             f"{list(labels.shape)}"
         )
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
         wrong = labels[(labels < 0) | (labels >= num_classes)][0]
         raise ValueError(f"class index out of range: label {int(wrong)}, allowed 0 … {num_classes - 1}")
     counts = torch.bincount(labels, minlength=num_classes)
@@ -96,7 +98,8 @@ def fit_discriminant(
     nll, scale, gamma, logits = min(fitted, key=lambda found: found[0])
     weight, bias = _Gaussians.of(rows, labels, num_classes).classifier(gamma)
     accuracy = (logits.argmax(dim=1) == labels).double().mean()
-    return Discriminant((scale * weight).float(), (scale * bias).float(), gamma, scale, nll, float(accuracy))
+    weight, bias, logits = ((scale * value).float() for value in (weight, bias, logits))
+    return Discriminant(weight, bias, gamma, scale, nll, float(accuracy), logits)
 
 
 class _Gaussians(NamedTuple):

@@ -61,6 +61,75 @@ def test_classifier_stage_is_cross_entropy_plus_lambda_times_local_classifier():
     assert set(criterion.terms) == {"cross_entropy", "local_classifier", "emphasis"}
 
 
+def joint_io():
+    torch.manual_seed(0)
+    student, local, own = torch.randn(12, 4), torch.randn(12, 4), torch.randn(12, 9)
+    student_embedding, teacher_embedding = torch.randn(12, 5), torch.randn(12, 7)
+    return {
+        "student": {".": {"output": student}, **io(embedding=student_embedding)},
+        "teacher": {".": {"output": own}, **io(embedding=teacher_embedding, local_classifier=local)},
+    }, torch.arange(12) % 3
+
+
+def test_joint_stage_is_the_sum_of_all_three_terms():
+    io_dict, labels = joint_io()
+    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "joint"}})
+    student = io_dict["student"]["."]["output"]
+    local = io_dict["teacher"]["local_classifier"]["output"]
+    match = relationship_matching(
+        io_dict["student"]["embedding"]["output"], io_dict["teacher"]["embedding"]["output"], labels
+    )
+    over_all = functional.kl_div(student.log_softmax(1), local.softmax(1), reduction="batchmean")  # class 3 too
+    want = functional.cross_entropy(student, labels) + 3 * over_all + 1000 * match.loss
+    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
+    assert set(criterion.terms) == {"cross_entropy", "local_classifier", "relationship", "tuples", "negatives"}
+    assert "1000.0" in str(criterion)
+    assert "3.0" in str(criterion)
+
+
+def test_joint_stage_over_the_classes_of_the_batch():
+    io_dict, labels = joint_io()
+    kwargs = {"stage": "joint", "classes": "batch", "relationship_weight": 0, "weight": 2.0, "adaptive": True}
+    criterion = get_high_level_loss({"key": "refilled", "kwargs": kwargs})
+    student, own = io_dict["student"]["."]["output"], io_dict["teacher"]["."]["output"]
+    local = local_classifier_distillation(
+        student, io_dict["teacher"]["local_classifier"]["output"], labels, weights=emphasis_weights(own)
+    )
+    want = functional.cross_entropy(student, labels) + 2 * local
+    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def joint_stage(**wrapper):
+    section = stage("joint")
+    section["teacher"]["auxiliary_model_wrapper"]["kwargs"] |= wrapper
+    return {"stage1": section}
+
+
+@pytest.mark.parametrize(("wrapper", "kind"), [({}, "discriminant"), ({"local_classifier": "centres"}, "centres")])
+def test_joint_stage_trains_and_asks_for_the_calibrated_classifier(wrapper, kind):
+    teacher, student = models()
+    before = snapshot(student)
+    box = make_box(joint_stage(**wrapper), teacher, student)
+    assert box.teacher_model.local_classifier.kind == kind
+    train_box(box)
+    fitted = box.teacher_model.local_classifier
+    assert torch.equal(fitted.weight, fitted.centres) == (kind == "centres")
+    assert {key.split(".")[0] for key in changed(student, before)} >= {"conv1", "fc"}
+
+
+def test_joint_stage_uses_the_shared_classes_that_the_wrapper_names():
+    box = make_box(joint_stage(class_map={0: 5, 2: 1}), *models())
+    train_box(box)
+    assert box.teacher_model.local_classifier.teacher_labels.tolist() == [5, -1, 1, -1]
+
+
+def test_joint_stage_needs_all_its_hooks():
+    section = joint_stage()
+    section["stage1"]["student"]["forward_hook"] = {"output": []}
+    with pytest.raises(ConfigError, match=r"student\.forward_hook\.output: stage 'joint' reads 'embedding'"):
+        make_box(section, *models())
+
+
 def test_adaptive_off_reads_no_teacher_logits():
     criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "classifier", "adaptive": False}})
     io_dict = {"student": {".": {"output": torch.randn(4, 2)}}, "teacher": io(local_classifier=torch.randn(4, 2))}
@@ -77,6 +146,8 @@ def test_adaptive_off_reads_no_teacher_logits():
         ({"stage": "embedding", "temperature": 0}, "temperature: must be a finite number above 0, got 0"),
         ({"stage": "classifier", "student_temperature": -1}, "student_temperature: must be above 0, got -1"),
         ({"stage": "embedding", "margin": -1}, "margin: must be a number, at least 0, got -1"),
+        ({"stage": "classifier", "classes": "al"}, "classes: 'al' given; did you mean 'all'"),
+        ({"stage": "joint", "relationship_weight": -1}, "relationship_weight: must be a number, at least 0, got -1"),
         ({"stage": "embedding", "max_negatives": "smalest"}, "max_negatives: must be None, 'smallest' or an integer"),
         ({"stage": "embedding", "weight": "x"}, "weight: must be a number, at least 0, got 'x'"),
         ({"stage": "classifier", "weight": -1}, "weight: must be a number, at least 0, got -1"),

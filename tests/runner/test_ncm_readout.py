@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from gkd_plugin.data import with_evaluation_view
 from gkd_plugin.runner.accuracy import student_ncm
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.ncm_readout import final_ncm, student_embedding_path
@@ -29,6 +30,7 @@ def criterion(key="refilled", **kwargs):
         ("timm_model", {"stage1": criterion(stage="embedding", student_embedding="pool")}, "embedding"),
         ("resnet18", {"stage1": criterion(stage="embedding", student_embedding="avgpool")}, "avgpool"),
         ("mine", {"stage1": criterion(stage="embedding")}, "embedding"),
+        ("resnet18", {"train": criterion(stage="joint", student_embedding="avgpool")}, "avgpool"),
         ("resnet18", {"stage1": criterion(stage="classifier")}, None),
         ("resnet18", {"train": criterion("WeightedSumLoss", stage="embedding"), "stage2": {}}, None),
     ],
@@ -53,6 +55,7 @@ class Flat(nn.Module):
 
 def loaders(train=None):
     train = TinyImages(seed=0) if train is None else train
+    train = train if isinstance(train, NoLabels) else with_evaluation_view(train, train)
     return DataLoader(train, batch_size=5, shuffle=True), DataLoader(TinyImages(seed=1), batch_size=7)
 
 
@@ -69,12 +72,20 @@ class NoLabels(TinyImages):
     def __init__(self):
         super().__init__()
         self.hidden = self.__dict__.pop("targets")
+        self.evaluation_view = self
 
     def __getitem__(self, index):
         return self.images[index], self.hidden[index]
 
     def __len__(self):
         return len(self.hidden)
+
+
+def test_a_training_set_without_evaluation_view_is_not_gone_through(accelerator, caplog):
+    train = DataLoader(TinyImages(), batch_size=5)
+    with caplog.at_level(logging.INFO, "gkd_plugin"):
+        assert final_ncm(Flat(), "embedding", train, loaders()[1], accelerator, num_classes=4) == {}
+    assert "the training set offers no evaluation view" in caplog.text
 
 
 @pytest.mark.parametrize(

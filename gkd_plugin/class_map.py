@@ -1,0 +1,94 @@
+"""Which class of the teacher each class of the student is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gkd_plugin.data import classes_of, teacher_labels_of
+from gkd_plugin.errors import ConfigError, nearest
+
+__all__ = ["resolve_class_map"]
+
+_WHERE = "class_map"
+
+
+def resolve_class_map(
+    class_map: str | Mapping[Any, Any] | None, teacher_classes: Sequence[str] | None, dataset: Any
+) -> list[int | None] | None:
+    """For each class of the student the teacher's index of it, or ``None`` for a class that the teacher does not know.
+
+    Args:
+        class_map: 'auto' asks the training set (``overlap_subset`` and ``incremental_subset`` know); 'names' takes
+            classes of one name to be one class; a mapping gives, for a student's class (its name or its index), the
+            teacher's (its index, or its name in ``teacher_classes``) or null, and what it leaves out is not known;
+            ``None`` for no map.
+        teacher_classes: the teacher's class names, in the order of its logits.
+        dataset: the student's training set.
+
+    Returns:
+        ``None`` where no class is known to be shared.
+
+    Raises:
+        ConfigError: a class that does not exist, one teacher class for two, or names that nobody knows.
+    """
+    if class_map is None:
+        return None
+    if class_map == "auto":
+        labels = teacher_labels_of(dataset)
+    elif class_map == "names":
+        labels = _same_names(_names(dataset), _given(teacher_classes))
+    elif isinstance(class_map, Mapping):
+        labels = _mapped(class_map, _names(dataset), teacher_classes)
+    else:
+        raise ConfigError(f"{_WHERE}: {class_map!r} given; 'auto', 'names', null or a mapping of classes")
+    _refuse_twice(labels or [])
+    return labels if labels and any(label is not None for label in labels) else None
+
+
+def _same_names(student: list[str], teacher: Sequence[str]) -> list[int | None]:
+    indices = {str(name): index for index, name in enumerate(teacher)}
+    return [indices.get(name) for name in student]
+
+
+def _mapped(class_map: Mapping[Any, Any], names: list[str], teacher: Sequence[str] | None) -> list[int | None]:
+    labels: list[int | None] = [None] * len(names)
+    for student_class, teacher_class in class_map.items():
+        label = _index(student_class, names, f"{_WHERE}: the student")
+        labels[label] = None if teacher_class is None else _teacher_index(student_class, teacher_class, teacher)
+    return labels
+
+
+def _teacher_index(student_class: Any, teacher_class: Any, names: Sequence[str] | None) -> int:
+    if isinstance(teacher_class, str) or names is not None:
+        return _index(teacher_class, [str(name) for name in _given(names)], f"{_WHERE}.{student_class}: the teacher")
+    if isinstance(teacher_class, bool) or not isinstance(teacher_class, int) or teacher_class < 0:
+        raise ConfigError(f"{_WHERE}.{student_class}: {teacher_class!r} given; the index of a teacher's class, or null")
+    return teacher_class
+
+
+def _index(entry: Any, names: list[str], whose: str) -> int:
+    if isinstance(entry, str):
+        if entry not in names:
+            raise ConfigError(f"{whose} has no class {entry!r}; {nearest(entry, names)}")
+        return names.index(entry)
+    if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry < len(names):
+        raise ConfigError(f"{whose} has no class {entry!r}; allowed: a name, or an index in 0 … {len(names) - 1}")
+    return entry
+
+
+def _names(dataset: Any) -> list[str]:
+    return [str(name[0]) if isinstance(name, tuple) and name else str(name) for name in classes_of(dataset)]
+
+
+def _given(names: Sequence[str] | None) -> Sequence[str]:
+    if names is None:
+        raise ConfigError("teacher_classes: the teacher's class names are needed to find a class by its name")
+    return names
+
+
+def _refuse_twice(labels: Sequence[int | None]) -> None:
+    known = [label for label in labels if label is not None]
+    twice = sorted({label for label in known if known.count(label) > 1})
+    if twice:
+        raise ConfigError(f"{_WHERE}: class {twice[0]} of the teacher is given for two classes of the student")

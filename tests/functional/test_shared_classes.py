@@ -1,0 +1,81 @@
+"""Own logits and local logits on one scale, against loops and a grid of factors."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from gkd_plugin.functional import fit_shared_classes, own_log_probabilities
+
+
+def samples(n=240, classes=4, teacher_labels=(2, -1, 0, -1), seed=0):
+    """Labels, noisy local logits, and own logits of a teacher with five classes that knows the shared ones better."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    local = torch.randn(n, classes, generator=generator) + functional.one_hot(labels, classes)
+    own = torch.randn(n, 5, generator=generator)
+    for i, label in enumerate(labels.tolist()):
+        if teacher_labels[label] >= 0:
+            own[i, teacher_labels[label]] += 3
+    return local, own, torch.tensor(teacher_labels), labels
+
+
+def test_log_probabilities_are_those_of_the_teachers_class():
+    _, own, teacher_labels, _ = samples()
+    found = own_log_probabilities(own, teacher_labels)
+    for i, k in itertools.product(range(len(own)), range(4)):
+        t = int(teacher_labels[k])
+        want = 0.0 if t < 0 else (own[i, t] - own[i].exp().sum().log()).item()
+        assert found[i, k].item() == pytest.approx(want, abs=1e-5)
+
+
+def nll(local, own, teacher_labels, labels, a, b, c):
+    """Mean negative log-likelihood in loops."""
+    total = 0.0
+    for i, label in enumerate(labels.tolist()):
+        z = []
+        for k in range(local.shape[1]):
+            t = int(teacher_labels[k])
+            log_p = own[i, t].item() - math.log(sum(math.exp(v) for v in own[i].tolist()))
+            z.append(a * local[i, k].item() + (b * log_p + c if t >= 0 else 0.0))
+        total -= z[label] - math.log(sum(math.exp(v) for v in z))
+    return total / len(labels)
+
+
+def test_the_factors_are_the_most_likely_ones():
+    local, own, teacher_labels, labels = samples(60)
+    fit = fit_shared_classes(local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
+    best = (fit.local_scale, fit.own_scale, fit.offset)
+    assert fit.nll == pytest.approx(nll(local, own, teacher_labels, labels, *best), rel=1e-5)
+    for index, step in itertools.product(range(3), (-0.05, 0.05)):
+        moved = [value + step * (j == index) for j, value in enumerate(best)]
+        assert nll(local, own, teacher_labels, labels, *moved) > fit.nll
+
+
+def test_where_all_classes_are_shared_a_calibrated_teacher_is_taken_as_it_is():
+    generator = torch.Generator().manual_seed(0)
+    own = 2 * torch.randn(4000, 3, generator=generator)
+    labels = torch.multinomial(own.softmax(1), 1, generator=generator).flatten()
+    local, all_known = torch.randn(4000, 3, generator=generator), torch.tensor([0, 1, 2])
+    fit = fit_shared_classes(local, own_log_probabilities(own, all_known), all_known, labels)
+    assert fit.own_scale == pytest.approx(1, abs=0.1)
+    assert fit.local_scale == pytest.approx(0, abs=0.1)
+    assert fit.offset == 0
+
+
+def test_own_logits_that_contradict_the_labels_are_left_out():
+    local, own, teacher_labels, labels = samples()
+    log_probabilities = own_log_probabilities(-own, teacher_labels)
+    fit = fit_shared_classes(local, log_probabilities, teacher_labels, labels)
+    alone = fit_shared_classes(local, torch.zeros_like(local), torch.full((4,), -1), labels)
+    assert (fit.own_scale, fit.offset) == (0, 0)
+    assert fit.local_scale == pytest.approx(alone.local_scale, rel=1e-4)
+
+
+def test_knowing_more_never_costs_likelihood():
+    local, own, teacher_labels, labels = samples(seed=3)
+    fit = fit_shared_classes(local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
+    alone = fit_shared_classes(local, torch.zeros_like(local), torch.full((4,), -1), labels)
+    assert fit.nll < alone.nll

@@ -1,0 +1,64 @@
+"""Which classes are shared: asked of the data, by name, or as written."""
+
+import pytest
+
+from gkd_plugin import ConfigError
+from gkd_plugin.class_map import resolve_class_map
+from gkd_plugin.data import overlap_subset
+from tests.fakes import TinyImages
+
+
+@pytest.fixture
+def pets():
+    data = TinyImages(classes=3)
+    data.classes = ["cat", "dog", "newt"]
+    return data
+
+
+def test_the_training_set_knows():
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    assert resolve_class_map("auto", None, student) == [2, 3, None, None]
+
+
+def test_nothing_is_known_of_a_plain_dataset(pets):
+    assert resolve_class_map("auto", None, pets) is None
+
+
+def test_no_shared_class_is_no_map(pets):
+    assert resolve_class_map("auto", None, overlap_subset(TinyImages(classes=6), 3, "student", overlap=0.0)) is None
+    assert resolve_class_map({"cat": None}, None, pets) is None
+    assert resolve_class_map(None, None, pets) is None
+
+
+def test_by_equal_names(pets):
+    assert resolve_class_map("names", ["newt", "eft", "cat"], pets) == [2, None, 0]
+
+
+@pytest.mark.parametrize("class_map", [{"cat": 281, "newt": 26}, {0: 281, 2: 26, "dog": None}])
+def test_as_written_with_indices(pets, class_map):
+    assert resolve_class_map(class_map, None, pets) == [281, None, 26]
+
+
+def test_as_written_with_names(pets):
+    assert resolve_class_map({"cat": "tabby", "dog": 0}, ["pug", "tabby"], pets) == [1, 0, None]
+
+
+@pytest.mark.parametrize(
+    ("class_map", "teacher_classes", "message"),
+    [
+        ("name", None, "class_map: 'name' given; 'auto', 'names', null or a mapping"),
+        (["cat"], None, r"class_map: \['cat'\] given"),
+        ("names", None, "teacher_classes: the teacher's class names are needed"),
+        ({"cta": 1}, None, "class_map: the student has no class 'cta'; did you mean 'cat'"),
+        ({3: 1}, None, "class_map: the student has no class 3; allowed: a name, or an index in 0 … 2"),
+        ({True: 1}, None, "class_map: the student has no class True"),
+        ({"cat": -1}, None, "class_map.cat: -1 given; the index of a teacher's class"),
+        ({"cat": "tabby"}, None, "teacher_classes: the teacher's class names are needed"),
+        ({"cat": "taby"}, ["tabby"], "class_map.cat: the teacher has no class 'taby'; did you mean 'tabby'"),
+        ({"cat": 1}, ["tabby"], "class_map.cat: the teacher has no class 1; allowed: a name, or an index in 0 … 0"),
+        ({"cat": 7, "dog": 7}, None, "class_map: class 7 of the teacher is given for two classes"),
+    ],
+)
+def test_what_cannot_be_a_map(pets, class_map, teacher_classes, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_class_map(class_map, teacher_classes, pets)

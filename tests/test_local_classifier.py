@@ -1,0 +1,122 @@
+"""The teacher's local classifier: of both kinds, with and without the teacher's own logits."""
+
+import logging
+
+import pytest
+import torch
+from torch.nn import functional
+
+from gkd_plugin import local_classifier
+from gkd_plugin.functional import class_centres, fit_discriminant, fit_shared_classes, own_log_probabilities
+from gkd_plugin.local_classifier import LocalClassifier
+
+CPU = torch.device("cpu")
+
+
+def answers(n=48, classes=4, width=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, width, generator=generator)
+    embedding = 2 * centres[labels] + torch.randn(n, width, generator=generator)
+    return embedding, torch.randn(n, 5, generator=generator) + 2 * functional.one_hot(labels, 5), labels
+
+
+def batches(embedding, own, labels, size=10, has_own=True):
+    for i in range(0, len(labels), size):
+        chosen = slice(i, i + size)
+        yield embedding[chosen], own[chosen] if has_own else None, labels[chosen]
+
+
+def fitted(kind, known=None, **kwargs):
+    classifier = LocalClassifier(kind)
+    classifier.known = known
+    classifier.fit(batches(*answers(), **kwargs), None, CPU)
+    return classifier
+
+
+def test_the_papers_measures_against_class_centres():
+    embedding, own, labels = answers()
+    classifier = fitted("centres", known=[0, 1, None, None])
+    centres = class_centres([(embedding, labels)])
+    torch.testing.assert_close(classifier.centres, centres)
+    torch.testing.assert_close(classifier.logits(embedding, own), embedding @ centres.T)
+
+
+def test_a_discriminant_keeps_the_centres_too():
+    embedding, own, labels = answers()
+    classifier = fitted("discriminant")
+    fit = fit_discriminant(embedding, labels, 4)
+    torch.testing.assert_close(classifier.logits(embedding, own), embedding @ fit.weight.T + fit.bias)
+    torch.testing.assert_close(classifier.centres, class_centres([(embedding, labels)]))
+
+
+def test_shared_classes_bring_the_teachers_own_logits():
+    embedding, own, labels = answers()
+    classifier = fitted("discriminant", known=[0, None, 2, None])
+    fit = fit_discriminant(embedding, labels, 4)
+    teacher_labels = torch.tensor([0, -1, 2, -1])
+    log_probabilities = own_log_probabilities(own, teacher_labels)
+    a, b, c, _ = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels)
+    want = a * (embedding @ fit.weight.T + fit.bias)
+    for k, t in ((0, 0), (2, 2)):
+        want[:, k] += b * own.log_softmax(1)[:, t] + c
+    assert b > 0
+    torch.testing.assert_close(classifier.logits(embedding, own), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_without_classifier_has_no_own_logits():
+    embedding, _, labels = answers()
+    classifier = fitted("discriminant", known=[0, None, 2, None], has_own=False)
+    fit = fit_discriminant(embedding, labels, 4)
+    torch.testing.assert_close(classifier.logits(embedding, None), embedding @ fit.weight.T + fit.bias)
+
+
+def test_one_sample_of_a_class_leaves_the_papers(caplog):
+    embedding, own, labels = answers(4)
+    classifier = LocalClassifier("discriminant")
+    classifier.fit([(embedding, own, labels)], 4, CPU)
+    torch.testing.assert_close(classifier.weight, classifier.centres)
+    assert "a class has a single sample" in caplog.text
+
+
+def test_the_log_says_what_was_found(caplog):
+    with caplog.at_level(logging.INFO, "gkd_plugin"):
+        fitted("discriminant", known=[0, None, 2, None])
+    (record,) = caplog.records
+    assert "held-out accuracy" in record.getMessage()
+    assert "2 of 4 classes are the teacher's own" in record.getMessage()
+
+
+def test_a_long_stream_is_thinned_to_as_many_of_each_class(monkeypatch):
+    monkeypatch.setattr(local_classifier, "MAX_ROWS", 16)
+    embedding, own, labels = answers(96)
+    order = labels.argsort(stable=True)  # sorted by class, as image folders are
+    classifier = LocalClassifier("discriminant")
+    classifier.fit(batches(embedding[order], own[order], labels[order]), None, CPU)
+    kept = torch.cat([(labels == k).nonzero().flatten()[:4] for k in range(4)])
+    fit = fit_discriminant(embedding[kept], labels[kept], 4)
+    torch.testing.assert_close(classifier.weight, fit.weight)
+    torch.testing.assert_close(classifier.centres, class_centres([(embedding, labels)]))
+
+
+@pytest.mark.parametrize("known", [None, [0, None, 2, None]])
+def test_what_was_fitted_moves_on(known):
+    embedding, own, _ = answers()
+    classifier = fitted("discriminant", known)
+    adopted, loaded = LocalClassifier("discriminant"), LocalClassifier("discriminant")
+    adopted.adopt(classifier, CPU)
+    loaded.load_state_dict(classifier.state_dict())
+    for other in (adopted, loaded):
+        torch.testing.assert_close(other.logits(embedding, own), classifier.logits(embedding, own))
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ([0, None, 7, None], "class_map names class 7 of a teacher with 5 classes"),
+        ([0, None], "class_map is of 2 classes, the student has 4"),
+    ],
+)
+def test_a_map_that_does_not_fit(known, message):
+    with pytest.raises(ValueError, match=message):
+        fitted("discriminant", known)
