@@ -1,20 +1,29 @@
 """Every shipped configuration: starts with its own command, is valid, builds, and takes a step in every stage."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from torchvision.datasets import CIFAR10, cifar
 
+from gkd_plugin.data import evaluation_view
 from gkd_plugin.runner.building import build_box, stage_configs
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model, student_entry
+from tests.data.image_trees import cub_tree, image_tree
 from tests.upstream_driver import drive
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+SLOW = {
+    *("cifar100_teacher_resnet110", "cifar100_standard_resnet32", "cifar100_teacher50_wrn40_2"),
+    *("cifar100_standard_wrn16_2", "cifar100_standard_wrn40_1", "cifar100_standard_wrn16_1"),
+}
+"""Near relatives of others, and slow to step."""
 
 
 @pytest.fixture(autouse=True)
@@ -22,32 +31,80 @@ def _in_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(autouse=True)
+def _made_up_files_are_cifar(monkeypatch):
+    """torchvision knows CIFAR-100's files by their checksums."""
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _: True)
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+
+
 @pytest.fixture(scope="session")
-def stand_in_npz(tmp_path_factory):
-    """Black images with the keys and classes of the measurement set, four of each; no test may need the set itself."""
+def stand_ins(tmp_path_factory):
+    """Family → a small made-up data set in the format of its own; no test may need or download the real one."""
+    folder = tmp_path_factory.mktemp("data")
+    write_cifar100(folder / "cifar100" / "cifar-100-python")
+    return {
+        "tiny100": write_npz(folder / "tiny100.npz"),
+        "cifar100": folder / "cifar100",
+        "cub200": cub_tree(folder, num_classes=10, per_class=4),
+        "image_folder": image_tree(folder / "own", [f"class_{k}" for k in range(10)], per_class=2),
+    }
+
+
+def write_npz(path):
+    """Black images with the keys and classes of the measurement set, four of each."""
     labels = {split: np.repeat(np.arange(80), 4) for split in ("train", "test")}
-    path = tmp_path_factory.mktemp("data") / "stand_in.npz"
     images = {f"x_{split}": np.zeros((len(y), 32, 32, 3), np.uint8) for split, y in labels.items()}
     names = np.array([f"n{k:03d}" for k in range(80)])
     np.savez_compressed(path, class_names=names, **{f"y_{split}": y for split, y in labels.items()}, **images)
     return path
 
 
-def overrides_for(path, stand_in):
-    """What makes the configuration buildable here: stand-in data, a teacher without its checkpoint."""
+def write_cifar100(folder):
+    """Noise in torchvision's format, two images of each of 100 classes."""
+    folder.mkdir(parents=True)
+    labels = [k for k in range(100) for _ in range(2)]
+    data = np.random.default_rng(0).integers(0, 256, (200, 3072), dtype=np.uint8)
+    images, meta = {"data": data, "fine_labels": labels}, {"fine_label_names": [f"class_{k}" for k in range(100)]}
+    for name, content in {"train": images, "test": images, "meta": meta}.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+
+
+def overrides_for(path, stand_ins):
+    """What makes the configuration buildable here: stand-in data, small batches and models, no trained weights."""
     plain = load_config(path, needs_checkpoints=False).plain
+    family = path.parts[1]
     sets = ["device.default=cpu"]
-    if "tiny100" in path.parts:
-        for name in plain["datasets"]:
-            sets.append(f"datasets.{name}.init.kwargs.dataset.init.kwargs.path={stand_in}")
-            sets.append(f"datasets.{name}.init.kwargs.per_class=4")
+    if family in stand_ins:
+        key = "path" if family == "tiny100" else "root"
+        sets += [f"{where}={stand_ins[family]}" for where in paths_of(key, plain["datasets"], "datasets")]
+    if family == "tiny100":
+        sets += [f"{where}=4" for where in paths_of("per_class", plain["datasets"], "datasets")]
+    if family in ("cifar100", "cub200", "image_folder"):
+        sets += [f"{where}=16" for where in paths_of("batch_size", plain["train"], "train")]
+        sets += [f"{where}=0" for where in paths_of("num_workers", plain["train"], "train")]
+    if family in ("cub200", "image_folder"):
+        sets += [f"{where}=False" for where in paths_of("pretrained", plain["models"], "models")]
+        for where in paths_of("model_name", plain["models"], "models"):
+            sets.append(f"{where}={'test_resnet' if 'teacher' in where else 'test_efficientnet'}")
+    if family == "cub200":
+        found = [*paths_of("num_classes", plain["datasets"], "datasets")]
+        sets += [f"{where}=5" for where in [*found, *paths_of("num_classes", plain["models"], "models")]]
     if "teacher_model" in plain["models"]:
         sets.append("models.teacher_model.src_ckpt=null")
     return sets
 
 
+def paths_of(name, value, path):
+    """The key path of every ``name`` below ``path``, in objects that tags name too."""
+    value = getattr(value, "value", value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from [f"{path}.{key}"] if key == name else paths_of(name, item, f"{path}.{key}")
+
+
 def test_there_are_configurations():
-    assert {path.parts[1] for path in CONFIGS} == {"digits", "tiny100"}
+    assert {path.parts[1] for path in CONFIGS} == {"cifar100", "cub200", "digits", "image_folder", "tiny100"}
 
 
 def test_run_folders_do_not_collide():
@@ -72,8 +129,37 @@ def test_checkpoints_it_loads_are_written_by_the_configurations_of_its_command(p
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_builds_and_steps_in_every_stage(path, stand_in_npz):
-    config = load_config(path, overrides_for(path, stand_in_npz))
+def test_schedules_are_as_long_as_their_stages(path):
+    for stage in stage_configs(load_config(path, needs_checkpoints=False).plain["train"]).values():
+        kwargs = (stage.get("scheduler") or {"kwargs": {}})["kwargs"]
+        assert {kwargs[key] for key in ("T_max", "total_steps") if key in kwargs} <= {stage["num_epochs"]}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "num_classes"),
+    [
+        ("cifar100/cifar100_teacher50_wrn40_2", "cifar100/cifar100_generalised_wrn16_2", 50),
+        ("cub200/cub200_teacher100_resnet50", "cub200/cub200_generalised_mobilenetv3", 5),
+    ],
+)
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 1.0])
+def test_one_value_sets_the_overlap(teacher, student, num_classes, overlap, stand_ins):
+    built = {}
+    for name, more in ((teacher, []), (student, [f"x-overlap={overlap}"])):
+        path = Path("configs") / f"{name}.yaml"
+        built[name] = load_config(path, [*overrides_for(path, stand_ins), *more]).build()["datasets"]
+    known, (train, test) = next(iter(built[teacher].values())).classes, built[student].values()
+    assert len(train.classes) == len(known) == num_classes
+    assert len(set(train.classes) & set(known)) == round(overlap * num_classes)
+    assert train.classes == test.classes
+    assert evaluation_view(train)[1]
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in CONFIGS], ids=str
+)
+def test_builds_and_steps_in_every_stage(path, stand_ins):
+    config = load_config(path, overrides_for(path, stand_ins))
     placement = read_placement(config.plain)
     accelerator = make_accelerator(placement)
     built = config.build()

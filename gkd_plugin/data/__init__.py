@@ -12,10 +12,12 @@ from gkd_plugin.data.class_subset import (
     few_shot_subset,
     teacher_labels_of,
 )
+from gkd_plugin.data.cub200 import cub200
 from gkd_plugin.data.digits import digits
 from gkd_plugin.data.evaluation_view import DatasetWithView, evaluation_view, with_evaluation_view
 from gkd_plugin.data.few_shot_task import few_shot_task
 from gkd_plugin.data.fixed_views import FixedViews
+from gkd_plugin.data.image_files import ImageFiles, image_folder
 from gkd_plugin.data.image_input import ImageInput, normalisation_of
 from gkd_plugin.data.images import ArrayImages, npz_images
 from gkd_plugin.data.incremental import incremental_subset
@@ -30,15 +32,18 @@ __all__ = [
     "ClassSubset",
     "DatasetWithView",
     "FixedViews",
+    "ImageFiles",
     "ImageInput",
     "class_groups_of",
     "class_split",
     "class_subset",
     "classes_of",
+    "cub200",
     "digits",
     "evaluation_view",
     "few_shot_subset",
     "few_shot_task",
+    "image_folder",
     "image_transform",
     "incremental_subset",
     "labels_of",

@@ -28,7 +28,8 @@ def apply_overrides(
 
     An override changes only the path it names: a plain section that an anchor or a merge key shares is copied first,
     its other users keep what they had. An object with a tag (``!import_call`` …) is one object for all its
-    users, so what is set inside it holds for all of them.
+    users, so what is set inside it holds for all of them. A place that only holds an anchor (``x-…``, ``_…``) is there
+    for its users, so what is set in it holds for all of them too.
 
     Args:
         root: the config.
@@ -100,11 +101,13 @@ class _Override:
             path = (*path, step)
             if not rest:
                 break
-            node = self._descend(node, step)
+            node = self._descend(node, path)
         old = _child(node, step)
         before = paths_to(self._root, old)
+        if _is_anchor_place(path) and before[0] == path:  # the anchor itself, not an alias of another
+            return self._write_for_users(old, value)
         put(node, step, value)
-        return self._notices(path, node, [other for other in before if other in paths_to(self._root, old)])
+        return self._notices(path, value, [other for other in before if other in paths_to(self._root, old)])
 
     def _next(self, node: Node, path: KeyPath, rest: list[str]) -> tuple[str, list[str]]:
         """The key or index that the rest of the path starts with; keys may contain dots.
@@ -125,10 +128,11 @@ class _Override:
             reason = f"no {rest[0]!r} in {where}; {nearest(rest[0], keys)}; what is new is written into the file"
         raise ConfigError(f"--set {self._name}: {reason}")
 
-    def _descend(self, node: Node, step: str) -> Node:
-        """The child, after a copy of its own where other paths share a plain section."""
-        child = _child(node, step)
-        shared = len(_parents(self._root, child)) > 1 or not _owns(node, step)
+    def _descend(self, node: Node, path: KeyPath) -> Node:
+        """The child at ``path``, after a copy of its own where other paths share a plain section."""
+        step = path[-1]
+        child, owned = _child(node, step), _owns(node, step)
+        shared = not owned or (len(_parents(self._root, child)) > 1 and not _is_anchor_place(path))
         if isinstance(child, ScalarNode) or is_tagged(child) or not shared:
             return child
         own = copy.copy(child)
@@ -136,9 +140,15 @@ class _Override:
         put(node, step, own)
         return own
 
-    def _notices(self, path: KeyPath, holder: Node, unchanged: list[KeyPath]) -> list[str]:
-        touched = [(*other, path[-1]) for other in paths_to(self._root, holder)]
-        others = _public(other for other in touched if other != path)
+    def _write_for_users(self, old: Node, value: Node) -> list[str]:
+        """Replaces a node that is there for its anchor wherever it is used."""
+        users = _public(paths_to(self._root, old))
+        for parent in _parents(self._root, old):
+            _replace(parent, old, value)
+        return [f"{self._name}: changes {_places(users, 'path')}, which use{_s(users)} it"] if users else []
+
+    def _notices(self, path: KeyPath, value: Node, unchanged: list[KeyPath]) -> list[str]:
+        others = _public(other for other in paths_to(self._root, value) if other != path)
         unchanged = _public(unchanged)
         notices = []
         if others:
@@ -150,16 +160,20 @@ class _Override:
 
 def _public(paths: Iterable[KeyPath]) -> list[KeyPath]:
     """Without the places that only hold anchors."""
-    return [path for path in paths if not any(is_private(step) for step in path)]
+    return [path for path in paths if not _is_anchor_place(path)]
+
+
+def _is_anchor_place(path: KeyPath) -> bool:
+    return any(is_private(step) for step in path)
 
 
 def _s(paths: Sequence[KeyPath]) -> str:
     return "s" if len(paths) == 1 else ""
 
 
-def _places(paths: Sequence[KeyPath]) -> str:
+def _places(paths: Sequence[KeyPath], noun: str = "other path") -> str:
     names = ", ".join(".".join(path) for path in paths[:3])
-    count = "1 other path" if len(paths) == 1 else f"{len(paths)} other paths"
+    count = f"1 {noun}" if len(paths) == 1 else f"{len(paths)} {noun}s"
     return f"{count} ({names}{', …' if len(paths) > 3 else ''})"
 
 
@@ -183,6 +197,14 @@ def _child(node: Node, step: str) -> Node:
 def _owns(node: Node, step: str) -> bool:
     """Whether the child is the node's own, not one that a merge key brings."""
     return not isinstance(node, MappingNode) or any(key.value == step for key, _ in node.value)
+
+
+def _replace(parent: Node, old: Node, new: Node) -> None:
+    """Puts ``new`` wherever the parent holds ``old``."""
+    if isinstance(parent, MappingNode):
+        parent.value = [(key, new if value is old else value) for key, value in parent.value]
+    else:
+        parent.value = [new if item is old else item for item in parent.value]
 
 
 def _parents(root: Node, target: Node) -> list[Node]:

@@ -141,6 +141,35 @@ def test_places_for_anchors_are_not_reported():
     assert changed("a.lr=2", text=text) == ({"a.lr": 2}, [])
 
 
+@pytest.mark.parametrize(
+    ("assignment", "also"), [("x-lr=2", {"x-lr"}), ("x-o.lr=2", set()), ("x-o={lr: 2, n: [1]}", set())]
+)
+def test_a_place_for_an_anchor_is_set_for_all_its_users(assignment, also):
+    text = "x-lr: &lr 1\nx-o: &o {lr: *lr, n: [1]}\na: *o\nb: [*o]\nc: {<<: *o, n: 0}\nd: {<<: *o, lr: 7}\n"
+    differing, notices = changed(assignment, text=text)
+    assert differing == dict.fromkeys({"x-o.lr", "a.lr", "b.0.lr", "c.lr"} | also, 2)
+    assert len(notices) == 1
+    assert notices[0].startswith(f"{assignment.partition('=')[0]}: ")
+    assert "(a" in notices[0]
+
+
+def test_a_place_for_an_anchor_keeps_what_it_merges_from():
+    text = "a: &a {lr: 1, o: {k: 1}}\nx-b: &b {<<: *a}\nc: *b\n"
+    assert changed("x-b.lr=2", text=text)[0] == {"x-b.lr": 2, "c.lr": 2}
+    assert changed("x-b.o.k=2", text=text)[0] == {"x-b.o.k": 2, "c.o.k": 2}
+
+
+def test_a_value_that_was_taken_from_an_anchor_is_set_alone():
+    call = "!import_call {key: builtins.dict, init: {kwargs: {overlap: *overlap}}}"
+    text = f"x-overlap: &overlap 0.0\na: {call}\nb: *overlap\n"
+    assert changed("b=0.4", text=text)[0] == {"b": 0.4}
+    root = root_of(text)
+    assert apply_overrides(root, ["x-overlap=0.4"]) == [
+        "x-overlap: changes 2 paths (a.init.kwargs.overlap, b), which use it"
+    ]
+    assert construct(root) == {"x-overlap": 0.4, "a": {"overlap": 0.4}, "b": 0.4}
+
+
 def test_merge_source_stays_and_key_becomes_local():
     root = root_of("base: &base {a: {x: 1, y: 2}, b: 3}\nuser: {<<: *base}\n")
     apply_overrides(root, ["user.a.x=9"])
