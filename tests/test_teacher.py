@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from torchdistill.models.classification.resnet import resnet20
 from torchvision import transforms
 
 from gkd_plugin import ConfigError
-from gkd_plugin.data import ArrayImages
-from gkd_plugin.functional import class_centres
+from gkd_plugin.data import ArrayImages, overlap_subset
+from gkd_plugin.functional import class_centres, fit_discriminant
+from gkd_plugin.local_classifier import KINDS
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import Answers, RefilledTeacher
-from tests.fakes import TinyNet
+from tests.fakes import TinyImages, TinyNet
 
 
 def make_teacher(num_classes=5, **kwargs):
@@ -157,6 +159,67 @@ def test_centres_are_adopted_only_from_the_same_space():
         other = RefilledTeacher(first.teacher, **{"preprocessing": "data", **changes})
         other.adopt_centres(first)
         assert not other.local_classifier.is_ready
+
+
+def fitted(own=None, **kwargs):
+    teacher = make_teacher(**kwargs)
+    box = SimpleNamespace(train_data_loader=SimpleNamespace(dataset=own or TinyImages(classes=4)))
+    teacher.prepare(box, {})
+    teacher.fit_centres(batches())
+    return teacher
+
+
+def test_a_calibrated_local_classifier_is_asked_for_by_keyword_or_suggested():
+    suggested, refusing = make_teacher(), make_teacher(local_classifier="centres")
+    for teacher in (suggested, refusing):
+        teacher.suggest_local_classifier("discriminant")
+    assert suggested.local_classifier.kind == "discriminant"
+    assert refusing.local_classifier.kind == "centres"
+    asked = fitted(local_classifier="discriminant")
+    embedding, labels = torch.cat([asked.embed(x) for x, _ in batches()]), torch.cat([y for _, y in batches()])
+    fit = fit_discriminant(embedding, labels, 4)
+    torch.testing.assert_close(asked.answers(batches()[0][0]).local_classifier, embedding[:8] @ fit.weight.T + fit.bias)
+
+
+def test_the_training_set_tells_the_shared_classes():
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    teacher = fitted(student, local_classifier="discriminant")
+    assert teacher.local_classifier.teacher_labels.tolist() == [2, 3, -1, -1]
+    images = batches()[0][0]
+    own, embedding = teacher.teacher(images), teacher.embed(images)
+    want = teacher.local_classifier.logits(embedding, own)
+    assert not torch.equal(want, teacher.local_classifier.logits(embedding, None))
+    torch.testing.assert_close(teacher.answers(images).local_classifier, want)
+    teacher.answer_with(Answers(embedding, None, own))  # as a bank gives them
+    assert teacher.local_classifier.is_ready
+    recorded = []
+    teacher.local_classifier.register_forward_hook(lambda module, given, output: recorded.append(output))
+    teacher(images)
+    torch.testing.assert_close(recorded[0], want)
+
+
+def test_shared_classes_can_be_written_down_or_switched_off():
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    written = fitted(student, local_classifier="discriminant", class_map={0: 1})
+    assert written.local_classifier.teacher_labels.tolist() == [1, -1, -1, -1]
+    assert fitted(student, local_classifier="discriminant", class_map=None).local_classifier.known is None
+
+
+def test_a_class_map_that_does_not_fit_is_told_with_its_key():
+    with pytest.raises(ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: the student has no"):
+        fitted(class_map={"cat": 1})
+    with pytest.raises(ConfigError, match="class_map names class 9 of a teacher with 5 classes"):
+        fitted(local_classifier="discriminant", class_map={0: 9})
+
+
+def test_classifiers_are_adopted_with_their_kind():
+    first = fitted(local_classifier="discriminant", class_map={0: 1})
+    same, other = (RefilledTeacher(first.teacher, preprocessing="data", local_classifier=kind) for kind in KINDS[::-1])
+    for teacher in (same, other):
+        teacher.local_classifier.known = [1, None, None, None]
+        teacher.adopt_centres(first)
+    assert torch.equal(same.local_classifier.own_factors, first.local_classifier.own_factors)
+    assert not other.local_classifier.is_ready
 
 
 def test_an_embedding_that_is_not_pooled_is_refused():
