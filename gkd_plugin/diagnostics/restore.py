@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from gkd_plugin.runner.building import build_box, build_test_loader, section_nam
 from gkd_plugin.runner.config import RunConfig, load_config
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model, student_entry
+from gkd_plugin.runner.ncm_readout import student_embedding_path
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher
@@ -72,7 +73,7 @@ class RestoredRun:
     validation: Images | None
     test: Images | None
     class_names: list[str]
-    teacher_labels: list[int | None] | None
+    teacher_labels: Sequence[int | None] | None
     teacher: RefilledTeacher
     student: nn.Module
     initial: Mapping[str, Tensor]
@@ -137,7 +138,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         validation=validation or test,
         test=test or validation,
         class_names=[_name(entry) for entry in classes_of(dataset)],
-        teacher_labels=teacher_labels_of(dataset),
+        teacher_labels=box.teacher_model.local_classifier.known or teacher_labels_of(dataset),
         teacher=box.teacher_model,
         student=student.to(accelerator.device),
         initial=initial,
@@ -195,13 +196,14 @@ def _held_out(name: str, loader: Any) -> Images | None:
 
 def _embedding(config: RunConfig, student: nn.Module) -> tuple[str | None, str | None]:
     """(name of the last stage ``embedding``, module path of the student's embedding)."""
-    name, path = None, "embedding"
-    for stage_name, stage in stage_configs(config.plain["train"]).items():
-        criterion = stage.get("criterion") or {}
-        kwargs = criterion.get("kwargs") or {}
-        if criterion.get("key") == "refilled" and kwargs.get("stage") == "embedding":
-            name, path = stage_name, kwargs.get("student_embedding", "embedding")
-    return name, path if path in dict(student.named_modules()) else None
+    stages = stage_configs(config.plain["train"])
+    path = student_embedding_path(student_entry(config.plain)[1], stages) or "embedding"
+    found = [name for name, stage in stages.items() if _is_embedding(stage.get("criterion") or {})]
+    return found[-1] if found else None, path if path in dict(student.named_modules()) else None
+
+
+def _is_embedding(criterion: Mapping[str, Any]) -> bool:
+    return criterion.get("key") == "refilled" and (criterion.get("kwargs") or {}).get("stage") == "embedding"
 
 
 def _name(entry: object) -> str:

@@ -31,7 +31,7 @@ def report_tuples(metrics: Path, folder: Path) -> dict[str, list[float]]:
     for axis, (key, title) in zip(axes, _TITLES.items(), strict=True):
         axis.plot(counts["epoch"], counts[key], color=PALETTE[0], marker="." if len(counts["epoch"]) < 30 else None)
         axis.set_title(title)
-        axis.set_xlabel("epoch of stage 'embedding'")
+        axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(0, 1.1 * max(*counts[key], 1))
     save_figure(figure, folder, "tuples")
@@ -48,5 +48,7 @@ def tuple_counts(metrics: Path) -> dict[str, list[float]]:
     rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
     rows = [row for row in rows if all(key in row for key in _TITLES)]
     if not rows:
-        raise LeftOut(f"no epoch in {metrics} counts tuples: only the criterion 'refilled', stage 'embedding', does")
+        raise LeftOut(
+            f"no epoch in {metrics} counts tuples: only the criterion 'refilled', stages 'embedding' and 'joint', does"
+        )
     return {"epoch": list(range(1, len(rows) + 1)), **{key: [row[key] for row in rows] for key in _TITLES}}
