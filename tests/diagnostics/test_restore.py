@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from torchvision.models import resnet18
 
 from gkd_plugin.diagnostics.restore import _embedding, _name, outputs, restore
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.config import load_config
 from tests.fakes import TinyImages
 
 
@@ -73,17 +73,17 @@ def test_class_names():
     assert [_name(entry) for entry in ("cat", 3, ("tench", "Tinca tinca"))] == ["cat", "3", "tench"]
 
 
-def test_the_embedding_of_a_student_that_is_not_timms(here):
+def test_the_embedding_of_a_student_that_is_not_timms():
+    def config(**stages):
+        train = {name: {"criterion": {"key": "refilled", "kwargs": kwargs}} for name, kwargs in stages.items()}
+        return SimpleNamespace(plain={"models": {"student_model": {"key": "resnet18"}}, "train": train})
+
     student = resnet18()
-    assert _embedding(load_config("student.yaml"), student) == ("stage1", None)
-    text = (
-        Path("student.yaml")
-        .read_text("utf-8")
-        .replace("stage: 'embedding'", "stage: 'embedding', student_embedding: avgpool")
-    )
-    Path("student.yaml").write_text(text, encoding="utf-8")
-    assert _embedding(load_config("student.yaml"), student) == ("stage1", "avgpool")
-    assert _embedding(load_config("teacher.yaml"), student) == (None, None)
+    assert _embedding(config(stage1={"stage": "embedding"}), student) == ("stage1", None)
+    named = {"stage": "embedding", "student_embedding": "avgpool"}
+    assert _embedding(config(stage1=named, stage2={"stage": "classifier"}), student) == ("stage1", "avgpool")
+    assert _embedding(config(stage1={**named, "stage": "joint"}), student) == (None, "avgpool")
+    assert _embedding(config(stage1={"stage": "classifier"}), student) == (None, None)
 
 
 def edit(name, old, new):
