@@ -1,0 +1,11 @@
+"""Tests run in as many processes as there are cores (pytest-xdist): each then computes with one thread."""
+
+import os
+
+import torch
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+        torch.set_num_threads(1)
