@@ -81,6 +81,10 @@ class LocalClassifier(nn.Module):
         for name in _FITTED:
             setattr(self, name, getattr(other, name).to(device))
 
+    def use_centres(self, centres: Tensor) -> None:
+        """Measures against class centres ``[C, D_t]``."""
+        self.centres, self.weight, self.bias = centres, centres, centres.new_zeros(len(centres))
+
     def fit(self, batches: Iterable[Batch], num_classes: int | None, device: torch.device) -> None:
         """Fits it to batches of the training set.
 
@@ -97,8 +101,7 @@ class LocalClassifier(nn.Module):
             accumulator.update(embedding, labels)
             if self.kind == "discriminant":
                 kept.add(embedding, own if self.known else None, labels)
-        self.centres = accumulator.result().to(device)
-        self.weight, self.bias = self.centres, self.centres.new_zeros(len(self.centres))
+        self.use_centres(accumulator.result().to(device))
         if self.kind == "discriminant":
             self._fit_discriminant(kept, device)
 

@@ -26,6 +26,14 @@ class TinyImages(Dataset):
         return len(self.targets)
 
 
+class ViewedImages(TinyImages):
+    """The same, which say that they come without augmentation."""
+
+    @property
+    def evaluation_view(self) -> TinyImages:
+        return self
+
+
 class TinyNet(nn.Module):
     """A network that is not timm's, with batch norm: pool → fc."""
 

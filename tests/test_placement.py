@@ -27,7 +27,7 @@ def teacher_on(device, model, **kwargs):
     """A wrapped teacher that was made on ``device``."""
     with torch.device(device):
         teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5, **kwargs)
-        teacher.local_classifier.centres = torch.randn(CLASSES, model.head_hidden_size)
+        teacher.local_classifier.use_centres(torch.randn(CLASSES, model.head_hidden_size))
     return teacher
 
 
@@ -105,7 +105,7 @@ def real_losses(student_device, teacher_device, precision=None, dtype=None):
     student = timm_model("test_resnet", num_classes=CLASSES).to(student_device)
     centres = torch.nn.functional.normalize(torch.randn(CLASSES, model.head_hidden_size), dim=1)
     teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5, teacher_device=teacher_device, teacher_dtype=dtype)
-    teacher.local_classifier.centres = centres.to(teacher.device)
+    teacher.local_classifier.use_centres(centres.to(teacher.device))
     images, labels = real_batch(student_device)
     with torch.autocast(student_device.partition(":")[0], precision, enabled=precision is not None):
         found, _ = losses(student, teacher, images, labels)

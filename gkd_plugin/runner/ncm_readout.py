@@ -71,11 +71,11 @@ def _obstacle(path: str | None, num_classes: int | None, train_loader: Any) -> s
     """Why there is no NCM accuracy; empty where nothing is in the way."""
     if path is None:
         return "the configuration does not show which module gives the student's embedding"
-    if not evaluation_view(train_loader.dataset)[1]:
-        return "the training set offers no evaluation view"
     try:
         present = set(labels_of(train_loader.dataset))
     except ConfigError as error:
         return str(error)
     missing = [label for label in range(num_classes or max(present) + 1) if label not in present]
-    return f"no training sample of class {', '.join(map(str, missing[:10]))}" if missing else ""
+    if missing:
+        return f"no training sample of class {', '.join(map(str, missing[:10]))}"
+    return "" if evaluation_view(train_loader.dataset)[1] else "the training set offers no evaluation view"

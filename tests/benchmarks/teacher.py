@@ -40,7 +40,7 @@ def overhead(rounds: int, size: int = 64, batch: int = 64, classes: int = 100) -
     model.load_state_dict(bare.state_dict())
     teacher = RefilledTeacher(model, preprocessing="data")
     embeddings = torch.randn(classes, model.head_hidden_size)
-    teacher.local_classifier.centres = class_centres([(embeddings, torch.arange(classes))])
+    teacher.local_classifier.use_centres(class_centres([(embeddings, torch.arange(classes))]))
     images = torch.randn(batch, 3, size, size)
     times: list[tuple[float, float]] = []
     with torch.no_grad():

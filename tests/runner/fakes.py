@@ -19,7 +19,7 @@ DATASETS = """
 dependencies:
   - name: 'gkd_plugin'
 datasets:
-  train: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 0}}}
+  train: !import_call {key: 'tests.fakes.ViewedImages', init: {kwargs: {classes: 4, per_class: 6, seed: 0}}}
   val: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 1}}}
   test: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 2}}}
 """
