@@ -14,9 +14,9 @@ from gkd_plugin.compare.class_space import ClassSpace, shares_classes
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.report import comparison_table, draw_overlap, write_csv
-from gkd_plugin.errors import told_at
+from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
-from gkd_plugin.runner.config import RunConfig
+from gkd_plugin.runner.config import RunConfig, checked_config
 from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.yaml_nodes import compose
 
@@ -62,10 +62,12 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         ConfigError: something cannot be used as given; nothing has been trained then.
     """
     require_report("compare")
-    methods = [load_method(name) for name in wanted.methods]
+    methods = _methods(wanted.methods)
+    root = compose(wanted.config)
     with told_at(f"{wanted.config}: "):
-        root = compose(wanted.config)
         apply_overrides(root, wanted.overrides)
+    checked_config(wanted.config, root)
+    with told_at(f"{wanted.config}: "):
         base_stages(root)
         planned = list(_plan(root, methods, wanted))
     _check_data(planned)
@@ -77,6 +79,16 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     (wanted.output / "table.txt").write_text(table + "\n", encoding="utf-8")
     draw_overlap(results, wanted.score, wanted.output / f"{wanted.score}_against_overlap")
     return table, results
+
+
+def _methods(names: Sequence[str]) -> list[Method]:
+    """The methods, whose names are those of their folders."""
+    methods = [load_method(name) for name in names]
+    known = [method.name for method in methods]
+    for name, method in zip(names, methods, strict=True):
+        if known.count(method.name) > 1:
+            raise ConfigError(f"--methods: {name!r} has the name of another method, {method.name!r}; rename the file")
+    return methods
 
 
 def _plan(root: MappingNode, methods: Sequence[Method], wanted: Comparison) -> Iterator[tuple[Cell, RunConfig | None]]:

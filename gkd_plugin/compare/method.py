@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -95,7 +95,7 @@ def _read(name: str, path: Path) -> Method:
     with told_at(f"{path}: "):
         _check_keys("", plain, _KEYS)
         stages = plain.get("stages")
-        if not isinstance(stages, Sequence) or not stages:
+        if not isinstance(stages, list) or not stages:
             raise ConfigError("stages: must be a list of stages")
         classes = plain.get("classes", "any")
         if classes not in ("any", "same"):
@@ -117,6 +117,9 @@ def _stage(where: str, stage: object) -> MethodStage:
         raise ConfigError(f"{where}.like: {like!r} given; {nearest(like, _BASES)}")
     if epochs not in (None, "all"):
         raise ConfigError(f"{where}.epochs: {epochs!r} given; 'all', or leave it out for those of the stage {like!r}")
+    for key in ("teacher", "student", "criterion"):
+        if stage.get(key) is not None and not isinstance(stage[key], Mapping):
+            raise ConfigError(f"{where}.{key}: must be a mapping, got {stage[key]!r}")
     return MethodStage(
         like=like,
         takes_all=epochs == "all",

@@ -67,18 +67,22 @@ def _mean(mean: Mean, *, signed: bool = False) -> str:
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
-    """One row for each cell."""
+    """One row for each cell; figures to four decimals."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["method", "overlap", "seed", "status", *SCORES, "teacher_ncm_top1", "seconds", "reason", "folder"])
     for result in results:
         cell = result.cell
-        scores = [result.score(name) for name in SCORES]
-        teacher = result.summary.get("teacher", {}).get("ncm_top1")
+        scores = [_rounded(result.score(name)) for name in SCORES]
+        teacher = _rounded(result.summary.get("teacher", {}).get("ncm_top1"))
         seconds = result.summary.get("wall_seconds")
         head = (cell.method.name, cell.space.overlap, cell.seed, result.status)
         writer.writerow([*head, *scores, teacher, seconds, result.reason, cell.folder])
     write_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def draw_overlap(results: Sequence[Result], score: str, stem: Path) -> list[Path]:
