@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gkd_plugin.centres import fit_class_centres
+from gkd_plugin.data import labels_of
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import nearest_class_mean
 from gkd_plugin.runner.accuracy import Accuracy, evaluate, near_chance
 from gkd_plugin.teacher import RefilledTeacher
@@ -37,7 +39,10 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     teacher.eval()
     row: dict[str, Any] = {}
     own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
-    if isinstance(teacher, RefilledTeacher):
+    missing = _classes_without_sample(box.train_data_loader.dataset, num_classes)
+    if isinstance(teacher, RefilledTeacher) and missing:
+        logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
+    elif isinstance(teacher, RefilledTeacher):
         fit_class_centres(teacher, box.train_data_loader)
         centres = teacher.local_classifier.centres
         ncm = evaluate(
@@ -58,6 +63,15 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
             100 / best.classes,
         )
     return row
+
+
+def _classes_without_sample(dataset: Any, num_classes: int | None) -> list[int]:
+    """The classes that have no centre; none where the labels cannot be read ahead."""
+    try:
+        present = set(labels_of(dataset))
+    except ConfigError:
+        return []
+    return [label for label in range(num_classes or 0) if label not in present]
 
 
 def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerator: Accelerator) -> Accuracy | None:
