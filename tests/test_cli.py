@@ -334,7 +334,8 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     words = grid_of("--methods", "ce,kd", "--overlap", "0,100", "--seeds", "0,1", "--set", "train.stage2.num_epochs=1")
     assert main(words) == 0
     out, err = capsys.readouterr()
-    header, _, ce, kd = out.strip().splitlines()
+    header, _, ce, kd, note = out.strip().splitlines()
+    assert note == "top1 in %, mean ± standard error over seeds; − ce: paired difference, p of the t-test"
     assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce", header)
     assert re.fullmatch(r"cross-entropy +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d", ce)
     assert re.fullmatch(r"KD +needs the same classes +\d+\.\d ± \d+\.\d +[+-]\d+\.\d ± \d+\.\d(?: \(p [\d.]+\))?", kd)
@@ -390,6 +391,8 @@ BAD_GRIDS = {
         CONFIG.replace("role: 'student'", "role: 'teacher'"),
         r"--overlap: no data set is a gkd_plugin\.data\.overlap_subset with role 'student'",
     ),
+    "no tasks to set": (grid_of("--tasks", "2"), "", r"--tasks: no data set is a gkd_plugin\.data\.few_shot_task"),
+    "no memory to set": (grid_of("--memory", "0"), "", r"--memory: no data set is a gkd_plugin\.data\.incremental_su"),
     "scheduler that cannot be stretched": (
         grid_of(config="one.yaml"),
         CONFIG.replace(
@@ -427,6 +430,11 @@ def test_a_grid_that_cannot_be_is_told_before_anything_is_written(name, tiny, ca
         (("--methods", "ce,ce"), "argument --methods: 'ce,ce' names something twice"),
         (("--overlap", "101"), "argument --overlap: '101' is not a number of per cent from 0 to 100"),
         (("--overlap", "half"), "argument --overlap: 'half' is not a number of per cent from 0 to 100"),
+        (("--tasks", "0"), "argument --tasks: '0' is not a whole number from 1 up"),
+        (("--tasks", "1,x"), "argument --tasks: 'x' is not a whole number from 0"),
+        (("--ways", "0"), "argument --ways: '0' is not a whole number from 1 up"),
+        (("--shots", "1,1"), "argument --shots: '1,1' names something twice"),
+        (("--memory", "-1"), "argument --memory: expected one argument"),
         (("--jobs", "0"), "argument --jobs: '0' is not a whole number from 1 up"),
         (("--score", "top2"), "argument --score: invalid choice: 'top2'"),
     ],

@@ -63,7 +63,7 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
     train = _flat(_child(own, "train"))
     nodes = {like: _flat(_child(train, name)) for like, name in names.items()}
     with told_at(f"method {method.name!r}: "):
-        if method.keeps_all_samples:
+        if method.keeps_all_samples and is_incremental(own):
             keep_all_samples(own)
         _set_models(own, method)
         if method.probe:

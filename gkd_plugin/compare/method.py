@@ -20,6 +20,7 @@ CONTROL = "ce"
 _KEYS = {"title", "classes", "stages", "student", "memory", "probe"}
 _PROBES = ("ncm", "logistic_regression")
 _STAGE_KEYS = {"like", "epochs", "lr_factor", "teacher", "student", "criterion"}
+_CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
 
 
@@ -53,7 +54,8 @@ class Method:
     Attributes:
         name: as on the command line.
         title: as in the table.
-        same_classes: whether it only serves a student with the teacher's own classes.
+        classes: 'same' serves only a student with the teacher's own classes, 'incremental' only one with these and new
+            ones; 'any' serves all.
         stages: in order; none for a probe.
         starts_from_teacher: whether the student is the teacher's network with its weights and a new classifier.
         keeps_all_samples: whether old classes keep all their samples, whatever the memory: joint training.
@@ -62,7 +64,7 @@ class Method:
 
     name: str
     title: str
-    same_classes: bool
+    classes: str
     stages: tuple[MethodStage, ...]
     starts_from_teacher: bool = False
     keeps_all_samples: bool = False
@@ -116,12 +118,12 @@ def _read(name: str, path: Path) -> Method:
         if plain.get("memory") is not None:
             raise ConfigError(f"memory: {plain['memory']!r} given; null for all samples, or leave it out")
         classes = plain.get("classes", "any")
-        if classes not in ("any", "same"):
-            raise ConfigError(f"classes: {classes!r} given; {nearest(classes, ('any', 'same'))}")
+        if classes not in _CLASSES:
+            raise ConfigError(f"classes: {classes!r} given; {nearest(classes, _CLASSES)}")
         return Method(
             name=name,
             title=str(plain.get("title", name)),
-            same_classes=classes == "same",
+            classes=classes,
             stages=tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages)),
             starts_from_teacher="student" in plain,
             keeps_all_samples="memory" in plain,

@@ -8,7 +8,7 @@ from typing import Any
 from yaml.nodes import MappingNode
 
 from gkd_plugin.compare.method import Method
-from gkd_plugin.compare.setting import shares_classes, training_memory, training_shots
+from gkd_plugin.compare.setting import is_incremental, shares_classes, training_memory, training_shots
 from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.yaml_plain import to_plain
 
@@ -22,8 +22,10 @@ def obstacle(method: Method, root: MappingNode) -> str:
         method: the method.
         root: the configuration of its cell.
     """
-    if method.same_classes and not shares_classes(root):
+    if method.classes == "same" and not shares_classes(root):
         return "needs the same classes"
+    if method.classes == "incremental" and not is_incremental(root):
+        return "needs old and new classes"
     stages = set() if method.probe else set(_refilled_stages(to_plain(root)["train"]))
     if training_memory(root) == 0 and (stages or method.probe == "ncm"):
         return "needs a sample of each class"

@@ -73,3 +73,52 @@ def write_config(folder: Path, text: str = CONFIG) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _incremental(name: str, memory: int | None, seed: int) -> str:
+    return f"""
+  {name}: !import_call
+    key: 'gkd_plugin.data.incremental_subset'
+    init:
+      kwargs:
+        old: 4
+        new: 2
+        memory: {"null" if memory is None else memory}
+        dataset: !import_call
+          key: 'tests.fakes.TinyImages'
+          init: {{kwargs: {{classes: {CLASSES}, per_class: 4, size: 32, seed: {seed}}}}}"""
+
+
+def _few_shot(name: str, role: str, shots: int, seed: int) -> str:
+    return f"""
+  {name}: !import_call
+    key: 'gkd_plugin.data.few_shot_task'
+    init:
+      kwargs:
+        ways: 4
+        shots: {shots}
+        task: 0
+        role: '{role}'
+        queries: {0 if role == "support" else "null"}
+        dataset: !import_call
+          key: 'tests.fakes.TinyImages'
+          init: {{kwargs: {{classes: {CLASSES}, per_class: 4, size: 32, seed: {seed}}}}}"""
+
+
+def _with_datasets(datasets: str, num_classes: int) -> str:
+    head, rest = CONFIG.split("datasets:", maxsplit=1)[0], CONFIG[CONFIG.index("models:") :]
+    before, after = rest.split("student_model:")
+    student = after.replace("num_classes: 4", f"num_classes: {num_classes}", 1)
+    return f"{head}datasets:{datasets}\n{before}student_model:{student}"
+
+
+def write_incremental(folder: Path, memory: int = 2) -> Path:
+    """The teacher knows 4 classes, the student learns 6."""
+    sets = [_incremental("train", memory, 0), _incremental("val", None, 1), _incremental("test", None, 2)]
+    return write_config(folder, _with_datasets("".join(sets), 6))
+
+
+def write_few_shot(folder: Path) -> Path:
+    """4-way 3-shot tasks of 8 classes; the queries are other images."""
+    sets = [_few_shot("train", "support", 3, 0), _few_shot("val", "query", 0, 1), _few_shot("test", "query", 0, 2)]
+    return write_config(folder, _with_datasets("".join(sets), 4))

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from gkd_plugin.compare.cell import base_stages, cell_config
-from gkd_plugin.compare.class_space import ClassSpace
 from gkd_plugin.compare.method import load_method
+from gkd_plugin.compare.setting import Setting
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.yaml_nodes import compose, dump
-from tests.compare.fakes import CONFIG, write_config
+from tests.compare.fakes import CONFIG, write_config, write_incremental
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def root(tmp_path, monkeypatch):
 
 
 def made(root, method, overlap=None):
-    return cell_config(root, load_method(method), ClassSpace(overlap), Path("cell.yaml")).plain
+    return cell_config(root, load_method(method), Setting(overlap), Path("cell.yaml")).plain
 
 
 def test_both_stages_are_found_by_what_they_do(tmp_path):
@@ -106,3 +106,43 @@ def test_several_stages_without_a_teacher(root, tmp_path):
     (tmp_path / "mine.yaml").write_text("stages: [{teacher: null}, {teacher: null}]\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="method 'mine': several stages need a teacher"):
         made(root, "mine.yaml")
+
+
+def test_a_fine_tuned_teacher_is_the_only_model(root):
+    plain = made(root, "finetune")
+    (entry,) = plain["models"].values()
+    assert entry == {
+        "key": "timm_model",
+        "kwargs": {"model_name": "test_byobnet", "num_classes": 4},
+        "src_ckpt": "teacher.pt",
+        "src_ckpt_classifier": "new",
+    }
+    assert plain["train"]["optimizer"]["kwargs"] == {"lr": pytest.approx(0.001), "momentum": 0.9}
+    assert plain["train"]["num_epochs"] == 3
+
+
+def test_in_incremental_learning_the_teachers_classifier_is_extended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = made(compose(write_incremental(tmp_path)), "lwf")["models"]
+    assert models["student_model"]["src_ckpt_classifier"] == "extended"
+    assert models["student_model"]["kwargs"]["num_classes"] == 6
+    assert "src_ckpt_classifier" not in models["teacher_model"]
+
+
+def test_joint_training_keeps_all_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = made(compose(write_incremental(tmp_path)), "joint-training")
+    assert all(tag.value["init"]["kwargs"]["memory"] is None for tag in plain["datasets"].values())
+
+
+def test_a_learning_rate_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.replace("kwargs: {lr: 0.01, momentum: 0.9}", "kwargs: {momentum: 0.9}")
+    with pytest.raises(ConfigError, match=r"method 'finetune': optimizer\.kwargs\.lr: missing"):
+        made(compose(write_config(tmp_path, text)), "finetune")
+
+
+def test_the_configuration_of_a_probe_keeps_both_models(root):
+    plain = made(root, "teacher-ncm")
+    assert set(plain["models"]) == {"teacher_model", "student_model"}
+    assert "dst_ckpt" not in plain["models"]["student_model"]

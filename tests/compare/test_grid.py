@@ -19,7 +19,7 @@ def ran(monkeypatch):
     """The folders of the cells that are run, which is made to do nothing."""
     folders = []
 
-    def run(config, folder, seed, device):
+    def run(config, folder, seed, device, probe):
         folders.append(folder)
         return {"final": {"top1": 1.0}, "wall_seconds": 0.0}
 
@@ -83,7 +83,7 @@ def test_another_configuration_or_seed_runs_again(grid, ran, tmp_path, caplog):
     ],
 )
 def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, monkeypatch, caplog, error, reason):
-    def run(config, folder, seed, device):
+    def run(config, folder, seed, device, probe):
         if seed == 0:
             raise error
         return {"final": {"top1": 50.0}, "wall_seconds": 2.0}

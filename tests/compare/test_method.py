@@ -34,7 +34,7 @@ def test_a_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.yml"
     path.write_text("classes: 'same'\nstages:\n  - {like: 'embedding', student: {forward_hook: null}}\n")
     method = load_method(str(path))
-    assert (method.name, method.title, method.same_classes) == ("mine", "mine", True)
+    assert (method.name, method.title, method.classes) == ("mine", "mine", "same")
     assert (method.stages[0].like, method.stages[0].takes_all, method.stages[0].has_teacher) == (
         "embedding",
         False,
@@ -61,6 +61,11 @@ def test_an_unknown_name_gets_the_nearest():
         ("stages: [{}, {teacher: 3}]", r"stages\.1\.teacher: must be a mapping, got 3"),
         ("stages: [{criterion: 'refilled'}]", r"stages\.0\.criterion: must be a mapping, got 'refilled'"),
         ("{classes: 'sam', stages: [{}]}", "classes: 'sam' given; did you mean 'same'"),
+        ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
+        ("{probe: 'ncm', stages: [{}]}", "probe: trains nothing; remove stages and student"),
+        ("{student: 'techer', stages: [{}]}", "student: 'techer' given; 'teacher', or leave it out"),
+        ("{memory: 5, stages: [{}]}", "memory: 5 given; null for all samples, or leave it out"),
+        ("stages: [{lr_factor: 0}]", r"stages\.0\.lr_factor: 0 given; must be a number above 0"),
         ("[]", "a config is a mapping"),
     ],
 )
@@ -74,3 +79,11 @@ def test_files_that_do_not_describe_a_method(text, message, tmp_path):
 def test_a_file_that_is_missing():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         load_method("nowhere.yaml")
+
+
+def test_what_trains_nothing_and_what_starts_from_the_teacher():
+    assert (load_method("teacher-ncm").probe, load_method("teacher-ncm").stages) == ("ncm", ())
+    assert load_method("teacher-logreg").probe == "logistic_regression"
+    assert [load_method(name).starts_from_teacher for name in ("finetune", "lwf", "scratch")] == [True, True, False]
+    assert [load_method(name).keeps_all_samples for name in ("joint-training", "ce")] == [True, False]
+    assert [stage.lr_factor for name in ("finetune", "ce") for stage in load_method(name).stages] == [0.1, 1.0]

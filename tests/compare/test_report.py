@@ -1,15 +1,16 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gkd_plugin.compare.class_space import ClassSpace
 from gkd_plugin.compare.grid import Cell, Result
 from gkd_plugin.compare.method import load_method
-from gkd_plugin.compare.report import comparison_table, draw_overlap, write_csv
+from gkd_plugin.compare.report import comparison_table, draw_settings, write_csv
+from gkd_plugin.compare.setting import Setting
 
 CE, REFILLED, KD = (load_method(name) for name in ("ce", "refilled", "kd"))
-HALF, FULL = ClassSpace(50.0), ClassSpace(100.0)
+HALF, FULL = Setting(50.0), Setting(100.0)
 
 
 def finished(method, space, seed, top1, **more):
@@ -39,6 +40,7 @@ method            overlap 50 %            − ce                   overlap 100 %
 cross-entropy     62.0 ± 1.2                                     50.0 ± 0.0
 ReFilled (TPAMI)  64.0 ± 1.7              +2.0 ± 0.6 (p 0.074)   57.0, 2 failed  +7.0
 KD                needs the same classes                         no weights
+top1 in %, mean ± standard error over seeds; − ce: paired difference, p of the t-test
 """
     lines = comparison_table(RESULTS, "top1").splitlines()
     assert [line.split() for line in lines if "---" not in line] == [
@@ -49,6 +51,7 @@ KD                needs the same classes                         no weights
 def test_without_the_control_there_is_no_difference():
     table = comparison_table([result for result in RESULTS if result.cell.method is not CE], "top1")
     assert "− ce" not in table
+    assert table.endswith("top1 in %, mean ± standard error over seeds")
     assert table.splitlines()[0].split("  ")[0] == "method"
 
 
@@ -70,14 +73,31 @@ def test_csv(tmp_path):
 
 
 def test_the_plot_has_a_line_for_each_method_with_results(tmp_path):
-    files = draw_overlap(RESULTS, "top1", tmp_path / "plot")
-    assert [file.name for file in files] == ["plot.png", "plot.svg"]
+    files = draw_settings(RESULTS, "top1", tmp_path)
+    assert [file.name for file in files] == ["top1_against_overlap.png", "top1_against_overlap.svg"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert files[1].read_text("utf-8").lstrip().startswith("<?xml")
 
 
-@pytest.mark.parametrize("spaces", [(HALF,), ()])
-def test_fewer_than_two_overlaps_are_no_plot(spaces, tmp_path):
-    kept = [result for result in RESULTS if result.cell.space in spaces]
-    assert draw_overlap(kept, "top1", tmp_path / "plot") == []
+@pytest.mark.parametrize("settings", [(HALF,), ()])
+def test_fewer_than_two_overlaps_are_no_plot(settings, tmp_path):
+    kept = [result for result in RESULTS if result.cell.setting in settings]
+    assert draw_settings(kept, "top1", tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_are_told_with_their_confidence_interval():
+    """Tasks of 60, 64 and 68 after the mean of two seeds: 64 ± 4.303 · 4/√3."""
+    results = [
+        replace(result, cell=replace(result.cell, task=task))
+        for task, top1 in enumerate([60.0, 64.0, 68.0])
+        for result in (finished(CE, HALF, 0, top1 - 1), finished(CE, HALF, 1, top1 + 1))
+    ]
+    table = comparison_table(results, "top1")
+    assert "64.0 ± 9.9" in table
+    assert "mean ± 95 % confidence over tasks" in table
+
+
+def test_two_things_that_vary_are_no_plot(tmp_path):
+    settings = [Setting(50.0, memory=0), Setting(100.0, memory=5)]
+    assert draw_settings([finished(CE, setting, 0, 1.0) for setting in settings], "top1", tmp_path) == []
