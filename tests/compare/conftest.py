@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from gkd_plugin.compare.compare import Comparison, compare
-from gkd_plugin.compare.method import method_names
+from gkd_plugin.compare.method import load_method, method_names
 from tests.compare.fakes import write_config
 
-METHODS = [
-    name for name in method_names() if name not in ("joint-training", "lwf")
-]  # these are for incremental learning
+METHODS = [name for name in method_names() if load_method(name).classes != "incremental"]
 Grid = namedtuple("Grid", "folder comparison table results")
 
 

@@ -81,7 +81,7 @@ def test_without_subsets_the_number_of_classes_shows_it(teacher, student, shared
     assert shares_classes(compose_value(NO_SUBSET.format(teacher, student), "test")) is shared
 
 
-# --- few-shot tasks and incremental learning, in the digits' configurations --------------------------------------------
+# --- few-shot tasks and incremental learning, in the digits' configurations ------------------------------------------
 
 
 @pytest.fixture
