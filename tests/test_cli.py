@@ -434,7 +434,7 @@ def test_a_grid_that_cannot_be_is_told_before_anything_is_written(name, tiny, ca
         (("--tasks", "1,x"), "argument --tasks: 'x' is not a whole number from 0"),
         (("--ways", "0"), "argument --ways: '0' is not a whole number from 1 up"),
         (("--shots", "1,1"), "argument --shots: '1,1' names something twice"),
-        (("--memory", "-1"), "argument --memory: expected one argument"),
+        (("--memory", "-1"), "argument --memory: '-1' is not a whole number from 0"),
         (("--jobs", "0"), "argument --jobs: '0' is not a whole number from 1 up"),
         (("--score", "top2"), "argument --score: invalid choice: 'top2'"),
     ],

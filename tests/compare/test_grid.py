@@ -117,7 +117,7 @@ def test_two_processes_give_the_results_of_one(grid, here):
     """Bit for bit: the grid of one process ran with as many threads as each of these has."""
     wanted = replace(
         grid.comparison,
-        methods=["ce", "refilled"],
+        methods=["ce", "refilled-stage2-only"],
         output=here / "grid",
         jobs=2,
         config=Path("tiny.yaml"),
