@@ -77,6 +77,10 @@ def _compare(options: argparse.Namespace) -> int:
             config=options.config,
             methods=options.methods,
             overlaps=options.overlap,
+            ways=options.ways,
+            shots=options.shots,
+            tasks=options.tasks,
+            memories=options.memory,
             seeds=options.seeds,
             output=options.output,
             overrides=options.set,
@@ -126,13 +130,23 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
     evaluate.set_defaults(command=_evaluate, log="gkd_plugin")
 
-    compare = commands.add_parser("compare", help="methods × class overlaps × seeds, with a paired test against ce")
+    compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
     compare.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages")
     compare.add_argument(
         "--methods", type=_items(str), default=["ce", "refilled"], metavar="M,…", help="names or YAML files"
     )
     compare.add_argument(
         "--overlap", type=_items(_percentage), default=[], metavar="P,…", help="shares of common classes in per cent"
+    )
+    compare.add_argument(
+        "--ways", type=_items(_count), default=[], metavar="N,…", help="classes of the configuration's few-shot tasks"
+    )
+    compare.add_argument("--shots", type=_items(_count), default=[], metavar="K,…", help="labelled images of each")
+    compare.add_argument(
+        "--tasks", type=_tasks, default=[], metavar="T", help="how many few-shot tasks, or a list of their numbers: 0,5"
+    )
+    compare.add_argument(
+        "--memory", type=_items(_seed), default=[], metavar="M,…", help="exemplars of each old class, incrementally"
     )
     compare.add_argument("--seeds", type=_items(_seed), default=[0], metavar="N,…", help="default: 0")
     compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
@@ -203,6 +217,11 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def _tasks(text: str) -> list[int]:
+    """A count T, for the tasks 0 … T − 1, or a list with a comma."""
+    return _items(_seed)(text) if "," in text else list(range(_count(text)))
 
 
 def _label(text: str) -> int:

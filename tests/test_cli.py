@@ -15,6 +15,7 @@ import gkd_plugin
 from gkd_plugin.cli import main
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage
+from tests.compare.fakes import CONFIG, write_config
 from tests.runner.fakes import write_configs
 
 ROOT = Path(__file__).parent.parent
@@ -309,6 +310,141 @@ def test_ctrl_c(here, capsys, monkeypatch):
     monkeypatch.setattr("gkd_plugin.runner.batch.run_all", stop)
     assert main(["run", "student.yaml"]) == 130
     assert capsys.readouterr().err == "refilled: stopped\n"
+
+
+# --- a grid ----------------------------------------------------------------------------------------------------------
+
+
+def grid_of(*words, config="tiny.yaml"):
+    return ["compare", config, "--output", "grid", "--device", "cpu", *words]
+
+
+FAILS = "stages: [{student: {forward_hook: {output: ['embeding']}}}]\n"
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A folder with a configuration to compare with."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    return tmp_path
+
+
+def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
+    words = grid_of("--methods", "ce,kd", "--overlap", "0,100", "--seeds", "0,1", "--set", "train.stage2.num_epochs=1")
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    header, _, ce, kd, note = out.strip().splitlines()
+    assert note == "top1 in %, mean ± standard error over seeds; − ce: paired difference, p of the t-test"
+    assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce", header)
+    assert re.fullmatch(r"cross-entropy +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d", ce)
+    assert re.fullmatch(r"KD +needs the same classes +\d+\.\d ± \d+\.\d +[+-]\d+\.\d ± \d+\.\d(?: \(p [\d.]+\))?", kd)
+    assert re.search(r"^\[6/6\] overlap 100 %, kd, seed 1: top-1 \d+\.\d\d % \(\d+ s\)$", err, re.MULTILINE)
+    assert {path.name for path in (tiny / "grid").iterdir()} == {
+        *("overlap0", "overlap100", "results.csv", "table.txt"),
+        *("top1_against_overlap.png", "top1_against_overlap.svg"),
+    }
+    assert len((tiny / "grid/results.csv").read_text("utf-8").splitlines()) == 9
+    assert {path.name for path in (tiny / "grid/overlap0").iterdir()} == {"ce"}
+    assert main(words) == 0
+    again, err = capsys.readouterr()
+    assert (again, "6 of 8 cells are finished already" in err) == (out, True)
+
+
+def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
+    (tiny / "fails.yaml").write_text(FAILS, encoding="utf-8")
+    assert main(grid_of("--methods", "fails.yaml,ce")) == 1
+    out, err = capsys.readouterr()
+    assert re.search(r"^fails +.*forward_hook\.output: ByobNet has no module 'embeding'; ", out, re.MULTILINE)
+    assert re.search(r"^cross-entropy +\d+\.\d$", out, re.MULTILINE)
+    assert re.search(r"^error: \[1/2\] as configured, fails, seed 0: failed: .*'embeding'", err, re.MULTILINE)
+    results = (tiny / "grid/results.csv").read_text("utf-8").splitlines()
+    assert re.match(r"fails,.*,failed,.*'embeding'", results[1])
+    assert re.match(r"ce,.*,finished,", results[2])
+
+
+BAD_GRIDS = {
+    "unknown method": (
+        grid_of("--methods", "refiled"),
+        "",
+        r"--methods: there is no method 'refiled'; did you mean 'ref",
+    ),
+    "malformed method": (grid_of("--methods", "mine.yaml"), "", r"mine\.yaml: stages: must be a list of stages"),
+    "a stage missing": (
+        grid_of(config="one.yaml"),
+        CONFIG.replace("stage: 'embedding'", "stage: 'classifier'"),
+        r"one\.yaml: train: has no stage with criterion 'refilled' and stage 'embedding'",
+    ),
+    "not a configuration": (grid_of(config="one.yaml"), "train: 3\n", r"one\.yaml: \d problems"),
+    "overlap that the count cannot give": (
+        grid_of("--overlap", "0,25", config="one.yaml"),
+        CONFIG.replace("num_classes: 4", "num_classes: 5"),
+        r"one\.yaml: --overlap 25: overlap=0\.25 of 5 classes is not a whole number of classes; nearest allowed: ",
+    ),
+    "more classes than the data has": (
+        grid_of("--overlap", "0", config="one.yaml"),
+        CONFIG.replace("classes: 8", "classes: 7"),
+        r"overlap 0 %: datasets\.train.*: num_classes=4 and shift=4 need 8 classes, there are 7",
+    ),
+    "no overlap to set": (
+        grid_of("--overlap", "0", config="one.yaml"),
+        CONFIG.replace("role: 'student'", "role: 'teacher'"),
+        r"--overlap: no data set is a gkd_plugin\.data\.overlap_subset with role 'student'",
+    ),
+    "no tasks to set": (grid_of("--tasks", "2"), "", r"--tasks: no data set is a gkd_plugin\.data\.few_shot_task"),
+    "no memory to set": (grid_of("--memory", "0"), "", r"--memory: no data set is a gkd_plugin\.data\.incremental_su"),
+    "scheduler that cannot be stretched": (
+        grid_of(config="one.yaml"),
+        CONFIG.replace(
+            "'CosineAnnealingLR', kwargs: {T_max: 2, eta_min: 0.001}", "'ExponentialLR', kwargs: {gamma: 0.9}"
+        ),
+        r"one\.yaml: method 'ce': scheduler: 'ExponentialLR' cannot be stretched to the epochs of both stages",
+    ),
+    "missing checkpoint": (
+        grid_of("--set", "models.teacher_model.src_ckpt=nowhere.pt"),
+        "",
+        r"tiny\.yaml: models\.teacher_model\.src_ckpt: no such file: nowhere\.pt",
+    ),
+    "--set that does not exist": (grid_of("--set", "train.stage3.num_epochs=1"), "", r"--set .*'stage3'.*did you mean"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GRIDS)
+def test_a_grid_that_cannot_be_is_told_before_anything_is_written(name, tiny, capsys):
+    words, text, message = BAD_GRIDS[name]
+    (tiny / "mine.yaml").write_text("title: 'mine'\n", encoding="utf-8")
+    (tiny / "one.yaml").write_text(text, encoding="utf-8")
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.match(rf"refilled: error: .*{message}", err), err
+    assert len(err.splitlines()) == 1 or "problems" in message
+    assert {path.name for path in tiny.iterdir()} == {"tiny.yaml", "teacher.pt", "mine.yaml", "one.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--seeds", "0,1,0"), "argument --seeds: '0,1,0' names something twice"),
+        (("--seeds", ","), "argument --seeds: names nothing"),
+        (("--methods", "ce,ce"), "argument --methods: 'ce,ce' names something twice"),
+        (("--overlap", "101"), "argument --overlap: '101' is not a number of per cent from 0 to 100"),
+        (("--overlap", "half"), "argument --overlap: 'half' is not a number of per cent from 0 to 100"),
+        (("--tasks", "0"), "argument --tasks: '0' is not a whole number from 1 up"),
+        (("--tasks", "1,x"), "argument --tasks: 'x' is not a whole number from 0"),
+        (("--ways", "0"), "argument --ways: '0' is not a whole number from 1 up"),
+        (("--shots", "1,1"), "argument --shots: '1,1' names something twice"),
+        (("--memory", "-1"), "argument --memory: '-1' is not a whole number from 0"),
+        (("--jobs", "0"), "argument --jobs: '0' is not a whole number from 1 up"),
+        (("--score", "top2"), "argument --score: invalid choice: 'top2'"),
+    ],
+)
+def test_usage_errors_of_a_grid(words, message, tiny, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(grid_of(*words))
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tiny / "grid").exists()
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------

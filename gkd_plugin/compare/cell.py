@@ -1,4 +1,4 @@
-"""A cell of the grid: the configuration of one method in one class space."""
+"""A cell of the grid: the configuration of one method in one setting."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from gkd_plugin.compare.class_space import ClassSpace, apply_overlap
 from gkd_plugin.compare.method import Method, MethodStage
 from gkd_plugin.compare.schedule import stretched
+from gkd_plugin.compare.setting import Setting, apply_setting, is_incremental, keep_all_samples
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.config import RunConfig, checked_config
 from gkd_plugin.runner.yaml_nodes import CORE, compose_value, merged_pairs, put, remove
@@ -42,7 +42,7 @@ def base_stages(root: MappingNode) -> dict[str, str]:
     return found
 
 
-def cell_config(root: MappingNode, method: Method, space: ClassSpace, path: Path) -> RunConfig:
+def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path, task: int | None = None) -> RunConfig:
     """The configuration of a cell, validated.
 
     A method with fewer stages than the configuration trains as long as its stages together: as many updates.
@@ -50,21 +50,25 @@ def cell_config(root: MappingNode, method: Method, space: ClassSpace, path: Path
     Args:
         root: the configuration; left as it is.
         method: what to train.
-        space: the class space.
+        setting: the setting.
         path: where the cell's configuration will be.
+        task: number of the few-shot task; ``None`` leaves it.
 
     Raises:
         ConfigError: the method cannot be made from this configuration, or is not valid.
     """
     own = copy.deepcopy(root)
-    if space.overlap is not None:
-        apply_overlap(own, space.overlap)
+    apply_setting(own, setting, task)
     names = base_stages(own)
     train = _flat(_child(own, "train"))
     nodes = {like: _flat(_child(train, name)) for like, name in names.items()}
     with told_at(f"method {method.name!r}: "):
+        if method.keeps_all_samples and is_incremental(own):
+            keep_all_samples(own)
+        _set_models(own, method)
+        if method.probe:
+            return checked_config(path, own)
         stages = [_Stage(nodes, stage).node() for stage in method.stages]
-        _set_models(own, has_teacher=method.has_teacher)
         put(own, "train", _train(train, stages, has_teacher=method.has_teacher))
         return checked_config(path, own)
 
@@ -89,6 +93,8 @@ class _Stage:
         scheduler = stretched(self._plain.get("scheduler"), self._factor)
         if scheduler is not None:
             put(node, "scheduler", _node(scheduler))
+        if stage.lr_factor != 1:
+            put(node, "optimizer", _node(_scaled(self._plain["optimizer"], stage.lr_factor)))
         if stage.criterion is not None:
             put(node, "criterion", _node(self._filled(stage.criterion)))
         if stage.has_teacher:
@@ -123,6 +129,14 @@ class _Stage:
         return value
 
 
+def _scaled(optimizer: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The optimizer's section with another learning rate."""
+    kwargs = optimizer.get("kwargs") or {}
+    if "lr" not in kwargs:
+        raise ConfigError("optimizer.kwargs.lr: missing; a method with an lr_factor needs a learning rate to scale")
+    return {**optimizer, "kwargs": {**kwargs, "lr": kwargs["lr"] * factor}}
+
+
 def _train(train: MappingNode, stages: list[MappingNode], *, has_teacher: bool) -> MappingNode:
     """The section ``train``: what is not a stage stays."""
     kept = [pair for pair in train.value if not pair[0].value.startswith("stage")]
@@ -134,16 +148,33 @@ def _train(train: MappingNode, stages: list[MappingNode], *, has_teacher: bool) 
     return MappingNode(f"{CORE}map", [*kept, *numbered])
 
 
-def _set_models(root: MappingNode, *, has_teacher: bool) -> None:
+def _set_models(root: MappingNode, method: Method) -> None:
     """The student's weights go to the cell's folder alone; without a teacher it is the only model."""
+    is_extended = is_incremental(root)
     models = _flat(_child(root, "models"))
     put(root, "models", models)
     student = _flat(_child(models, "student_model"))
+    if method.starts_from_teacher:
+        student = _student_like_teacher(student, _flat(_child(models, "teacher_model")), is_extended=is_extended)
     remove(student, "dst_ckpt")
-    if has_teacher:
+    if method.has_teacher or method.probe:
         put(models, "student_model", student)
     else:
         models.value = [(ScalarNode(f"{CORE}str", "model"), student)]
+
+
+def _student_like_teacher(student: MappingNode, teacher: MappingNode, *, is_extended: bool) -> MappingNode:
+    """The teacher's entry with the student's number of classes: its network and weights, with a new classifier."""
+    num_classes = to_plain(student)["kwargs"].get("num_classes")
+    if num_classes is None:
+        raise ConfigError("models.student_model.kwargs.num_classes: missing; the classifier for the teacher's network")
+    own = copy.deepcopy(teacher)
+    kwargs = _flat(_child(own, "kwargs"))
+    put(own, "kwargs", kwargs)
+    put(kwargs, "num_classes", _node(num_classes))
+    if to_plain(own).get("src_ckpt"):
+        put(own, "src_ckpt_classifier", _node("extended" if is_extended else "new"))
+    return own
 
 
 def _child(node: Node, key: str) -> Node:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from yaml.nodes import MappingNode
 
 from gkd_plugin.compare.cell import base_stages, cell_config
-from gkd_plugin.compare.class_space import ClassSpace, shares_classes
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
-from gkd_plugin.compare.report import comparison_table, draw_overlap, write_csv
-from gkd_plugin.errors import told_at
+from gkd_plugin.compare.obstacles import obstacle
+from gkd_plugin.compare.report import comparison_table, draw_settings, write_csv
+from gkd_plugin.compare.setting import Setting
+from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
-from gkd_plugin.runner.config import RunConfig
+from gkd_plugin.runner.config import RunConfig, checked_config
 from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.yaml_nodes import compose
 
@@ -32,7 +34,11 @@ class Comparison:
     Attributes:
         config: a configuration of both ReFilled stages.
         methods: names, or YAML files.
-        overlaps: in per cent; empty leaves the class space of the configuration.
+        overlaps: in per cent; empty leaves the configuration as it is, here and below.
+        ways: classes of a few-shot task.
+        shots: labelled images of each.
+        tasks: numbers of few-shot tasks, repetitions like the seeds.
+        memories: exemplars of each old class, in incremental learning.
         seeds: of every random number.
         output: folder of the grid.
         overrides: ``key.path=value``, applied to the configuration.
@@ -46,6 +52,10 @@ class Comparison:
     seeds: Sequence[int]
     output: Path
     overlaps: Sequence[float] = ()
+    ways: Sequence[int] = ()
+    shots: Sequence[int] = ()
+    tasks: Sequence[int] = ()
+    memories: Sequence[int] = ()
     overrides: Sequence[str] = ()
     device: str | None = None
     jobs: int = 1
@@ -62,10 +72,12 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         ConfigError: something cannot be used as given; nothing has been trained then.
     """
     require_report("compare")
-    methods = [load_method(name) for name in wanted.methods]
+    methods = _methods(wanted.methods)
+    root = compose(wanted.config)
     with told_at(f"{wanted.config}: "):
-        root = compose(wanted.config)
         apply_overrides(root, wanted.overrides)
+    checked_config(wanted.config, root)
+    with told_at(f"{wanted.config}: "):
         base_stages(root)
         planned = list(_plan(root, methods, wanted))
     _check_data(planned)
@@ -75,31 +87,50 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     table = comparison_table(results, wanted.score)
     write_csv(results, wanted.output / "results.csv")
     (wanted.output / "table.txt").write_text(table + "\n", encoding="utf-8")
-    draw_overlap(results, wanted.score, wanted.output / f"{wanted.score}_against_overlap")
+    draw_settings(results, wanted.score, wanted.output)
     return table, results
 
 
+def _methods(names: Sequence[str]) -> list[Method]:
+    """The methods, whose names are those of their folders."""
+    methods = [load_method(name) for name in names]
+    known = [method.name for method in methods]
+    for name, method in zip(names, methods, strict=True):
+        if known.count(method.name) > 1:
+            raise ConfigError(f"--methods: {name!r} has the name of another method, {method.name!r}; rename the file")
+    return methods
+
+
 def _plan(root: MappingNode, methods: Sequence[Method], wanted: Comparison) -> Iterator[tuple[Cell, RunConfig | None]]:
-    """Every cell with its configuration; without one where the method cannot serve the class space."""
-    spaces = [ClassSpace(overlap) for overlap in wanted.overlaps] or [ClassSpace()]
-    for method in methods:
-        for space in spaces:
-            folder = wanted.output / space.name / method.name
-            path = folder / "config.yaml"
-            config = cell_config(root, method, space, path)
-            reason = "needs the same classes" if method.same_classes and not shares_classes(config.root) else ""
-            for seed in wanted.seeds:
-                cell = Cell(method, space, seed, path, folder / f"seed{seed}", reason)
-                yield cell, None if reason else config
+    """Every cell with its configuration; without one where the method cannot serve the setting."""
+    tasks: list[int | None] = [*wanted.tasks] or [None]
+    for method, setting, task in product(methods, _settings(wanted), tasks):
+        folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
+        path = folder / "config.yaml"
+        config = cell_config(root, method, setting, path, task)
+        reason = obstacle(method, config.root)
+        for seed in wanted.seeds:
+            cell = Cell(method, setting, seed, path, folder / f"seed{seed}", reason, task)
+            yield cell, None if reason else config
+
+
+def _settings(wanted: Comparison) -> list[Setting]:
+    return [
+        Setting(overlap, ways, shots, memory)
+        for overlap in wanted.overlaps or (None,)
+        for ways in wanted.ways or (None,)
+        for shots in wanted.shots or (None,)
+        for memory in wanted.memories or (None,)
+    ]
 
 
 def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]]) -> None:
-    """Builds the data sets of each class space once: what they cannot give is told before anything trains."""
-    checked: set[ClassSpace] = set()
+    """Builds the data sets of each setting once: what they cannot give is told before anything trains."""
+    checked: set[Setting] = set()
     for cell, config in planned:
-        if config is not None and cell.space not in checked:
-            checked.add(cell.space)
-            with told_at(f"{cell.space.title}: "):
+        if config is not None and cell.setting not in checked:
+            checked.add(cell.setting)
+            with told_at(f"{cell.setting.title}: "):
                 config.build()
 
 

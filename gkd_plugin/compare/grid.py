@@ -14,8 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from gkd_plugin.compare.class_space import ClassSpace
 from gkd_plugin.compare.method import Method
+from gkd_plugin.compare.setting import Setting
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["Cell", "Result", "run_grid"]
@@ -31,24 +31,32 @@ class Cell:
 
     Attributes:
         method: what is trained.
-        space: the class space.
+        setting: the setting.
         seed: of every random number.
         config: file of the cell's configuration.
         folder: its run folder.
-        reason: why the method cannot serve the class space; empty where it can.
+        reason: why the method cannot serve the setting; empty where it can.
+        task: number of the few-shot task; ``None`` for that of the configuration.
     """
 
     method: Method
-    space: ClassSpace
+    setting: Setting
     seed: int
     config: Path
     folder: Path
     reason: str = ""
+    task: int | None = None
 
     @property
     def title(self) -> str:
         """For the log."""
-        return f"{self.space.title}, {self.method.name}, seed {self.seed}"
+        task = "" if self.task is None else f", task {self.task}"
+        return f"{self.setting.title}, {self.method.name}{task}, seed {self.seed}"
+
+    @property
+    def repetition(self) -> tuple[int, int | None]:
+        """Seed and task: what pairs cells of two methods."""
+        return self.seed, self.task
 
 
 @dataclass(frozen=True)
@@ -116,13 +124,13 @@ def _known(cell: Cell) -> Result | None:
 
 def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:  # noqa: ARG001
     for cell in cells:
-        yield _result(cell, partial(_run, cell.config, cell.folder, cell.seed, device))
+        yield _result(cell, partial(_run, *_arguments(cell, device)))
 
 
 def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (threads,)) as pool:
-        futures = {pool.submit(_run, cell.config, cell.folder, cell.seed, device): cell for cell in cells}
+        futures = {pool.submit(_run, *_arguments(cell, device)): cell for cell in cells}
         for future in as_completed(futures):
             yield _result(futures[future], future.result)
 
@@ -136,11 +144,17 @@ def _start_worker(threads: int) -> None:
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
-def _run(config: Path, folder: Path, seed: int, device: str | None) -> dict[str, Any]:
+def _arguments(cell: Cell, device: str | None) -> tuple[Any, ...]:
+    return cell.config, cell.folder, cell.seed, device, cell.method.probe
+
+
+def _run(config: Path, folder: Path, seed: int, device: str | None, probe: str | None) -> dict[str, Any]:
     from gkd_plugin.runner.config import load_config
+    from gkd_plugin.runner.probe import run_probe
     from gkd_plugin.runner.run import RunOptions, run_config
 
-    return run_config(load_config(config), RunOptions(output=folder, seed=seed, device=device))
+    options = RunOptions(output=folder, seed=seed, device=device)
+    return run_probe(load_config(config), options, probe) if probe else run_config(load_config(config), options)
 
 
 def _result(cell: Cell, run: Callable[[], dict[str, Any]]) -> Result:

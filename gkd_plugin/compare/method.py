@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,8 +17,10 @@ __all__ = ["CONTROL", "Method", "MethodStage", "load_method", "method_names"]
 CONTROL = "ce"
 """The method that the others are tested against."""
 
-_KEYS = {"title", "classes", "stages"}
-_STAGE_KEYS = {"like", "epochs", "teacher", "student", "criterion"}
+_KEYS = {"title", "classes", "stages", "student", "memory", "probe"}
+_PROBES = ("ncm", "logistic_regression")
+_STAGE_KEYS = {"like", "epochs", "lr_factor", "teacher", "student", "criterion"}
+_CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
 
 
@@ -33,6 +35,7 @@ class MethodStage:
         teacher: further keys of the ``teacher`` section; ``forward_hook`` replaces that of the configuration.
         student: likewise.
         criterion: the section; ``None`` keeps that of the configuration.
+        lr_factor: times the configuration's learning rate.
     """
 
     like: str
@@ -41,6 +44,7 @@ class MethodStage:
     teacher: Mapping[str, Any]
     student: Mapping[str, Any]
     criterion: Mapping[str, Any] | None
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +54,21 @@ class Method:
     Attributes:
         name: as on the command line.
         title: as in the table.
-        same_classes: whether it only serves a student with the teacher's own classes.
-        stages: in order.
+        classes: 'same' serves only a student with the teacher's own classes, 'incremental' only one with these and new
+            ones; 'any' serves all.
+        stages: in order; none for a probe.
+        starts_from_teacher: whether the student is the teacher's network with its weights and a new classifier.
+        keeps_all_samples: whether old classes keep all their samples, whatever the memory: joint training.
+        probe: what is fitted to the frozen teacher's embeddings, instead of training a student.
     """
 
     name: str
     title: str
-    same_classes: bool
+    classes: str
     stages: tuple[MethodStage, ...]
+    starts_from_teacher: bool = False
+    keeps_all_samples: bool = False
+    probe: str | None = None
 
     @property
     def has_teacher(self) -> bool:
@@ -94,17 +105,29 @@ def _read(name: str, path: Path) -> Method:
     plain = to_plain(compose(path))
     with told_at(f"{path}: "):
         _check_keys("", plain, _KEYS)
-        stages = plain.get("stages")
-        if not isinstance(stages, Sequence) or not stages:
+        probe = plain.get("probe")
+        if probe is not None and probe not in _PROBES:
+            raise ConfigError(f"probe: {probe!r} given; {nearest(probe, _PROBES)}")
+        if probe is not None and set(plain) & {"stages", "student"}:
+            raise ConfigError("probe: trains nothing; remove stages and student")
+        stages = [] if probe else plain.get("stages")
+        if not isinstance(stages, list) or not (stages or probe):
             raise ConfigError("stages: must be a list of stages")
+        if plain.get("student", "teacher") != "teacher":
+            raise ConfigError(f"student: {plain['student']!r} given; 'teacher', or leave it out")
+        if plain.get("memory") is not None:
+            raise ConfigError(f"memory: {plain['memory']!r} given; null for all samples, or leave it out")
         classes = plain.get("classes", "any")
-        if classes not in ("any", "same"):
-            raise ConfigError(f"classes: {classes!r} given; {nearest(classes, ('any', 'same'))}")
+        if classes not in _CLASSES:
+            raise ConfigError(f"classes: {classes!r} given; {nearest(classes, _CLASSES)}")
         return Method(
             name=name,
             title=str(plain.get("title", name)),
-            same_classes=classes == "same",
+            classes=classes,
             stages=tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages)),
+            starts_from_teacher="student" in plain,
+            keeps_all_samples="memory" in plain,
+            probe=probe,
         )
 
 
@@ -117,6 +140,9 @@ def _stage(where: str, stage: object) -> MethodStage:
         raise ConfigError(f"{where}.like: {like!r} given; {nearest(like, _BASES)}")
     if epochs not in (None, "all"):
         raise ConfigError(f"{where}.epochs: {epochs!r} given; 'all', or leave it out for those of the stage {like!r}")
+    for key in ("teacher", "student", "criterion"):
+        if stage.get(key) is not None and not isinstance(stage[key], Mapping):
+            raise ConfigError(f"{where}.{key}: must be a mapping, got {stage[key]!r}")
     return MethodStage(
         like=like,
         takes_all=epochs == "all",
@@ -124,7 +150,14 @@ def _stage(where: str, stage: object) -> MethodStage:
         teacher=stage.get("teacher") or {},
         student=stage.get("student") or {},
         criterion=stage.get("criterion"),
+        lr_factor=_positive(f"{where}.lr_factor", stage.get("lr_factor", 1.0)),
     )
+
+
+def _positive(where: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"{where}: {value!r} given; must be a number above 0")
+    return float(value)
 
 
 def _check_keys(where: str, mapping: Mapping[Any, Any], allowed: set[str]) -> None:

@@ -1,22 +1,27 @@
-"""Means, standard errors and the paired test of a comparison."""
+"""Means, standard errors, confidence intervals and the paired test of a comparison."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-__all__ = ["Difference", "Mean", "mean_of", "paired_difference"]
+__all__ = ["Difference", "Mean", "Repetition", "mean_of", "paired_difference"]
+
+Repetition = tuple[int, "int | None"]
+"""Seed, and the number of the few-shot task where there are several."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds.
+    """A mean over seeds, or over tasks.
 
     Attributes:
         value: the mean.
-        error: its standard error, s/√n; ``None`` for one seed.
+        error: its standard error, s/√n; over tasks the half-width of the 95 % confidence interval, t(0.975; n−1)·s/√n.
+            ``None`` for n = 1.
         count: n.
     """
 
@@ -36,31 +41,51 @@ class Difference(Mean):
     p_value: float | None
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and standard error.
+def mean_of(values: Mapping[Repetition, float]) -> Mean:
+    """Mean over seeds with its standard error; with tasks, over tasks (each the mean of its seeds) with its interval.
 
-    >>> mean_of([1.0, 3.0])
+    >>> mean_of({(0, None): 1.0, (1, None): 3.0})
     Mean(value=2.0, error=1.0, count=2)
     """
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Mean(fmean(values), error, len(values))
+    sample = _sample(values)
+    return Mean(fmean(sample), _error(sample, has_tasks=_has_tasks(values)), len(sample))
 
 
-def paired_difference(ours: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:
-    """Ours − control over the seeds that both have, with SciPy's paired t-test; ``None`` without such a seed.
+def paired_difference(ours: Mapping[Repetition, float], control: Mapping[Repetition, float]) -> Difference | None:
+    """Ours − control over the repetitions that both have, with SciPy's paired t-test; ``None`` without one.
 
     Args:
-        ours: seed → score.
+        ours: repetition → score.
         control: likewise.
     """
-    from scipy.stats import ttest_rel
+    from scipy.stats import ttest_1samp
 
-    seeds = sorted(ours.keys() & control.keys())
-    if not seeds:
+    differences = {key: value - control[key] for key, value in ours.items() if key in control}
+    if not differences:
         return None
-    differences = [ours[seed] - control[seed] for seed in seeds]
-    mean = mean_of(differences)
-    p_value = None
-    if mean.error:
-        p_value = float(ttest_rel([ours[seed] for seed in seeds], [control[seed] for seed in seeds]).pvalue)
+    mean, sample = mean_of(differences), _sample(differences)
+    p_value = float(ttest_1samp(sample, 0).pvalue) if mean.error else None
     return Difference(mean.value, mean.error, mean.count, p_value)
+
+
+def _sample(values: Mapping[Repetition, float]) -> list[float]:
+    """What counts as independent: the seeds, or the tasks."""
+    if not _has_tasks(values):
+        return list(values.values())
+    by_task: defaultdict[int | None, list[float]] = defaultdict(list)
+    for (_, task), value in values.items():
+        by_task[task].append(value)
+    return [fmean(own) for own in by_task.values()]
+
+
+def _error(sample: list[float], *, has_tasks: bool) -> float | None:
+    from scipy.stats import t
+
+    if len(sample) < 2:
+        return None
+    error = stdev(sample) / math.sqrt(len(sample))
+    return float(t.ppf(0.975, len(sample) - 1)) * error if has_tasks else error
+
+
+def _has_tasks(values: Mapping[Repetition, float]) -> bool:
+    return any(task is not None for _, task in values)

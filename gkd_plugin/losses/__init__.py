@@ -1,6 +1,7 @@
 """ReFilled's losses for torchdistill's registries."""
 
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss
+from gkd_plugin.losses.old_classes import OldClassDistillation
 from gkd_plugin.losses.refilled import ClassifierStage, EmbeddingStage, JointStage, RefilledStage, refilled
 from gkd_plugin.losses.relationship import RelationshipLoss
 
@@ -9,6 +10,7 @@ __all__ = [
     "EmbeddingStage",
     "JointStage",
     "LocalClassifierLoss",
+    "OldClassDistillation",
     "RefilledStage",
     "RelationshipLoss",
     "refilled",

@@ -15,7 +15,7 @@ from torchvision.models import get_model_weights
 
 from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.weights import load_teacher_weights, load_weights
+from gkd_plugin.runner.weights import load_backbone_weights, load_teacher_weights, load_weights
 
 __all__ = ["TEACHER", "build_model", "student_entry"]
 
@@ -34,7 +34,8 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
 
     Args:
         where: key path of the entry, for messages.
-        entry: ``key``, ``kwargs``, optionally ``repo_or_dir`` and ``src_ckpt``.
+        entry: ``key``, ``kwargs``, optionally ``repo_or_dir``, ``src_ckpt`` and ``src_ckpt_classifier``: ``'new'``
+            takes the file's backbone alone, ``'extended'`` also its classifier as the first classes.
 
     Raises:
         ConfigError: the model cannot be built, or its weights do not fit.
@@ -45,7 +46,10 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
             model = get_model(entry["key"], entry.get("repo_or_dir"), **(entry.get("kwargs") or {}))
         else:
             _note_torchvision_input(model, entry)
-    if entry.get("src_ckpt"):
+    if entry.get("src_ckpt") and entry.get("src_ckpt_classifier"):
+        is_extended = entry["src_ckpt_classifier"] == "extended"
+        load_backbone_weights(model, entry["src_ckpt"], f"{where}.src_ckpt", extends_classifier=is_extended)
+    elif entry.get("src_ckpt"):
         load = load_teacher_weights if where == TEACHER else load_weights
         load(model, entry["src_ckpt"], f"{where}.src_ckpt")
     return model

@@ -52,6 +52,7 @@ TEST = frozenset({"test_data_loader", "log_freq"})
 MODELS = frozenset({"teacher_model", "student_model", "model"})
 MODEL = frozenset(
     {"key", "kwargs", "repo_or_dir", "src_ckpt", "dst_ckpt", "quantized", "sync_bn", "experiment"}
+    | {"src_ckpt_classifier"}  # ours
 )  # torchdistill does not read 'experiment', its own older configs keep an anchor there
 
 KEY_KWARGS = frozenset({"key", "kwargs"})

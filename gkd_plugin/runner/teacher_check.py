@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gkd_plugin.centres import fit_class_centres
+from gkd_plugin.data import labels_of
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import nearest_class_mean
 from gkd_plugin.runner.accuracy import Accuracy, evaluate, near_chance
 from gkd_plugin.teacher import RefilledTeacher
@@ -27,6 +29,9 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     figure too. A teacher without the wrapper ``refilled_teacher`` is there for its logits: as many classes are then
     shared classes.
 
+    NCM needs a training sample of each class; where one has none (incremental learning without a memory), a line of
+    the log says so instead.
+
     Returns:
         A row with ``ncm_top1`` and ``top1`` as far as they apply; empty without a validation set.
     """
@@ -37,7 +42,10 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     teacher.eval()
     row: dict[str, Any] = {}
     own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
-    if isinstance(teacher, RefilledTeacher):
+    missing = _classes_without_sample(teacher, box.train_data_loader.dataset)
+    if missing:
+        logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
+    elif isinstance(teacher, RefilledTeacher):
         fit_class_centres(teacher, box.train_data_loader)
         centres = teacher.local_classifier.centres
         ncm = evaluate(
@@ -58,6 +66,16 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
             100 / best.classes,
         )
     return row
+
+
+def _classes_without_sample(teacher: Any, dataset: Any) -> list[int]:
+    """The classes that the wrapper could compute no centre of; none where the labels cannot be read ahead."""
+    try:
+        present = set(labels_of(dataset)) if isinstance(teacher, RefilledTeacher) else set()
+    except ConfigError:
+        return []
+    count = (teacher.num_classes or max(present) + 1) if present else 0
+    return [label for label in range(count) if label not in present]
 
 
 def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerator: Accelerator) -> Accuracy | None:

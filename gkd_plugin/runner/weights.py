@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.checkpoints import read_weights
 
-__all__ = ["load_teacher_weights", "load_weights"]
+__all__ = ["load_backbone_weights", "load_teacher_weights", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,52 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
     else:
         model.has_weights_of_unknown_input = True  # type: ignore[assignment]
     _report(where, path, match)
+
+
+def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, extends_classifier: bool = False) -> None:
+    """Loads a backbone in full under a classifier for other classes, as for fine-tuning.
+
+    Args:
+        model: a timm model.
+        path: as :func:`~gkd_plugin.runner.checkpoints.read_weights` takes it.
+        where: key path that names the file, for messages.
+        extends_classifier: whether the file's classes are the model's first ones, so that their rows are loaded too;
+            the other rows stay as they were initialised.
+
+    Raises:
+        ConfigError: as :func:`load_weights`, of the backbone; the model does not say which of its modules is the
+            classifier; or the file's classifier has no such rows.
+    """
+    state = read_weights(path, where).state
+    with told_at(f"{where}: {path} "):
+        match = _match(model, state)
+    heads = _classifier_paths(model)
+    if not heads:
+        raise ConfigError(
+            f"{where}: {type(model).__name__} does not say which module is its classifier; timm's models do"
+        )
+    own = model.state_dict()
+    in_head = {key for key in own if key.startswith(heads)}
+    tops = {name.partition(".")[0] for name in own}
+    extra = {key for key in match.unexpected if key.startswith(heads) or _is_head(key.partition(".")[0], tops)}
+    problems = match.problems(but=in_head | extra)
+    if problems:
+        raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    loaded = {key: value for key, value in match.state.items() if key not in in_head}
+    if extends_classifier:
+        for key in in_head:
+            loaded[key] = _extended(own[key], state.get(match.prefix + key), f"{where}: {path}: {key}")
+    model.load_state_dict(loaded, strict=False)
+    kind = "extended" if extends_classifier else "new"
+    logger.info("%s: %d tensors loaded from %s, the classifier is %s", where, len(loaded), path, kind)
+
+
+def _extended(rows: Tensor, first: Tensor | None, where: str) -> Tensor:
+    """The rows with the first ones replaced."""
+    if first is None or first.shape[1:] != rows.shape[1:] or len(first) > len(rows):
+        given = None if first is None else list(first.shape)
+        raise ConfigError(f"{where} {given} cannot be the first rows of {list(rows.shape)}")
+    return torch.cat([first.to(rows), rows[len(first) :]])
 
 
 def _report(where: str, path: str | Path, match: _Match) -> None:

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.teacher_check import check_teacher
@@ -124,3 +125,12 @@ def test_without_a_validation_set(accelerator, caplog):
     assert row == {}
     assert "there is no validation set (val_data_loader)" in caplog.text
     assert not box.teacher_model.local_classifier.is_ready
+
+
+def test_a_class_without_a_training_sample_leaves_ncm_out(accelerator, caplog):
+    torch.manual_seed(0)
+    box = make_box(stage("embedding"), Knowing(), timm_model("test_resnet", num_classes=4), accelerator)
+    dataset = unwrapped(box.train_data_loader.dataset)
+    dataset.targets = [3 if label == 1 else label for label in dataset.targets]
+    assert check_teacher(box, 4, accelerator) == {"top1": 100.0}
+    assert "teacher: no training sample of class 1: no NCM accuracy" in caplog.messages

@@ -11,7 +11,7 @@ from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
-from gkd_plugin.runner.weights import load_teacher_weights, load_weights
+from gkd_plugin.runner.weights import load_backbone_weights, load_teacher_weights, load_weights
 from tests.fakes import TinyNet
 
 
@@ -160,3 +160,48 @@ def test_other_files_say_nothing(tmp_path):
     model = TinyNet()
     load_teacher_weights(model, saved(tmp_path / "w.safetensors", TinyNet().state_dict()), "here")
     assert not hasattr(model, "image_input")
+
+
+# --- a backbone under another classifier -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [3, 4, 6])
+def test_a_new_classifier_keeps_nothing_of_the_files(tmp_path, classes):
+    """Also where it has as many classes: they are other ones."""
+    source, model = resnet(), timm_model("test_resnet", num_classes=classes)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    load_backbone_weights(model, saved(tmp_path / "w.pth", source.state_dict()), "here")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] if key.startswith("fc.") else source.state_dict()[key])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_an_extended_classifier_starts_with_the_files_rows(tmp_path, prefix, caplog):
+    source, model = resnet(), timm_model("test_resnet", num_classes=6)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    path = saved(tmp_path / "w.pth", {prefix + key: value for key, value in source.state_dict().items()})
+    with caplog.at_level(logging.INFO):
+        load_backbone_weights(model, path, "here", extends_classifier=True)
+    for key, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key][: len(value)] if value.ndim else model.state_dict()[key], value)
+    for key in ("fc.weight", "fc.bias"):
+        assert torch.equal(model.state_dict()[key][4:], before[key][4:])
+    assert "the classifier is extended" in caplog.text
+
+
+def test_a_classifier_of_more_classes_cannot_be_extended(tmp_path):
+    path = saved(tmp_path / "w.pth", resnet(5).state_dict())
+    with pytest.raises(ConfigError, match=r"here: .*w\.pth: fc\.\w+ \[5.*\] cannot be the first rows of \[4"):
+        load_backbone_weights(timm_model("test_resnet", num_classes=4), path, "here", extends_classifier=True)
+
+
+def test_a_backbone_of_another_architecture_is_refused_whatever_the_classifier(tmp_path):
+    path = saved(tmp_path / "w.pth", resnet(name="test_byobnet").state_dict())
+    with pytest.raises(ConfigError, match=r"here: .*w\.pth does not fit ResNet: "):
+        load_backbone_weights(timm_model("test_resnet", num_classes=4), path, "here")
+
+
+def test_a_model_that_does_not_say_what_its_classifier_is(tmp_path):
+    path = saved(tmp_path / "w.pth", TinyNet().state_dict())
+    with pytest.raises(ConfigError, match="here: TinyNet does not say which module is its classifier"):
+        load_backbone_weights(TinyNet(), path, "here")

@@ -39,6 +39,9 @@ def check_models(report: Report, plain: Mapping[str, Any]) -> None:
 
 def _model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     check_checkpoints(report, path, entry)
+    if "src_ckpt_classifier" in entry and entry["src_ckpt_classifier"] not in ("new", "extended"):
+        value = entry["src_ckpt_classifier"]
+        report.add(at(path, "src_ckpt_classifier"), f"{shown(value)} given; {nearest(value, ('new', 'extended'))}")
     for flag in ("quantized", "sync_bn"):
         check_flag(report, path, entry, flag)
     kwargs = required_section(report, path, entry, "kwargs")

@@ -17,6 +17,7 @@ from tests.runner.validation.samples import MODULE, PLAIN_TRAINING, STAGES, foun
         ("models.model.kwargs=", "models.model.kwargs: nothing given; must be a section"),
         ("models.model.quantized=3", "models.model.quantized: 3 given; must be true or false"),
         (f"{MODULE}.src_ckpt=3", f"{MODULE}.src_ckpt: 3 given; must be the path of a file"),
+        ("models.model.src_ckpt_classifier=nwe", "src_ckpt_classifier: 'nwe' given; did you mean 'new'"),
         ("models.model.key=resnet181", "models.model.key: 'resnet181' is not registered; did you mean 'resnet18'"),
         ("models.model.key=", "models.model.key: nothing given"),
         ("models.model.key=detection", "models.model.key: 'detection' is a module of torchvision"),

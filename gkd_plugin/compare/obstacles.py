@@ -1,0 +1,40 @@
+"""Why a method cannot serve a setting, as far as its configuration's text shows: told in the table, not a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from yaml.nodes import MappingNode
+
+from gkd_plugin.compare.method import Method
+from gkd_plugin.compare.setting import is_incremental, shares_classes, training_memory, training_shots
+from gkd_plugin.runner.building import stage_configs
+from gkd_plugin.runner.yaml_plain import to_plain
+
+__all__ = ["obstacle"]
+
+
+def obstacle(method: Method, root: MappingNode) -> str:
+    """Empty where nothing is in the way.
+
+    Args:
+        method: the method.
+        root: the configuration of its cell.
+    """
+    if method.classes == "same" and not shares_classes(root):
+        return "needs the same classes"
+    if method.classes == "incremental" and not is_incremental(root):
+        return "needs old and new classes"
+    stages = set() if method.probe else set(_refilled_stages(to_plain(root)["train"]))
+    if training_memory(root) == 0 and (stages or method.probe == "ncm"):
+        return "needs a sample of each class"
+    if training_shots(root) == 1 and stages & {"embedding", "joint"}:
+        return "needs two shots"
+    return ""
+
+
+def _refilled_stages(train: dict[str, Any]) -> Iterator[str]:
+    for stage in stage_configs(train).values():
+        if stage["criterion"]["key"] == "refilled":
+            yield stage["criterion"]["kwargs"]["stage"]

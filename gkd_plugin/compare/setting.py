@@ -1,0 +1,221 @@
+"""The setting of a cell: what ``--overlap``, ``--ways``, ``--shots``, ``--tasks`` and ``--memory`` set in a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node
+
+from gkd_plugin.data import overlap_classes
+from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.runner.yaml_nodes import compose_value, merged_pairs, put, remove, steps
+from gkd_plugin.runner.yaml_plain import to_plain
+
+__all__ = [
+    "Setting",
+    "apply_setting",
+    "is_incremental",
+    "keep_all_samples",
+    "shares_classes",
+    "training_memory",
+    "training_shots",
+]
+
+_OVERLAP = "gkd_plugin.data.overlap_subset"
+_FEW_SHOT = "gkd_plugin.data.few_shot_task"
+_INCREMENTAL = "gkd_plugin.data.incremental_subset"
+_BALANCED = "ClassBalancedBatchSampler"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of the comparison; ``None`` leaves the configuration as it is.
+
+    Attributes:
+        overlap: share of classes in common, in per cent.
+        ways: classes of a few-shot task.
+        shots: labelled images of each.
+        memory: exemplars of each old class.
+    """
+
+    overlap: float | None = None
+    ways: int | None = None
+    shots: int | None = None
+    memory: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For folders."""
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        return "_".join(f"{key}{value:g}" for key, value in given.items()) or "as_configured"
+
+    @property
+    def title(self) -> str:
+        """For tables."""
+        texts = {"overlap": "overlap {:g} %", "ways": "{}-way", "shots": "{}-shot", "memory": "memory {}"}
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        return " ".join(texts[key].format(value) for key, value in given.items()) or "as configured"
+
+
+def apply_setting(root: MappingNode, setting: Setting, task: int | None = None) -> None:
+    """Sets what the setting says in a configuration's node graph, in place.
+
+    Args:
+        root: the configuration.
+        setting: the setting.
+        task: number of the few-shot task; ``None`` leaves it.
+
+    Raises:
+        ConfigError: the configuration has nothing to set, or cannot have it so.
+    """
+    if setting.overlap is not None:
+        _apply_overlap(root, setting.overlap)
+    few_shot = {"ways": setting.ways, "shots": setting.shots, "task": task}
+    _apply_few_shot(root, {key: value for key, value in few_shot.items() if value is not None})
+    if setting.memory is not None:
+        _set_memory(root, setting.memory, "--memory")
+        if setting.memory == 0:
+            _balance_new_classes(root)
+
+
+def keep_all_samples(root: MappingNode) -> None:
+    """Joint training: every training ``incremental_subset`` keeps all samples of the old classes.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _set_memory(root, None, "memory")
+
+
+def shares_classes(root: MappingNode) -> bool:
+    """Whether the student's classes are the teacher's own, as far as the configuration's text shows.
+
+    An ``overlap_subset`` of the student shows it; few-shot tasks are of other classes; without either, as many classes
+    are taken to be the same.
+    """
+    found = list(_student_subsets(root))
+    if found:
+        return all(_classes_of(plain, "teacher") == _classes_of(plain) for plain in map(to_plain, found))
+    if any(_calls(root, _FEW_SHOT)):
+        return False
+    models = to_plain(root)["models"]
+    counts = [((models.get(name) or {}).get("kwargs") or {}).get("num_classes") for name in _MODELS]
+    return counts[0] is not None and counts[0] == counts[1]
+
+
+def is_incremental(root: MappingNode) -> bool:
+    """Whether the student's first classes are the teacher's own, as those of an ``incremental_subset`` are."""
+    return any(_calls(root, _INCREMENTAL))
+
+
+def training_memory(root: MappingNode) -> int | None:
+    """The smallest memory of an ``incremental_subset``; ``None`` where all samples are kept, or there is none."""
+    return min((to_plain(kwargs)["memory"] for kwargs in _with_memory(root)), default=None)
+
+
+def training_shots(root: MappingNode) -> int | None:
+    """The smallest number of shots of a support set; ``None`` where there is none."""
+    plain = [to_plain(kwargs) for kwargs in _calls(root, _FEW_SHOT)]
+    return min((kwargs["shots"] for kwargs in plain if kwargs.get("role") == "support"), default=None)
+
+
+_MODELS = ("teacher_model", "student_model")
+
+
+def _apply_overlap(root: MappingNode, overlap: float) -> None:
+    found = list(_student_subsets(root))
+    if not found:
+        raise ConfigError(f"--overlap: no data set is a {_OVERLAP} with role 'student', so there is no overlap to set")
+    for kwargs in found:
+        remove(kwargs, "shift")
+        put(kwargs, "overlap", _node(overlap / 100))
+        with told_at(f"--overlap {overlap:g}: "):
+            _classes_of(to_plain(kwargs))
+
+
+def _apply_few_shot(root: MappingNode, values: Mapping[str, int]) -> None:
+    """Sets them in every task; ``shots: 0``, which leaves no image to a support set cut elsewhere, stays."""
+    if not values:
+        return
+    found = list(_calls(root, _FEW_SHOT))
+    if not found:
+        options = ", ".join("--tasks" if key == "task" else f"--{key}" for key in values)
+        raise ConfigError(f"{options}: no data set is a {_FEW_SHOT}, so there is nothing to set")
+    for kwargs in found:
+        for key, value in values.items():
+            if not (key == "shots" and to_plain(kwargs).get("shots") == 0):
+                put(kwargs, key, _node(value))
+    if "ways" in values:
+        student = dict(_named(dict(_named(dict(_named(root))["models"]))["student_model"]))
+        put(student["kwargs"], "num_classes", _node(values["ways"]))
+
+
+def _set_memory(root: MappingNode, memory: int | None, where: str) -> None:
+    found = list(_with_memory(root))
+    if not found:
+        raise ConfigError(f"{where}: no data set is a {_INCREMENTAL} with a memory, so there is none to set")
+    for kwargs in found:
+        put(kwargs, "memory", _node(memory))
+
+
+def _balance_new_classes(root: MappingNode) -> None:
+    """Without a memory only the new classes have samples: balanced batches are of these, as large as before."""
+    new = min(to_plain(kwargs)["new"] for kwargs in _with_memory(root))
+    for node in _nodes(dict(_named(root))["train"]):
+        entries = dict(_named(node))
+        if getattr(entries.get("key"), "value", None) == _BALANCED and "kwargs" in entries:
+            kwargs = to_plain(entries["kwargs"])
+            classes, samples = kwargs["classes_per_batch"], kwargs["samples_per_class"]
+            if classes > new:
+                put(entries["kwargs"], "classes_per_batch", _node(new))
+                put(entries["kwargs"], "samples_per_class", _node(max(1, classes * samples // new)))
+
+
+def _with_memory(root: MappingNode) -> list[MappingNode]:
+    """The incremental subsets that keep a memory; ``memory: null`` is a test set, or joint training."""
+    return [kwargs for kwargs in _calls(root, _INCREMENTAL) if to_plain(kwargs).get("memory") is not None]
+
+
+def _classes_of(kwargs: Mapping[str, Any], role: str = "student") -> list[int]:
+    """Positions in the class order; whether there are so many classes shows when the data set is built."""
+    names = ("num_classes", "shift", "overlap")
+    return overlap_classes(**{name: kwargs[name] for name in names if name in kwargs}, role=role)
+
+
+def _student_subsets(root: MappingNode) -> Iterator[MappingNode]:
+    for kwargs in _calls(root, _OVERLAP):
+        if to_plain(kwargs).get("role") == "student":
+            yield kwargs
+
+
+def _calls(root: MappingNode, key: str) -> Iterator[MappingNode]:
+    """The ``kwargs`` of every data set that calls ``key``, once each."""
+    for node in _nodes(dict(_named(root)).get("datasets", root)):
+        entries = dict(_named(node))
+        if getattr(entries.get("key"), "value", None) == key and "init" in entries:
+            kwargs = dict(_named(entries["init"])).get("kwargs")
+            if isinstance(kwargs, MappingNode):
+                yield kwargs
+
+
+def _nodes(root: Node) -> Iterator[Node]:
+    """Every node below, once each, parents first."""
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop(0)
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            waiting += [child for _, child in steps(node)]
+
+
+def _named(node: Node) -> list[tuple[str, Node]]:
+    return [(str(key.value), value) for key, value in merged_pairs(node)] if isinstance(node, MappingNode) else []
+
+
+def _node(value: float | None) -> Node:
+    return compose_value(yaml.safe_dump(value), "a setting")

@@ -1,0 +1,43 @@
+"""One grid that many tests look at: every method where the classes are shared."""
+
+import csv
+import os
+from collections import namedtuple
+
+import pytest
+import torch
+
+from gkd_plugin.compare.compare import Comparison, compare
+from gkd_plugin.compare.method import load_method, method_names
+from tests.compare.fakes import write_config
+
+METHODS = [name for name in method_names() if load_method(name).classes != "incremental"]
+Grid = namedtuple("Grid", "folder comparison table results")
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # as each of two processes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = write_config(folder).relative_to(folder)
+        wanted = Comparison(config, methods=METHODS, seeds=[0], overlaps=[100.0], output=folder / "grid", device="cpu")
+        made = Grid(folder, wanted, *compare(wanted))
+    torch.set_num_threads(threads)
+    return made
+
+
+@pytest.fixture
+def here(grid, tmp_path, monkeypatch):
+    """The same configuration and teacher in a new folder."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def rows():
+    """Reads a results.csv."""
+    return lambda path: list(csv.DictReader(path.open(encoding="utf-8")))

@@ -1,0 +1,124 @@
+"""A tiny configuration of both ReFilled stages, as text: 8 classes of 4 images, teacher and student know 4 each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gkd_plugin.models import timm_model
+from tests.runner.fakes import TEST, TRAIN_LOADER, VAL_LOADER
+
+CLASSES = 8
+
+
+def _dataset(name: str, kwargs: str, seed: int, classes: int = CLASSES) -> str:
+    return f"""
+  {name}: !import_call
+    key: 'gkd_plugin.data.overlap_subset'
+    init:
+      kwargs:
+        role: 'student'
+        num_classes: 4
+        {kwargs}
+        dataset: !import_call
+          key: 'tests.fakes.TinyImages'
+          init: {{kwargs: {{classes: {classes}, per_class: 4, size: 32, seed: {seed}}}}}"""
+
+
+def _stage(kind: str, hooks: str, t_max: int) -> str:
+    return f"""
+    num_epochs: {t_max}
+    train_data_loader: {TRAIN_LOADER.replace("    ", "      ")}
+    val_data_loader: {VAL_LOADER.replace("    ", "      ")}
+    pre_epoch_process: 'refilled'
+    teacher:
+      forward_proc: 'forward_batch_only'
+      requires_grad: False
+      auxiliary_model_wrapper: {{key: 'refilled_teacher', kwargs: {{preprocessing: 'data'}}}}
+      forward_hook: {{output: {hooks}}}
+    student: {{forward_proc: 'forward_batch_only', forward_hook: {{output: ['embedding']}}}}
+    optimizer: {{key: 'SGD', kwargs: {{lr: 0.01, momentum: 0.9}}}}
+    scheduler: {{key: 'CosineAnnealingLR', kwargs: {{T_max: {t_max}, eta_min: 0.001}}}}
+    criterion: {{key: 'refilled', kwargs: {{stage: '{kind}'}}}}
+"""
+
+
+CONFIG = f"""
+dependencies:
+  - name: 'gkd_plugin'
+datasets:
+  {_dataset("train", "overlap: 0.0", 0)}
+  {_dataset("val", "shift: 4", 1)}
+  {_dataset("test", "overlap: 0.0", 2)}
+models:
+  teacher_model:
+    key: 'timm_model'
+    kwargs: {{model_name: 'test_byobnet', num_classes: 4}}
+    src_ckpt: 'teacher.pt'
+  student_model:
+    key: 'timm_model'
+    kwargs: {{model_name: 'test_byobnet', num_classes: 4}}
+    dst_ckpt: 'somewhere/student.pt'
+train:
+  stage1: {_stage("embedding", "['embedding']", 1)}
+  stage2: {_stage("classifier", "['embedding', 'local_classifier']", 2)}
+{TEST}"""
+
+
+def write_config(folder: Path, text: str = CONFIG) -> Path:
+    """Writes tiny.yaml and the weights of an untrained teacher."""
+    torch.manual_seed(0)
+    torch.save(timm_model("test_byobnet", num_classes=4).state_dict(), folder / "teacher.pt")
+    path = folder / "tiny.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _incremental(name: str, memory: int | None, seed: int) -> str:
+    return f"""
+  {name}: !import_call
+    key: 'gkd_plugin.data.incremental_subset'
+    init:
+      kwargs:
+        old: 4
+        new: 2
+        memory: {"null" if memory is None else memory}
+        dataset: !import_call
+          key: 'tests.fakes.TinyImages'
+          init: {{kwargs: {{classes: {CLASSES}, per_class: 4, size: 32, seed: {seed}}}}}"""
+
+
+def _few_shot(name: str, role: str, shots: int, seed: int) -> str:
+    return f"""
+  {name}: !import_call
+    key: 'gkd_plugin.data.few_shot_task'
+    init:
+      kwargs:
+        ways: 4
+        shots: {shots}
+        task: 0
+        role: '{role}'
+        queries: {0 if role == "support" else "null"}
+        dataset: !import_call
+          key: 'tests.fakes.TinyImages'
+          init: {{kwargs: {{classes: {CLASSES}, per_class: 4, size: 32, seed: {seed}}}}}"""
+
+
+def _with_datasets(datasets: str, num_classes: int) -> str:
+    head, rest = CONFIG.split("datasets:", maxsplit=1)[0], CONFIG[CONFIG.index("models:") :]
+    before, after = rest.split("student_model:")
+    student = after.replace("num_classes: 4", f"num_classes: {num_classes}", 1)
+    return f"{head}datasets:{datasets}\n{before}student_model:{student}"
+
+
+def write_incremental(folder: Path, memory: int = 2) -> Path:
+    """The teacher knows 4 classes, the student learns 6."""
+    sets = [_incremental("train", memory, 0), _incremental("val", None, 1), _incremental("test", None, 2)]
+    return write_config(folder, _with_datasets("".join(sets), 6))
+
+
+def write_few_shot(folder: Path) -> Path:
+    """4-way 3-shot tasks of 8 classes; the queries are other images."""
+    sets = [_few_shot("train", "support", 3, 0), _few_shot("val", "query", 0, 1), _few_shot("test", "query", 0, 2)]
+    return write_config(folder, _with_datasets("".join(sets), 4))

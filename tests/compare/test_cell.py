@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+
+from gkd_plugin.compare.cell import base_stages, cell_config
+from gkd_plugin.compare.method import load_method
+from gkd_plugin.compare.setting import Setting
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.yaml_nodes import compose, dump
+from tests.compare.fakes import CONFIG, write_config, write_incremental
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return compose(write_config(tmp_path))
+
+
+def made(root, method, overlap=None):
+    return cell_config(root, load_method(method), Setting(overlap), Path("cell.yaml")).plain
+
+
+def test_both_stages_are_found_by_what_they_do(tmp_path):
+    path = write_config(tmp_path, CONFIG.replace("stage1:", "stage9:").replace("stage2:", "stage1:"))
+    assert base_stages(compose(path)) == {"embedding": "stage9", "classifier": "stage1"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "missing"),
+    [
+        ("stage: 'embedding'", "stage: 'classifier'", "'embedding'"),
+        ("key: 'refilled', kwargs: {stage: 'classifier'", "key: 'other', kwargs: {stage: 'classifier'", "'classifier'"),
+        ("{key: 'refilled', kwargs:", "{key: 'other', kwargs:", "'embedding' and 'classifier'"),
+    ],
+)
+def test_a_configuration_without_both_stages(old, new, missing, tmp_path):
+    with pytest.raises(ConfigError, match=f"no stage with criterion 'refilled' and stage {missing};"):
+        base_stages(compose(write_config(tmp_path, CONFIG.replace(old, new))))
+
+
+def test_methods_of_one_stage_train_as_long_as_both_together(root):
+    """1 + 2 epochs; the schedule of the classifier stage is stretched with them and keeps its end."""
+    for method in ("ce", "kd", "refilled-joint", "refilled-stage2-only"):
+        train = made(root, method, 100.0)["train"]
+        assert train["num_epochs"] == 3
+        assert train["scheduler"]["kwargs"] == {"T_max": 3, "eta_min": 0.001}
+
+
+def test_methods_of_two_stages_keep_their_epochs(root):
+    for method in ("refilled", "refilled-stage1-only", "config"):
+        train = made(root, method)["train"]
+        assert [train[name]["num_epochs"] for name in ("stage1", "stage2")] == [1, 2]
+        assert [train[name]["scheduler"]["kwargs"]["T_max"] for name in ("stage1", "stage2")] == [1, 2]
+
+
+def test_cross_entropy_alone_has_no_teacher(root):
+    plain = made(root, "ce")
+    assert set(plain["models"]) == {"model"}
+    assert "dst_ckpt" not in plain["models"]["model"]
+    assert plain["train"].keys() == {
+        *("num_epochs", "train_data_loader", "val_data_loader", "model", "optimizer", "scheduler", "criterion")
+    }
+    assert "forward_hook" not in plain["train"]["model"]
+
+
+def test_hooks_and_criteria_are_the_methods_own(root):
+    train = made(root, "rkd")["train"]
+    assert train["teacher"]["forward_hook"] == train["student"]["forward_hook"] == {"output": ["embedding"]}
+    assert train["teacher"]["auxiliary_model_wrapper"]["key"] == "refilled_teacher"
+    assert train["criterion"]["kwargs"]["sub_terms"]["rkd"]["criterion"]["key"] == "RKDLoss"
+    assert "forward_hook" not in made(root, "kd", 100.0)["train"]["teacher"]
+
+
+def test_the_path_of_the_students_embedding_is_the_configurations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.replace("{stage: 'embedding'}", "{stage: 'embedding', student_embedding: 'head.norm'}")
+    train = made(compose(write_config(tmp_path, text)), "spkd")["train"]
+    assert train["student"]["forward_hook"] == {"output": ["head.norm"]}
+    spkd = train["criterion"]["kwargs"]["sub_terms"]["spkd"]["criterion"]["kwargs"]
+    assert (spkd["student_output_path"], spkd["teacher_output_path"]) == ("head.norm", "embedding")
+
+
+def test_a_cell_changes_nothing_in_the_configuration(root):
+    before = dump(root)
+    made(root, "ce", 50.0)
+    made(root, "refilled", 0.0)
+    assert dump(root) == before
+
+
+def test_merge_keys_are_resolved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.replace("  stage1: \n", "  stage1: &one\n")
+    text = text.replace("  stage2: \n    num_epochs", "  stage2:\n    <<: *one\n    num_epochs")
+    assert "<<: *one" in text
+    train = made(compose(write_config(tmp_path, text)), "ce")["train"]
+    assert (train["num_epochs"], train["scheduler"]["kwargs"]["T_max"]) == (3, 3)
+
+
+def test_a_method_that_is_not_valid_is_named(root, tmp_path):
+    (tmp_path / "mine.yaml").write_text("stages: [{criterion: {key: 'refiled', kwargs: {}}}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"method 'mine': .*criterion\.key: 'refiled' is not registered; did you me"):
+        made(root, "mine.yaml")
+
+
+def test_several_stages_without_a_teacher(root, tmp_path):
+    (tmp_path / "mine.yaml").write_text("stages: [{teacher: null}, {teacher: null}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="method 'mine': several stages need a teacher"):
+        made(root, "mine.yaml")
+
+
+def test_a_fine_tuned_teacher_is_the_only_model(root):
+    plain = made(root, "finetune")
+    (entry,) = plain["models"].values()
+    assert entry == {
+        "key": "timm_model",
+        "kwargs": {"model_name": "test_byobnet", "num_classes": 4},
+        "src_ckpt": "teacher.pt",
+        "src_ckpt_classifier": "new",
+    }
+    assert plain["train"]["optimizer"]["kwargs"] == {"lr": pytest.approx(0.001), "momentum": 0.9}
+    assert plain["train"]["num_epochs"] == 3
+
+
+def test_in_incremental_learning_the_teachers_classifier_is_extended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = made(compose(write_incremental(tmp_path)), "lwf")["models"]
+    assert models["student_model"]["src_ckpt_classifier"] == "extended"
+    assert models["student_model"]["kwargs"]["num_classes"] == 6
+    assert "src_ckpt_classifier" not in models["teacher_model"]
+
+
+def test_joint_training_keeps_all_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = made(compose(write_incremental(tmp_path)), "joint-training")
+    assert all(tag.value["init"]["kwargs"]["memory"] is None for tag in plain["datasets"].values())
+
+
+def test_a_learning_rate_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.replace("kwargs: {lr: 0.01, momentum: 0.9}", "kwargs: {momentum: 0.9}")
+    with pytest.raises(ConfigError, match=r"method 'finetune': optimizer\.kwargs\.lr: missing"):
+        made(compose(write_config(tmp_path, text)), "finetune")
+
+
+def test_the_configuration_of_a_probe_keeps_both_models(root):
+    plain = made(root, "teacher-ncm")
+    assert set(plain["models"]) == {"teacher_model", "student_model"}
+    assert "dst_ckpt" not in plain["models"]["student_model"]

@@ -1,0 +1,114 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from gkd_plugin.compare.compare import Comparison, compare
+from gkd_plugin.errors import ConfigError
+from tests.compare.conftest import METHODS
+from tests.compare.fakes import write_few_shot, write_incremental
+
+
+def test_every_shipped_method_trains_where_the_classes_are_shared(grid):
+    assert [(r.cell.method.name, r.status, r.reason) for r in grid.results] == [
+        (name, "finished", "") for name in METHODS
+    ]
+    for result in grid.results:
+        assert 0 <= result.score("top1") <= 100
+        assert (result.cell.folder / "student.safetensors").exists() == (result.cell.method.probe is None)
+
+
+def test_every_method_makes_the_same_number_of_updates(grid):
+    for result in (result for result in grid.results if not result.cell.method.probe):
+        assert sum(stage["num_epochs"] for stage in result.summary["stages"].values()) == 3
+        assert sum(len(stage["epochs"]) for stage in result.summary["stages"].values()) == 3
+
+
+def test_what_a_grid_leaves_behind(grid, rows):
+    folder = grid.folder / "grid"
+    assert {path.name for path in folder.iterdir()} == {"overlap100", "results.csv", "table.txt"}
+    assert {path.name for path in (folder / "overlap100").iterdir()} == set(METHODS)
+    assert (folder / "table.txt").read_text("utf-8") == grid.table + "\n"
+    found = rows(folder / "results.csv")
+    assert [row["method"] for row in found] == METHODS
+    for row, result in zip(found, grid.results, strict=True):
+        assert float(row["top1"]) == round(result.score("top1"), 4)
+    assert not (grid.folder / "somewhere").exists()
+
+
+def test_the_whole_grid_again_trains_nothing(grid, monkeypatch):
+    monkeypatch.chdir(grid.folder)
+    before = {r.cell.folder: (r.cell.folder / "summary.json").stat().st_mtime_ns for r in grid.results}
+    table, results = compare(grid.comparison)
+    assert table == grid.table
+    assert {r.cell.folder: (r.cell.folder / "summary.json").stat().st_mtime_ns for r in results} == before
+
+
+def test_a_changed_value_runs_again_and_keeps_the_earlier_run(grid, here):
+    wanted = replace(grid.comparison, methods=["ce"], output=here / "grid", overlaps=(), seeds=[0, 1])
+    (first, second), (changed, _) = (
+        compare(replace(wanted, overrides=sets))[1] for sets in ((), ("train.stage2.optimizer.kwargs.lr=0.02",))
+    )
+    assert first.cell.folder == changed.cell.folder == here / "grid/as_configured/ce/seed0"
+    assert first.summary["stages"] != changed.summary["stages"]
+    assert first.summary["stages"] != second.summary["stages"]
+    previous = first.cell.folder.with_name("seed0.previous") / "summary.json"
+    assert json.loads(previous.read_text("utf-8"))["stages"] == first.summary["stages"]
+
+
+def test_a_method_of_a_file_beside_one_of_its_name(here):
+    (here / "ce.yaml").write_text("stages: [{}]\n", encoding="utf-8")
+    wanted = Comparison(here / "tiny.yaml", methods=["ce", "ce.yaml"], seeds=[0], output=here / "grid")
+    with pytest.raises(ConfigError, match="--methods: 'ce' has the name of another method, 'ce'; rename the file"):
+        compare(wanted)
+    assert not (here / "grid").exists()
+
+
+def test_few_shot_tasks(here, rows):
+    """Two tasks, one and two shots; what needs pairs of one class says so."""
+    wanted = Comparison(
+        write_few_shot(here),
+        methods=["ce", "refilled", "teacher-logreg"],
+        seeds=[0],
+        output=here / "grid",
+        ways=[3],
+        shots=[1, 2],
+        tasks=[0, 4],
+        overrides=["train.stage2.num_epochs=1"],
+        device="cpu",
+    )
+    table, results = compare(wanted)
+    assert "3-way 1-shot" in table
+    assert "mean ± 95 % confidence over tasks" in table
+    for result in results:
+        needs_pairs = result.cell.method.name == "refilled" and result.cell.setting.shots == 1
+        expected = ("not served", "needs two shots") if needs_pairs else ("finished", "")
+        assert (result.status, result.reason) == expected
+    folder = here / "grid" / "ways3_shots2" / "ce"
+    assert {path.name for path in folder.iterdir()} == {"task0", "task4"}
+    assert json.loads((folder / "task4/seed0/summary.json").read_text("utf-8"))["student"]["classes"] == 3
+    found = rows(here / "grid/results.csv")
+    assert {(row["ways"], row["shots"], row["task"], row["memory"]) for row in found} == {
+        ("3", shots, task, "") for shots in "12" for task in "04"
+    }
+    assert (here / "grid/top1_against_shots.png").exists()
+
+
+def test_incremental_learning(here):
+    wanted = Comparison(
+        write_incremental(here),
+        methods=["refilled", "lwf", "joint-training", "teacher-ncm", "teacher-logreg"],
+        seeds=[0],
+        output=here / "grid",
+        memories=[0, 2],
+        overrides=["train.stage2.num_epochs=1"],
+        device="cpu",
+        score="harmonic_mean",
+    )
+    table, results = compare(wanted)
+    assert "harmonic_mean in %" in table
+    for result in results:
+        needs_memory = result.cell.method.name in ("refilled", "teacher-ncm") and result.cell.setting.memory == 0
+        reason = "needs a sample of each class" if needs_memory else ""
+        assert (result.status, result.reason) == ("not served" if needs_memory else "finished", reason)
+        assert result.score("harmonic_mean") is not None or needs_memory

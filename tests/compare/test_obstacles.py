@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from gkd_plugin.compare.cell import cell_config
+from gkd_plugin.compare.method import load_method
+from gkd_plugin.compare.obstacles import obstacle
+from gkd_plugin.compare.setting import Setting
+from gkd_plugin.runner.yaml_nodes import compose
+from tests.compare.fakes import write_config, write_few_shot, write_incremental
+
+NO_OLD = dict.fromkeys(("lwf", "joint-training"), "needs old and new classes")
+
+
+@pytest.mark.parametrize(
+    ("write", "setting", "in_the_way"),
+    [
+        (write_config, Setting(50.0), {"kd": "needs the same classes", **NO_OLD}),
+        (write_config, Setting(100.0), NO_OLD),
+        (write_few_shot, Setting(shots=2), {"kd": "needs the same classes", **NO_OLD}),
+        (
+            write_few_shot,
+            Setting(shots=1),
+            {
+                "kd": "needs the same classes",
+                **NO_OLD,
+                **dict.fromkeys(("refilled", "refilled-joint", "refilled-stage1-only"), "needs two shots"),
+            },
+        ),
+        (write_incremental, Setting(memory=1), {"kd": "needs the same classes"}),
+        (
+            write_incremental,
+            Setting(memory=0),
+            {
+                "kd": "needs the same classes",
+                **dict.fromkeys(
+                    ("refilled", "refilled-joint", "refilled-stage1-only", "refilled-stage2-only", "teacher-ncm"),
+                    "needs a sample of each class",
+                ),
+            },
+        ),
+    ],
+)
+def test_what_is_in_the_way(write, setting, in_the_way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = compose(write(tmp_path))
+    refilled = ("refilled", "refilled-joint", "refilled-stage1-only", "refilled-stage2-only")
+    found = {}
+    for name in ("ce", "kd", "lwf", "joint-training", "rkd", "finetune", "teacher-ncm", "teacher-logreg", *refilled):
+        method = load_method(name)
+        reason = obstacle(method, cell_config(root, method, setting, Path("cell.yaml")).root)
+        if reason:
+            found[name] = reason
+    assert found == in_the_way

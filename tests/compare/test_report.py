@@ -1,0 +1,103 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gkd_plugin.compare.grid import Cell, Result
+from gkd_plugin.compare.method import load_method
+from gkd_plugin.compare.report import comparison_table, draw_settings, write_csv
+from gkd_plugin.compare.setting import Setting
+
+CE, REFILLED, KD = (load_method(name) for name in ("ce", "refilled", "kd"))
+HALF, FULL = Setting(50.0), Setting(100.0)
+
+
+def finished(method, space, seed, top1, **more):
+    summary = {"final": {"top1": top1, **more}, "wall_seconds": 1.234, "teacher": {"ncm_top1": 100 / 3}}
+    return Result(Cell(method, space, seed, Path("c.yaml"), Path("f")), "finished", summary)
+
+
+def unfinished(method, space, seed, status, reason):
+    return Result(Cell(method, space, seed, Path("c.yaml"), Path("f")), status, reason=reason)
+
+
+RESULTS = [
+    *(finished(CE, HALF, seed, top1, ncm_top1=top1 / 2) for seed, top1 in enumerate([60.0, 62.0, 64.0])),
+    *(finished(CE, FULL, seed, top1) for seed, top1 in enumerate([50.0, 50.0, 50.0])),
+    *(finished(REFILLED, HALF, seed, top1) for seed, top1 in enumerate([61.0, 64.0, 67.0])),
+    finished(REFILLED, FULL, 0, 57.0),
+    *(unfinished(REFILLED, FULL, seed, "failed", 'too small, "x"') for seed in (1, 2)),
+    *(unfinished(KD, HALF, seed, "not served", "needs the same classes") for seed in range(3)),
+    *(unfinished(KD, FULL, seed, "failed", "no weights") for seed in range(3)),
+]
+
+
+def test_the_table():
+    """Standard errors by hand: 60, 62, 64 → 2/√3; differences 1, 2, 3 → 1/√3 and p = 1 − t/√(2 + t²) at t = 2√3."""
+    expected = """
+method            overlap 50 %            − ce                   overlap 100 %   − ce
+cross-entropy     62.0 ± 1.2                                     50.0 ± 0.0
+ReFilled (TPAMI)  64.0 ± 1.7              +2.0 ± 0.6 (p 0.074)   57.0, 2 failed  +7.0
+KD                needs the same classes                         no weights
+top1 in %, mean ± standard error over seeds; − ce: paired difference, p of the t-test
+"""
+    lines = comparison_table(RESULTS, "top1").splitlines()
+    assert [line.split() for line in lines if "---" not in line] == [
+        line.split() for line in expected.split("\n")[1:-1]
+    ]
+
+
+def test_without_the_control_there_is_no_difference():
+    table = comparison_table([result for result in RESULTS if result.cell.method is not CE], "top1")
+    assert "− ce" not in table
+    assert table.endswith("top1 in %, mean ± standard error over seeds")
+    assert table.splitlines()[0].split("  ")[0] == "method"
+
+
+def test_another_score():
+    table = comparison_table(RESULTS, "ncm_top1")
+    assert "31.0 ± 0.6" in table
+    assert "no ncm_top1" in table
+
+
+def test_csv(tmp_path):
+    write_csv(RESULTS, tmp_path / "results.csv")
+    rows = list(csv.DictReader((tmp_path / "results.csv").open(encoding="utf-8")))
+    assert len(rows) == len(RESULTS)
+    first, failed = rows[0], rows[10]
+    assert (first["method"], first["overlap"], first["seed"], first["status"]) == ("ce", "50.0", "0", "finished")
+    assert (first["top1"], first["ncm_top1"], first["top5"]) == ("60.0", "30.0", "")
+    assert (first["teacher_ncm_top1"], first["seconds"], first["folder"]) == ("33.3333", "1.234", "f")
+    assert (failed["status"], failed["reason"], failed["top1"]) == ("failed", 'too small, "x"', "")
+
+
+def test_the_plot_has_a_line_for_each_method_with_results(tmp_path):
+    files = draw_settings(RESULTS, "top1", tmp_path)
+    assert [file.name for file in files] == ["top1_against_overlap.png", "top1_against_overlap.svg"]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert files[1].read_text("utf-8").lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize("settings", [(HALF,), ()])
+def test_fewer_than_two_overlaps_are_no_plot(settings, tmp_path):
+    kept = [result for result in RESULTS if result.cell.setting in settings]
+    assert draw_settings(kept, "top1", tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_are_told_with_their_confidence_interval():
+    """Tasks of 60, 64 and 68 after the mean of two seeds: 64 ± 4.303 · 4/√3."""
+    results = [
+        replace(result, cell=replace(result.cell, task=task))
+        for task, top1 in enumerate([60.0, 64.0, 68.0])
+        for result in (finished(CE, HALF, 0, top1 - 1), finished(CE, HALF, 1, top1 + 1))
+    ]
+    table = comparison_table(results, "top1")
+    assert "64.0 ± 9.9" in table
+    assert "mean ± 95 % confidence over tasks" in table
+
+
+def test_two_things_that_vary_are_no_plot(tmp_path):
+    settings = [Setting(50.0, memory=0), Setting(100.0, memory=5)]
+    assert draw_settings([finished(CE, setting, 0, 1.0) for setting in settings], "top1", tmp_path) == []

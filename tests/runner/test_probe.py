@@ -1,0 +1,98 @@
+"""Classifiers fitted to the frozen teacher's embeddings."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.models import timm_model
+from gkd_plugin.runner.config import load_config
+from gkd_plugin.runner.probe import PROBES, run_probe
+from gkd_plugin.runner.run import RunOptions
+from tests.fakes import TinyImages
+from tests.runner.fakes import REFILLED, TEST, write_configs
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """A folder with an untrained teacher's weights; training images and test images of four classes."""
+    folder = tmp_path_factory.mktemp("probe")
+    write_configs(folder)
+    torch.manual_seed(0)
+    model = timm_model("test_resnet", num_classes=4)
+    (folder / "runs/teacher").mkdir(parents=True)
+    torch.save(model.state_dict(), folder / "runs/teacher/teacher.pt")
+    return folder, model.eval()
+
+
+@pytest.fixture
+def here(configured, monkeypatch):
+    monkeypatch.chdir(configured[0])
+    return configured
+
+
+def ran(tmp_path, probe, *sets):
+    data = "train.stage1.teacher.auxiliary_model_wrapper={key: refilled_teacher, kwargs: {preprocessing: data}}"
+    return run_probe(load_config("student.yaml", [data, *sets]), RunOptions(tmp_path / "run", 3, "cpu"), probe)
+
+
+@torch.no_grad()
+def embedded(model, seed):
+    """Rows of length 1, straight from timm."""
+    images = TinyImages(classes=4, per_class=6, seed=seed)
+    rows = model.forward_head(model.forward_features(images.images), pre_logits=True).double().numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), np.array(images.targets)
+
+
+def test_logistic_regression_is_scikit_learns(here, tmp_path):
+    (rows, labels), (test_rows, test_labels) = (embedded(here[1], seed) for seed in (0, 2))
+    expected = LogisticRegression(C=1.0, max_iter=1000).fit(rows, labels).score(test_rows, test_labels)
+    assert ran(tmp_path, "logistic_regression")["final"]["top1"] == pytest.approx(100 * expected)
+
+
+def test_nearest_class_mean_by_hand(here, tmp_path):
+    (rows, labels), (test_rows, test_labels) = (embedded(here[1], seed) for seed in (0, 2))
+    centres = np.stack([rows[labels == k].mean(0) for k in range(4)])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    expected = ((test_rows @ centres.T).argmax(1) == test_labels).mean()
+    assert ran(tmp_path, "ncm")["final"]["top1"] == pytest.approx(100 * expected)
+
+
+def test_it_leaves_a_run_folder(here, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    summary = ran(tmp_path, "ncm")
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "log.txt", "summary.json"}
+    assert json.loads((folder / "summary.json").read_text("utf-8")) == summary
+    assert (summary["status"], summary["seed"], summary["probe"], summary["final"]["on"]) == (
+        "finished",
+        3,
+        "ncm",
+        "test",
+    )
+    assert "ncm on the frozen teacher: top-1 on the test set" in (folder / "log.txt").read_text("utf-8")
+
+
+def test_a_class_without_a_sample_is_never_the_answer_of_logistic_regression(here, tmp_path):
+    summary = ran(tmp_path, "logistic_regression", "datasets.train.init.kwargs.classes=3")
+    assert 0 <= summary["final"]["top1"] <= 75
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (TEST, "", r"has no test\.test_data_loader"),
+        ("auxiliary_model_wrapper: {key: 'refilled_teacher'}", "", "the teacher has no wrapper 'refilled_teacher'"),
+    ],
+)
+def test_what_it_cannot_probe(here, tmp_path, old, new, message):
+    assert old in REFILLED
+    path = tmp_path / "other.yaml"
+    path.write_text(REFILLED.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"other\.yaml: {message}"):
+        run_probe(load_config(path), RunOptions(tmp_path / "run", 0, "cpu"), next(iter(PROBES)))
+    assert not (tmp_path / "run").exists()
