@@ -26,15 +26,17 @@ def obstacle(method: Method, root: MappingNode) -> str:
         return "needs the same classes"
     if method.classes == "incremental" and not is_incremental(root):
         return "needs old and new classes"
-    stages = set() if method.probe else set(_refilled_stages(to_plain(root)["train"]))
+    stages = {} if method.probe else dict(_refilled_stages(to_plain(root)["train"]))
     if training_memory(root) == 0 and (stages or method.probe == "ncm"):
         return "needs a sample of each class"
-    if training_shots(root) == 1 and stages & {"embedding", "joint"}:
-        return "needs two shots"
+    if training_shots(root) == 1 and any(stages.get(stage) == 1 for stage in ("embedding", "joint")):
+        return "needs two shots or ClassBalancedBatchSampler"
     return ""
 
 
-def _refilled_stages(train: dict[str, Any]) -> Iterator[str]:
+def _refilled_stages(train: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Each stage of ReFilled, and how often a batch may hold one sample."""
     for stage in stage_configs(train).values():
         if stage["criterion"]["key"] == "refilled":
-            yield stage["criterion"]["kwargs"]["stage"]
+            batches = (stage["train_data_loader"].get("batch_sampler") or {}).get("kwargs") or {}
+            yield stage["criterion"]["kwargs"]["stage"], batches.get("samples_per_class", 1)

@@ -77,8 +77,8 @@ def apply_setting(root: MappingNode, setting: Setting, task: int | None = None) 
     _apply_few_shot(root, {key: value for key, value in few_shot.items() if value is not None})
     if setting.memory is not None:
         _set_memory(root, setting.memory, "--memory")
-        if setting.memory == 0:
-            _balance_new_classes(root)
+        if setting.memory == 0:  # only the new classes have samples
+            _balance(root, min(to_plain(kwargs)["new"] for kwargs in _with_memory(root)))
 
 
 def keep_all_samples(root: MappingNode) -> None:
@@ -151,6 +151,7 @@ def _apply_few_shot(root: MappingNode, values: Mapping[str, int]) -> None:
     if "ways" in values:
         student = dict(_named(dict(_named(dict(_named(root))["models"]))["student_model"]))
         put(student["kwargs"], "num_classes", _node(values["ways"]))
+        _balance(root, values["ways"])
 
 
 def _set_memory(root: MappingNode, memory: int | None, where: str) -> None:
@@ -161,17 +162,16 @@ def _set_memory(root: MappingNode, memory: int | None, where: str) -> None:
         put(kwargs, "memory", _node(memory))
 
 
-def _balance_new_classes(root: MappingNode) -> None:
-    """Without a memory only the new classes have samples: balanced batches are of these, as large as before."""
-    new = min(to_plain(kwargs)["new"] for kwargs in _with_memory(root))
+def _balance(root: MappingNode, present: int) -> None:
+    """Balanced batches have no more classes than have samples, and stay as large as before."""
     for node in _nodes(dict(_named(root))["train"]):
         entries = dict(_named(node))
         if getattr(entries.get("key"), "value", None) == _BALANCED and "kwargs" in entries:
             kwargs = to_plain(entries["kwargs"])
             classes, samples = kwargs["classes_per_batch"], kwargs["samples_per_class"]
-            if classes > new:
-                put(entries["kwargs"], "classes_per_batch", _node(new))
-                put(entries["kwargs"], "samples_per_class", _node(max(1, classes * samples // new)))
+            if classes > present:
+                put(entries["kwargs"], "classes_per_batch", _node(present))
+                put(entries["kwargs"], "samples_per_class", _node(max(1, classes * samples // present)))
 
 
 def _with_memory(root: MappingNode) -> list[MappingNode]:

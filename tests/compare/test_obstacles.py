@@ -6,6 +6,7 @@ from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.obstacles import obstacle
 from gkd_plugin.compare.setting import Setting
+from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.yaml_nodes import compose
 from tests.compare.fakes import write_config, write_few_shot, write_incremental
 
@@ -24,7 +25,10 @@ NO_OLD = dict.fromkeys(("lwf", "joint-training"), "needs old and new classes")
             {
                 "kd": "needs the same classes",
                 **NO_OLD,
-                **dict.fromkeys(("refilled", "refilled-joint", "refilled-stage1-only"), "needs two shots"),
+                **dict.fromkeys(
+                    ("refilled", "refilled-joint", "refilled-stage1-only"),
+                    "needs two shots or ClassBalancedBatchSampler",
+                ),
             },
         ),
         (write_incremental, Setting(memory=1), {"kd": "needs the same classes"}),
@@ -52,3 +56,12 @@ def test_what_is_in_the_way(write, setting, in_the_way, tmp_path, monkeypatch):
         if reason:
             found[name] = reason
     assert found == in_the_way
+
+
+def test_batches_with_several_views_of_an_image_serve_one_shot():
+    root = compose(Path(__file__).parents[2] / "configs/digits/digits_fewshot_refilled.yaml")
+    apply_overrides(root, ["models.teacher_model.src_ckpt=null"])
+    for name in ("refilled", "refilled-joint"):
+        method = load_method(name)
+        config = cell_config(root, method, Setting(shots=1), Path("cell.yaml"))
+        assert obstacle(method, config.root) == ""

@@ -138,6 +138,14 @@ def test_without_a_memory_batches_are_as_large_as_before(incremental):
         assert kwargs == {"classes_per_batch": 5, "samples_per_class": 10}
 
 
+def test_batches_have_no_more_classes_than_the_task(few_shot):
+    """5 classes × 5 samples."""
+    apply_setting(few_shot, Setting(ways=3, shots=1))
+    for stage in ("stage1", "stage2"):
+        kwargs = to_plain(few_shot)["train"][stage]["train_data_loader"]["batch_sampler"]["kwargs"]
+        assert kwargs == {"classes_per_batch": 3, "samples_per_class": 8, "num_batches": 1}
+
+
 @pytest.mark.parametrize(
     ("setting", "task", "message"),
     [
