@@ -28,12 +28,25 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
         [method.title, *(cell for setting in settings for cell in _cells(results, method, setting, score, has_control))]
         for method in methods
     ]
-    return f"{aligned([header, *rows])}\n{_note(results, score, has_control)}"
+    notes = [_note(results, score, has_control), *_reasons(results)]
+    return "\n".join([aligned([header, *rows]), *notes])
 
 
 def _note(results: Sequence[Result], score: str, has_control: bool) -> str:
     difference = f"; − {CONTROL}: paired difference, p of the t-test" if has_control else ""
     return f"{score} in %, {_error_of(results)}{difference}"
+
+
+def _reasons(results: Sequence[Result]) -> list[str]:
+    """One line for each reason why cells failed."""
+    by_reason: dict[str, list[str]] = {}
+    for result in results:
+        if result.status == FAILED:
+            by_reason.setdefault(result.reason, []).append(result.cell.title)
+    return [
+        f"failed: {titles[0]}{f' and {len(titles) - 1} more' if len(titles) > 1 else ''}: {reason}"
+        for reason, titles in by_reason.items()
+    ]
 
 
 def _error_of(results: Sequence[Result]) -> str:
@@ -50,7 +63,8 @@ def _cells(results: Sequence[Result], method: Method, setting: Setting, score: s
     values = _by_repetition(here, score)
     bad = [result for result in here if result.status != FINISHED]
     if not values:
-        return [bad[0].reason if bad else f"no {score}", *([""] if has_control else [])]
+        reason = f"no {score}" if not bad else "failed" if bad[0].status == FAILED else bad[0].reason
+        return [reason, *([""] if has_control else [])]
     failed = sum(result.status == FAILED for result in here)
     shown = _mean(mean_of(values)) + (f", {failed} failed" if failed else "")
     if not has_control:

@@ -55,8 +55,8 @@ def check_labels(
         stages: the stages that train on it.
 
     Raises:
-        ConfigError: no sample, or a label out of range; one class only, or no class with two samples, in stage
-            ``embedding``; a class without a sample in a stage that needs its centre.
+        ConfigError: no sample, or a label out of range; one class only, or no class with two samples, in stages
+            ``embedding`` and ``joint``; a class without a sample in a stage that needs its centre.
     """
     try:
         counts = Counter(labels_of(dataset))
@@ -73,12 +73,14 @@ def check_labels(
             f"{name}: class index out of range: label {max(counts)}, but {where} has {num_classes} classes (0 … "
             f"{num_classes - 1})"
         )
-    kinds = {_refilled_stage(stage) for stage in stages.values()}
-    if "embedding" in kinds:
-        _check_pairs(name, counts)
-        _check_centres(name, counts, "embedding", max(counts) + 1)
-    if "classifier" in kinds:
-        _check_centres(name, counts, "classifier", num_classes or max(counts) + 1)
+    for stage in stages.values():
+        kind = _refilled_stage(stage)
+        if kind in ("embedding", "joint"):
+            _check_pairs(name, counts, kind, repeats=_repeats_samples(stage))
+        if kind == "embedding":
+            _check_centres(name, counts, kind, max(counts) + 1)
+        elif kind in ("classifier", "joint"):
+            _check_centres(name, counts, kind, num_classes or max(counts) + 1)
 
 
 def _refilled_stage(stage: Mapping[str, Any]) -> str | None:
@@ -86,12 +88,21 @@ def _refilled_stage(stage: Mapping[str, Any]) -> str | None:
     return (criterion.get("kwargs") or {}).get("stage") if criterion.get("key") == "refilled" else None
 
 
-def _check_pairs(name: str, counts: Counter[int]) -> None:
+def _repeats_samples(stage: Mapping[str, Any]) -> bool:
+    """Whether a batch holds several views of a sample where its class has no other: balanced batches do."""
+    sampler = stage["train_data_loader"].get("batch_sampler") or {}
+    samples = (sampler.get("kwargs") or {}).get("samples_per_class", 1)
+    return sampler.get("key") == "ClassBalancedBatchSampler" and samples > 1
+
+
+def _check_pairs(name: str, counts: Counter[int], stage: str, *, repeats: bool) -> None:
     if len(counts) == 1:
-        raise ConfigError(f"{name}: holds one class only: stage 'embedding' compares classes and needs at least two")
+        raise ConfigError(f"{name}: holds one class only: stage {stage!r} compares classes and needs at least two")
+    if repeats:
+        return
     single = sorted(label for label, count in counts.items() if count == 1)
     if len(single) == len(counts):
-        raise ConfigError(f"{name}: every class has one sample: stage 'embedding' needs pairs of the same class")
+        raise ConfigError(f"{name}: every class has one sample: stage {stage!r} needs pairs of the same class")
     if single:
         logger.warning("%s: classes %s have one sample: they form no positive pair", name, single[:10])
 

@@ -84,6 +84,6 @@ def test_a_file_that_is_missing():
 def test_what_trains_nothing_and_what_starts_from_the_teacher():
     assert (load_method("teacher-ncm").probe, load_method("teacher-ncm").stages) == ("ncm", ())
     assert load_method("teacher-logreg").probe == "logistic_regression"
-    assert [load_method(name).starts_from_teacher for name in ("finetune", "lwf", "scratch")] == [True, True, False]
+    assert [load_method(name).starts_from_teacher for name in ("finetune", "lwf", "ce")] == [True, True, False]
     assert [load_method(name).keeps_all_samples for name in ("joint-training", "ce")] == [True, False]
     assert [stage.lr_factor for name in ("finetune", "ce") for stage in load_method(name).stages] == [0.1, 1.0]

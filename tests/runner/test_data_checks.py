@@ -85,6 +85,24 @@ def test_what_matters_to_one_stage_only():
     check(Labels(0, 1, 2, 3), CLASSIFIER, 4)
 
 
+def test_stage_joint_needs_what_both_need():
+    joint = {"stage1": stage("joint")}
+    with pytest.raises(ConfigError, match="every class has one sample: stage 'joint' needs pairs"):
+        check(Labels(0, 1), joint, 2)
+    with pytest.raises(ConfigError, match="no sample of class 2: stage 'joint' needs a class centre"):
+        check(Labels(0, 0, 1, 1), joint, 3)
+    check(Labels(0, 0, 1, 1), joint, 2)
+
+
+def test_balanced_batches_make_pairs_of_one_sample():
+    sampler = {"key": "ClassBalancedBatchSampler", "kwargs": {"classes_per_batch": 2, "samples_per_class": 3}}
+    balanced = {**loader("train"), "batch_sampler": sampler}
+    check(Labels(0, 1), {"stage1": stage("embedding", train_data_loader=balanced)}, 2)
+    sampler["kwargs"]["samples_per_class"] = 1
+    with pytest.raises(ConfigError, match="every class has one sample"):
+        check(Labels(0, 1), {"stage1": stage("embedding", train_data_loader=balanced)}, 2)
+
+
 def test_some_classes_with_one_sample_is_a_warning(caplog):
     check(Labels(0, 0, 1), EMBEDDING, 2)
     assert caplog.messages == ["datasets.d/train: classes [1] have one sample: they form no positive pair"]
