@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from gkd_plugin.data import classes_of, teacher_labels_of
 from gkd_plugin.errors import ConfigError, nearest
 
 __all__ = ["resolve_class_map"]
+
+logger = logging.getLogger(__name__)
 
 _WHERE = "class_map"
 
@@ -32,12 +35,16 @@ def resolve_class_map(
     Raises:
         ConfigError: a class that does not exist, one teacher class for two, or names that nobody knows.
     """
+    if teacher_classes is not None and not _are_names(teacher_classes):
+        raise ConfigError(f"teacher_classes: must be a list of class names, got {teacher_classes!r}")
     if class_map is None:
         return None
     if class_map == "auto":
         labels = teacher_labels_of(dataset)
     elif class_map == "names":
         labels = _same_names(_names(dataset), _given(teacher_classes))
+        if not any(label is not None for label in labels):
+            logger.warning("class_map: no class of the student has the name of a class of the teacher")
     elif isinstance(class_map, Mapping):
         labels = _mapped(class_map, _names(dataset), teacher_classes)
     else:
@@ -46,9 +53,12 @@ def resolve_class_map(
     return labels if labels and any(label is not None for label in labels) else None
 
 
+def _are_names(given: object) -> bool:
+    return isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
+
+
 def _same_names(student: list[str], teacher: Sequence[str]) -> list[int | None]:
-    indices = {str(name): index for index, name in enumerate(teacher)}
-    return [indices.get(name) for name in student]
+    return [_index(name, list(teacher), f"{_WHERE}: the teacher") if name in teacher else None for name in student]
 
 
 def _mapped(class_map: Mapping[Any, Any], names: list[str], teacher: Sequence[str] | None) -> list[int | None]:
@@ -71,6 +81,8 @@ def _index(entry: Any, names: list[str], whose: str) -> int:
     if isinstance(entry, str):
         if entry not in names:
             raise ConfigError(f"{whose} has no class {entry!r}; {nearest(entry, names)}")
+        if names.count(entry) > 1:
+            raise ConfigError(f"{whose} has several classes {entry!r}; give the index instead")
         return names.index(entry)
     if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry < len(names):
         raise ConfigError(f"{whose} has no class {entry!r}; allowed: a name, or an index in 0 … {len(names) - 1}")

@@ -238,9 +238,12 @@ def _make_local_modules_importable() -> None:
 
 
 def _lines(error: ConfigError | OSError) -> list[str]:
-    """A ConfigError's lines, one per problem; of an OSError from a data worker the last, not its traceback."""
+    """A ConfigError's lines, one per problem; of what a data worker raised the last, not its traceback."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines if isinstance(error, ConfigError) else lines[-1:]
+    is_from_worker = "in DataLoader worker process" in lines[0]
+    if isinstance(error, ConfigError) and not is_from_worker:
+        return lines
+    return [lines[-1].removeprefix(f"{ConfigError.__module__}.{ConfigError.__name__}: ")]
 
 
 class _Console(logging.Handler):

@@ -23,7 +23,7 @@ __all__ = ["KINDS", "LocalClassifier"]
 logger = logging.getLogger(__name__)
 
 KINDS = ("centres", "discriminant")
-MAX_ROWS = 20_000
+MAX_ROWS = 10_000
 """Embeddings that a discriminant is fitted on: about as many of each class, the first ones."""
 _FITTED = ("centres", "weight", "bias", "teacher_labels", "own_factors")
 
@@ -96,6 +96,8 @@ class LocalClassifier(nn.Module):
         Raises:
             ValueError: a class has no sample, or a label is out of range.
         """
+        for name in ("teacher_labels", "own_factors"):
+            setattr(self, name, torch.empty(0, device=device))
         accumulator, kept = ClassCentreAccumulator(num_classes), _Kept()
         for embedding, own, labels in batches:
             accumulator.update(embedding, labels)
@@ -158,13 +160,15 @@ class _Kept:
     def __init__(self) -> None:
         self._parts: list[list[Tensor]] = []
         self._count = 0
+        self._limit = 2 * MAX_ROWS
 
     def add(self, embedding: Tensor, own: Tensor | None, labels: Tensor) -> None:
         own = embedding[:, :0] if own is None else own
         self._parts.append([embedding.detach().float().cpu(), own.detach().float().cpu(), labels.cpu().long()])
         self._count += len(labels)
-        if self._count > 2 * MAX_ROWS:
+        if self._count > self._limit:
             self._thin()
+            self._limit = 2 * max(MAX_ROWS, self._count)
 
     def result(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Embeddings ``[N, D_t]`` and own logits ``[N, C_t]`` in float32, labels ``[N]``, on the CPU."""

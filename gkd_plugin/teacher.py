@@ -152,10 +152,18 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """Reads normalisation and shared classes off the training set; called once, before the box wraps the models."""
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
             self.local_classifier.known = resolve_class_map(*self._class_map, box.train_data_loader.dataset)
+            self._check_known()
         if self._data_input.mean is None or self._data_input.std is None:
             self._data_input = normalisation_of(box.train_data_loader.dataset)
             with told_at("teacher.auxiliary_model_wrapper: "):
                 self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
+
+    def _check_known(self) -> None:
+        """Raises ConfigError where the class map names a class beyond the teacher's last."""
+        last = max((label for label in self.local_classifier.known or () if label is not None), default=-1)
+        classes = getattr(self.teacher, "num_classes", None)
+        if isinstance(classes, int) and 0 < classes <= last:
+            raise ConfigError(f"class_map: names class {last} of a teacher with {classes} classes (0 … {classes - 1})")
 
     def suggest_local_classifier(self, kind: str) -> None:
         """The kind of local classifier that a criterion is made for, where the wrapper's keyword leaves it open."""
@@ -240,15 +248,17 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
         Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
         """
-        if self.teacher is other.teacher and self.settings() == other.settings():
+        is_same_kind = (self.local_classifier.kind, self.local_classifier.known) == (
+            other.local_classifier.kind,
+            other.local_classifier.known,
+        )
+        if self.teacher is other.teacher and self.settings() == other.settings() and is_same_kind:
             self.local_classifier.adopt(other.local_classifier, self.device)
 
     def settings(self) -> tuple[Any, ...]:
         """What decides the teacher's answers, besides its weights and the images."""
         path = (self._embedding_path, self._embedding_io)
-        known = self.local_classifier.known
-        classifier = (self.local_classifier.kind, None if known is None else tuple(known))
-        return *path, *classifier, self.num_classes, self._own_input, self._data_input, self._dtype
+        return *path, self.num_classes, self._own_input, self._data_input, self._dtype
 
     def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         r"""Fits the local classifier, and with it the class centres, to (images, labels) batches of the training set.
@@ -257,6 +267,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             ConfigError: a class has no sample, or a label is out of range.
         """
         with user_can_mend("class centres"):
+            if self.local_classifier.kind == "centres" and self._class_map[0] not in ("auto", None):
+                logger.warning("class_map: not used, the local classifier is of the kind 'centres'")
             answered = (self._for_fit(images, labels) for images, labels in batches)
             self.local_classifier.fit(answered, self.num_classes, self.device)
 

@@ -34,6 +34,11 @@ def test_by_equal_names(pets):
     assert resolve_class_map("names", ["newt", "eft", "cat"], pets) == [2, None, 0]
 
 
+def test_names_of_which_none_is_shared_are_warned_of(pets, caplog):
+    assert resolve_class_map("names", ["Cat", "Dog"], pets) is None
+    assert "no class of the student has the name of a class of the teacher" in caplog.text
+
+
 @pytest.mark.parametrize("class_map", [{"cat": 281, "newt": 26}, {0: 281, 2: 26, "dog": None}])
 def test_as_written_with_indices(pets, class_map):
     assert resolve_class_map(class_map, None, pets) == [281, None, 26]
@@ -56,6 +61,11 @@ def test_as_written_with_names(pets):
         ({"cat": "tabby"}, None, "teacher_classes: the teacher's class names are needed"),
         ({"cat": "taby"}, ["tabby"], "class_map.cat: the teacher has no class 'taby'; did you mean 'tabby'"),
         ({"cat": 1}, ["tabby"], "class_map.cat: the teacher has no class 1; allowed: a name, or an index in 0 … 0"),
+        ("names", ["cat", "dog", "cat"], "class_map: the teacher has several classes 'cat'; give the index instead"),
+        ({"cat": "cat"}, ["cat", "cat"], "class_map.cat: the teacher has several classes 'cat'"),
+        ("names", {"cat": 0}, r"teacher_classes: must be a list of class names, got \{'cat': 0\}"),
+        ("names", "cat", "teacher_classes: must be a list of class names, got 'cat'"),
+        ({"cat": 0}, 5, "teacher_classes: must be a list of class names, got 5"),
         ({"cat": 7, "dog": 7}, None, "class_map: class 7 of the teacher is given for two classes"),
     ],
 )

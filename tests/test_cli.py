@@ -350,6 +350,15 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     assert (again, "6 of 8 cells are finished already" in err) == (out, True)
 
 
+def test_what_a_data_worker_cannot_use_is_one_line():
+    from gkd_plugin.cli import _lines
+
+    raised = "Caught ConfigError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File …"
+    error = ConfigError(f"{raised}\ngkd_plugin.errors.ConfigError: image a.png cannot be read: it is damaged\n")
+    assert _lines(error) == ["image a.png cannot be read: it is damaged"]
+    assert _lines(ConfigError("x.yaml: 2 problems\n  one\n  two")) == ["x.yaml: 2 problems", "  one", "  two"]
+
+
 def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
     (tiny / "fails.yaml").write_text(FAILS, encoding="utf-8")
     assert main(grid_of("--methods", "fails.yaml,ce")) == 1

@@ -208,8 +208,22 @@ def test_shared_classes_can_be_written_down_or_switched_off():
 def test_a_class_map_that_does_not_fit_is_told_with_its_key():
     with pytest.raises(ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: the student has no"):
         fitted(class_map={"cat": 1})
-    with pytest.raises(ConfigError, match="class_map names class 9 of a teacher with 5 classes"):
+    with pytest.raises(ConfigError, match=r"kwargs\.class_map: names class 9 of a teacher with 5 classes \(0 … 4\)$"):
         fitted(local_classifier="discriminant", class_map={0: 9})
+
+
+def test_a_class_map_that_is_not_used_is_said(caplog):
+    fitted(class_map={0: 1})
+    assert "class_map: not used, the local classifier is of the kind 'centres'" in caplog.text
+
+
+def test_another_fit_forgets_the_class_map_of_the_last():
+    teacher = fitted(local_classifier="discriminant", class_map={0: 1})
+    teacher.local_classifier.known = None
+    teacher.fit_centres(batches())
+    fresh = fitted(local_classifier="discriminant", class_map=None)
+    images = batches()[0][0]
+    torch.testing.assert_close(teacher.answers(images).local_classifier, fresh.answers(images).local_classifier)
 
 
 def test_classifiers_are_adopted_with_their_kind():

@@ -107,6 +107,6 @@ def _read_rgb(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except OSError as error:  # PIL.UnidentifiedImageError is one too
-        reason = error.strerror or "it is damaged, or of no format that Pillow reads"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
+        reason = getattr(error, "strerror", None) or "it is damaged, or of no format that Pillow reads"
         raise ConfigError(f"image {path} cannot be read: {reason}") from error

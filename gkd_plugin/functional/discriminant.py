@@ -4,16 +4,20 @@ The paper's local classifier (TPAMI 2023, section 4.2) measures an embedding aga
 directions spread alike and its logits were on the scale of the labels. With the class means μ_k and the pooled
 within-class covariance Σ, Bayes' rule for Gaussian classes of equal prior gives linear logits instead,
 
-    z_k(φ) = s · (μ_kᵀ Σ_γ⁻¹ φ − ½ μ_kᵀ Σ_γ⁻¹ μ_k),    Σ_γ = (1 − γ) Σ + γ · (tr Σ / D) · I.
+    z_k(φ) = s · (μ_kᵀ Σ_γ⁻¹ φ − ½ μ_kᵀ Σ_γ⁻¹ μ_k),    Σ_γ = (1 − γ) Σ + γ · v · I,    v the total variance / D.
 
-γ = 1 is the nearest class mean. γ and s minimise the negative log-likelihood of training labels that were held out
-(K-fold cross-validation): nothing to tune by hand, no validation or test set touched. s is what says how far the
-teacher is to be trusted: where it knows little of the classes, its logits come out nearly flat. Not in the paper.
+γ = 1 is the nearest class mean. γ minimises the negative log-likelihood of training labels that were held out (K-fold
+cross-validation, at the best scale of each γ): nothing to tune by hand, no validation or test set touched. The labels
+count as (1 − ε) · one-hot + ε / C, ε = C / (N + C), so that a few separable samples do not make it certain. The last
+fit has seen the samples that it will answer for and is surer of them than it should be: s is set so that its mean
+entropy over the training samples is that of the held-out answers. So the logits come out as flat as the teacher knows
+little of the classes. Not in the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,11 +26,11 @@ from torch.nn import functional
 
 from gkd_plugin.functional._precision import exact_dtype
 
-__all__ = ["Discriminant", "fit_discriminant"]
+__all__ = ["Discriminant", "fit_discriminant", "smoothed_targets"]
 
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 """The γ that are tried."""
-_SCALES = (1e-4, 1e2)
+_SPREADS = (1e-4, 1e2)
 
 
 class Discriminant(NamedTuple):
@@ -37,7 +41,8 @@ class Discriminant(NamedTuple):
         bias: ``[C]`` float32.
         shrinkage: γ.
         scale: s.
-        held_out_nll: mean negative log-likelihood of the held-out labels in nats; log C says that nothing is known.
+        held_out_nll: mean negative log-likelihood of the held-out labels in nats (smoothed as above); log C says that
+            nothing is known.
         held_out_accuracy: share of the held-out samples whose class has the largest logit, in [0, 1].
         held_out_logits: ``[N, C]``, of each sample by the fit that left its fold out.
     """
@@ -62,6 +67,7 @@ def fit_discriminant(
     """Fits the classifier of this module's formula.
 
     The i-th sample of each class belongs to fold i mod K, K the number of folds or the size of the smallest class.
+    Where a class has two samples, a fold leaves no spread to estimate and only γ = 1 is tried.
 
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
@@ -71,7 +77,8 @@ def fit_discriminant(
         shrinkages: the γ to try, each in (0, 1].
 
     Raises:
-        ValueError: shapes do not fit, a label is out of range, or a class has fewer than two samples.
+        ValueError: shapes do not fit, values are not finite, a label is out of range, or a class has fewer than two
+            samples.
 
     Example:
         >>> import torch
@@ -88,18 +95,37 @@ def fit_discriminant(
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
         wrong = labels[(labels < 0) | (labels >= num_classes)][0]
         raise ValueError(f"class index out of range: label {int(wrong)}, allowed 0 … {num_classes - 1}")
+    labels = labels.long()
     counts = torch.bincount(labels, minlength=num_classes)
-    if counts.min() < 2:
-        raise ValueError(f"class {int(counts.argmin())} has {int(counts.min())} samples, a discriminant needs 2")
+    smallest = int(counts.min())
+    if smallest < 2:
+        raise ValueError(f"class {int(counts.argmin())} has {smallest} samples, a discriminant needs 2")
+    if not bool(torch.isfinite(embedding).all()):
+        raise ValueError("embeddings are not finite")
     rows = embedding.detach().to(exact_dtype(embedding))
-    fold = _folds(labels, num_classes, min(folds, int(counts.min())))
-    held_out = _held_out(rows, labels, fold, num_classes, shrinkages)
-    fitted = [(*_scale(logits, labels), gamma, logits) for gamma, logits in zip(shrinkages, held_out, strict=True)]
-    nll, scale, gamma, logits = min(fitted, key=lambda found: found[0])
-    weight, bias = _Gaussians.of(rows, labels, num_classes).classifier(gamma)
-    accuracy = (logits.argmax(dim=1) == labels).double().mean()
-    weight, bias, logits = ((scale * value).float() for value in (weight, bias, logits))
-    return Discriminant(weight, bias, gamma, scale, nll, float(accuracy), logits)
+    tried = shrinkages if smallest > 2 else (1.0,)
+    fold = _folds(labels, num_classes, min(folds, smallest))
+    variance = (rows - rows.mean(dim=0)).square().mean()
+    targets = smoothed_targets(labels, num_classes).to(rows)
+    best = min(
+        (
+            (*_scale(logits, targets), gamma, logits)
+            for gamma, logits in zip(tried, _held_out(rows, labels, fold, tried, variance), strict=True)
+        ),
+        key=lambda found: found[0],
+    )
+    nll, scale, gamma, held_out = best
+    accuracy = float((held_out.argmax(dim=1) == labels).double().mean())
+    weight, bias = _Gaussians.of(rows, labels, num_classes, variance).classifier(gamma)
+    scale_now = _scale_of_entropy(rows @ weight.T + bias, _entropy(scale * held_out))
+    weight, bias, held_out = (scale_now * weight).float(), (scale_now * bias).float(), (scale * held_out).float()
+    return Discriminant(weight, bias, gamma, scale_now, nll, accuracy, held_out)
+
+
+def smoothed_targets(labels: Tensor, num_classes: int) -> Tensor:
+    """``[N, C]`` float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C)."""
+    epsilon = num_classes / (len(labels) + num_classes)
+    return (1 - epsilon) * functional.one_hot(labels.long(), num_classes).double() + epsilon / num_classes
 
 
 class _Gaussians(NamedTuple):
@@ -110,31 +136,40 @@ class _Gaussians(NamedTuple):
         means: ``[C, D]``, of the classes, from the origin.
         variances: ``[R]``, R ≤ D, eigenvalues of the pooled covariance.
         axes: ``[D, R]``, its eigenvectors.
+        variance: v, that of all samples in a direction on average; one for all folds, so that one s serves them.
     """
 
     origin: Tensor
     means: Tensor
     variances: Tensor
     axes: Tensor
+    variance: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, labels: Tensor, num_classes: int) -> _Gaussians:
+    def of(cls, rows: Tensor, labels: Tensor, num_classes: int, variance: Tensor) -> _Gaussians:
         counts = torch.bincount(labels, minlength=num_classes).to(rows)
         origin = rows.mean(dim=0)
         rows = rows - origin
         means = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows) / counts.unsqueeze(1)
-        _, singular, axes = torch.linalg.svd(rows - means[labels], full_matrices=False)
-        return cls(origin, means, singular.square() / max(len(rows) - num_classes, 1), axes.T)
+        variances, axes = _principal_axes(rows - means[labels])
+        return cls(origin, means, variances / max(len(rows) - num_classes, 1), axes, variance)
 
     def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, D]`` and bias ``[C]`` for s = 1; directions that no sample takes have variance γ · tr Σ / D."""
-        mean_variance = self.variances.sum() / self.means.shape[1]
-        floor = torch.maximum(gamma * mean_variance, 1e-9 * self.means.square().mean())
-        floor = torch.where(floor > 0, floor, torch.ones_like(floor))  # all embeddings are equal
+        """Weight ``[C, D]`` and bias ``[C]`` for s = 1; directions that no sample takes have variance γ · v."""
+        floor = torch.where(self.variance > 0, gamma * self.variance, 1)  # 0: all embeddings are equal
         inverse = 1 / ((1 - gamma) * self.variances + floor)
         inside = self.means @ self.axes
         weight = self.means / floor + (inside * (inverse - 1 / floor)) @ self.axes.T
         return weight, -(weight * (self.means / 2 + self.origin)).sum(dim=1)
+
+
+def _principal_axes(residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values ``[R]`` and right singular vectors ``[D, R]`` of ``[N, D]``, by the smaller product."""
+    if len(residuals) < residuals.shape[1]:
+        _, singular, axes = torch.linalg.svd(residuals, full_matrices=False)
+        return singular.square(), axes.T
+    values, axes = torch.linalg.eigh(residuals.T @ residuals)
+    return values.clamp(min=0), axes
 
 
 def _folds(labels: Tensor, num_classes: int, folds: int) -> Tensor:
@@ -147,38 +182,64 @@ def _folds(labels: Tensor, num_classes: int, folds: int) -> Tensor:
 
 
 def _held_out(
-    rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, shrinkages: Sequence[float]
+    rows: Tensor, labels: Tensor, fold: Tensor, shrinkages: Sequence[float], variance: Tensor
 ) -> list[Tensor]:
     """For each γ the logits ``[N, C]`` (s = 1) of every sample from a fit without its fold."""
+    num_classes = int(labels.max()) + 1
     logits = [rows.new_empty(len(rows), num_classes) for _ in shrinkages]
     for k in range(int(fold.max()) + 1):
         out = fold == k
-        gaussians = _Gaussians.of(rows[~out], labels[~out], num_classes)
+        gaussians = _Gaussians.of(rows[~out], labels[~out], num_classes, variance)
         for gamma, found in zip(shrinkages, logits, strict=True):
             weight, bias = gaussians.classifier(gamma)
             found[out] = rows[out] @ weight.T + bias
     return logits
 
 
-def _scale(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """(negative log-likelihood, s) for the best s: golden-section search on log s; the likelihood has one maximum."""
+def _scale(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """(cross-entropy with the targets, s) for the best s; there is one minimum."""
+
+    def cost(scale: float) -> float:
+        return float(functional.cross_entropy(scale * logits, targets))
+
+    scale = _golden(cost, *_bounds(logits))
+    return cost(scale), scale
+
+
+def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
+    """The s at which the mean entropy of softmax(s · logits) is ``entropy``; it falls with s."""
+    low, high = _bounds(logits)
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _entropy(middle * logits) > entropy else (low, middle)
+    return math.sqrt(low * high)
+
+
+def _entropy(logits: Tensor) -> float:
+    """Mean entropy in nats."""
+    log_p = logits.log_softmax(dim=1)
+    return float(-(log_p.exp() * log_p).sum(dim=1).mean())
+
+
+def _bounds(logits: Tensor) -> tuple[float, float]:
+    """Of the scale: logits of spread 1e-4 to 1e2."""
     spread = float((logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt()) or 1.0
-    low, high = (torch.tensor(bound / spread).log().item() for bound in _SCALES)
+    return _SPREADS[0] / spread, _SPREADS[1] / spread
+
+
+def _golden(cost: Callable[[float], float], low: float, high: float) -> float:
+    """Golden-section search for the minimum, on a logarithmic scale."""
+    a, b = math.log(low), math.log(high)
     ratio = (5**0.5 - 1) / 2
-
-    def cost(log_scale: float) -> float:
-        return float(functional.cross_entropy(logits * torch.tensor(log_scale).exp().item(), labels))
-
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    cost_left, cost_right = cost(left), cost(right)
-    while high - low > 1e-3:
+    left, right = b - ratio * (b - a), a + ratio * (b - a)
+    cost_left, cost_right = cost(math.exp(left)), cost(math.exp(right))
+    while b - a > 1e-3:
         if cost_left <= cost_right:
-            high, right, cost_right = right, left, cost_left
-            left = high - ratio * (high - low)
-            cost_left = cost(left)
+            b, right, cost_right = right, left, cost_left
+            left = b - ratio * (b - a)
+            cost_left = cost(math.exp(left))
         else:
-            low, left, cost_left = left, right, cost_right
-            right = low + ratio * (high - low)
-            cost_right = cost(right)
-    best = (low + high) / 2
-    return cost(best), float(torch.tensor(best).exp())
+            a, left, cost_left = left, right, cost_right
+            right = a + ratio * (b - a)
+            cost_right = cost(math.exp(right))
+    return float(math.exp((a + b) / 2))

@@ -6,12 +6,17 @@ student's few training samples show. With d the logits of a local classifier ove
     z_k = a · d_k                                  for a class that the teacher does not know,
     z_k = a · d_k + b · log p_T(t(k) | x) + c      for one that it does.
 
-a, b and c minimise the negative log-likelihood of training labels (a convex problem), d being of held-out samples.
-Where all classes are shared, a tends to 0 and b to 1: knowledge distillation proper. Not in the paper.
+a ≥ 0, 0 ≤ b ≤ 1 and c minimise the cross-entropy with training labels, smoothed as in
+:mod:`gkd_plugin.functional.discriminant` (a convex problem), d being of held-out samples. Where all classes are shared
+and the teacher is calibrated, a tends to 0 and b to 1: knowledge distillation proper. b is bounded because a teacher
+that was trained on the very same images answers them with a certainty that no image it has not seen would get; it is
+then taken at its word, and no further. Not in the paper.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_plugin.functional._precision import exact_dtype
+from gkd_plugin.functional.discriminant import smoothed_targets
 
 __all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities"]
 
@@ -27,10 +33,10 @@ class SharedClasses(NamedTuple):
     """How the two kinds of logits are put together.
 
     Attributes:
-        local_scale: a.
-        own_scale: b ≥ 0; 0 where the teacher's own logits tell nothing.
+        local_scale: a ≥ 0.
+        own_scale: b in [0, 1]; 0 where the teacher's own logits tell nothing.
         offset: c; without meaning, 0, where all classes are shared.
-        nll: mean negative log-likelihood of the labels, in nats.
+        nll: mean cross-entropy with the smoothed labels, in nats.
     """
 
     local_scale: float
@@ -58,29 +64,54 @@ def fit_shared_classes(local: Tensor, own: Tensor, teacher_labels: Tensor, label
         own: ``[N, C]`` from :func:`own_log_probabilities`.
         teacher_labels: ``[C]``, as there.
         labels: ``[N]`` integers in [0, C).
+
+    Raises:
+        ValueError: a value is not finite.
     """
     dtype = exact_dtype(local)
     known = (teacher_labels >= 0).to(local.device, dtype)
     terms = torch.stack([local.to(dtype), own.to(local.device, dtype), known.expand_as(local)])
-    used = torch.tensor([True, True, not bool(known.all())], device=local.device)
-    found, nll = _most_likely(terms, used, labels)
-    if found[1] <= 0:
-        found, nll = _most_likely(terms, torch.tensor([True, False, False], device=local.device), labels)
-    local_scale, own_scale, offset = (float(value) for value in found)
+    if not bool(torch.isfinite(terms).all()):
+        raise ValueError("the teacher's logits are not finite")
+    targets = smoothed_targets(labels, local.shape[1]).to(terms)
+    fixed = {_OFFSET: 0.0} if bool(known.all()) else {}
+    factors, nll = _most_likely(terms, targets, fixed)
+    while outside := [index for index in _BOUNDS if _excess(index, factors[index]) > 0]:
+        worst = max(outside, key=lambda index: _excess(index, factors[index]))
+        low, high = _BOUNDS[worst]
+        fixed |= {worst: min(max(factors[worst], low), high)}
+        factors, nll = _most_likely(terms, targets, fixed)
+    local_scale, own_scale, offset = factors
     return SharedClasses(local_scale, own_scale, offset, nll)
 
 
-def _most_likely(terms: Tensor, used: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Factors ``[3]`` of the ``terms`` ``[3, N, C]`` that make the labels most likely; 0 for those not ``used``."""
-    factors = used.to(terms).requires_grad_()
-    optimizer = torch.optim.LBFGS([factors], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+_LOCAL, _OWN, _OFFSET = range(3)
+_BOUNDS = {_LOCAL: (0.0, math.inf), _OWN: (0.0, 1.0)}
+
+
+def _excess(index: int, factor: float) -> float:
+    """How far a factor is outside its bounds."""
+    low, high = _BOUNDS[index]
+    return max(low - factor, factor - high)
+
+
+def _most_likely(terms: Tensor, targets: Tensor, fixed: Mapping[int, float]) -> tuple[list[float], float]:
+    """Factors of the ``terms`` ``[3, N, C]`` with the lowest cross-entropy, some of them given, and that."""
+    given = terms.new_tensor([fixed.get(index, 0.0) for index in range(3)])
+    is_free = torch.tensor([index not in fixed for index in range(3)], device=terms.device)
+    free = torch.full_like(given, 0.5).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [free], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def cost() -> Tensor:
         optimizer.zero_grad()
-        nll = functional.cross_entropy(torch.einsum("t,tnc->nc", factors * used, terms), labels)
+        factors = torch.where(is_free, free, given)
+        nll = functional.cross_entropy(torch.einsum("t,tnc->nc", factors, terms), targets)
         nll.backward()  # type: ignore[no-untyped-call]
         return nll
 
     with torch.enable_grad():
         optimizer.step(cost)  # type: ignore[no-untyped-call]
-        return factors.detach() * used, float(cost().detach())
+        factors = torch.where(is_free, free, given).detach().tolist()
+        return factors, float(cost().detach())

@@ -32,15 +32,17 @@ def test_log_probabilities_are_those_of_the_teachers_class():
 
 
 def nll(local, own, teacher_labels, labels, a, b, c):
-    """Mean negative log-likelihood in loops."""
-    total = 0.0
+    """Mean cross-entropy in loops; ε = C / (N + C) of each label is spread over all classes."""
+    total, classes = 0.0, local.shape[1]
+    epsilon = classes / (len(labels) + classes)
     for i, label in enumerate(labels.tolist()):
         z = []
         for k in range(local.shape[1]):
             t = int(teacher_labels[k])
             log_p = own[i, t].item() - math.log(sum(math.exp(v) for v in own[i].tolist()))
             z.append(a * local[i, k].item() + (b * log_p + c if t >= 0 else 0.0))
-        total -= z[label] - math.log(sum(math.exp(v) for v in z))
+        log_p = [v - math.log(sum(math.exp(w) for w in z)) for v in z]
+        total -= (1 - epsilon) * log_p[label] + epsilon * sum(log_p) / classes
     return total / len(labels)
 
 
@@ -51,6 +53,8 @@ def test_the_factors_are_the_most_likely_ones():
     assert fit.nll == pytest.approx(nll(local, own, teacher_labels, labels, *best), rel=1e-5)
     for index, step in itertools.product(range(3), (-0.05, 0.05)):
         moved = [value + step * (j == index) for j, value in enumerate(best)]
+        if not 0 <= moved[1] <= 1:
+            continue  # b is bounded
         assert nll(local, own, teacher_labels, labels, *moved) > fit.nll
 
 
@@ -66,12 +70,42 @@ def test_where_all_classes_are_shared_a_calibrated_teacher_is_taken_as_it_is():
 
 
 def test_own_logits_that_contradict_the_labels_are_left_out():
+    """What is left is a and c: how often the shared classes occur."""
     local, own, teacher_labels, labels = samples()
-    log_probabilities = own_log_probabilities(-own, teacher_labels)
-    fit = fit_shared_classes(local, log_probabilities, teacher_labels, labels)
-    alone = fit_shared_classes(local, torch.zeros_like(local), torch.full((4,), -1), labels)
-    assert (fit.own_scale, fit.offset) == (0, 0)
-    assert fit.local_scale == pytest.approx(alone.local_scale, rel=1e-4)
+    few = labels.clone()
+    few[:120] = few[:120] % 2 * 2 + 1  # more samples of the unknown classes 1 and 3
+    fit = fit_shared_classes(local, own_log_probabilities(-own, teacher_labels), teacher_labels, few)
+    known = teacher_labels >= 0
+    alone = fit_shared_classes(local, torch.zeros_like(local), teacher_labels, few)
+    assert fit.own_scale == 0
+    assert fit.nll == pytest.approx(alone.nll, rel=1e-6)
+    assert (fit.local_scale, fit.offset) == pytest.approx((alone.local_scale, alone.offset), rel=1e-3)
+    assert known.sum() == 2
+
+
+def test_a_teacher_that_learned_these_images_by_heart_is_taken_at_its_word_and_no_further():
+    local, _, teacher_labels, labels = samples()
+    certain = 30 * functional.one_hot(torch.where(labels == 0, 2, torch.where(labels == 2, 0, 4)), 5).float()
+    fit = fit_shared_classes(local, own_log_probabilities(certain, teacher_labels), teacher_labels, labels)
+    assert 0 <= fit.own_scale <= 1
+    assert abs(fit.offset) < 40
+    every = torch.arange(4)
+    sure = 30 * functional.one_hot(labels, 5).float()
+    shared = fit_shared_classes(local, own_log_probabilities(sure, every), every, labels)
+    assert 0 <= shared.own_scale <= 1
+    assert shared.local_scale >= 0
+
+
+def test_a_local_classifier_that_contradicts_the_labels_is_left_out():
+    local, own, teacher_labels, labels = samples()
+    fit = fit_shared_classes(-local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
+    assert fit.local_scale == 0
+
+
+def test_values_that_are_not_finite():
+    local, own, teacher_labels, labels = samples()
+    with pytest.raises(ValueError, match="the teacher's logits are not finite"):
+        fit_shared_classes(local, own_log_probabilities(own * torch.nan, teacher_labels), teacher_labels, labels)
 
 
 def test_knowing_more_never_costs_likelihood():
