@@ -52,10 +52,10 @@ def stand_ins(tmp_path_factory):
 
 
 def write_npz(path):
-    """Black images with the keys and classes of the measurement set, four of each."""
-    labels = {split: np.repeat(np.arange(80), 4) for split in ("train", "test")}
+    """Black images with the keys and classes of the measurement set, ten of each."""
+    labels = {split: np.repeat(np.arange(100), 10) for split in ("train", "test")}
     images = {f"x_{split}": np.zeros((len(y), 32, 32, 3), np.uint8) for split, y in labels.items()}
-    names = np.array([f"n{k:03d}" for k in range(80)])
+    names = np.array([f"n{k:03d}" for k in range(100)])
     np.savez_compressed(path, class_names=names, **{f"y_{split}": y for split, y in labels.items()}, **images)
     return path
 
@@ -79,7 +79,7 @@ def overrides_for(path, stand_ins):
         key = "path" if family == "tiny100" else "root"
         sets += [f"{where}={stand_ins[family]}" for where in paths_of(key, plain["datasets"], "datasets")]
     if family == "tiny100":
-        sets += [f"{where}=4" for where in paths_of("per_class", plain["datasets"], "datasets")]
+        sets += [f"{where}=10" for where in paths_of("per_class", plain["datasets"], "datasets")]
     if family in ("cifar100", "cub200", "image_folder"):
         sets += [f"{where}=16" for where in paths_of("batch_size", plain["train"], "train")]
         sets += [f"{where}=0" for where in paths_of("num_workers", plain["train"], "train")]

@@ -149,7 +149,7 @@ def _train(train: MappingNode, stages: list[MappingNode], *, has_teacher: bool) 
 
 
 def _set_models(root: MappingNode, method: Method) -> None:
-    """The student's weights go to the cell's folder alone; without a teacher it is the only model."""
+    """The student's weights go to the cell's folder alone; without a teacher it is the only model, with no cache."""
     is_extended = is_incremental(root)
     models = _flat(_child(root, "models"))
     put(root, "models", models)
@@ -161,6 +161,7 @@ def _set_models(root: MappingNode, method: Method) -> None:
         put(models, "student_model", student)
     else:
         models.value = [(ScalarNode(f"{CORE}str", "model"), student)]
+        remove(root, "teacher_cache")
 
 
 def _student_like_teacher(student: MappingNode, teacher: MappingNode, *, is_extended: bool) -> MappingNode:

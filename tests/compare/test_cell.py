@@ -63,6 +63,13 @@ def test_cross_entropy_alone_has_no_teacher(root):
     assert "forward_hook" not in plain["train"]["model"]
 
 
+def test_without_a_teacher_there_is_no_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = compose(write_config(tmp_path, f"{CONFIG}\nteacher_cache: {{views: 2}}\n"))
+    assert "teacher_cache" not in made(root, "ce")
+    assert made(root, "kd", 100.0)["teacher_cache"] == {"views": 2}
+
+
 def test_hooks_and_criteria_are_the_methods_own(root):
     train = made(root, "rkd")["train"]
     assert train["teacher"]["forward_hook"] == train["student"]["forward_hook"] == {"output": ["embedding"]}
