@@ -7,18 +7,25 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT
 from torchvision.datasets import CIFAR10, cifar
 
+from gkd_plugin.compare.cell import cell_config
+from gkd_plugin.compare.method import load_method
+from gkd_plugin.compare.setting import Setting
 from gkd_plugin.data import evaluation_view
 from gkd_plugin.runner.building import build_box, stage_configs
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model, student_entry
+from gkd_plugin.runner.overrides import apply_overrides
+from gkd_plugin.runner.yaml_nodes import compose
 from tests.data.image_trees import cub_tree, image_tree
 from tests.upstream_driver import drive
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml"))
+METHODS = sorted((ROOT / "configs").glob("*/methods/*.yaml"))
 SLOW = {
     *("cifar100_teacher_resnet110", "cifar100_standard_resnet32", "cifar100_teacher50_wrn40_2"),
     *("cifar100_standard_wrn16_2", "cifar100_standard_wrn40_1", "cifar100_standard_wrn16_1"),
@@ -105,6 +112,20 @@ def paths_of(name, value, path):
 
 def test_there_are_configurations():
     assert {path.parts[1] for path in CONFIGS} == {"cifar100", "cub200", "digits", "image_folder", "tiny100"}
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_methods_are_valid_cells(path):
+    config = ROOT / "configs" / path.parent.parent.name / "tiny100_refilled.yaml"
+    root = compose(config)
+    apply_overrides(root, ["models.teacher_model.src_ckpt=null"])
+    cell = cell_config(root, load_method(str(path)), Setting(overlap=100.0), Path("cell.yaml"))
+    loss = next(term for name, term in sub_terms(cell.plain).items() if name != "cross_entropy")
+    assert MIDDLE_LEVEL_LOSS_DICT[loss["criterion"]["key"]](**loss["criterion"]["kwargs"])
+
+
+def sub_terms(plain):
+    return plain["train"]["criterion"]["kwargs"]["sub_terms"]
 
 
 def test_run_folders_do_not_collide():
