@@ -68,7 +68,8 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
         _set_models(own, method)
         if method.probe:
             return checked_config(path, own)
-        stages = [_Stage(nodes, stage).node() for stage in method.stages]
+        names = {"student_embedding": _student_embedding(nodes["embedding"], method)}
+        stages = [_Stage(nodes, stage, names).node() for stage in method.stages]
         put(own, "train", _train(train, stages, has_teacher=method.has_teacher))
         return checked_config(path, own)
 
@@ -76,15 +77,14 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
 class _Stage:
     """A stage of a method on its way to a node."""
 
-    def __init__(self, nodes: Mapping[str, MappingNode], stage: MethodStage) -> None:
+    def __init__(self, nodes: Mapping[str, MappingNode], stage: MethodStage, names: Mapping[str, str]) -> None:
         self._stage = stage
+        self._names = names
         self._node = copy.deepcopy(nodes[stage.like])
         self._plain = to_plain(self._node)
         epochs = {like: to_plain(_child(node, "num_epochs")) for like, node in nodes.items()}
         self._epochs = sum(epochs.values()) if stage.takes_all else epochs[stage.like]
         self._factor = self._epochs / epochs[stage.like]
-        criterion = to_plain(_child(nodes["embedding"], "criterion"))
-        self._names = {"student_embedding": criterion["kwargs"].get("student_embedding", "embedding")}
 
     def node(self) -> MappingNode:
         """The whole stage."""
@@ -127,6 +127,15 @@ class _Stage:
             for name, given in self._names.items():
                 value = value.replace(f"{{{name}}}", given)
         return value
+
+
+def _student_embedding(stage: MappingNode, method: Method) -> str:
+    """Module path of the student's embedding: where the student is the teacher's network, that of the teacher."""
+    plain = to_plain(stage)
+    if method.starts_from_teacher:
+        wrapper = (plain.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
+        return str((wrapper.get("kwargs") or {}).get("embedding", "embedding"))
+    return str(plain["criterion"]["kwargs"].get("student_embedding", "embedding"))
 
 
 def _scaled(optimizer: Mapping[str, Any], factor: float) -> dict[str, Any]:

@@ -87,6 +87,15 @@ def test_the_path_of_the_students_embedding_is_the_configurations(tmp_path, monk
     assert (spkd["student_output_path"], spkd["teacher_output_path"]) == ("head.norm", "embedding")
 
 
+def test_a_student_that_is_the_teachers_network_has_its_embedding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = compose(write_config(tmp_path, CONFIG.replace("{preprocessing: 'data'}", "{embedding: 'global_pool'}")))
+    for method, path in (("refilled-joint", "embedding"), ("refilled-from-teacher", "global_pool")):
+        train = made(root, method)["train"]
+        assert train["criterion"]["kwargs"]["student_embedding"] == path
+        assert train["student"]["forward_hook"] == {"output": [path]}
+
+
 def test_a_cell_changes_nothing_in_the_configuration(root):
     before = dump(root)
     made(root, "ce", 50.0)
