@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yaml.nodes import MappingNode
 
 from gkd_plugin.data import labels_of
@@ -71,15 +71,20 @@ def _num_negatives(of: Measured) -> int:
 
 
 def _student_width(of: Measured) -> int:
-    return _width(_entry(of.root, "student_model"), of.student_embedding, "output", None, _training_set(of))
+    return _width(_entry(of.root, "student_model"), of.student_embedding, _training_set(of))
 
 
 def _teacher_width(of: Measured) -> int:
     wrapper = of.stage["teacher"].get("auxiliary_model_wrapper") or {}
     kwargs = wrapper.get("kwargs") or {}
-    size = checked_size(kwargs.get("input_size"))
-    path, io = kwargs.get("embedding", "embedding"), kwargs.get("embedding_io", "output")
-    return _width(_entry(of.root, "teacher_model"), path, io, size, _training_set(of))
+    return _width(
+        _entry(of.root, "teacher_model"),
+        kwargs.get("embedding", "embedding"),
+        _training_set(of),
+        io=kwargs.get("embedding_io", "output"),
+        preprocessing=kwargs.get("preprocessing", "auto"),
+        size=checked_size(kwargs.get("input_size")),
+    )
 
 
 PLACEHOLDERS: Mapping[str, Callable[[Measured], int]] = {
@@ -124,32 +129,48 @@ def _data(text: str) -> _Data:
 
 
 @functools.lru_cache(maxsize=64)
-def _width(entry: str, path: str, io: str, size: tuple[int, int] | None, training_set: str) -> int:
-    """The width of an embedding: timm's models know it, others get an image; no weights are made or loaded."""
+def _width(
+    entry: str,
+    path: str,
+    training_set: str,
+    *,
+    io: str = "output",
+    preprocessing: str = "data",
+    size: tuple[int, int] | None = None,
+) -> int:
+    """The width of an embedding: timm's models know it, others get an image; no weights are made or loaded.
+
+    Args:
+        entry: the model's, as YAML.
+        path: module path of the embedding.
+        training_set: as YAML; only its images' shape matters.
+        io: 'output' or 'input' of that module.
+        preprocessing: what decides the size of the model's images, see :func:`gkd_plugin.teacher_input.own_input`.
+        size: goes before it.
+    """
     (where, built), *_ = construct(compose_value(entry, "models")).items()
     where = f"models.{where}"
     with torch.device("meta"):
         model = build_model(where, built).eval()
-        if path == "embedding" and hasattr(model, "head_hidden_size"):
-            return int(model.head_hidden_size)  # type: ignore[arg-type]
-        shape = _data(training_set).shape
-        if where.endswith("teacher_model"):
-            side = size or own_input(model, "auto").size
-            shape = shape if side is None else (shape[0], *side)
-        return _seen_width(where, model, path, io, shape)
-
-
-def _seen_width(where: str, model: nn.Module, path: str, io: str, shape: tuple[int, ...]) -> int:
+    if path == "embedding" and hasattr(model, "head_hidden_size"):
+        return int(model.head_hidden_size)  # type: ignore[arg-type]
     check_module_path(model, path, f"{where}: embedding")
-    capture = Capture.of(model, path, io)
+    shape = _data(training_set).shape
+    side = size or own_input(model, preprocessing).size
+    images = torch.empty(2, *(shape if side is None else (shape[0], *side)), device="meta")
+    return _width_of(where, model, Capture.of(model, path, io), path, images)
+
+
+def _width_of(where: str, model: nn.Module, capture: Capture, path: str, images: Tensor) -> int:
+    """Of what a forward pass without weights leaves in ``capture``."""
     try:
-        with torch.no_grad():
-            model(torch.empty(2, *shape))
+        with torch.device("meta"), torch.no_grad():
+            model(images)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"{where}: the width of {path!r} cannot be measured: {reason}") from error
     with told_at(f"{where}: "):
-        return capture.take(where, path).shape[1]
+        return capture.take(where.removeprefix("models.").removesuffix("_model"), path).shape[1]
 
 
 def _training_set(of: Measured) -> str:
