@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
+from gkd_plugin.errors import told_at
 from gkd_plugin.hooks import Capture, check_module_path
 from gkd_plugin.projection import make_projection
 from gkd_plugin.registry import register
@@ -60,5 +61,7 @@ class ProjectedStudent(AuxiliaryModelWrapper):
         if supplement is not None:
             self.supplement(supplement)
         logits = self.student(x)
-        self.projection(self._capture.take("student", self._embedding_path))
+        embedding = self._capture.take("student", self._embedding_path)
+        with told_at("student.auxiliary_model_wrapper.kwargs."):
+            self.projection(embedding)
         return logits

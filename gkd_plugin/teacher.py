@@ -245,10 +245,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass.
 
         Raises:
-            ConfigError: the embedding is not among the hooks.
+            ConfigError: the embedding is not among the hooks, or has another width than the projection.
         """
         if self.projection is not None:
-            self.projection(hooked_tensor(io_dict, "teacher", "embedding"))
+            embedding = hooked_tensor(io_dict, "teacher", "embedding")
+            with told_at("teacher.auxiliary_model_wrapper.kwargs."):
+                self.projection(embedding)
 
     @torch.no_grad()
     def answers(self, x: Tensor) -> Answers:

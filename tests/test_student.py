@@ -149,6 +149,12 @@ def test_a_projection_that_the_box_would_freeze_is_refused(sizes, monkeypatch):
         box_of(section, monkeypatch=monkeypatch)
 
 
+def test_a_teachers_embedding_of_another_width(sizes, monkeypatch):
+    box = box_of(method_stage("cckd", **{**sizes, "teacher_width": 7}), monkeypatch=monkeypatch)
+    with pytest.raises(ConfigError, match=r"^teacher\.auxil.*\.projection\.in_features: 7 given, the embedding has"):
+        one_batch(box)
+
+
 def test_a_teachers_embedding_that_is_not_hooked(sizes, monkeypatch):
     section = method_stage("cckd", **sizes)
     section["teacher"]["forward_hook"] = {"output": ["projection"]}
@@ -187,5 +193,5 @@ def test_what_cannot_be_used():
         ProjectedStudent(student, embedding="embeding", projection=LINEAR)
     with pytest.raises(ConfigError, match=r"kwargs\.projection\.kind: there is no 'lin'"):
         ProjectedStudent(student, projection={**LINEAR, "kind": "lin"})
-    with pytest.raises(ConfigError, match=r"projection\.in_features: 3 given, the embedding has"):
+    with pytest.raises(ConfigError, match=r"^student\.auxil.*\.projection\.in_features: 3 given, the embedding has"):
         ProjectedStudent(student, projection={**LINEAR, "in_features": 3})(torch.randn(2, 3, 32, 32))
