@@ -29,7 +29,7 @@ if _missing:
         stacklevel=2,
     )
 else:
-    from gkd_plugin import data, losses, models, processes, teacher, upstream
+    from gkd_plugin import data, losses, models, processes, student, teacher, upstream
 
     upstream.install_prepare_hook()
-    __all__ += ["data", "losses", "models", "processes", "teacher"]
+    __all__ += ["data", "losses", "models", "processes", "student", "teacher"]

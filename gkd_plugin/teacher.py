@@ -16,8 +16,9 @@ from typing_extensions import Self
 from gkd_plugin.class_map import resolve_class_map
 from gkd_plugin.data import ImageInput, normalisation_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
-from gkd_plugin.hooks import Capture, check_module_path
+from gkd_plugin.hooks import Capture, check_module_path, hooked_tensor
 from gkd_plugin.local_classifier import KINDS, LocalClassifier
+from gkd_plugin.projection import make_projection
 from gkd_plugin.registry import register
 from gkd_plugin.teacher_input import TeacherInput, checked_numbers, checked_size, own_input
 
@@ -54,7 +55,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     Hook paths: ``embedding`` ``[B, D_t]``; ``local_classifier`` ``[B, C]``, C the student's classes, once the class
     centres are known (the pre-epoch process ``refilled`` computes them). The output itself (``.``) is the
     teacher's own logits ``[B, C_t]``; for a teacher with no classifier (timm's ``num_classes: 0``) it is the local
-    classifier's, which is said once in the log. All in float32.
+    classifier's, which is said once in the log. All in float32. With a ``projection`` also ``projection``
+    ``[B, D']``, computed with gradient after each training step's forward pass: it alone is trained.
 
     Args:
         teacher_model: the teacher; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
@@ -76,6 +78,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         data_std: divided by, likewise.
         teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the box.
         teacher_dtype: precision that the teacher is held in: 'float32', 'bf16' or 'fp16'.
+        projection: ``{kind, in_features, out_features}`` of what a loss puts on top of the embedding, see
+            :class:`gkd_plugin.projection.Projection`. One with weights needs ``teacher.requires_grad: True``, which
+            puts these into the optimizer and leaves the teacher frozen, and ``embedding`` among the hooks.
 
     Raises:
         ConfigError: the embedding path does not exist, or a setting is none of those allowed.
@@ -99,6 +104,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         data_std: Sequence[float] | None = None,
         teacher_device: str | torch.device | None = None,
         teacher_dtype: str | None = None,
+        projection: Mapping[str, Any] | None = None,
         device: torch.device | None = None,
         device_ids: list[int] | None = None,  # noqa: ARG002
         distributed: bool = False,  # noqa: ARG002
@@ -128,6 +134,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.teacher = teacher_model.eval().requires_grad_(False)
         self.embedding = nn.Identity()
         self.local_classifier = LocalClassifier(self._asks_for or "centres")
+        self.projection = None if projection is None else make_projection(projection)
         self._class_map = (class_map, teacher_classes)
         self.num_classes = num_classes
         self._embedding_path = embedding
@@ -148,8 +155,13 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             )
         self._own_device = own_device
 
-    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Reads normalisation and shared classes off the training set; called once, before the box wraps the models."""
+    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        """Reads normalisation and shared classes off the training set; called once, before the box wraps the models.
+
+        Raises:
+            ConfigError: the class map does not fit the teacher, or the projection would not be trained.
+        """
+        self._check_projection(box, stage_config)
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
             self.local_classifier.known = resolve_class_map(*self._class_map, box.train_data_loader.dataset)
             self._check_known()
@@ -164,6 +176,17 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         classes = getattr(self.teacher, "num_classes", None)
         if isinstance(classes, int) and 0 < classes <= last:
             raise ConfigError(f"class_map: names class {last} of a teacher with {classes} classes (0 … {classes - 1})")
+
+    def _check_projection(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        if self.projection is None or not list(self.projection.parameters()):
+            return
+        if not stage_config["teacher"].get("requires_grad", True):
+            raise ConfigError(
+                "teacher.requires_grad: False freezes the teacher's projection too; True trains it, and the teacher "
+                "stays frozen in the wrapper 'refilled_teacher'"
+            )
+        if getattr(box.accelerator, "num_processes", 1) > 1:
+            raise ConfigError("teacher: a projection of its embedding is trained in one process, not in several")
 
     def suggest_local_classifier(self, kind: str) -> None:
         """The kind of local classifier that a criterion is made for, where the wrapper's keyword leaves it open."""
@@ -181,19 +204,25 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         return next((p.device for p in self.teacher.parameters()), self.local_classifier.centres.device)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stays in eval mode."""
+        """Stays in eval mode; a projection, which only training asks for, in train mode."""
         super().train(False)
+        if self.projection is not None:
+            self.projection.train()
         return self
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:  # noqa: ARG002
-        """Stays frozen."""
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Stays frozen, all but a projection."""
         super().requires_grad_(False)
+        if self.projection is not None:
+            self.projection.requires_grad_(requires_grad)
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """What ``.to()`` and its kin call: a teacher with a device of its own stays there, as it is."""
         if self._own_device is None:
             super()._apply(fn, recurse)
+        elif self.projection is not None:
+            self.projection._apply(fn, recurse)  # type: ignore[no-untyped-call]  # noqa: SLF001  # beside the student
         return self
 
     @torch.no_grad()
@@ -211,6 +240,17 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             return _moved(answers.logits, x.device)
         self._tell_once()
         return cast("Tensor", local)
+
+    def secondary_forward(self, io_dict: Mapping[str, Mapping[str, Any]]) -> None:
+        """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass.
+
+        Raises:
+            ConfigError: the embedding is not among the hooks, or has another width than the projection.
+        """
+        if self.projection is not None:
+            embedding = hooked_tensor(io_dict, "teacher", "embedding")
+            with told_at("teacher.auxiliary_model_wrapper.kwargs."):
+                self.projection(embedding)
 
     @torch.no_grad()
     def answers(self, x: Tensor) -> Answers:

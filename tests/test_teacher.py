@@ -141,6 +141,50 @@ def test_own_device_is_kept_when_the_box_moves_the_teacher():
     assert {b.device.type for b in teacher.buffers()} == {"meta"}
 
 
+PROJECTION = {"kind": "standardised", "in_features": 96, "out_features": 6}
+
+
+def test_a_projection_is_all_that_trains():
+    teacher = make_teacher(projection=PROJECTION)
+    for mode in (True, False):
+        teacher.train(mode).requires_grad_(True)
+        assert teacher.projection.training
+        assert not teacher.training
+        assert not any(module.training for module in teacher.teacher.modules())
+        trained = {name for name, parameter in teacher.named_parameters() if parameter.requires_grad}
+        assert trained == {"projection.layers.0.weight", "projection.layers.0.bias"}
+
+
+def test_a_forward_pass_does_not_ask_the_projection():
+    """Class centres and checks leave its batch statistics alone; the box asks for it in training."""
+    teacher, (images, _) = make_teacher(projection=PROJECTION), batches()[0]
+    seen = []
+    teacher.projection.register_forward_hook(lambda _, args, output: seen.append(output))
+    teacher(images)
+    teacher.fit_centres(batches())
+    assert seen == []
+    embedding = teacher.embed(images)
+    teacher.secondary_forward({"embedding": {"output": embedding}})
+    (output,) = seen
+    assert output.requires_grad
+    linear = functional.linear(embedding, *teacher.projection.parameters())
+    assert torch.allclose(output, functional.batch_norm(linear, None, None, training=True, eps=1e-4))
+
+
+def test_a_projection_stays_with_the_student_where_the_teacher_has_its_own_device():
+    teacher = make_teacher(teacher_device="meta", device=torch.device("cpu"), projection=PROJECTION)
+    teacher.double()
+    assert {p.dtype for p in teacher.teacher.parameters()} == {torch.float32}
+    assert {p.dtype for p in teacher.projection.parameters()} == {torch.float64}
+
+
+def test_a_projection_is_for_one_process():
+    teacher = make_teacher(projection=PROJECTION)
+    box = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2))
+    with pytest.raises(ConfigError, match=r"^teacher: a projection of its embedding is trained in one process"):
+        teacher.prepare(box, {"teacher": {}})
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_teacher_on_the_gpu_student_on_the_cpu():

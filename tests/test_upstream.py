@@ -9,6 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.utils.data import SequentialSampler
 from torchdistill.core.distillation import DistillationBox
+from torchdistill.losses.mid_level import CRDLoss
 
 from gkd_plugin.models import timm_model
 from gkd_plugin.upstream import install_prepare_hook
@@ -71,6 +72,14 @@ def test_trap_6_parameters_in_sub_terms_are_not_seen():
     term = {"criterion": torch.nn.Linear(2, 2), "weight": 1.0}
     loss = get_high_level_loss({"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"x": term}}})
     assert list(loss.parameters()) == []
+
+
+def test_crd_cannot_draw_negatives_itself():
+    """``self.prob`` should be ``self.probs``: so ``contrast_idx`` comes from CRDDatasetWrapper."""
+    loss = CRDLoss("z", "indices", "z", input_size=2, output_size=6, num_negative_samples=3, num_samples=6)
+    student = {"z": {"output": torch.randn(2, 2)}, "indices": {"input": {"pos_idx": torch.tensor([0, 1])}}}
+    with pytest.raises(AttributeError, match="has no attribute 'prob'"):
+        loss(student, {"z": {"output": torch.randn(2, 2)}})
 
 
 def test_trap_9_misspelt_keys_pass_silently_upstream():

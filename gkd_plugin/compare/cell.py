@@ -13,12 +13,16 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 from gkd_plugin.compare.method import Method, MethodStage
 from gkd_plugin.compare.schedule import stretched
 from gkd_plugin.compare.setting import Setting, apply_setting, is_incremental, keep_all_samples
+from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, measure
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.config import RunConfig, checked_config
 from gkd_plugin.runner.yaml_nodes import CORE, compose_value, merged_pairs, put, remove
 from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["base_stages", "cell_config"]
+
+_REPLACED = ("forward_hook", "dataset_wrapper")
+"""Sections that a method puts in place of the configuration's, instead of adding to them."""
 
 
 def base_stages(root: MappingNode) -> dict[str, str]:
@@ -68,23 +72,28 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
         _set_models(own, method)
         if method.probe:
             return checked_config(path, own)
-        names = {"student_embedding": _student_embedding(nodes["embedding"], method)}
-        stages = [_Stage(nodes, stage, names).node() for stage in method.stages]
+        embedding = _student_embedding(nodes["embedding"], method)
+        stages = [_Stage(own, nodes, stage, embedding).node() for stage in method.stages]
         put(own, "train", _train(train, stages, has_teacher=method.has_teacher))
+        if any("dataset_wrapper" in stage.train_data_loader for stage in method.stages):
+            remove(own, "teacher_cache")  # whose views are of the data set itself; the teacher answers in every step
         return checked_config(path, own)
 
 
 class _Stage:
     """A stage of a method on its way to a node."""
 
-    def __init__(self, nodes: Mapping[str, MappingNode], stage: MethodStage, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: MappingNode, nodes: Mapping[str, MappingNode], stage: MethodStage, student_embedding: str
+    ) -> None:
         self._stage = stage
-        self._names = names
         self._node = copy.deepcopy(nodes[stage.like])
         self._plain = to_plain(self._node)
         epochs = {like: to_plain(_child(node, "num_epochs")) for like, node in nodes.items()}
         self._epochs = sum(epochs.values()) if stage.takes_all else epochs[stage.like]
         self._factor = self._epochs / epochs[stage.like]
+        self._student_embedding = student_embedding
+        self._measured = Measured(root, self._plain, student_embedding)
 
     def node(self) -> MappingNode:
         """The whole stage."""
@@ -97,6 +106,8 @@ class _Stage:
             put(node, "optimizer", _node(_scaled(self._plain["optimizer"], stage.lr_factor)))
         if stage.criterion is not None:
             put(node, "criterion", _node(self._filled(stage.criterion)))
+        if stage.train_data_loader:
+            self._update("train_data_loader", stage.train_data_loader)
         if stage.has_teacher:
             self._update("teacher", stage.teacher)
             self._update("student", stage.student)
@@ -108,25 +119,35 @@ class _Stage:
             remove(node, "student")
         return node
 
-    def _update(self, role: str, changes: Mapping[str, Any]) -> None:
-        section = _flat(_child(self._node, role))
-        put(self._node, role, section)
-        for key, value in self._filled(changes).items():
-            if value is None:
-                remove(section, key)
-            else:
-                put(section, key, _node(value))
+    def _update(self, key: str, changes: Mapping[str, Any]) -> None:
+        _merge(self._node, key, self._filled(changes))
 
     def _filled(self, value: Any) -> Any:
-        """With names like ``{student_embedding}`` filled in."""
+        """With ``{student_embedding}`` and numbers like ``{student_width}`` filled in."""
         if isinstance(value, Mapping):
             return {key: self._filled(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self._filled(item) for item in value]
         if isinstance(value, str):
-            for name, given in self._names.items():
-                value = value.replace(f"{{{name}}}", given)
+            if value in PLACEHOLDERS:
+                return measure(value, self._measured)
+            return value.replace("{student_embedding}", self._student_embedding)
         return value
+
+
+def _merge(section: MappingNode, key: str, changes: Any) -> None:
+    """Puts changes into a sub-section, key by key; ``None`` takes a key away."""
+    if changes is None:
+        remove(section, key)
+        return
+    there = next((value for name, value in merged_pairs(section) if name.value == key), None)
+    if not isinstance(changes, Mapping) or not isinstance(there, MappingNode) or key in _REPLACED:
+        put(section, key, _node(changes))
+        return
+    own = _flat(there)
+    put(section, key, own)
+    for name, value in changes.items():
+        _merge(own, name, value)
 
 
 def _student_embedding(stage: MappingNode, method: Method) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ CONTROL = "ce"
 
 _KEYS = {"title", "classes", "stages", "student", "memory", "probe"}
 _PROBES = ("ncm", "logistic_regression")
-_STAGE_KEYS = {"like", "epochs", "lr_factor", "teacher", "student", "criterion"}
+_STAGE_KEYS = {"like", "epochs", "lr_factor", "teacher", "student", "criterion", "train_data_loader"}
 _CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
 
@@ -32,8 +32,10 @@ class MethodStage:
         like: the stage of the configuration whose data, optimizer and schedule it takes.
         takes_all: whether it runs for the epochs of all stages together, instead of those of ``like``.
         has_teacher: whether a teacher takes part.
-        teacher: further keys of the ``teacher`` section; ``forward_hook`` replaces that of the configuration.
+        teacher: further keys of the ``teacher`` section, and of sections in it; ``forward_hook`` replaces that of the
+            configuration.
         student: likewise.
+        train_data_loader: likewise.
         criterion: the section; ``None`` keeps that of the configuration.
         lr_factor: times the configuration's learning rate.
     """
@@ -44,6 +46,7 @@ class MethodStage:
     teacher: Mapping[str, Any]
     student: Mapping[str, Any]
     criterion: Mapping[str, Any] | None
+    train_data_loader: Mapping[str, Any] = field(default_factory=dict)
     lr_factor: float = 1.0
 
 
@@ -140,7 +143,7 @@ def _stage(where: str, stage: object) -> MethodStage:
         raise ConfigError(f"{where}.like: {like!r} given; {nearest(like, _BASES)}")
     if epochs not in (None, "all"):
         raise ConfigError(f"{where}.epochs: {epochs!r} given; 'all', or leave it out for those of the stage {like!r}")
-    for key in ("teacher", "student", "criterion"):
+    for key in ("teacher", "student", "criterion", "train_data_loader"):
         if stage.get(key) is not None and not isinstance(stage[key], Mapping):
             raise ConfigError(f"{where}.{key}: must be a mapping, got {stage[key]!r}")
     return MethodStage(
@@ -150,6 +153,7 @@ def _stage(where: str, stage: object) -> MethodStage:
         teacher=stage.get("teacher") or {},
         student=stage.get("student") or {},
         criterion=stage.get("criterion"),
+        train_data_loader=stage.get("train_data_loader") or {},
         lr_factor=_positive(f"{where}.lr_factor", stage.get("lr_factor", 1.0)),
     )
 

@@ -18,10 +18,12 @@ from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.hooks import check_module_path
 from gkd_plugin.losses import LocalClassifierLoss, RefilledStage, RelationshipLoss
 from gkd_plugin.runner.building import told_as_config_error
+from gkd_plugin.student import ProjectedStudent
 from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["check_hooks"]
 
+_WRAPPERS = {"refilled_teacher": RefilledTeacher, "projected_student": ProjectedStudent}
 _MOVES = {"teacher_device", "teacher_dtype"}  # of the wrapper: a check changes nothing
 
 _UPSTREAM_ONLY = re.compile(r"\+|(.*\.)?-\d+(\..*)?$")  # '+name': of a redesigned model; '-1': from a list's end
@@ -30,7 +32,7 @@ _UPSTREAM_ONLY = re.compile(r"\+|(.*\.)?-\d+(\..*)?$")  # '+name': of a redesign
 def check_hooks(stages: Mapping[str, Mapping[str, Any]], teacher: nn.Module | None, student: nn.Module) -> None:
     """Checks every stage's ``forward_hook`` and ``frozen_modules`` against the models, and its losses against hooks.
 
-    What an auxiliary wrapper other than ``refilled_teacher`` makes of a model is not known ahead and not checked.
+    What an auxiliary wrapper that is not ours makes of a model is not known ahead and not checked.
 
     Args:
         stages: key path → section.
@@ -42,7 +44,7 @@ def check_hooks(stages: Mapping[str, Mapping[str, Any]], teacher: nn.Module | No
     """
     for where, stage in stages.items():
         student_role = "model" if teacher is None else "student"
-        models = {student_role: _hooked(student, stage.get(student_role) or {}, where)}
+        models = {student_role: _hooked(student, stage.get(student_role) or {}, f"{where}.{student_role}")}
         if teacher is not None:
             models["teacher"] = _hooked(teacher, stage.get("teacher") or {}, f"{where}.teacher")
         for role, model in models.items():
@@ -59,10 +61,12 @@ def _hooked(model: nn.Module, section: Mapping[str, Any], where: str) -> nn.Modu
     wrapper = section.get("auxiliary_model_wrapper") or {}
     if wrapper.get("key") is None:
         return model
-    if wrapper["key"] != "refilled_teacher" or wrapper.get("sequential"):
+    if wrapper["key"] not in _WRAPPERS or wrapper.get("sequential"):
         return None
-    with told_at(f"{where}."):
-        return RefilledTeacher(model, **{k: v for k, v in (wrapper.get("kwargs") or {}).items() if k not in _MOVES})
+    kwargs = {k: v for k, v in (wrapper.get("kwargs") or {}).items() if k not in _MOVES}
+    with told_at(f"{where}."), torch.random.fork_rng(devices=[]):
+        wrapped: nn.Module = _WRAPPERS[wrapper["key"]](model, **kwargs)
+    return wrapped
 
 
 def _hook_paths(stage: Mapping[str, Any], role: str) -> Iterator[tuple[str, str]]:

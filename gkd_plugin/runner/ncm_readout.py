@@ -32,6 +32,9 @@ def student_embedding_path(entry: Mapping[str, Any], stages: Mapping[str, Mappin
         kwargs = criterion.get("kwargs") or {}
         if criterion.get("key") == "refilled" and kwargs.get("stage") in ("embedding", "joint"):
             return str(kwargs.get("student_embedding", "embedding"))
+        wrapper = (stage.get("student") or {}).get("auxiliary_model_wrapper") or {}
+        if wrapper.get("key") == "projected_student":
+            return str((wrapper.get("kwargs") or {}).get("embedding", "embedding"))
     return None
 
 

@@ -24,6 +24,7 @@ from gkd_plugin.runner.building import build_box, build_test_loader, section_nam
 from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
 from gkd_plugin.runner.compiling import compile_models
 from gkd_plugin.runner.config import RunConfig
+from gkd_plugin.runner.crd_check import check_crd
 from gkd_plugin.runner.data_checks import check_data
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.forward_check import check_forward, first_images
@@ -151,7 +152,9 @@ class _Parts:
         check_data(built, where, num_classes, stages)
         teacher_entry = built["models"].get("teacher_model")
         teacher = None if teacher_entry is None else build_model(TEACHER, teacher_entry)
-        check_hooks({section_name(name): stage for name, stage in stages.items()}, teacher, student)
+        sections = {section_name(name): stage for name, stage in stages.items()}
+        check_crd(sections, built["datasets"])
+        check_hooks(sections, teacher, student)
         dataset = built["datasets"][next(iter(stages.values()))["train_data_loader"]["dataset_id"]]
         images = first_images(dataset)
         check_forward(where, student.to(accelerator.device).eval(), images, accelerator)

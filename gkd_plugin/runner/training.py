@@ -126,7 +126,8 @@ def _validate(box: Any, student: nn.Module, is_last: bool, accelerator: Accelera
     student.eval()
     _share_buffers(student, accelerator)
     if not isinstance(box.criterion, EmbeddingStage):
-        return dict(evaluate(student, loader, accelerator, "validation").as_dict())
+        with accelerator.autocast():  # of a student in a wrapper, Accelerate prepared the wrapper
+            return dict(evaluate(student, loader, accelerator, "validation").as_dict())
     if not is_last:
         return {}
     path = box.criterion.loss.student_hook[0]

@@ -6,6 +6,7 @@ from gkd_plugin.compare.cell import base_stages, cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.models import timm_model
 from gkd_plugin.runner.yaml_nodes import compose, dump
 from tests.compare.fakes import CONFIG, write_config, write_incremental
 
@@ -68,6 +69,13 @@ def test_without_a_teacher_there_is_no_cache(tmp_path, monkeypatch):
     root = compose(write_config(tmp_path, f"{CONFIG}\nteacher_cache: {{views: 2}}\n"))
     assert "teacher_cache" not in made(root, "ce")
     assert made(root, "kd", 100.0)["teacher_cache"] == {"views": 2}
+
+
+def test_crd_wraps_the_training_set_and_has_no_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = compose(write_config(tmp_path, f"{CONFIG}\nteacher_cache: {{views: 2}}\n"))
+    assert "teacher_cache" not in made(root, "crd")
+    assert "teacher_cache" in made(root, "cckd")
 
 
 def test_hooks_and_criteria_are_the_methods_own(root):
@@ -156,6 +164,49 @@ def test_a_learning_rate_that_is_not_there(tmp_path, monkeypatch):
     text = CONFIG.replace("kwargs: {lr: 0.01, momentum: 0.9}", "kwargs: {momentum: 0.9}")
     with pytest.raises(ConfigError, match=r"method 'finetune': optimizer\.kwargs\.lr: missing"):
         made(compose(write_config(tmp_path, text)), "finetune")
+
+
+def test_numbers_of_data_and_models_are_filled_in(root):
+    """The configuration's own keywords of teacher and loader stay."""
+    train = made(root, "crd", 0.0)["train"]
+    assert train["train_data_loader"]["dataset_wrapper"]["kwargs"]["num_negative_samples"] == 12
+    assert train["train_data_loader"]["kwargs"] == {"batch_size": 12, "num_workers": 0}
+    crd = train["criterion"]["kwargs"]["sub_terms"]["crd"]["criterion"]["kwargs"]
+    assert (crd["output_size"], crd["num_samples"], crd["num_negative_samples"]) == (16, 16, 12)
+    width = timm_model("test_byobnet", num_classes=4).head_hidden_size
+    projection = {"kind": "normalised", "in_features": width, "out_features": 128}
+    assert train["teacher"]["auxiliary_model_wrapper"] == {
+        "key": "refilled_teacher",
+        "kwargs": {"preprocessing": "data", "projection": projection},
+    }
+    assert train["teacher"]["requires_grad"] is True
+    assert train["student"]["auxiliary_model_wrapper"] == {
+        "key": "projected_student",
+        "kwargs": {"embedding": "embedding", "projection": projection},
+    }
+    assert train["student"]["forward_hook"] == {"input": ["supplement"], "output": ["projection"]}
+
+
+def test_other_methods_measure_nothing(root, monkeypatch):
+    monkeypatch.setattr("gkd_plugin.compare.cell.measure", None)
+    for method in ("ce", "rkd", "refilled"):
+        made(root, method)
+
+
+def test_a_projection_to_the_teachers_width(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.replace(
+        "kwargs: {model_name: 'test_byobnet', num_classes: 4}",
+        "kwargs: {model_name: 'test_vit', num_classes: 4, img_size: 32}",
+        1,
+    )
+    train = made(compose(write_config(tmp_path, text)), "srd", 100.0)["train"]
+    widths = [timm_model(name, num_classes=4).head_hidden_size for name in ("test_byobnet", "test_vit")]
+    assert train["student"]["auxiliary_model_wrapper"]["kwargs"]["projection"] == {
+        "kind": "standardised",
+        "in_features": widths[0],
+        "out_features": widths[1],
+    }
 
 
 def test_the_configuration_of_a_probe_keeps_both_models(root):

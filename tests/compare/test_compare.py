@@ -2,11 +2,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file
+from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare.compare import Comparison, compare
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.config import load_config
+from gkd_plugin.runner.run import evaluate_checkpoint
 from tests.compare.conftest import METHODS
-from tests.compare.fakes import write_few_shot, write_incremental
+from tests.compare.fakes import CONFIG, write_config, write_few_shot, write_incremental
 
 
 def test_every_shipped_method_trains_where_the_classes_are_shared(grid):
@@ -112,3 +116,39 @@ def test_incremental_learning(here):
         reason = "needs a sample of each class" if needs_memory else ""
         assert (result.status, result.reason) == ("not served" if needs_memory else "finished", reason)
         assert result.score("harmonic_mean") is not None or needs_memory
+
+
+def test_losses_with_projections_serve_any_teacher_and_student(here):
+    """A teacher of 10 classes, a student of 4 that is not timm's; what is saved and read out is the student alone."""
+    text = CONFIG.replace("num_classes: 4}\n    src_ckpt: 'teacher.pt'", "num_classes: 10}")
+    wide = "depth: 10, k: 1, dropout_p: 0.0, pretrained: False, progress: False, num_classes: 4"
+    before, after = text.split("student_model:")
+    after = after.replace("'timm_model'", "'wide_resnet'", 1).replace(
+        "model_name: 'test_byobnet', num_classes: 4", wide
+    )
+    text = f"{before}student_model:{after}".replace("tests.fakes.TinyImages", "tests.fakes.ViewedImages")
+    text = text.replace(
+        "student: {forward_proc: 'forward_batch_only', forward_hook: {output: ['embedding']}}",
+        "student: {forward_proc: 'forward_batch_only', forward_hook: {output: ['avgpool']}}",
+    )
+    text = text.replace("{stage: 'embedding'}", "{stage: 'embedding', student_embedding: 'avgpool'}")
+    wanted = Comparison(
+        write_config(here, text),
+        methods=["cckd", "crd", "srd"],
+        seeds=[0],
+        output=here / "grid",
+        overrides=["train.stage2.num_epochs=1"],
+        device="cpu",
+    )
+    *_, (first, second, third) = compare(wanted)
+    assert (third.status, third.reason) == ("not served", "needs the same classes")
+    plain = wide_resnet(10, 1, 0.0, num_classes=4, pretrained=False, progress=False)
+    for result in (first, second):
+        assert (result.status, result.reason) == ("finished", "")
+        assert {"top1", "ncm_top1"} <= result.summary["final"].keys()
+        plain.load_state_dict(load_file(result.cell.folder / "student.safetensors"))
+        assert result.summary["student"]["parameters"] == sum(p.numel() for p in plain.parameters())
+        checked = evaluate_checkpoint(
+            load_config(result.cell.config), result.cell.folder / "student.safetensors", "cpu"
+        )
+        assert checked["top1"] == result.score("top1")

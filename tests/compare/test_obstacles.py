@@ -11,19 +11,20 @@ from gkd_plugin.runner.yaml_nodes import compose
 from tests.compare.fakes import write_config, write_few_shot, write_incremental
 
 NO_OLD = dict.fromkeys(("lwf", "joint-training"), "needs old and new classes")
+SAME = dict.fromkeys(("kd", "srd"), "needs the same classes")
 
 
 @pytest.mark.parametrize(
     ("write", "setting", "in_the_way"),
     [
-        (write_config, Setting(50.0), {"kd": "needs the same classes", **NO_OLD}),
+        (write_config, Setting(50.0), {**SAME, **NO_OLD}),
         (write_config, Setting(100.0), NO_OLD),
-        (write_few_shot, Setting(shots=2), {"kd": "needs the same classes", **NO_OLD}),
+        (write_few_shot, Setting(shots=2), {**SAME, **NO_OLD}),
         (
             write_few_shot,
             Setting(shots=1),
             {
-                "kd": "needs the same classes",
+                **SAME,
                 **NO_OLD,
                 **dict.fromkeys(
                     ("refilled", "refilled-joint", "refilled-stage1-only"),
@@ -31,12 +32,12 @@ NO_OLD = dict.fromkeys(("lwf", "joint-training"), "needs old and new classes")
                 ),
             },
         ),
-        (write_incremental, Setting(memory=1), {"kd": "needs the same classes"}),
+        (write_incremental, Setting(memory=1), {**SAME}),
         (
             write_incremental,
             Setting(memory=0),
             {
-                "kd": "needs the same classes",
+                **SAME,
                 **dict.fromkeys(
                     ("refilled", "refilled-joint", "refilled-stage1-only", "refilled-stage2-only", "teacher-ncm"),
                     "needs a sample of each class",
@@ -50,7 +51,20 @@ def test_what_is_in_the_way(write, setting, in_the_way, tmp_path, monkeypatch):
     root = compose(write(tmp_path))
     refilled = ("refilled", "refilled-joint", "refilled-stage1-only", "refilled-stage2-only")
     found = {}
-    for name in ("ce", "kd", "lwf", "joint-training", "rkd", "finetune", "teacher-ncm", "teacher-logreg", *refilled):
+    for name in (
+        "ce",
+        "kd",
+        "srd",
+        "cckd",
+        "crd",
+        "lwf",
+        "joint-training",
+        "rkd",
+        "finetune",
+        "teacher-ncm",
+        "teacher-logreg",
+        *refilled,
+    ):
         method = load_method(name)
         reason = obstacle(method, cell_config(root, method, setting, Path("cell.yaml")).root)
         if reason:

@@ -9,6 +9,10 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.hook_checks import check_hooks
 from tests.fakes import TinyNet, stage
 
+PROJECTED = {
+    "key": "projected_student",
+    "kwargs": {"projection": {"kind": "linear", "in_features": 8, "out_features": 4}},
+}
 GOOD = {"train.stage1": stage("embedding"), "train.stage2": stage("classifier")}
 
 
@@ -60,6 +64,14 @@ def test_good_stages_pass_and_are_not_changed(models):
         (
             {"teacher": {"auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": {"embedding": "poool"}}}},
             r"^train\.stage2\.teacher\.auxiliary_model_wrapper\.kwargs\.embedding: ResNet has no module 'poool'",
+        ),
+        (
+            {"student": {"auxiliary_model_wrapper": PROJECTED, "forward_hook": {"output": ["projecton"]}}},
+            r"^train\.stage2\.student\.forward_hook\.output: ProjectedStudent has no module 'projecton'; did you mea",
+        ),
+        (
+            {"student": {"auxiliary_model_wrapper": {**PROJECTED, "kwargs": {"projection": {"kind": "linear"}}}}},
+            r"^train\.stage2\.student\.auxiliary_model_wrapper\.kwargs\.projection\.in_features: missing",
         ),
         (
             {"student": {"frozen_modules": ["layer1", "layer7"]}},
@@ -114,6 +126,7 @@ def test_each_misspelling_is_one_line(models, changes, message):
         {"student": {"forward_hook": {"output": ["embedding", "+adapter"], "input": None}}},
         {"student": {"frozen_modules": ["instance(BatchNorm2d)", "conv1"]}},
         {"student": {"auxiliary_model_wrapper": {"key": "Linear4CCKD"}, "forward_hook": {"output": ["any"]}}},
+        {"student": {"auxiliary_model_wrapper": PROJECTED, "forward_hook": {"output": ["projection", "student.fc"]}}},
         {"student": {"forward_hook": None}},
         {"criterion": sub_term("CrossEntropyLoss", {"input": read("."), "target": {"uses_label": True}})},
         {"criterion": {"kwargs": {"stage": "classifier", "adaptive": False}}},

@@ -23,6 +23,10 @@ def criterion(key="refilled", **kwargs):
     return {"criterion": {"key": key, "kwargs": kwargs}}
 
 
+def projected(**kwargs):
+    return {"auxiliary_model_wrapper": {"key": "projected_student", "kwargs": kwargs}}
+
+
 @pytest.mark.parametrize(
     ("key", "stages", "path"),
     [
@@ -31,6 +35,8 @@ def criterion(key="refilled", **kwargs):
         ("resnet18", {"stage1": criterion(stage="embedding", student_embedding="avgpool")}, "avgpool"),
         ("mine", {"stage1": criterion(stage="embedding")}, "embedding"),
         ("resnet18", {"train": criterion(stage="joint", student_embedding="avgpool")}, "avgpool"),
+        ("resnet18", {"train": {"student": projected(embedding="avgpool")}}, "avgpool"),
+        ("mine", {"train": {"student": projected()}}, "embedding"),
         ("resnet18", {"stage1": criterion(stage="classifier")}, None),
         ("resnet18", {"train": criterion("WeightedSumLoss", stage="embedding"), "stage2": {}}, None),
     ],

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch.utils.data import Dataset
+from torchdistill.core.forward_hook import ForwardHookManager
+from torchdistill.models.classification.wide_resnet import wide_resnet
+
+from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, measure
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.models import timm_model
+from gkd_plugin.runner.yaml_nodes import compose_value
+from tests.fakes import TinyImages
+
+WIDE_KWARGS = "depth: 10, k: 2, dropout_p: 0.0, num_classes: 4, pretrained: False, progress: False"
+WIDE = f"{{key: 'wide_resnet', kwargs: {{{WIDE_KWARGS}}}}}"
+TINY = "{key: 'tests.compare.test_sizes.Named', init: {kwargs: {classes: 4, per_class: 6}}}"
+
+
+class Named(TinyImages):
+    """With class names and, where asked for, more samples of class 0."""
+
+    def __init__(self, extra=0, **kwargs):
+        super().__init__(**kwargs)
+        self.classes = sorted(set(self.targets))
+        self.targets += extra * [0]
+
+
+class Many(Dataset):
+    """As large as published negatives need."""
+
+    def __init__(self):
+        self.targets = [index % 2 for index in range(40000)]
+        self.classes = ["even", "odd"]
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 4, 4), self.targets[index]
+
+    def __len__(self):
+        return len(self.targets)
+
+
+def of(
+    student="{key: 'timm_model', kwargs: {model_name: 'test_vit'}}", teacher=None, data=TINY, path="embedding", **kwargs
+):
+    text = f"""
+datasets: {{train: !import_call {data}, broken: !import_call {{key: 'no.such_thing'}}}}
+models:
+  teacher_model: {teacher or student}
+  student_model: {student}
+"""
+    wrapper = {"key": "refilled_teacher", "kwargs": kwargs}
+    stage = {"train_data_loader": {"dataset_id": "train"}, "teacher": {"auxiliary_model_wrapper": wrapper}}
+    return Measured(compose_value(text, "test"), stage, path)
+
+
+def seen(model, path, size=32, io="output"):
+    hook = ForwardHookManager("cpu")
+    hook.add_hook(model, path)
+    model.eval()(torch.zeros(2, 3, size, size))
+    return hook.pop_io_dict()[path][io].flatten(1).shape[1]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mobilenetv3_small_050"])
+def test_widths_of_timms_models(name):
+    """A fixed input size, weights to be fetched and a checkpoint that is not there are in no one's way."""
+    model = timm_model(name, num_classes=4)
+    entry = f"{{key: 'timm_model', kwargs: {{model_name: '{name}', pretrained: True}}, src_ckpt: 'nowhere.pt'}}"
+    assert measure("{student_width}", of(entry)) == seen(model, "embedding", model.pretrained_cfg["input_size"][1])
+    assert measure("{teacher_width}", of(teacher=entry)) == model.head_hidden_size
+
+
+def test_widths_of_other_models():
+    """'avgpool' is [B, D, 1, 1] in torchdistill's wide ResNet; its classifier's input is [B, D]."""
+    model = wide_resnet(10, 2, 0.0, num_classes=4, pretrained=False, progress=False)
+    assert measure("{student_width}", of(WIDE, path="avgpool")) == seen(model, "avgpool") == 128
+    assert measure("{teacher_width}", of(teacher=WIDE, embedding="avgpool")) == 128
+    assert measure("{teacher_width}", of(teacher=WIDE, embedding="fc", embedding_io="input")) == 128
+    assert measure("{teacher_width}", of(teacher=WIDE, embedding="fc")) == 4
+
+
+def test_the_teacher_gets_images_of_its_own_size():
+    torchvisions = "{key: 'vit_b_16', kwargs: {num_classes: 4, weights: null}}"
+    kwargs = {"embedding": "heads", "embedding_io": "input"}
+    assert measure("{teacher_width}", of(teacher=torchvisions, input_size=224, **kwargs)) == 768
+    with pytest.raises(ConfigError, match=r"^models\.teacher_model: the width of 'heads' cannot be measured: Wrong im"):
+        measure("{teacher_width}", of(teacher=torchvisions, **kwargs))
+
+
+def test_the_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    for name in PLACEHOLDERS:
+        measure(name, of(WIDE, path="avgpool", embedding="avgpool"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("data", "samples", "negatives"),
+    [
+        (TINY, 24, 18),
+        (TINY.replace("classes: 4", "extra: 5, classes: 4"), 29, 18),
+        ("{key: 'tests.compare.test_sizes.Many', init: {}}", 40000, 16384),
+    ],
+)
+def test_samples_and_negatives(data, samples, negatives):
+    """Every sample has as many negatives, those of the largest class too."""
+    assert measure("{num_samples}", of(data=data)) == samples
+    assert measure("{num_negatives}", of(data=data)) == negatives
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (TINY.replace("classes: 4", "classes: 1"), "all 6 training samples are of one class; CRD needs negatives"),
+        (
+            TINY.replace("compare.test_sizes.Named", "fakes.TinyImages"),
+            r"the training set \(TinyImages\) has no classes",
+        ),
+        (TINY.replace("Named", "Nemed"), r"datasets\.train.*: .*Nemed"),
+    ],
+)
+def test_training_sets_without_negatives(data, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        measure("{num_negatives}", of(data=data))
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_and_stages_that_do_not_fit():
+    with pytest.raises(
+        ConfigError, match=r"^models\.student_model: embedding: .* has no module 'avgpol'; did you mean"
+    ):
+        measure("{student_width}", of(WIDE, path="avgpol"))
+    with pytest.raises(ConfigError, match=r"^models\.student_model: the student's 'conv1'/output has shape"):
+        measure("{student_width}", of(WIDE, path="conv1"))
+    bare = of()
+    with pytest.raises(ConfigError, match="has no train_data_loader of its own"):
+        measure("{num_samples}", Measured(bare.root, {**bare.stage, "train_data_loader": None}, "embedding"))
