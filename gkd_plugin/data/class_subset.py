@@ -23,6 +23,7 @@ __all__ = [
     "members_of",
     "subset_of",
     "teacher_labels_of",
+    "teacher_num_classes_of",
 ]
 
 
@@ -39,10 +40,11 @@ class ClassSubset(Dataset[Any]):
         classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
         teacher_labels: for each new label the label of the same class in the teacher's own label space, ``None``
             for a class that the teacher does not know; ``None`` as a whole where nobody can say.
+        teacher_num_classes: how many classes that label space has; ``None`` where nobody can say.
         class_groups: name → new labels, for groups of classes whose accuracies are told apart.
 
     Raises:
-        ConfigError: ``teacher_labels`` are not one for each class.
+        ConfigError: ``teacher_labels`` are not one for each class, or beyond the teacher's last class.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ClassSubset(Dataset[Any]):
         classes: Sequence[Any],
         *,
         teacher_labels: Sequence[int | None] | None = None,
+        teacher_num_classes: int | None = None,
         class_groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.dataset = dataset
@@ -60,11 +63,15 @@ class ClassSubset(Dataset[Any]):
         self.targets = list(targets)
         self.classes = list(classes)
         self.teacher_labels = None if teacher_labels is None else list(teacher_labels)
+        self.teacher_num_classes = teacher_num_classes
         self.class_groups = None if class_groups is None else {k: list(v) for k, v in class_groups.items()}
         if self.teacher_labels is not None and len(self.teacher_labels) != len(self.classes):
             raise ConfigError(
                 f"teacher_labels must be one for each of {len(self.classes)} classes, got {len(self.teacher_labels)}"
             )
+        last = max((label for label in self.teacher_labels or () if label is not None), default=-1)
+        if teacher_num_classes is not None and last >= teacher_num_classes:
+            raise ConfigError(f"teacher_labels name class {last} of a teacher with {teacher_num_classes} classes")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,6 +95,7 @@ class ClassSubset(Dataset[Any]):
             self.targets,
             self.classes,
             teacher_labels=self.teacher_labels,
+            teacher_num_classes=self.teacher_num_classes,
             class_groups=self.class_groups,
         )
 
@@ -112,6 +120,12 @@ def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
     """
     labels: list[int | None] | None = _said_of_labels(dataset, "teacher_labels")
     return labels
+
+
+def teacher_num_classes_of(dataset: Dataset[Any]) -> int | None:
+    """How many classes the label space of :func:`teacher_labels_of` has, found likewise; ``None``: nobody can say."""
+    count: int | None = _said_of_labels(dataset, "teacher_num_classes")
+    return count
 
 
 def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
@@ -203,10 +217,11 @@ def subset_of(
     names: list[Any],
     teacher_labels: Sequence[int | None] | None,
 ) -> ClassSubset:
-    """The subset of the samples ``kept[new label]``, in the order of the dataset."""
+    """The subset of the samples ``kept[new label]``, in the order of the dataset; the teacher is the dataset's own."""
     pairs = sorted((index, label) for label, indices in kept.items() for index in indices)
     indices, labels = [index for index, _ in pairs], [label for _, label in pairs]
-    return ClassSubset(dataset, indices, labels, names, teacher_labels=teacher_labels)
+    count = None if teacher_labels is None else teacher_num_classes_of(dataset)
+    return ClassSubset(dataset, indices, labels, names, teacher_labels=teacher_labels, teacher_num_classes=count)
 
 
 def members_of(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:

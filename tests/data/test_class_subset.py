@@ -13,6 +13,7 @@ from gkd_plugin.data import (
     few_shot_subset,
     labels_of,
     teacher_labels_of,
+    teacher_num_classes_of,
     with_evaluation_view,
 )
 from gkd_plugin.errors import ConfigError
@@ -125,26 +126,28 @@ def test_the_evaluation_view_has_the_same_samples():
 
 def known_by_a_teacher(dataset):
     subset = class_subset(dataset, [0, 1, 2])
-    subset.teacher_labels = [4, None, 1]
+    subset.teacher_labels, subset.teacher_num_classes = [4, None, 1], 7
     return subset
 
 
 def test_teacher_labels_go_along_with_views_draws_and_wrappers():
     subset = known_by_a_teacher(with_view(LABELS, NAMES))
     wrapped = BaseDatasetWrapper(few_shot_subset(Subset(subset, range(8)), shots=1))
-    assert teacher_labels_of(with_evaluation_view(wrapped, wrapped)) == [4, None, 1]
-    assert teacher_labels_of(subset.evaluation_view) == [4, None, 1]
-    assert teacher_labels_of(FixedViews(subset, 2)) == [4, None, 1]
+    for dataset in (with_evaluation_view(wrapped, wrapped), subset.evaluation_view, FixedViews(subset, 2)):
+        assert teacher_labels_of(dataset) == [4, None, 1]
+        assert teacher_num_classes_of(dataset) == 7
 
 
 def test_teacher_labels_follow_the_classes_of_a_subset():
-    assert class_subset(known_by_a_teacher(FakeImages(LABELS, NAMES)), ["cat", "bee"]).teacher_labels == [1, None]
+    subset = class_subset(known_by_a_teacher(FakeImages(LABELS, NAMES)), ["cat", "bee"])
+    assert (subset.teacher_labels, subset.teacher_num_classes) == ([1, None], 7)
 
 
 def test_without_teacher_labels_nobody_can_say():
     plain = FakeImages(LABELS)
     assert teacher_labels_of(plain) is None
     assert teacher_labels_of(class_subset(plain, [0])) is None
+    assert teacher_num_classes_of(class_subset(plain, [0])) is None
     assert teacher_labels_of(ClassSubset(known_by_a_teacher(plain), [0], [0], ["new"])) is None
 
 
@@ -163,6 +166,8 @@ def test_a_last_class_without_samples_does_not_disturb_a_draw_from_a_concatenati
 def test_teacher_labels_are_one_for_each_class():
     with pytest.raises(ConfigError, match="one for each of 2 classes, got 1"):
         ClassSubset(FakeImages(LABELS), [0], [0], ["ant", "bee"], teacher_labels=[0])
+    with pytest.raises(ConfigError, match="teacher_labels name class 5 of a teacher with 5 classes"):
+        ClassSubset(FakeImages(LABELS), [0], [0], ["ant"], teacher_labels=[5], teacher_num_classes=5)
 
 
 def test_without_underlying_view_there_is_no_view():
