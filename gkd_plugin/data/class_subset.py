@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from gkd_plugin.data._checks import inner_datasets, unwrapped, whole_number
 from gkd_plugin.data.evaluation_view import evaluation_view
-from gkd_plugin.data.labels import classes_of, labels_of
+from gkd_plugin.data.labels import classes_of, has_own, keeps_labels, labels_of
 from gkd_plugin.errors import ConfigError, nearest, told_at
 
 __all__ = [
@@ -25,6 +26,9 @@ __all__ = [
     "teacher_labels_of",
     "teacher_num_classes_of",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 class ClassSubset(Dataset[Any]):
@@ -104,7 +108,8 @@ def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
     """For each label of the dataset the label of the same class in the teacher's own label space.
 
     Looks into whatever keeps labels as they are: wrappers, ``Subset``, evaluation views, and concatenations whose
-    parts agree.
+    parts agree. What is inside a wrapper with other labels or classes (:func:`gkd_plugin.data.labels.keeps_labels`)
+    does not count; the log says so.
 
     Returns:
         A list with ``None`` for each class that the teacher does not know; ``None`` where nobody can say.
@@ -118,7 +123,7 @@ def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
         >>> teacher_labels_of(Subset(overlap_subset(images, 4, 'student', overlap=0.5), [0, 3]))
         [2, 3, None, None]
     """
-    labels: list[int | None] | None = _said_of_labels(dataset, "teacher_labels")
+    labels: list[int | None] | None = _said_of_labels(dataset, "teacher_labels", tell=True)
     return labels
 
 
@@ -138,12 +143,26 @@ def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
     return groups
 
 
-def _said_of_labels(dataset: Any, name: str) -> Any:
-    """The attribute of the dataset, or of what is inside it where all parts have the same; otherwise ``None``."""
-    if hasattr(dataset, name):
+def _said_of_labels(dataset: Any, name: str, *, tell: bool = False) -> Any:
+    """The attribute of the dataset, or of what is inside it where all parts have the same; otherwise ``None``.
+
+    What is inside a dataset that relabels is not asked; where ``tell``, the log says so.
+    """
+    if has_own(dataset, name):
         return getattr(dataset, name)
-    found = [_said_of_labels(part, name) for part in inner_datasets(dataset)]
-    return found[0] if found and all(value == found[0] for value in found) else None
+    found = [_said_of_labels(part, name, tell=tell) for part in inner_datasets(dataset)]
+    said = found[0] if found and all(value == found[0] for value in found) else None
+    if said is None or keeps_labels(dataset):
+        return said
+    if tell:
+        logger.warning(
+            "dataset %s has labels or classes of its own, so the %s of the dataset inside it are not used; it may have "
+            "its own %s, or class_map may be written down",
+            type(dataset).__name__,
+            name,
+            name,
+        )
+    return None
 
 
 def class_subset(

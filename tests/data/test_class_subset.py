@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchdistill.common import yaml_util
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
@@ -156,6 +156,36 @@ def test_parts_that_disagree_have_no_teacher_labels():
     assert teacher_labels_of(ConcatDataset([first, second])) == [4, None, 1]
     second.teacher_labels = [4, 0, 1]
     assert teacher_labels_of(ConcatDataset([first, second])) is None
+
+
+class Permuted(Dataset):
+    """A user's wrapper with other labels, which passes on what it does not have."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.targets = [(label + 1) % 3 for label in dataset.targets]
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["dataset"], name)
+
+
+def test_the_teacher_labels_inside_a_dataset_that_relabels_are_not_believed(caplog):
+    permuted = Permuted(known_by_a_teacher(FakeImages(LABELS, NAMES)))
+    for dataset in (permuted, Subset(permuted, range(4)), BaseDatasetWrapper(permuted)):
+        caplog.clear()
+        assert teacher_labels_of(dataset) is None
+        (record,) = caplog.records
+        assert record.getMessage().startswith(
+            "dataset Permuted has labels or classes of its own, so the teacher_labels"
+        )
+        assert teacher_num_classes_of(dataset) is None
+    permuted.teacher_labels = [1, 4, None]
+    assert teacher_labels_of(Subset(permuted, range(4))) == [1, 4, None]
+
+
+def test_a_dataset_that_relabels_what_no_teacher_knows_is_not_worth_a_line(caplog):
+    assert teacher_labels_of(Permuted(FakeImages(LABELS, NAMES))) is None
+    assert not caplog.records
 
 
 def test_a_last_class_without_samples_does_not_disturb_a_draw_from_a_concatenation():
