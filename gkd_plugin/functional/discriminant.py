@@ -66,8 +66,10 @@ def fit_discriminant(
 ) -> Discriminant:
     """Fits the classifier of this module's formula.
 
-    The i-th sample of each class belongs to fold i mod K, K the number of folds or the size of the smallest class.
-    Where a class has two samples, a fold leaves no spread to estimate and only γ = 1 is tried.
+    The i-th sample of each class belongs to fold i mod K, K the number of folds or the size of the largest class, so
+    every training part has a sample of each class, and the folds beyond a small class hold out none of it. Where some
+    training part has fewer than two samples for each class on average, there is too little spread to estimate within
+    classes and only γ = 1 is tried.
 
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
@@ -103,8 +105,9 @@ def fit_discriminant(
     if not bool(torch.isfinite(embedding).all()):
         raise ValueError("embeddings are not finite")
     rows = embedding.detach().to(exact_dtype(embedding))
-    tried = shrinkages if smallest > 2 else (1.0,)
-    fold = _folds(labels, num_classes, min(folds, smallest))
+    fold = _folds(labels, num_classes, min(folds, int(counts.max())))
+    least = len(labels) - int(torch.bincount(fold).max())
+    tried = shrinkages if least >= 2 * num_classes else (1.0,)
     variance = (rows - rows.mean(dim=0)).square().mean()
     targets = smoothed_targets(labels, num_classes).to(rows)
     best = min(
