@@ -41,6 +41,13 @@ class LocalClassifier(nn.Module):
 
     The buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, ``weight`` ``[C, D_t]``, ``bias`` ``[C]``,
     ``teacher_labels`` ``[C]`` (−1 for a class that the teacher does not know), ``own_factors`` ``[2]`` (b and c).
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        known: for each class of the student the teacher's own label of it, ``None`` where it has none.
+        known_of: the number of classes of the teacher that ``known`` was said of; a teacher with another number has
+            other classes, and ``known`` is then not used. ``None``: ``known`` is of this teacher.
+        own_classes: the number of the teacher's own classes, once fitted; ``None`` where it has no classifier.
     """
 
     centres: Tensor
@@ -53,6 +60,8 @@ class LocalClassifier(nn.Module):
         super().__init__()
         self.kind = kind
         self.known: Sequence[int | None] | None = None
+        self.known_of: int | None = None
+        self.own_classes: int | None = None
         for name in _FITTED:
             self.register_buffer(name, torch.empty(0, 0) if name in ("centres", "weight") else torch.empty(0))
 
@@ -60,6 +69,15 @@ class LocalClassifier(nn.Module):
     def is_ready(self) -> bool:
         """Whether it has been fitted."""
         return self.centres.numel() > 0
+
+    @property
+    def shared(self) -> Sequence[int | None] | None:
+        """``known``, unless that is of a teacher with another number of classes."""
+        return self.known if self.may_be_of(self.known_of) else None
+
+    def may_be_of(self, classes: int | None) -> bool:
+        """Whether the teacher may be one with so many classes; one without a classifier may be any, ``None`` is any."""
+        return classes is None or self.own_classes in (None, classes)
 
     def forward(self, embedding: Tensor, known: Tensor) -> Tensor:  # noqa: ARG002
         """``known``, the logits ``[B, C]``: where hooks find them."""
@@ -80,6 +98,7 @@ class LocalClassifier(nn.Module):
         """Takes over what another one was fitted to."""
         for name in _FITTED:
             setattr(self, name, getattr(other, name).to(device))
+        self.own_classes = other.own_classes
 
     def use_centres(self, centres: Tensor) -> None:
         """Measures against class centres ``[C, D_t]``."""
@@ -100,9 +119,10 @@ class LocalClassifier(nn.Module):
             setattr(self, name, torch.empty(0, device=device))
         accumulator, kept = ClassCentreAccumulator(num_classes), _Kept()
         for embedding, own, labels in batches:
+            self.own_classes = None if own is None else own.shape[1]
             accumulator.update(embedding, labels)
             if self.kind == "discriminant":
-                kept.add(embedding, own if self.known else None, labels)
+                kept.add(embedding, own if self.shared else None, labels)
         self.use_centres(accumulator.result().to(device))
         if self.kind == "discriminant":
             self._fit_discriminant(kept, device)
@@ -115,8 +135,15 @@ class LocalClassifier(nn.Module):
             return
         fit = fit_discriminant(rows, labels, classes)
         weight, bias, nll, used = fit.weight, fit.bias, fit.held_out_nll, ""
-        if own is not None and self.known is not None:
-            teacher_labels = torch.tensor([-1 if label is None else label for label in self.known])
+        if self.shared is not self.known:
+            logger.warning(
+                "class_map: the training set's shared classes are those of a teacher with %s classes, this one has %s, "
+                "so none is taken as shared; write the map {student class: teacher class}, or null for no shared class",
+                self.known_of,
+                self.own_classes,
+            )
+        if own is not None and self.shared is not None:
+            teacher_labels = torch.tensor([-1 if label is None else label for label in self.shared])
             _check_known(teacher_labels, classes, own.shape[1])
             log_probabilities = own_log_probabilities(own, teacher_labels)
             shared = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels)

@@ -14,7 +14,7 @@ from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
 from gkd_plugin.class_map import resolve_class_map
-from gkd_plugin.data import ImageInput, normalisation_of
+from gkd_plugin.data import ImageInput, normalisation_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
 from gkd_plugin.hooks import Capture, check_module_path, hooked_tensor
 from gkd_plugin.local_classifier import KINDS, LocalClassifier
@@ -66,7 +66,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         local_classifier: 'centres', the paper's, or 'discriminant', calibrated to the labels, see
             :class:`gkd_plugin.local_classifier.LocalClassifier`; by default what the criterion's stage asks for.
         class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' asks the
-            training set, see :func:`gkd_plugin.class_map.resolve_class_map`.
+            training set, see :func:`gkd_plugin.class_map.resolve_class_map`, and takes no class as shared where that
+            speaks of a teacher with another number of classes.
         teacher_classes: the teacher's class names, where ``class_map`` goes by them.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
@@ -163,7 +164,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """
         self._check_projection(box, stage_config)
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
-            self.local_classifier.known = resolve_class_map(*self._class_map, box.train_data_loader.dataset)
+            dataset = box.train_data_loader.dataset
+            self.local_classifier.known = resolve_class_map(*self._class_map, dataset)
+            self.local_classifier.known_of = teacher_num_classes_of(dataset) if self._class_map[0] == "auto" else None
             self._check_known()
         if self._data_input.mean is None or self._data_input.std is None:
             self._data_input = normalisation_of(box.train_data_loader.dataset)
@@ -171,7 +174,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
                 self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
 
     def _check_known(self) -> None:
-        """Raises ConfigError where the class map names a class beyond the teacher's last."""
+        """Raises ConfigError where the class map names a class beyond the teacher's last.
+
+        One that the training set said of a teacher with so many classes is left to the fit, which compares these.
+        """
+        if self.local_classifier.known_of is not None:
+            return
         last = max((label for label in self.local_classifier.known or () if label is not None), default=-1)
         classes = getattr(self.teacher, "num_classes", None)
         if isinstance(classes, int) and 0 < classes <= last:
@@ -288,11 +296,10 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
         Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
         """
-        is_same_kind = (self.local_classifier.kind, self.local_classifier.known) == (
-            other.local_classifier.kind,
-            other.local_classifier.known,
+        ours, theirs = (
+            (local.kind, local.known, local.known_of) for local in (self.local_classifier, other.local_classifier)
         )
-        if self.teacher is other.teacher and self.settings() == other.settings() and is_same_kind:
+        if self.teacher is other.teacher and self.settings() == other.settings() and ours == theirs:
             self.local_classifier.adopt(other.local_classifier, self.device)
 
     def settings(self) -> tuple[Any, ...]:

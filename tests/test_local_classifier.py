@@ -71,6 +71,23 @@ def test_a_teacher_without_classifier_has_no_own_logits():
     torch.testing.assert_close(classifier.logits(embedding, None), embedding @ fit.weight.T + fit.bias)
 
 
+def test_a_teacher_with_another_number_of_classes_shares_none_of_them(caplog):
+    embedding, own, labels = answers()
+    classifier = LocalClassifier("discriminant")
+    classifier.known, classifier.known_of = [0, None, 2, None], 4  # the teacher has 5
+    classifier.fit(batches(embedding, own, labels), None, CPU)
+    assert classifier.shared is None
+    assert torch.equal(classifier.logits(embedding, own), fitted("discriminant").logits(embedding, own))
+    assert "of a teacher with 4 classes, this one has 5, so none is taken as shared" in caplog.text
+
+
+def test_the_papers_says_nothing_of_classes_that_it_does_not_use(caplog):
+    classifier = LocalClassifier("centres")
+    classifier.known, classifier.known_of = [0, None, 2, None], 4
+    classifier.fit(batches(*answers()), None, CPU)
+    assert not caplog.records
+
+
 def test_one_sample_of_a_class_leaves_the_papers(caplog):
     embedding, own, labels = answers(4)
     classifier = LocalClassifier("discriminant")

@@ -205,8 +205,9 @@ def test_centres_are_adopted_only_from_the_same_space():
         assert not other.local_classifier.is_ready
 
 
-def fitted(own=None, **kwargs):
-    teacher = make_teacher(**kwargs)
+def fitted(own=None, of=5, **kwargs):
+    """A teacher with ``of`` classes, fitted to four classes."""
+    teacher = make_teacher(of, **kwargs)
     box = SimpleNamespace(train_data_loader=SimpleNamespace(dataset=own or TinyImages(classes=4)))
     teacher.prepare(box, {})
     teacher.fit_centres(batches())
@@ -227,7 +228,7 @@ def test_a_calibrated_local_classifier_is_asked_for_by_keyword_or_suggested():
 
 def test_the_training_set_tells_the_shared_classes():
     student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
-    teacher = fitted(student, local_classifier="discriminant")
+    teacher = fitted(student, of=4, local_classifier="discriminant")
     assert teacher.local_classifier.teacher_labels.tolist() == [2, 3, -1, -1]
     images = batches()[0][0]
     own, embedding = teacher.teacher(images), teacher.embed(images)
@@ -247,6 +248,34 @@ def test_shared_classes_can_be_written_down_or_switched_off():
     written = fitted(student, local_classifier="discriminant", class_map={0: 1})
     assert written.local_classifier.teacher_labels.tolist() == [1, -1, -1, -1]
     assert fitted(student, local_classifier="discriminant", class_map=None).local_classifier.known is None
+
+
+@pytest.mark.parametrize("of", [3, 1000])
+def test_a_training_set_that_speaks_of_another_teacher_is_not_believed(of, caplog):
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    teacher = fitted(student, of, local_classifier="discriminant")
+    (line,) = [record.getMessage() for record in caplog.records if "class_map" in record.getMessage()]
+    assert line.startswith("class_map: the training set's shared classes are those of a teacher with 4 classes")
+    assert f"this one has {of}, so none is taken as shared" in line
+    plain, images = fitted(student, of, local_classifier="discriminant", class_map=None), batches()[0][0]
+    assert torch.equal(teacher.answers(images).local_classifier, plain.answers(images).local_classifier)
+
+
+def test_a_written_class_map_is_believed_whatever_the_training_set_says(caplog):
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    written = fitted(student, of=1000, local_classifier="discriminant", class_map={0: 281})
+    assert written.local_classifier.teacher_labels.tolist() == [281, -1, -1, -1]
+    assert "class_map" not in caplog.text
+
+
+def test_a_map_that_is_not_believed_is_no_reason_to_fit_again():
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    first = fitted(student, of=1000, local_classifier="discriminant")
+    second = RefilledTeacher(first.teacher, preprocessing="data", local_classifier="discriminant")
+    second.prepare(SimpleNamespace(train_data_loader=SimpleNamespace(dataset=student)), {})
+    second.adopt_centres(first)
+    assert second.local_classifier.is_ready
+    assert second.local_classifier.shared is None
 
 
 def test_a_class_map_that_does_not_fit_is_told_with_its_key():

@@ -11,6 +11,7 @@ from gkd_plugin.data.class_subset import (
     class_subset,
     few_shot_subset,
     teacher_labels_of,
+    teacher_num_classes_of,
 )
 from gkd_plugin.data.cub200 import cub200
 from gkd_plugin.data.digits import digits
@@ -53,5 +54,6 @@ __all__ = [
     "overlap_classes",
     "overlap_subset",
     "teacher_labels_of",
+    "teacher_num_classes_of",
     "with_evaluation_view",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from gkd_plugin.data._checks import inner_datasets, unwrapped, whole_number
 from gkd_plugin.data.evaluation_view import evaluation_view
-from gkd_plugin.data.labels import classes_of, labels_of
+from gkd_plugin.data.labels import classes_of, has_own, keeps_labels, labels_of
 from gkd_plugin.errors import ConfigError, nearest, told_at
 
 __all__ = [
@@ -23,7 +24,11 @@ __all__ = [
     "members_of",
     "subset_of",
     "teacher_labels_of",
+    "teacher_num_classes_of",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 class ClassSubset(Dataset[Any]):
@@ -39,10 +44,11 @@ class ClassSubset(Dataset[Any]):
         classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
         teacher_labels: for each new label the label of the same class in the teacher's own label space, ``None``
             for a class that the teacher does not know; ``None`` as a whole where nobody can say.
+        teacher_num_classes: how many classes that label space has; ``None`` where nobody can say.
         class_groups: name → new labels, for groups of classes whose accuracies are told apart.
 
     Raises:
-        ConfigError: ``teacher_labels`` are not one for each class.
+        ConfigError: ``teacher_labels`` are not one for each class, or beyond the teacher's last class.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class ClassSubset(Dataset[Any]):
         classes: Sequence[Any],
         *,
         teacher_labels: Sequence[int | None] | None = None,
+        teacher_num_classes: int | None = None,
         class_groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.dataset = dataset
@@ -60,11 +67,15 @@ class ClassSubset(Dataset[Any]):
         self.targets = list(targets)
         self.classes = list(classes)
         self.teacher_labels = None if teacher_labels is None else list(teacher_labels)
+        self.teacher_num_classes = teacher_num_classes
         self.class_groups = None if class_groups is None else {k: list(v) for k, v in class_groups.items()}
         if self.teacher_labels is not None and len(self.teacher_labels) != len(self.classes):
             raise ConfigError(
                 f"teacher_labels must be one for each of {len(self.classes)} classes, got {len(self.teacher_labels)}"
             )
+        last = max((label for label in self.teacher_labels or () if label is not None), default=-1)
+        if teacher_num_classes is not None and last >= teacher_num_classes:
+            raise ConfigError(f"teacher_labels name class {last} of a teacher with {teacher_num_classes} classes")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,6 +99,7 @@ class ClassSubset(Dataset[Any]):
             self.targets,
             self.classes,
             teacher_labels=self.teacher_labels,
+            teacher_num_classes=self.teacher_num_classes,
             class_groups=self.class_groups,
         )
 
@@ -96,7 +108,8 @@ def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
     """For each label of the dataset the label of the same class in the teacher's own label space.
 
     Looks into whatever keeps labels as they are: wrappers, ``Subset``, evaluation views, and concatenations whose
-    parts agree.
+    parts agree. What is inside a wrapper with other labels or classes (:func:`gkd_plugin.data.labels.keeps_labels`)
+    does not count; the log says so.
 
     Returns:
         A list with ``None`` for each class that the teacher does not know; ``None`` where nobody can say.
@@ -110,8 +123,14 @@ def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
         >>> teacher_labels_of(Subset(overlap_subset(images, 4, 'student', overlap=0.5), [0, 3]))
         [2, 3, None, None]
     """
-    labels: list[int | None] | None = _said_of_labels(dataset, "teacher_labels")
+    labels: list[int | None] | None = _said_of_labels(dataset, "teacher_labels", tell=True)
     return labels
+
+
+def teacher_num_classes_of(dataset: Dataset[Any]) -> int | None:
+    """How many classes the label space of :func:`teacher_labels_of` has, found likewise; ``None``: nobody can say."""
+    count: int | None = _said_of_labels(dataset, "teacher_num_classes")
+    return count
 
 
 def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
@@ -124,12 +143,26 @@ def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
     return groups
 
 
-def _said_of_labels(dataset: Any, name: str) -> Any:
-    """The attribute of the dataset, or of what is inside it where all parts have the same; otherwise ``None``."""
-    if hasattr(dataset, name):
+def _said_of_labels(dataset: Any, name: str, *, tell: bool = False) -> Any:
+    """The attribute of the dataset, or of what is inside it where all parts have the same; otherwise ``None``.
+
+    What is inside a dataset that relabels is not asked; where ``tell``, the log says so.
+    """
+    if has_own(dataset, name):
         return getattr(dataset, name)
-    found = [_said_of_labels(part, name) for part in inner_datasets(dataset)]
-    return found[0] if found and all(value == found[0] for value in found) else None
+    found = [_said_of_labels(part, name, tell=tell) for part in inner_datasets(dataset)]
+    said = found[0] if found and all(value == found[0] for value in found) else None
+    if said is None or keeps_labels(dataset):
+        return said
+    if tell:
+        logger.warning(
+            "dataset %s has labels or classes of its own, so the %s of the dataset inside it are not used; it may have "
+            "its own %s, or class_map may be written down",
+            type(dataset).__name__,
+            name,
+            name,
+        )
+    return None
 
 
 def class_subset(
@@ -203,10 +236,11 @@ def subset_of(
     names: list[Any],
     teacher_labels: Sequence[int | None] | None,
 ) -> ClassSubset:
-    """The subset of the samples ``kept[new label]``, in the order of the dataset."""
+    """The subset of the samples ``kept[new label]``, in the order of the dataset; the teacher is the dataset's own."""
     pairs = sorted((index, label) for label, indices in kept.items() for index in indices)
     indices, labels = [index for index, _ in pairs], [label for _, label in pairs]
-    return ClassSubset(dataset, indices, labels, names, teacher_labels=teacher_labels)
+    count = None if teacher_labels is None else teacher_num_classes_of(dataset)
+    return ClassSubset(dataset, indices, labels, names, teacher_labels=teacher_labels, teacher_num_classes=count)
 
 
 def members_of(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:

@@ -30,8 +30,8 @@ def incremental_subset(
     """Old and new classes under one classifier: labels 0 … old − 1 are the teacher's, then ``new`` more follow.
 
     The teacher's own dataset is ``overlap_subset(num_classes=old, role='teacher', shift=0)`` of the same class order.
-    The subset's ``teacher_labels`` say that the first ``old`` labels are the teacher's, and its ``class_groups``
-    (``{'old': […], 'new': […]}``) which accuracies are told apart.
+    The subset's ``teacher_labels`` say that the first ``old`` labels are the teacher's, its ``teacher_num_classes``
+    that it has no others, and its ``class_groups`` (``{'old': […], 'new': […]}``) which accuracies are told apart.
 
     Args:
         dataset: a torchvision-style map dataset.
@@ -73,6 +73,7 @@ def incremental_subset(
         [everything.targets[i] for i in kept],
         everything.classes,
         teacher_labels=[label if label < old else None for label in labels],
+        teacher_num_classes=old,
         class_groups={"old": labels[:old], "new": labels[old:]},
     )
 

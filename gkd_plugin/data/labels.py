@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +11,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from gkd_plugin.data._checks import unwrapped
+from gkd_plugin.data._checks import inner_datasets, unwrapped
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["classes_of", "labels_of", "num_classes_of"]
+__all__ = ["classes_of", "has_own", "keeps_labels", "labels_of", "num_classes_of"]
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")  # the names that torchvision's datasets use
 _PAIR_ATTRIBUTES = ("samples", "_samples")  # (path, label) pairs
@@ -75,6 +76,58 @@ def classes_of(dataset: Dataset[Any]) -> list[Any]:
     count = num_classes_of(dataset)
     names = _class_names(unwrapped(dataset))
     return names if names is not None and len(names) >= count else list(range(count))
+
+
+def has_own(dataset: Any, name: str) -> bool:
+    """Whether the dataset has the attribute itself, and not by passing on what is asked of it (``__getattr__``)."""
+    missing = object()
+    return inspect.getattr_static(dataset, name, missing) is not missing
+
+
+def keeps_labels(dataset: Any) -> bool:
+    """Whether the labels of a dataset are those of what is inside it, as far as can be seen without loading an image.
+
+    Labels of its own (``targets``, ``target_transform``) must be those inside, for its ``indices`` where it has some;
+    where there are none, or they are of other samples, its ``classes`` must be those inside. A dataset with nothing
+    inside keeps its labels, and so does a wrapper that shows neither.
+
+    Raises:
+        ConfigError: as :func:`labels_of`.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> images = TensorDataset(torch.zeros(3, 1))
+        >>> images.targets = [0, 1, 2]
+        >>> part = Subset(images, [2, 0])
+        >>> kept = keeps_labels(part)
+        >>> part.targets = [0, 1]
+        >>> kept, keeps_labels(part)
+        (True, False)
+    """
+    parts = inner_datasets(dataset)
+    if not parts:
+        return True
+    has_labels = any(has_own(dataset, name) for name in (*_LABEL_ATTRIBUTES, *_PAIR_ATTRIBUTES))
+    raw = _raw_labels(dataset) if has_labels else None
+    has_transform = has_own(dataset, "target_transform") and dataset.target_transform is not None
+    shows_labels = raw is not None or has_transform
+    if shows_labels:
+        inside = _labels_inside(dataset, parts)
+        outside = _transformed(dataset, inside if raw is None else _as_integers(dataset, raw))
+        if len(outside) == len(inside):
+            return outside == inside
+    if not has_own(dataset, "classes"):
+        return not shows_labels
+    names = [list(part.classes) for part in parts if hasattr(part, "classes")]
+    return (bool(names) or not shows_labels) and all(list(dataset.classes) == inside for inside in names)
+
+
+def _labels_inside(dataset: Any, parts: list[Dataset[Any]]) -> list[int]:
+    """The labels of the samples that a wrapper takes from what is inside it."""
+    labels = [label for part in parts for label in labels_of(part)]
+    indices = getattr(dataset, "indices", None)
+    return labels if indices is None else [labels[index] for index in indices]
 
 
 def _class_names(dataset: Dataset[Any]) -> list[Any] | None:

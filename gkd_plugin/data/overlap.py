@@ -87,7 +87,8 @@ def overlap_subset(
 
     Takes the arguments of :func:`overlap_classes` and, as ``per_class`` and ``start``, of
     :func:`gkd_plugin.data.class_subset`. Its ``teacher_labels`` are those of the teacher of the same split:
-    the student's label i is the teacher's label i + k, and a class the teacher does not know from n − k on.
+    the student's label i is the teacher's label i + k, and a class the teacher does not know from n − k on; its
+    ``teacher_num_classes`` says that this teacher has n classes.
 
     Raises:
         ConfigError: as these two.
@@ -106,6 +107,7 @@ def overlap_subset(
     subset = class_subset(dataset, classes, per_class, start)
     first = _shift(num_classes, shift, overlap) if role == "student" else 0
     subset.teacher_labels = [i if i < num_classes else None for i in range(first, first + num_classes)]
+    subset.teacher_num_classes = num_classes
     return subset
 
 

@@ -16,9 +16,10 @@ from torchdistill.common.main_util import set_seed
 from tqdm import tqdm
 
 from gkd_plugin.centres import clean_loader
-from gkd_plugin.data import classes_of, teacher_labels_of
+from gkd_plugin.data import classes_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.local_classifier import LocalClassifier
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
 from gkd_plugin.runner.config import RunConfig, load_config
 from gkd_plugin.runner.devices import make_accelerator, read_placement
@@ -138,7 +139,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         validation=validation or test,
         test=test or validation,
         class_names=[_name(entry) for entry in classes_of(dataset)],
-        teacher_labels=box.teacher_model.local_classifier.known or teacher_labels_of(dataset),
+        teacher_labels=_teacher_labels(box.teacher_model.local_classifier, dataset),
         teacher=box.teacher_model,
         student=student.to(accelerator.device),
         initial=initial,
@@ -192,6 +193,13 @@ def _held_out(name: str, loader: Any) -> Images | None:
         return None
     size, workers = loader.batch_size or 128, loader.num_workers
     return Images(name, DataLoader(unwrapped(loader.dataset), batch_size=size, num_workers=workers))
+
+
+def _teacher_labels(local: LocalClassifier, dataset: Any) -> Sequence[int | None] | None:
+    """Those of the fitted wrapper's class map, or else of the data, where they are said of a teacher like this one."""
+    if local.known:
+        return local.shared
+    return teacher_labels_of(dataset) if local.may_be_of(teacher_num_classes_of(dataset)) else None
 
 
 def _embedding(config: RunConfig, student: nn.Module) -> tuple[str | None, str | None]:

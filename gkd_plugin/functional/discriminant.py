@@ -31,6 +31,7 @@ __all__ = ["Discriminant", "fit_discriminant", "smoothed_targets"]
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 """The γ that are tried."""
 _SPREADS = (1e-4, 1e2)
+_ROUGH = 1e-4  # nats: far beyond float32's rounding in a mean negative log-likelihood
 
 
 class Discriminant(NamedTuple):
@@ -66,8 +67,10 @@ def fit_discriminant(
 ) -> Discriminant:
     """Fits the classifier of this module's formula.
 
-    The i-th sample of each class belongs to fold i mod K, K the number of folds or the size of the smallest class.
-    Where a class has two samples, a fold leaves no spread to estimate and only γ = 1 is tried.
+    The i-th sample of each class belongs to fold i mod K, K the number of folds or the size of the largest class, so
+    every training part has a sample of each class, and the folds beyond a small class hold out none of it. Where some
+    training part has fewer than two samples for each class on average, there is too little spread to estimate within
+    classes and only γ = 1 is tried.
 
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
@@ -103,23 +106,18 @@ def fit_discriminant(
     if not bool(torch.isfinite(embedding).all()):
         raise ValueError("embeddings are not finite")
     rows = embedding.detach().to(exact_dtype(embedding))
-    tried = shrinkages if smallest > 2 else (1.0,)
-    fold = _folds(labels, num_classes, min(folds, smallest))
+    fold = _folds(labels, num_classes, min(folds, int(counts.max())))
+    least = len(labels) - int(torch.bincount(fold).max())
+    tried = shrinkages if least >= 2 * num_classes else (1.0,)
     variance = (rows - rows.mean(dim=0)).square().mean()
-    targets = smoothed_targets(labels, num_classes).to(rows)
-    best = min(
-        (
-            (*_scale(logits, targets), gamma, logits)
-            for gamma, logits in zip(tried, _held_out(rows, labels, fold, tried, variance), strict=True)
-        ),
-        key=lambda found: found[0],
-    )
-    nll, scale, gamma, held_out = best
-    accuracy = float((held_out.argmax(dim=1) == labels).double().mean())
+    held_out = _HeldOut.of(rows, labels, fold, num_classes, variance)
+    nll, scale, gamma, logits = _most_likely(held_out, labels, tried)
+    accuracy = float((logits.argmax(dim=1) == labels).double().mean())
     weight, bias = _Gaussians.of(rows, labels, num_classes, variance).classifier(gamma)
-    scale_now = _scale_of_entropy(rows @ weight.T + bias, _entropy(scale * held_out))
-    weight, bias, held_out = (scale_now * weight).float(), (scale_now * bias).float(), (scale * held_out).float()
-    return Discriminant(weight, bias, gamma, scale_now, nll, accuracy, held_out)
+    logits = scale * logits
+    scale_now = _scale_of_entropy(rows @ weight.T + bias, _entropy(_lowered(logits).float()))
+    weight, bias = (scale_now * weight).float(), (scale_now * bias).float()
+    return Discriminant(weight, bias, gamma, scale_now, nll, accuracy, logits.float())
 
 
 def smoothed_targets(labels: Tensor, num_classes: int) -> Tensor:
@@ -154,13 +152,48 @@ class _Gaussians(NamedTuple):
         variances, axes = _principal_axes(rows - means[labels])
         return cls(origin, means, variances / max(len(rows) - num_classes, 1), axes, variance)
 
-    def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, D]`` and bias ``[C]`` for s = 1; directions that no sample takes have variance γ · v."""
+    def inverse(self, gamma: float) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of Σ_γ⁻¹, along the axes ``[R]`` and in all directions that no sample takes, a scalar."""
         floor = torch.where(self.variance > 0, gamma * self.variance, 1)  # 0: all embeddings are equal
-        inverse = 1 / ((1 - gamma) * self.variances + floor)
+        return 1 / ((1 - gamma) * self.variances + floor), 1 / floor
+
+    def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
+        """Weight ``[C, D]`` and bias ``[C]`` for s = 1."""
+        inverse, beyond = self.inverse(gamma)
         inside = self.means @ self.axes
-        weight = self.means / floor + (inside * (inverse - 1 / floor)) @ self.axes.T
+        weight = self.means * beyond + (inside * (inverse - beyond)) @ self.axes.T
         return weight, -(weight * (self.means / 2 + self.origin)).sum(dim=1)
+
+
+class _Projected(NamedTuple):
+    """Samples in the axes of a fit, where one product gives their logits for a γ.
+
+    Attributes:
+        gaussians: the fit.
+        samples: ``[N, R]``, along its axes.
+        means: ``[C, R]``, of the classes, likewise.
+        beyond: ``[N, C]``, what directions beyond the axes add to logits, for Σ_γ = I; a scalar 0 where there are none.
+    """
+
+    gaussians: _Gaussians
+    samples: Tensor
+    means: Tensor
+    beyond: Tensor
+
+    @classmethod
+    def of(cls, gaussians: _Gaussians, rows: Tensor) -> _Projected:
+        rows = rows - gaussians.origin
+        samples, means = rows @ gaussians.axes, gaussians.means @ gaussians.axes
+        if gaussians.axes.shape[0] == gaussians.axes.shape[1]:
+            return cls(gaussians, samples, means, rows.new_zeros(()))
+        length = gaussians.means.square().sum(dim=1) - means.square().sum(dim=1)
+        return cls(gaussians, samples, means, rows @ gaussians.means.T - samples @ means.T - length / 2)
+
+    def logits(self, gamma: float, dtype: torch.dtype) -> Tensor:
+        """``[N, C]`` for s = 1."""
+        inverse, beyond = self.gaussians.inverse(gamma)
+        rest = self.beyond * beyond - (self.means.square() * inverse).sum(dim=1) / 2
+        return torch.addmm(rest.to(dtype), (self.samples * inverse).to(dtype), self.means.to(dtype).T)
 
 
 def _principal_axes(residuals: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,35 +214,66 @@ def _folds(labels: Tensor, num_classes: int, folds: int) -> Tensor:
     return fold
 
 
-def _held_out(
-    rows: Tensor, labels: Tensor, fold: Tensor, shrinkages: Sequence[float], variance: Tensor
-) -> list[Tensor]:
-    """For each γ the logits ``[N, C]`` (s = 1) of every sample from a fit without its fold."""
-    num_classes = int(labels.max()) + 1
-    logits = [rows.new_empty(len(rows), num_classes) for _ in shrinkages]
-    for k in range(int(fold.max()) + 1):
-        out = fold == k
-        gaussians = _Gaussians.of(rows[~out], labels[~out], num_classes, variance)
-        for gamma, found in zip(shrinkages, logits, strict=True):
-            weight, bias = gaussians.classifier(gamma)
-            found[out] = rows[out] @ weight.T + bias
-    return logits
+class _HeldOut(NamedTuple):
+    """Every sample as a fit without its fold sees it.
+
+    Attributes:
+        fold: ``[N]``.
+        parts: the samples of each fold.
+    """
+
+    fold: Tensor
+    parts: list[_Projected]
+
+    @classmethod
+    def of(cls, rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, variance: Tensor) -> _HeldOut:
+        parts = []
+        for k in range(int(fold.max()) + 1):
+            out = fold == k
+            parts.append(_Projected.of(_Gaussians.of(rows[~out], labels[~out], num_classes, variance), rows[out]))
+        return cls(fold, parts)
+
+    def logits(self, gamma: float, dtype: torch.dtype) -> Tensor:
+        """``[N, C]`` for s = 1."""
+        found = self.fold.new_empty(len(self.fold), len(self.parts[0].means), dtype=dtype)
+        for k, part in enumerate(self.parts):
+            found[self.fold == k] = part.logits(gamma, dtype)
+        return found
 
 
-def _scale(logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    """(cross-entropy with the targets, s) for the best s; there is one minimum."""
+def _most_likely(held_out: _HeldOut, labels: Tensor, shrinkages: Sequence[float]) -> tuple[float, float, float, Tensor]:
+    """(negative log-likelihood, s, γ, logits ``[N, C]`` for s = 1) of the best γ.
+
+    In float32 first; γ that come too near the best for its rounding are compared in full precision.
+    """
+    rough = {gamma: _scale(held_out.logits(gamma, torch.float32), labels)[0] for gamma in shrinkages}
+    near = [gamma for gamma, nll in rough.items() if nll <= min(rough.values()) + _ROUGH]
+    dtype = held_out.parts[0].samples.dtype
+    found = ((gamma, held_out.logits(gamma, dtype)) for gamma in near)
+    return min(((*_scale(logits, labels), gamma, logits) for gamma, logits in found), key=lambda best: best[0])
+
+
+def _scale(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """(cross-entropy with the :func:`smoothed_targets`, s) for the best s; there is one minimum."""
+    low, high = _bounds(logits)
+    samples, classes = logits.shape
+    logits, dtype = _lowered(logits), exact_dtype(logits)
+    epsilon = classes / (samples + classes)
+    own = float(logits.gather(1, labels.unsqueeze(1)).mean(dtype=dtype))
+    agreement = (1 - epsilon) * own + epsilon * float(logits.mean(dtype=dtype))
 
     def cost(scale: float) -> float:
-        return float(functional.cross_entropy(scale * logits, targets))
+        return float((scale * logits).logsumexp(dim=1).mean(dtype=dtype)) - scale * agreement
 
-    scale = _golden(cost, *_bounds(logits))
+    scale = _golden(cost, low, high)
     return cost(scale), scale
 
 
 def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
     """The s at which the mean entropy of softmax(s · logits) is ``entropy``; it falls with s."""
     low, high = _bounds(logits)
-    for _ in range(60):
+    logits = _lowered(logits).float()
+    for _ in range(32):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if _entropy(middle * logits) > entropy else (low, middle)
     return math.sqrt(low * high)
@@ -218,7 +282,12 @@ def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
 def _entropy(logits: Tensor) -> float:
     """Mean entropy in nats."""
     log_p = logits.log_softmax(dim=1)
-    return float(-(log_p.exp() * log_p).sum(dim=1).mean())
+    return -float((log_p.exp() * log_p).sum(dim=1).mean(dtype=exact_dtype(logits)))
+
+
+def _lowered(logits: Tensor) -> Tensor:
+    """The same but for a constant of each row, the largest 0: nothing is lost in sums of their exponentials."""
+    return logits - logits.amax(dim=1, keepdim=True)
 
 
 def _bounds(logits: Tensor) -> tuple[float, float]:

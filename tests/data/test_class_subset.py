@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchdistill.common import yaml_util
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
@@ -13,6 +13,7 @@ from gkd_plugin.data import (
     few_shot_subset,
     labels_of,
     teacher_labels_of,
+    teacher_num_classes_of,
     with_evaluation_view,
 )
 from gkd_plugin.errors import ConfigError
@@ -125,26 +126,28 @@ def test_the_evaluation_view_has_the_same_samples():
 
 def known_by_a_teacher(dataset):
     subset = class_subset(dataset, [0, 1, 2])
-    subset.teacher_labels = [4, None, 1]
+    subset.teacher_labels, subset.teacher_num_classes = [4, None, 1], 7
     return subset
 
 
 def test_teacher_labels_go_along_with_views_draws_and_wrappers():
     subset = known_by_a_teacher(with_view(LABELS, NAMES))
     wrapped = BaseDatasetWrapper(few_shot_subset(Subset(subset, range(8)), shots=1))
-    assert teacher_labels_of(with_evaluation_view(wrapped, wrapped)) == [4, None, 1]
-    assert teacher_labels_of(subset.evaluation_view) == [4, None, 1]
-    assert teacher_labels_of(FixedViews(subset, 2)) == [4, None, 1]
+    for dataset in (with_evaluation_view(wrapped, wrapped), subset.evaluation_view, FixedViews(subset, 2)):
+        assert teacher_labels_of(dataset) == [4, None, 1]
+        assert teacher_num_classes_of(dataset) == 7
 
 
 def test_teacher_labels_follow_the_classes_of_a_subset():
-    assert class_subset(known_by_a_teacher(FakeImages(LABELS, NAMES)), ["cat", "bee"]).teacher_labels == [1, None]
+    subset = class_subset(known_by_a_teacher(FakeImages(LABELS, NAMES)), ["cat", "bee"])
+    assert (subset.teacher_labels, subset.teacher_num_classes) == ([1, None], 7)
 
 
 def test_without_teacher_labels_nobody_can_say():
     plain = FakeImages(LABELS)
     assert teacher_labels_of(plain) is None
     assert teacher_labels_of(class_subset(plain, [0])) is None
+    assert teacher_num_classes_of(class_subset(plain, [0])) is None
     assert teacher_labels_of(ClassSubset(known_by_a_teacher(plain), [0], [0], ["new"])) is None
 
 
@@ -155,6 +158,36 @@ def test_parts_that_disagree_have_no_teacher_labels():
     assert teacher_labels_of(ConcatDataset([first, second])) is None
 
 
+class Permuted(Dataset):
+    """A user's wrapper with other labels, which passes on what it does not have."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.targets = [(label + 1) % 3 for label in dataset.targets]
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["dataset"], name)
+
+
+def test_the_teacher_labels_inside_a_dataset_that_relabels_are_not_believed(caplog):
+    permuted = Permuted(known_by_a_teacher(FakeImages(LABELS, NAMES)))
+    for dataset in (permuted, Subset(permuted, range(4)), BaseDatasetWrapper(permuted)):
+        caplog.clear()
+        assert teacher_labels_of(dataset) is None
+        (record,) = caplog.records
+        assert record.getMessage().startswith(
+            "dataset Permuted has labels or classes of its own, so the teacher_labels"
+        )
+        assert teacher_num_classes_of(dataset) is None
+    permuted.teacher_labels = [1, 4, None]
+    assert teacher_labels_of(Subset(permuted, range(4))) == [1, 4, None]
+
+
+def test_a_dataset_that_relabels_what_no_teacher_knows_is_not_worth_a_line(caplog):
+    assert teacher_labels_of(Permuted(FakeImages(LABELS, NAMES))) is None
+    assert not caplog.records
+
+
 def test_a_last_class_without_samples_does_not_disturb_a_draw_from_a_concatenation():
     both = ConcatDataset([known_by_a_teacher(FakeImages([0, 1], NAMES))])
     assert few_shot_subset(both, shots=1).teacher_labels == [4, None]
@@ -163,6 +196,8 @@ def test_a_last_class_without_samples_does_not_disturb_a_draw_from_a_concatenati
 def test_teacher_labels_are_one_for_each_class():
     with pytest.raises(ConfigError, match="one for each of 2 classes, got 1"):
         ClassSubset(FakeImages(LABELS), [0], [0], ["ant", "bee"], teacher_labels=[0])
+    with pytest.raises(ConfigError, match="teacher_labels name class 5 of a teacher with 5 classes"):
+        ClassSubset(FakeImages(LABELS), [0], [0], ["ant"], teacher_labels=[5], teacher_num_classes=5)
 
 
 def test_without_underlying_view_there_is_no_view():

@@ -74,11 +74,12 @@ def test_two_datasets_with_the_same_classes_give_one_task():
 
 def test_the_view_and_the_teachers_labels_go_along():
     novel = class_subset(with_view(LABELS, NAMES), [3, 4, 5])
-    novel.teacher_labels = [8, None, 7]
+    novel.teacher_labels, novel.teacher_num_classes = [8, None, 7], 9
     support = few_shot_task(novel, 2, 1, 0, "support", queries=5)
     known = {"dog": 8, "elk": None, "fox": 7}
     assert support.teacher_labels == [known[name] for name in support.classes]
     assert support.evaluation_view.teacher_labels == support.teacher_labels
+    assert support.teacher_num_classes == support.evaluation_view.teacher_num_classes == 9
     assert support.evaluation_view[0][0].startswith("clean")
 
 

@@ -22,6 +22,7 @@ def test_old_classes_first_with_the_exemplars_that_memory_allows(old, new, memor
     assert [subset.targets.count(k) for k in range(old + new)] == [count] * old + [8] * new
     assert [subset.classes[label] for label in subset.targets] == [NAMES[LABELS[i]] for i in subset.indices]
     assert subset.teacher_labels == [*range(old), *[None] * new]
+    assert subset.teacher_num_classes == old
     assert subset.class_groups == {"old": list(range(old)), "new": list(range(old, old + new))}
     teacher = overlap_subset(IMAGES, old, "teacher", shift=0, seed=seed)
     assert subset.classes[:old] == teacher.classes
@@ -44,6 +45,7 @@ def test_the_view_and_draws_keep_labels_and_groups():
     drawn = few_shot_subset(subset, shots=2)
     for dataset in (subset.evaluation_view, drawn, drawn.evaluation_view):
         assert teacher_labels_of(dataset) == [0, 1, None]
+        assert dataset.teacher_num_classes == 2
         assert class_groups_of(dataset) == {"old": [0, 1], "new": [2]}
     assert subset.evaluation_view[0] == ("clean0", 0)
     assert class_groups_of(IMAGES) is None

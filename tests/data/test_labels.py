@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin.data import classes_of, labels_of, num_classes_of
+from gkd_plugin.data import classes_of, labels_of, num_classes_of, with_evaluation_view
+from gkd_plugin.data.labels import has_own, keeps_labels
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages
 
@@ -79,3 +80,69 @@ def test_class_names_come_from_the_dataset_or_are_the_labels():
     assert classes_of(Subset(BaseDatasetWrapper(named), [0])) == ["ant", "bee", "cat"]
     assert classes_of(FakeImages([0, 2])) == [0, 1, 2]
     assert classes_of(FakeImages([0, 2], classes=["too", "few"])) == [0, 1, 2]
+
+
+NAMES = ["ant", "bee", "cat"]
+
+
+class Wrapper(Dataset):
+    """A user's dataset around another one, with attributes of its own."""
+
+    def __init__(self, dataset, **attributes):
+        self.dataset = dataset
+        self.__dict__.update(attributes)
+
+
+class Delegating(Wrapper):
+    """One that passes on what it does not have."""
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["dataset"], name)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kept"),
+    [
+        ({}, True),
+        ({"targets": LABELS}, True),
+        ({"targets": torch.tensor(LABELS)}, True),
+        ({"targets": LABELS, "classes": ["a", "b", "c"]}, True),  # names alone do not move a label
+        ({"targets": [2, 1, 0, 2]}, False),
+        ({"targets": LABELS, "target_transform": lambda label: 2 - label}, False),
+        ({"target_transform": lambda label: 2 - label}, False),
+        ({"target_transform": lambda label: label}, True),
+        ({"targets": [1, 2], "indices": [2, 3]}, True),
+        ({"targets": [0, 1], "indices": [2, 3]}, False),
+        ({"indices": [2, 3]}, True),
+        ({"targets": [0, 1]}, False),  # of which samples?
+        ({"targets": LABELS * 2, "classes": NAMES}, True),
+        ({"targets": LABELS * 2, "classes": NAMES[::-1]}, False),
+        ({"classes": NAMES}, True),
+        ({"classes": NAMES[::-1]}, False),
+    ],
+)
+def test_whether_a_wrapper_keeps_the_labels_inside(attributes, kept):
+    assert keeps_labels(Wrapper(FakeImages(LABELS, NAMES), **attributes)) is kept
+    assert keeps_labels(Delegating(FakeImages(LABELS, NAMES), **attributes)) is kept
+
+
+def test_names_that_nothing_inside_has_say_nothing():
+    assert keeps_labels(Wrapper(FakeImages(LABELS), classes=NAMES))
+    assert not keeps_labels(Wrapper(FakeImages(LABELS), targets=LABELS * 2, classes=NAMES))
+
+
+def test_the_usual_wrappers_keep_labels():
+    images = FakeImages(LABELS, NAMES)
+    part = Subset(images, [3, 0])
+    for dataset in (images, part, ConcatDataset([part, images]), BaseDatasetWrapper(part)):
+        assert keeps_labels(dataset)
+    assert keeps_labels(with_evaluation_view(images, images))
+    part.targets = [1, 0]
+    assert not keeps_labels(part)
+
+
+def test_what_is_passed_on_is_not_a_datasets_own():
+    wrapper = Delegating(FakeImages(LABELS, NAMES), targets=LABELS)
+    assert has_own(wrapper, "targets")
+    assert wrapper.classes == NAMES
+    assert not has_own(wrapper, "classes")

@@ -124,4 +124,5 @@ def test_teacher_labels_name_the_same_class_in_the_teachers_subset(shift):
     assert teacher.teacher_labels == [0, 1, 2]
     expected = [teacher.classes.index(name) if name in teacher.classes else None for name in student.classes]
     assert student.teacher_labels == expected
+    assert teacher.teacher_num_classes == student.teacher_num_classes == 3
     assert expected.count(None) == shift

@@ -149,6 +149,41 @@ def test_two_samples_of_a_class_are_enough():
     assert probabilities.max() > 0.5
 
 
+def uneven(sizes, width=6, seed=0):
+    """As :func:`clouds`, with so many samples of each class."""
+    rows, labels = clouds(len(sizes), max(sizes), width, seed=seed)
+    kept = torch.cat([(labels == k).nonzero().flatten()[:size] for k, size in enumerate(sizes)]).sort().values
+    return rows[kept], labels[kept]
+
+
+@pytest.mark.parametrize("sizes", [(2, 30, 30, 30), (3, 4, 9, 20), (2, 3, 3, 3)])
+def test_a_small_class_leaves_the_others_their_folds(sizes):
+    rows, labels = uneven(sizes)
+    fit = fit_discriminant(rows, labels, 4)
+    unscaled = held_out_logits(rows, labels, 4, fit.shrinkage, min(5, max(sizes)))
+    centred = unscaled - unscaled.mean(1, keepdim=True)
+    ours = fit.held_out_logits.double() - fit.held_out_logits.double().mean(1, keepdim=True)
+    scale = (ours * centred).sum() / centred.square().sum()
+    torch.testing.assert_close(ours, scale * centred, rtol=1e-4, atol=1e-4)
+    assert fit.held_out_nll == pytest.approx(smoothed_nll(scale * unscaled, labels), rel=1e-5)
+
+
+def test_a_class_of_two_samples_does_not_forbid_a_covariance():
+    rows, labels = uneven((2, 60, 60, 60), width=12)
+    assert fit_discriminant(rows, labels, 4).shrinkage < 1
+    alone = fit_discriminant(rows, labels, 4, shrinkages=(1.0,))
+    assert fit_discriminant(rows, labels, 4).held_out_nll < alone.held_out_nll
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_estimated"), [((2, 2, 2, 2), False), ((2, 2, 3, 3), False), ((3, 3, 3, 3), True)]
+)
+def test_covariances_of_fewer_than_two_samples_a_class_are_not_tried(sizes, is_estimated):
+    rows, labels = uneven(sizes)
+    fit = fit_discriminant(rows, labels, 4, shrinkages=(0.5,))
+    assert fit.shrinkage == (0.5 if is_estimated else 1)
+
+
 def test_a_few_separable_samples_do_not_make_it_certain():
     rows, labels = clouds(per_class=8, spread=0.01)
     fit = fit_discriminant(rows, labels, 4)
