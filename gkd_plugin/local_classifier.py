@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from gkd_plugin.functional import (
     own_log_probabilities,
 )
 
-__all__ = ["KINDS", "LocalClassifier"]
+__all__ = ["KINDS", "Evidence", "LocalClassifier"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,29 @@ MAX_ROWS = 10_000
 """Embeddings that a discriminant is fitted on: about as many of each class, the first ones."""
 _FITTED = ("centres", "weight", "bias", "teacher_labels", "own_factors")
 
-Batch = tuple[Tensor, Tensor | None, Tensor]
-"""Embedding ``[B, D_t]``, the teacher's own logits ``[B, C_t]`` if it has a classifier, labels ``[B]``."""
+
+class Evidence(NamedTuple):
+    """What the teacher says of a batch, for the local classifier to read.
+
+    Attributes:
+        embedding: ``[B, D_t]``.
+        features: ``[B, F]`` of earlier layers, see :mod:`gkd_plugin.local_features`; ``None`` without.
+        own: ``[B, C_t]``, the teacher's own logits; ``None`` where it has no classifier.
+    """
+
+    embedding: Tensor
+    features: Tensor | None = None
+    own: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """``[B, D_t + F]`` float32: embedding and features side by side."""
+        given = [self.embedding] if self.features is None else [self.embedding, self.features]
+        return torch.cat([value.detach().float() for value in given], dim=1)
+
+
+Batch = tuple[Evidence, Tensor]
+"""What the teacher says of a batch, and the labels ``[B]``."""
 
 
 class LocalClassifier(nn.Module):
@@ -37,9 +58,10 @@ class LocalClassifier(nn.Module):
     Of the kind 'centres' it is the paper's: weight = class centres, bias = 0 (TPAMI section 4.2). Of the kind
     'discriminant' it is that of :mod:`gkd_plugin.functional.discriminant`, with that of
     :mod:`gkd_plugin.functional.shared_classes` where the teacher knows some of the classes; where a class has a single
-    sample, which cannot be held out, it stays the paper's.
+    sample, which cannot be held out, it stays the paper's. A discriminant with features of earlier layers takes
+    φ_T(x) and these side by side, each direction divided by its standard deviation over the training samples.
 
-    The buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, ``weight`` ``[C, D_t]``, ``bias`` ``[C]``,
+    The buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, ``weight`` ``[C, D_t + F]``, ``bias`` ``[C]``,
     ``teacher_labels`` ``[C]`` (−1 for a class that the teacher does not know), ``own_factors`` ``[2]`` (b and c).
 
     Attributes:
@@ -83,15 +105,15 @@ class LocalClassifier(nn.Module):
         """``known``, the logits ``[B, C]``: where hooks find them."""
         return known
 
-    def logits(self, embedding: Tensor, own: Tensor | None) -> Tensor:
-        """``[B, C]`` float32 from the embedding ``[B, D_t]`` and the teacher's own logits ``[B, C_t]``, if any."""
-        with torch.autocast(embedding.device.type, enabled=False):
-            local: Tensor = functional.linear(embedding.float(), self.weight, self.bias)
-            if own is None or self.own_factors.numel() == 0:
+    def logits(self, evidence: Evidence) -> Tensor:
+        """``[B, C]`` float32."""
+        with torch.autocast(evidence.embedding.device.type, enabled=False):
+            local: Tensor = functional.linear(evidence.rows[:, : self.weight.shape[1]], self.weight, self.bias)
+            if evidence.own is None or self.own_factors.numel() == 0:
                 return local
             scale, offset = self.own_factors
             known = self.teacher_labels >= 0
-            shared: Tensor = known * (scale * own_log_probabilities(own, self.teacher_labels) + offset)
+            shared: Tensor = known * (scale * own_log_probabilities(evidence.own, self.teacher_labels) + offset)
             return local + shared
 
     def adopt(self, other: LocalClassifier, device: torch.device) -> None:
@@ -108,7 +130,7 @@ class LocalClassifier(nn.Module):
         """Fits it to batches of the training set.
 
         Args:
-            batches: of embeddings, own logits and labels.
+            batches: of evidence and labels.
             num_classes: C; ``None`` for 1 + the largest label.
             device: where the result goes.
 
@@ -118,11 +140,11 @@ class LocalClassifier(nn.Module):
         for name in ("teacher_labels", "own_factors"):
             setattr(self, name, torch.empty(0, device=device))
         accumulator, kept = ClassCentreAccumulator(num_classes), _Kept()
-        for embedding, own, labels in batches:
-            self.own_classes = None if own is None else own.shape[1]
-            accumulator.update(embedding, labels)
+        for evidence, labels in batches:
+            self.own_classes = None if evidence.own is None else evidence.own.shape[1]
+            accumulator.update(evidence.embedding, labels)
             if self.kind == "discriminant":
-                kept.add(embedding, own if self.shared else None, labels)
+                kept.add(evidence.rows, evidence.own if self.shared else None, labels)
         self.use_centres(accumulator.result().to(device))
         if self.kind == "discriminant":
             self._fit_discriminant(kept, device)
@@ -133,8 +155,9 @@ class LocalClassifier(nn.Module):
         if torch.bincount(labels, minlength=classes).min() < 2:
             logger.warning("local classifier: a class has a single sample, so it measures against class centres")
             return
-        fit = fit_discriminant(rows, labels, classes)
-        weight, bias, nll, used = fit.weight, fit.bias, fit.held_out_nll, ""
+        spread = _spread(rows) if rows.shape[1] > self.centres.shape[1] else torch.ones(1)
+        fit = fit_discriminant(rows / spread, labels, classes)
+        weight, bias, nll, used = fit.weight / spread, fit.bias, fit.held_out_nll, ""
         if self.shared is not self.known:
             logger.warning(
                 "class_map: the training set's shared classes are those of a teacher with %s classes, this one has %s, "
@@ -156,9 +179,10 @@ class LocalClassifier(nn.Module):
             )
         self.weight, self.bias = weight.to(device), bias.to(device)
         logger.info(
-            "local classifier: held-out accuracy %.1f %% from the embedding, labels cost %.2f of %.2f nats "
+            "local classifier: held-out accuracy %.1f %% from %s, labels cost %.2f of %.2f nats "
             "(shrinkage %g, scale %.3g)%s",
             100 * fit.held_out_accuracy,
+            "the embedding" if len(spread) == 1 else "embedding and local features",
             nll,
             math.log(classes),
             fit.shrinkage,
@@ -172,6 +196,12 @@ class LocalClassifier(nn.Module):
             if saved is not None:
                 setattr(self, name, saved.new_empty(saved.shape, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """``[D]``: the standard deviation of each direction, 1 where all samples are equal."""
+    deviation = rows.std(dim=0, correction=0)
+    return torch.where(deviation > 0, deviation, 1)
 
 
 def _check_known(teacher_labels: Tensor, classes: int, own_classes: int) -> None:
@@ -189,16 +219,16 @@ class _Kept:
         self._count = 0
         self._limit = 2 * MAX_ROWS
 
-    def add(self, embedding: Tensor, own: Tensor | None, labels: Tensor) -> None:
-        own = embedding[:, :0] if own is None else own
-        self._parts.append([embedding.detach().float().cpu(), own.detach().float().cpu(), labels.cpu().long()])
+    def add(self, rows: Tensor, own: Tensor | None, labels: Tensor) -> None:
+        own = rows[:, :0] if own is None else own
+        self._parts.append([rows.cpu(), own.detach().float().cpu(), labels.cpu().long()])
         self._count += len(labels)
         if self._count > self._limit:
             self._thin()
             self._limit = 2 * max(MAX_ROWS, self._count)
 
     def result(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Embeddings ``[N, D_t]`` and own logits ``[N, C_t]`` in float32, labels ``[N]``, on the CPU."""
+        """Rows ``[N, D_t + F]`` and own logits ``[N, C_t]`` in float32, labels ``[N]``, on the CPU."""
         if self._count > MAX_ROWS:
             self._thin()
         rows, own, labels = self._joined()

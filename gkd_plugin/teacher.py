@@ -17,7 +17,8 @@ from gkd_plugin.class_map import resolve_class_map
 from gkd_plugin.data import ImageInput, normalisation_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
 from gkd_plugin.hooks import Capture, check_module_path, hooked_tensor
-from gkd_plugin.local_classifier import KINDS, LocalClassifier
+from gkd_plugin.local_classifier import KINDS, Evidence, LocalClassifier
+from gkd_plugin.local_features import LocalFeatures
 from gkd_plugin.projection import make_projection
 from gkd_plugin.registry import register
 from gkd_plugin.teacher_input import TeacherInput, checked_numbers, checked_size, own_input
@@ -37,11 +38,13 @@ class Answers(NamedTuple):
         embedding: ``[B, D_t]``.
         local_classifier: ``[B, C]``, once the class centres are known; in given answers ``None`` has it computed.
         logits: ``[B, C_t]``, of its own classifier.
+        features: ``[B, F]``, of ``local_features``.
     """
 
     embedding: Tensor
     local_classifier: Tensor | None
     logits: Tensor | None
+    features: Tensor | None = None
 
 
 @register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, "refilled_teacher")
@@ -65,6 +68,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding_io: 'output' of that module, or its 'input' (torchvision's ViT: ``embedding: 'heads'``, 'input').
         local_classifier: 'centres', the paper's, or 'discriminant', calibrated to the labels, see
             :class:`gkd_plugin.local_classifier.LocalClassifier`; by default what the criterion's stage asks for.
+        local_features: module paths of earlier layers, which a 'discriminant' reads beside the embedding, see
+            :class:`gkd_plugin.local_features.LocalFeatures`.
         class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' asks the
             training set, see :func:`gkd_plugin.class_map.resolve_class_map`, and takes no class as shared where that
             speaks of a teacher with another number of classes.
@@ -94,6 +99,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding: str = "embedding",
         embedding_io: str = "output",
         local_classifier: str | None = None,
+        local_features: Sequence[str] | None = None,
         class_map: str | Mapping[Any, Any] | None = "auto",
         teacher_classes: Sequence[str] | None = None,
         num_classes: int | None = None,
@@ -116,6 +122,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
             self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
             self._asks_for = None if local_classifier is None else _choice("local_classifier", local_classifier, KINDS)
+            self._features = LocalFeatures(teacher_model, local_features)
+            if embedding in self._features.paths:
+                raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
             self._preprocessing = preprocessing
             own = own_input(teacher_model, preprocessing)
             self._own_input = ImageInput(
@@ -240,8 +249,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding = self.embedding(_moved(answers.embedding, x.device))
         local = answers.local_classifier
         if local is None and self.local_classifier.is_ready:
-            own = None if answers.logits is None else _moved(answers.logits, self.device)
-            local = self.local_classifier.logits(_moved(answers.embedding, self.device), own)
+            local = self.local_classifier.logits(self._evidence(answers))
         if local is not None:
             local = self.local_classifier(embedding, _moved(local, x.device))
         if answers.logits is not None:
@@ -263,10 +271,11 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def answers(self, x: Tensor) -> Answers:
         """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
-        logits, embedding = self._run(x)
+        logits, embedding, features = self._run(x)
         own = logits if self.has_classifier else None
-        local = self.local_classifier.logits(embedding, own) if self.local_classifier.is_ready else None
-        return Answers(embedding, local, own if local is not None else logits)
+        if not self.local_classifier.is_ready:
+            return Answers(embedding, None, logits, features)
+        return Answers(embedding, self.local_classifier.logits(Evidence(embedding, features, own)), own, features)
 
     def answer_with(self, answers: Answers | None) -> None:
         """Gives the answers of the next forward pass, which then does not run the teacher."""
@@ -277,8 +286,15 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """``[B, …]`` images → the teacher's embedding ``[B, D_t]``, on the device of the teacher."""
         return self._run(x)[1]
 
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's logits and embedding, on its own device."""
+    def _evidence(self, answers: Answers) -> Evidence:
+        """What the local classifier reads of given answers, on the teacher's own device."""
+        features, own = (
+            None if value is None else _moved(value, self.device) for value in (answers.features, answers.logits)
+        )
+        return Evidence(_moved(answers.embedding, self.device), features, own)
+
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The teacher's logits, embedding and local features, on its own device."""
         if self._channels is not None and x.ndim == 4 and x.shape[1] != self._channels:
             raise ConfigError(
                 f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}; "
@@ -289,7 +305,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self._tell_input(x)
         logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
         embedding = self._capture.take("teacher", self._embedding_path)
-        return logits.float() if isinstance(logits, Tensor) else logits, embedding.float()
+        with told_at("auxiliary_model_wrapper.kwargs."):
+            features = self._features.take()
+        return logits.float() if isinstance(logits, Tensor) else logits, embedding.float(), features
 
     def adopt_centres(self, other: RefilledTeacher) -> None:
         """Takes over the class centres of the previous stage's wrapper, fitted on the same training set.
@@ -305,7 +323,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     def settings(self) -> tuple[Any, ...]:
         """What decides the teacher's answers, besides its weights and the images."""
         path = (self._embedding_path, self._embedding_io)
-        return *path, self.num_classes, self._own_input, self._data_input, self._dtype
+        return *path, self._features.paths, self.num_classes, self._own_input, self._data_input, self._dtype
 
     def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         r"""Fits the local classifier, and with it the class centres, to (images, labels) batches of the training set.
@@ -319,9 +337,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             answered = (self._for_fit(images, labels) for images, labels in batches)
             self.local_classifier.fit(answered, self.num_classes, self.device)
 
-    def _for_fit(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        logits, embedding = self._run(images)
-        return embedding, logits if self.has_classifier else None, labels
+    def _for_fit(self, images: Tensor, labels: Tensor) -> tuple[Evidence, Tensor]:
+        logits, embedding, features = self._run(images)
+        return Evidence(embedding, features, logits if self.has_classifier else None), labels
 
     def _tell_input(self, x: Tensor) -> None:
         """Logs what is done to the images, once for each teacher."""

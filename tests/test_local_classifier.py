@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from gkd_plugin import local_classifier
 from gkd_plugin.functional import class_centres, fit_discriminant, fit_shared_classes, own_log_probabilities
-from gkd_plugin.local_classifier import LocalClassifier
+from gkd_plugin.local_classifier import Evidence, LocalClassifier
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def answers(n=48, classes=4, width=6, seed=0):
 def batches(embedding, own, labels, size=10, has_own=True):
     for i in range(0, len(labels), size):
         chosen = slice(i, i + size)
-        yield embedding[chosen], own[chosen] if has_own else None, labels[chosen]
+        yield Evidence(embedding[chosen], None, own[chosen] if has_own else None), labels[chosen]
 
 
 def fitted(kind, known=None, **kwargs):
@@ -39,14 +39,14 @@ def test_the_papers_measures_against_class_centres():
     classifier = fitted("centres", known=[0, 1, None, None])
     centres = class_centres([(embedding, labels)])
     torch.testing.assert_close(classifier.centres, centres)
-    torch.testing.assert_close(classifier.logits(embedding, own), embedding @ centres.T)
+    torch.testing.assert_close(classifier.logits(Evidence(embedding, None, own)), embedding @ centres.T)
 
 
 def test_a_discriminant_keeps_the_centres_too():
     embedding, own, labels = answers()
     classifier = fitted("discriminant")
     fit = fit_discriminant(embedding, labels, 4)
-    torch.testing.assert_close(classifier.logits(embedding, own), embedding @ fit.weight.T + fit.bias)
+    torch.testing.assert_close(classifier.logits(Evidence(embedding, None, own)), embedding @ fit.weight.T + fit.bias)
     torch.testing.assert_close(classifier.centres, class_centres([(embedding, labels)]))
 
 
@@ -61,14 +61,14 @@ def test_shared_classes_bring_the_teachers_own_logits():
     for k, t in ((0, 0), (2, 2)):
         want[:, k] += b * own.log_softmax(1)[:, t] + c
     assert b > 0
-    torch.testing.assert_close(classifier.logits(embedding, own), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(classifier.logits(Evidence(embedding, None, own)), want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_teacher_without_classifier_has_no_own_logits():
     embedding, _, labels = answers()
     classifier = fitted("discriminant", known=[0, None, 2, None], has_own=False)
     fit = fit_discriminant(embedding, labels, 4)
-    torch.testing.assert_close(classifier.logits(embedding, None), embedding @ fit.weight.T + fit.bias)
+    torch.testing.assert_close(classifier.logits(Evidence(embedding, None, None)), embedding @ fit.weight.T + fit.bias)
 
 
 def test_a_teacher_with_another_number_of_classes_shares_none_of_them(caplog):
@@ -77,7 +77,9 @@ def test_a_teacher_with_another_number_of_classes_shares_none_of_them(caplog):
     classifier.known, classifier.known_of = [0, None, 2, None], 4  # the teacher has 5
     classifier.fit(batches(embedding, own, labels), None, CPU)
     assert classifier.shared is None
-    assert torch.equal(classifier.logits(embedding, own), fitted("discriminant").logits(embedding, own))
+    assert torch.equal(
+        classifier.logits(Evidence(embedding, None, own)), fitted("discriminant").logits(Evidence(embedding, None, own))
+    )
     assert "of a teacher with 4 classes, this one has 5, so none is taken as shared" in caplog.text
 
 
@@ -91,7 +93,7 @@ def test_the_papers_says_nothing_of_classes_that_it_does_not_use(caplog):
 def test_one_sample_of_a_class_leaves_the_papers(caplog):
     embedding, own, labels = answers(4)
     classifier = LocalClassifier("discriminant")
-    classifier.fit([(embedding, own, labels)], 4, CPU)
+    classifier.fit([(Evidence(embedding, None, own), labels)], 4, CPU)
     torch.testing.assert_close(classifier.weight, classifier.centres)
     assert "a class has a single sample" in caplog.text
 
@@ -124,7 +126,9 @@ def test_what_was_fitted_moves_on(known):
     adopted.adopt(classifier, CPU)
     loaded.load_state_dict(classifier.state_dict())
     for other in (adopted, loaded):
-        torch.testing.assert_close(other.logits(embedding, own), classifier.logits(embedding, own))
+        torch.testing.assert_close(
+            other.logits(Evidence(embedding, None, own)), classifier.logits(Evidence(embedding, None, own))
+        )
 
 
 @pytest.mark.parametrize(
@@ -137,3 +141,27 @@ def test_what_was_fitted_moves_on(known):
 def test_a_map_that_does_not_fit(known, message):
     with pytest.raises(ValueError, match=message):
         fitted("discriminant", known)
+
+
+def test_local_features_stand_beside_the_embedding_each_direction_on_one_scale():
+    embedding, own, labels = answers()
+    features = torch.randn(48, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1e3, 1.0, 0.0]) + 5
+    features[:, 0] += 1e3 * labels
+    classifier = LocalClassifier("discriminant")
+    classifier.fit([(Evidence(embedding, features, own), labels)], None, CPU)
+    rows = torch.cat([embedding, features], dim=1)
+    scaled = rows / torch.tensor([float(column.std(correction=0)) or 1 for column in rows.T])
+    fit = fit_discriminant(scaled, labels, 4)
+    want = scaled @ fit.weight.T + fit.bias
+    torch.testing.assert_close(classifier.logits(Evidence(embedding, features, own)), want, rtol=1e-4, atol=1e-4)
+    assert fit.held_out_nll < fit_discriminant(embedding, labels, 4).held_out_nll
+    torch.testing.assert_close(classifier.centres, class_centres([(embedding, labels)]))
+
+
+@pytest.mark.parametrize(("kind", "count"), [("centres", 48), ("discriminant", 4)])
+def test_the_papers_does_not_read_local_features(kind, count):
+    embedding, own, labels = answers(count)
+    evidence = Evidence(embedding, torch.ones(count, 2), own)
+    classifier = LocalClassifier(kind)
+    classifier.fit([(evidence, labels)], 4, CPU)
+    torch.testing.assert_close(classifier.logits(evidence), embedding @ classifier.centres.T)

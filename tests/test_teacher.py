@@ -18,7 +18,8 @@ from torchvision import transforms
 from gkd_plugin import ConfigError
 from gkd_plugin.data import ArrayImages, overlap_subset
 from gkd_plugin.functional import class_centres, fit_discriminant
-from gkd_plugin.local_classifier import KINDS
+from gkd_plugin.local_classifier import KINDS, Evidence
+from gkd_plugin.local_features import pooled
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import Answers, RefilledTeacher
 from tests.fakes import TinyImages, TinyNet
@@ -232,8 +233,8 @@ def test_the_training_set_tells_the_shared_classes():
     assert teacher.local_classifier.teacher_labels.tolist() == [2, 3, -1, -1]
     images = batches()[0][0]
     own, embedding = teacher.teacher(images), teacher.embed(images)
-    want = teacher.local_classifier.logits(embedding, own)
-    assert not torch.equal(want, teacher.local_classifier.logits(embedding, None))
+    want = teacher.local_classifier.logits(Evidence(embedding, None, own))
+    assert not torch.equal(want, teacher.local_classifier.logits(Evidence(embedding, None, None)))
     torch.testing.assert_close(teacher.answers(images).local_classifier, want)
     teacher.answer_with(Answers(embedding, None, own))  # as a bank gives them
     assert teacher.local_classifier.is_ready
@@ -436,7 +437,8 @@ def test_a_teacher_held_in_bf16_answers_in_float32_and_nearly_the_same():
         teacher.fit_centres(batches())
     assert {p.dtype for p in half.teacher.parameters()} == {torch.bfloat16}
     got, want = half.answers(images), plain.answers(images)
-    for mine, theirs in zip(got, want, strict=True):
+    assert got.features is want.features is None
+    for mine, theirs in zip(got[:3], want[:3], strict=True):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.05)
     assert half.local_classifier.centres.dtype == torch.float32
@@ -460,13 +462,47 @@ def test_answers_that_are_given_are_not_computed():
         teacher.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
     calls = []
     teacher.teacher.register_forward_hook(lambda *_: calls.append(1))
-    teacher.answer_with(Answers(*(2 * value for value in answers)))
+    teacher.answer_with(Answers(*(2 * value for value in answers[:3])))
     assert torch.equal(teacher(images), 2 * answers.logits)
     assert torch.equal(seen["embedding"], 2 * answers.embedding)
     assert torch.equal(seen["local_classifier"], 2 * answers.local_classifier)
     assert calls == []
     assert torch.equal(teacher(images), answers.logits)  # once only
     assert calls == [1]
+
+
+def test_local_features_are_read_beside_the_embedding():
+    teacher = make_teacher(local_classifier="discriminant", local_features=["layer1", "layer2"])
+    teacher.fit_centres(batches())
+    images = batches()[0][0]
+    answers = teacher.answers(images)
+    taken = {}
+    for path in ("layer1", "layer2"):
+        module = teacher.teacher.get_submodule(path)
+        module.register_forward_hook(lambda m, a, out, path=path: taken.update({path: pooled(out, path)}))
+    teacher.embed(images)
+    torch.testing.assert_close(answers.features, torch.cat([taken["layer1"], taken["layer2"]], dim=1))
+    assert teacher.local_classifier.weight.shape[1] == answers.embedding.shape[1] + answers.features.shape[1]
+    seen = []
+    teacher.local_classifier.register_forward_hook(lambda module, given, output: seen.append(output))
+    teacher.answer_with(answers._replace(local_classifier=None))  # as a bank gives them
+    teacher(images)
+    teacher(images)
+    for output in seen:
+        torch.testing.assert_close(output, answers.local_classifier)
+    assert teacher.settings() != make_teacher(local_classifier="discriminant").settings()
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["layer9"], r"auxiliary_model_wrapper\.kwargs\.local_features: .* has no module 'layer9'; did you mean"),
+        (["embedding"], r"local_features: 'embedding' is the embedding, which is read already"),
+    ],
+)
+def test_local_features_that_cannot_be_read(paths, message):
+    with pytest.raises(ConfigError, match=message):
+        make_teacher(local_features=paths)
 
 
 def test_a_model_without_the_tap_is_told_to_name_its_embedding():

@@ -118,7 +118,7 @@ class TeacherCache:
         def answer(teacher: RefilledTeacher, images: Tensor, targets: Any, supplement: Any, **more: Any) -> Any:
             found = bank.read(supplement["bank_row"])
             self._check_images(supplement["sketch"].cpu(), found["sketch"])
-            teacher.answer_with(Answers(found["embedding"], None, found.get("logits")))
+            teacher.answer_with(Answers(found["embedding"], None, found.get("logits"), found.get("features")))
             return forward(teacher, images, targets, supplement, **more)
 
         box.teacher_forward_proc = answer
@@ -225,6 +225,8 @@ def _columns(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator)
     columns = {"embedding": answers.embedding, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
     if teacher.has_classifier and answers.logits is not None:
         columns["logits"] = answers.logits
+    if answers.features is not None:
+        columns["features"] = answers.features
     return columns
 
 
@@ -240,7 +242,8 @@ def _check_teacher(teacher: RefilledTeacher, views: FixedViews, bank: FeatureBan
     with accelerator.autocast():
         answers = teacher.answers(images.to(accelerator.device))
     kept = bank.read(rows)
-    for name, value in (("embedding", answers.embedding), ("logits", answers.logits)):
+    for name in ("embedding", "logits", "features"):
+        value = getattr(answers, name)
         if value is None or name not in kept:
             continue
         error = (value.cpu() - kept[name]).norm() / value.cpu().norm().clamp_min(1e-6)

@@ -61,11 +61,15 @@ def test_the_teacher_runs_for_each_view_once_and_not_in_the_epochs(tmp_path, mon
     assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
 
 
-@pytest.mark.parametrize("classes", [7, 0])
-def test_answers_are_those_of_the_teacher_for_the_very_images_of_the_student(tmp_path, classes):
+@pytest.mark.parametrize(("classes", "local_features"), [(7, None), (0, None), (7, ["layer1"])])
+def test_answers_are_those_of_the_teacher_for_the_very_images_of_the_student(tmp_path, classes, local_features):
     """Each batch: what the hooks record is what the teacher would say of the same images, up to float16."""
     classifier = stage("classifier")
     hooks = {key: classifier[key] for key in ("criterion", "teacher")}
+    if local_features:
+        wrapper = hooks["teacher"]["auxiliary_model_wrapper"]
+        more = {"local_classifier": "discriminant", "local_features": local_features}
+        hooks["teacher"]["auxiliary_model_wrapper"] = {**wrapper, "kwargs": {**wrapper["kwargs"], **more}}
     box, _, cache, accelerator = build(tmp_path, classes=classes, **hooks)
     cache.attach(box, accelerator)
     teacher = box.teacher_model
