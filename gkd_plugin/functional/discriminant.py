@@ -17,7 +17,7 @@ little of the classes. Not in the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ __all__ = ["Discriminant", "fit_discriminant", "smoothed_targets"]
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 """The γ that are tried."""
 _SPREADS = (1e-4, 1e2)
+_BLOCK = 2**16  # logits
 _ROUGH = 1e-4  # nats: far beyond float32's rounding in a mean negative log-likelihood
 
 
@@ -106,24 +107,58 @@ def fit_discriminant(
     if not bool(torch.isfinite(embedding).all()):
         raise ValueError("embeddings are not finite")
     rows = embedding.detach().to(exact_dtype(embedding))
+    origin = rows.mean(dim=0)
+    rows = rows - origin  # for the digits
     fold = _folds(labels, num_classes, min(folds, int(counts.max())))
     least = len(labels) - int(torch.bincount(fold).max())
     tried = shrinkages if least >= 2 * num_classes else (1.0,)
-    variance = (rows - rows.mean(dim=0)).square().mean()
-    held_out = _HeldOut.of(rows, labels, fold, num_classes, variance)
+    whole, held_out = _fits(rows, labels, fold, num_classes)
     nll, scale, gamma, logits = _most_likely(held_out, labels, tried)
     accuracy = float((logits.argmax(dim=1) == labels).double().mean())
-    weight, bias = _Gaussians.of(rows, labels, num_classes, variance).classifier(gamma)
+    weight, bias = whole.classifier(gamma)
     logits = scale * logits
-    scale_now = _scale_of_entropy(rows @ weight.T + bias, _entropy(_lowered(logits).float()))
-    weight, bias = (scale_now * weight).float(), (scale_now * bias).float()
-    return Discriminant(weight, bias, gamma, scale_now, nll, accuracy, logits.float())
+    scale_now = _scale_of_entropy(rows @ weight.T + bias, _entropy(_lowered(logits).float(), 1.0))
+    bias = scale_now * (bias - weight @ origin)
+    return Discriminant((scale_now * weight).float(), bias.float(), gamma, scale_now, nll, accuracy, logits.float())
 
 
 def smoothed_targets(labels: Tensor, num_classes: int) -> Tensor:
     """``[N, C]`` float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C)."""
     epsilon = num_classes / (len(labels) + num_classes)
     return (1 - epsilon) * functional.one_hot(labels.long(), num_classes).double() + epsilon / num_classes
+
+
+class _Moments(NamedTuple):
+    """Sums over samples: those of a training part are those of all samples less those of its fold.
+
+    Attributes:
+        counts: ``[C]``, of the samples of each class.
+        sums: ``[C, D]``, of the samples of each class.
+        products: ``[D, D]``, of all samples, Σ x xᵀ.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, labels: Tensor, num_classes: int) -> _Moments:
+        return cls(*_class_sums(rows, labels, num_classes), rows.T @ rows)
+
+    def without(self, others: _Moments) -> _Moments:
+        return _Moments(*(ours - theirs for ours, theirs in zip(self, others, strict=True)))
+
+    def gaussians(self, variance: Tensor) -> _Gaussians:
+        """For more samples than directions."""
+        means = self.sums / self.counts.unsqueeze(1)
+        values, axes = torch.linalg.eigh(self.products - self.sums.T @ means)
+        return _gaussians(self.counts, self.sums, values.clamp(min=0), axes, variance)
+
+
+def _class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The number ``[C]`` and the sum ``[C, D]`` of the samples of each class."""
+    counts = torch.bincount(labels, minlength=num_classes).to(rows)
+    return counts, rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
 
 
 class _Gaussians(NamedTuple):
@@ -143,39 +178,33 @@ class _Gaussians(NamedTuple):
     axes: Tensor
     variance: Tensor
 
-    @classmethod
-    def of(cls, rows: Tensor, labels: Tensor, num_classes: int, variance: Tensor) -> _Gaussians:
-        counts = torch.bincount(labels, minlength=num_classes).to(rows)
-        origin = rows.mean(dim=0)
-        rows = rows - origin
-        means = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows) / counts.unsqueeze(1)
-        variances, axes = _principal_axes(rows - means[labels])
-        return cls(origin, means, variances / max(len(rows) - num_classes, 1), axes, variance)
-
-    def inverse(self, gamma: float) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of Σ_γ⁻¹, along the axes ``[R]`` and in all directions that no sample takes, a scalar."""
-        floor = torch.where(self.variance > 0, gamma * self.variance, 1)  # 0: all embeddings are equal
-        return 1 / ((1 - gamma) * self.variances + floor), 1 / floor
-
     def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
         """Weight ``[C, D]`` and bias ``[C]`` for s = 1."""
-        inverse, beyond = self.inverse(gamma)
+        inverse, beyond = _inverse(self.variances, self.variance, gamma)
         inside = self.means @ self.axes
         weight = self.means * beyond + (inside * (inverse - beyond)) @ self.axes.T
         return weight, -(weight * (self.means / 2 + self.origin)).sum(dim=1)
+
+
+def _inverse(variances: Tensor, variance: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of Σ_γ⁻¹, along the axes ``[R]`` and in all directions that no sample takes, a scalar."""
+    floor = torch.where(variance > 0, gamma * variance, 1)  # 0: all embeddings are equal
+    return 1 / ((1 - gamma) * variances + floor), 1 / floor
 
 
 class _Projected(NamedTuple):
     """Samples in the axes of a fit, where one product gives their logits for a γ.
 
     Attributes:
-        gaussians: the fit.
+        variances: ``[R]``, of the fit, and
+        variance: v, likewise.
         samples: ``[N, R]``, along its axes.
         means: ``[C, R]``, of the classes, likewise.
         beyond: ``[N, C]``, what directions beyond the axes add to logits, for Σ_γ = I; a scalar 0 where there are none.
     """
 
-    gaussians: _Gaussians
+    variances: Tensor
+    variance: Tensor
     samples: Tensor
     means: Tensor
     beyond: Tensor
@@ -184,25 +213,33 @@ class _Projected(NamedTuple):
     def of(cls, gaussians: _Gaussians, rows: Tensor) -> _Projected:
         rows = rows - gaussians.origin
         samples, means = rows @ gaussians.axes, gaussians.means @ gaussians.axes
-        if gaussians.axes.shape[0] == gaussians.axes.shape[1]:
-            return cls(gaussians, samples, means, rows.new_zeros(()))
-        length = gaussians.means.square().sum(dim=1) - means.square().sum(dim=1)
-        return cls(gaussians, samples, means, rows @ gaussians.means.T - samples @ means.T - length / 2)
+        beyond = rows.new_zeros(())
+        if gaussians.axes.shape[1] < gaussians.axes.shape[0]:
+            length = gaussians.means.square().sum(dim=1) - means.square().sum(dim=1)
+            beyond = rows @ gaussians.means.T - samples @ means.T - length / 2
+        return cls(gaussians.variances, gaussians.variance, samples, means, beyond)
 
     def logits(self, gamma: float, dtype: torch.dtype) -> Tensor:
         """``[N, C]`` for s = 1."""
-        inverse, beyond = self.gaussians.inverse(gamma)
+        inverse, beyond = _inverse(self.variances, self.variance, gamma)
         rest = self.beyond * beyond - (self.means.square() * inverse).sum(dim=1) / 2
         return torch.addmm(rest.to(dtype), (self.samples * inverse).to(dtype), self.means.to(dtype).T)
 
 
-def _principal_axes(residuals: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared singular values ``[R]`` and right singular vectors ``[D, R]`` of ``[N, D]``, by the smaller product."""
-    if len(residuals) < residuals.shape[1]:
-        _, singular, axes = torch.linalg.svd(residuals, full_matrices=False)
-        return singular.square(), axes.T
-    values, axes = torch.linalg.eigh(residuals.T @ residuals)
-    return values.clamp(min=0), axes
+def _gaussians(counts: Tensor, sums: Tensor, scatter: Tensor, axes: Tensor, variance: Tensor) -> _Gaussians:
+    """From eigenvalues ``[R]`` and eigenvectors ``[D, R]`` of the scatter Σ (x − μ_y)(x − μ_y)ᵀ."""
+    samples = float(counts.sum())
+    origin = sums.sum(dim=0) / samples
+    means = sums / counts.unsqueeze(1) - origin
+    return _Gaussians(origin, means, scatter / max(samples - len(counts), 1), axes, variance)
+
+
+def _few_gaussians(rows: Tensor, labels: Tensor, num_classes: int, variance: Tensor) -> _Gaussians:
+    """For fewer samples than directions, which span the axes."""
+    counts, sums = _class_sums(rows, labels, num_classes)
+    residuals = rows - (sums / counts.unsqueeze(1))[labels]
+    _, singular, axes = torch.linalg.svd(residuals, full_matrices=False)
+    return _gaussians(counts, sums, singular.square(), axes.T, variance)
 
 
 def _folds(labels: Tensor, num_classes: int, folds: int) -> Tensor:
@@ -225,20 +262,28 @@ class _HeldOut(NamedTuple):
     fold: Tensor
     parts: list[_Projected]
 
-    @classmethod
-    def of(cls, rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, variance: Tensor) -> _HeldOut:
-        parts = []
-        for k in range(int(fold.max()) + 1):
-            out = fold == k
-            parts.append(_Projected.of(_Gaussians.of(rows[~out], labels[~out], num_classes, variance), rows[out]))
-        return cls(fold, parts)
-
     def logits(self, gamma: float, dtype: torch.dtype) -> Tensor:
         """``[N, C]`` for s = 1."""
         found = self.fold.new_empty(len(self.fold), len(self.parts[0].means), dtype=dtype)
         for k, part in enumerate(self.parts):
             found[self.fold == k] = part.logits(gamma, dtype)
         return found
+
+
+def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int) -> tuple[_Gaussians, _HeldOut]:
+    """The fit of all samples, and what the fits without each fold see."""
+    variance = (rows - rows.mean(dim=0)).square().mean()
+    outs = [fold == k for k in range(int(fold.max()) + 1)]
+    fits: Iterable[_Gaussians]
+    if len(rows) - max(int(out.sum()) for out in outs) < rows.shape[1]:
+        whole = _few_gaussians(rows, labels, num_classes, variance)
+        fits = (_few_gaussians(rows[~out], labels[~out], num_classes, variance) for out in outs)
+    else:
+        moments = _Moments.of(rows, labels, num_classes)
+        whole = moments.gaussians(variance)
+        parts = (_Moments.of(rows[out], labels[out], num_classes) for out in outs)
+        fits = (moments.without(part).gaussians(variance) for part in parts)
+    return whole, _HeldOut(fold, [_Projected.of(fit, rows[out]) for fit, out in zip(fits, outs, strict=True)])
 
 
 def _most_likely(held_out: _HeldOut, labels: Tensor, shrinkages: Sequence[float]) -> tuple[float, float, float, Tensor]:
@@ -263,7 +308,8 @@ def _scale(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     agreement = (1 - epsilon) * own + epsilon * float(logits.mean(dtype=dtype))
 
     def cost(scale: float) -> float:
-        return float((scale * logits).logsumexp(dim=1).mean(dtype=dtype)) - scale * agreement
+        sums = (float((scale * block).logsumexp(dim=1).sum(dtype=dtype)) for block in _blocks(logits))
+        return sum(sums) / samples - scale * agreement
 
     scale = _golden(cost, low, high)
     return cost(scale), scale
@@ -275,14 +321,21 @@ def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
     logits = _lowered(logits).float()
     for _ in range(32):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if _entropy(middle * logits) > entropy else (low, middle)
+        low, high = (middle, high) if _entropy(logits, middle) > entropy else (low, middle)
     return math.sqrt(low * high)
 
 
-def _entropy(logits: Tensor) -> float:
-    """Mean entropy in nats."""
-    log_p = logits.log_softmax(dim=1)
-    return -float((log_p.exp() * log_p).sum(dim=1).mean(dtype=exact_dtype(logits)))
+def _entropy(logits: Tensor, scale: float) -> float:
+    """Mean entropy of softmax(s · logits) in nats."""
+    blocks = ((scale * block).log_softmax(dim=1) for block in _blocks(logits))
+    return -sum(float((log_p.exp() * log_p).sum(dim=1).sum(dtype=exact_dtype(logits))) for log_p in blocks) / len(
+        logits
+    )
+
+
+def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
+    """Some rows each, so few that they stay in a processor's cache from one operation to the next."""
+    return torch.split(logits, max(_BLOCK // logits.shape[1], 1))
 
 
 def _lowered(logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gkd_plugin.functional import fit_discriminant
+from gkd_plugin.functional import discriminant, fit_discriminant
 
 
 def clouds(classes=4, per_class=12, width=5, spread=1.0, seed=0):
@@ -74,8 +74,9 @@ def test_weight_and_bias_are_those_of_the_shrunk_covariance(width):
     torch.testing.assert_close(ours.log_softmax(1), theirs.log_softmax(1), rtol=1e-4, atol=1e-4)
 
 
-def test_the_held_out_answers_are_on_the_most_likely_scale():
-    rows, labels = clouds(per_class=7, spread=1.5)
+@pytest.mark.parametrize("width", [5, 20, 40])  # training parts span all directions, or not; all samples neither
+def test_the_held_out_answers_are_on_the_most_likely_scale(width):
+    rows, labels = clouds(per_class=7, width=width, spread=1.5)
     fit = fit_discriminant(rows, labels, 4, folds=3, shrinkages=(0.3,))
     unscaled = held_out_logits(rows, labels, 4, 0.3, 3)
     centred = unscaled - unscaled.mean(1, keepdim=True)
@@ -102,6 +103,32 @@ def test_of_the_shrinkages_the_most_likely_is_taken():
     fit = fit_discriminant(rows, labels, 4, shrinkages=tuple(alone))
     assert fit.shrinkage == min(alone, key=alone.get)
     assert fit.held_out_nll == min(alone.values())
+
+
+def test_shrinkages_too_alike_for_float32_are_told_apart():
+    rows, labels = clouds(per_class=6, width=12)
+    alone = [fit_discriminant(rows, labels, 4, shrinkages=(0.3 + k * 1e-8,)).held_out_nll for k in range(4)]
+    assert 0 < max(alone) - min(alone) < 1e-7
+    assert fit_discriminant(rows, labels, 4, shrinkages=[0.3 + k * 1e-8 for k in range(4)]).held_out_nll == min(alone)
+
+
+@pytest.mark.parametrize("block", [1, 37])
+def test_a_few_rows_at_a_time_are_as_good_as_all(block, monkeypatch):
+    rows, labels = clouds()
+    whole = fit_discriminant(rows, labels, 4)
+    monkeypatch.setattr(discriminant, "_BLOCK", block)
+    parts = fit_discriminant(rows, labels, 4)
+    assert parts.shrinkage == whole.shrinkage
+    assert parts.held_out_nll == pytest.approx(whole.held_out_nll, rel=1e-12)
+    torch.testing.assert_close(parts.weight, whole.weight)
+
+
+@pytest.mark.parametrize("width", [5, 80])
+def test_an_embedding_far_from_the_origin_costs_no_digits(width):
+    rows, labels = clouds(width=width)
+    near, far = fit_discriminant(rows, labels, 4), fit_discriminant(rows + 1e5, labels, 4)
+    assert far.held_out_nll == pytest.approx(near.held_out_nll, rel=1e-6)
+    torch.testing.assert_close(far.weight, near.weight, rtol=1e-3, atol=1e-5)
 
 
 def test_full_shrinkage_is_the_nearest_class_mean():
