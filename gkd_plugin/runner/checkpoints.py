@@ -36,10 +36,12 @@ class WeightFile:
     Attributes:
         state: name → tensor.
         image_input: what images the weights were trained with; ``None`` where the file does not say.
+        epochs: trained and planned, at the time of writing; ``None`` where the file does not say.
     """
 
     state: dict[str, Tensor]
     image_input: ImageInput | None
+    epochs: tuple[int, int] | None = None
 
 
 def read_weights(path: str | Path, where: str) -> WeightFile:
@@ -54,21 +56,34 @@ def read_weights(path: str | Path, where: str) -> WeightFile:
     Raises:
         ConfigError: no such file, or nothing in it that can be read safely.
     """
-    content, record = _read(str(path), where)
+    content, about = _read(str(path), where)
     nested = [content[key] for key in _NESTED if key in content] if isinstance(content, Mapping) else []
     state = next((value for value in nested if _is_state_dict(value)), content)
     if not _is_state_dict(state):
         raise ConfigError(f"{where}: {path} holds no state_dict")
-    return WeightFile(dict(state), trained_with(record) if isinstance(record, Mapping) else None)
+    image_input, epochs = about.get("image_input"), about.get("epochs")
+    return WeightFile(
+        dict(state),
+        trained_with(image_input) if isinstance(image_input, Mapping) else None,
+        (int(epochs[0]), int(epochs[1])) if isinstance(epochs, list | tuple) and len(epochs) == 2 else None,
+    )
 
 
-def save_student(model: nn.Module, path: Path, name: str, image_input: ImageInput | None = None) -> None:
+def save_student(
+    model: nn.Module,
+    path: Path,
+    name: str,
+    image_input: ImageInput | None = None,
+    epochs: tuple[int, int] | None = None,
+) -> None:
     """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice.
 
     The same weights give the same bytes, so there is one entry of metadata (safetensors writes several in random
-    order): as JSON, the model's ``name`` and what images it was trained with.
+    order): as JSON, the model's ``name``, what images it was trained with, and for how many epochs of those planned.
     """
-    about = {"model": name, "image_input": image_input.as_dict() if image_input else None}
+    about: dict[str, Any] = {"model": name, "image_input": image_input.as_dict() if image_input else None}
+    if epochs is not None:
+        about["epochs"] = epochs
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     # not save_file(), which makes the file readable for its owner alone
     write_atomically(
@@ -84,12 +99,14 @@ def save_upstream_checkpoint(
     path: Path,
     *,
     image_input: ImageInput | None = None,
+    epochs: tuple[int, int] | None = None,
 ) -> None:
     """Writes a checkpoint in torchdistill's own format (``dst_ckpt``), which its scripts read.
 
-    What images the model was trained with goes into its ``args``.
+    What images the model was trained with, and for how many epochs of those planned, goes into its ``args``.
     """
-    args = argparse.Namespace(**({"image_input": image_input.as_dict()} if image_input else {}))
+    about = {"image_input": image_input.as_dict() if image_input else None, "epochs": epochs}
+    args = argparse.Namespace(**{key: value for key, value in about.items() if value is not None})
     write_atomically(
         path, lambda temporary: save_ckpt(model, optimizer, lr_scheduler, best_value, args, str(temporary))
     )
@@ -106,8 +123,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: str, where: str) -> tuple[Any, Any]:
-    """A file's content, and the record of the images that its weights were trained with, if there is one."""
+def _read(path: str, where: str) -> tuple[Any, Mapping[str, Any]]:
+    """A file's content, and what it says of how its weights were trained."""
     is_address = path.startswith(("http://", "https://"))
     if not is_address and not Path(path).is_file():
         raise ConfigError(f"{where}: no such file: {path}")
@@ -121,7 +138,7 @@ def _read(path: str, where: str) -> tuple[Any, Any]:
             else:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         args = content.get("args") if isinstance(content, Mapping) else None
-        return content, getattr(args, "image_input", None)
+        return content, vars(args) if isinstance(args, argparse.Namespace) else {}
     except pickle.UnpicklingError as error:
         reason = "it is no file of tensors; other objects are not unpickled, because that may run any code"
         raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
@@ -130,10 +147,10 @@ def _read(path: str, where: str) -> tuple[Any, Any]:
         raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
 
 
-def _record_of_safetensors(path: str) -> Any:
+def _record_of_safetensors(path: str) -> Mapping[str, Any]:
     with safe_open(path, "pt") as file:
         about = (file.metadata() or {}).get(_METADATA)
-    return None if about is None else json.loads(about).get("image_input")
+    return {} if about is None else dict(json.loads(about))
 
 
 def _is_state_dict(value: object) -> bool:

@@ -253,11 +253,12 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Map
         return
     student = summary["student"]
     name = str(student["kwargs"].get("model_name", student["key"]))
-    save_student(parts.student, folder.student, name, parts.image_input)
+    rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
+    epochs = (len(rows), sum(parts.stages.values()))
+    save_student(parts.student, folder.student, name, parts.image_input, epochs)
     if _ends_stage(row, parts.stages):
         save_student(parts.student, folder.student_after(row["stage"]), name, parts.image_input)
     if parts.dst_ckpt is not None:
-        rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
         save_upstream_checkpoint(
             parts.student,
             parts.box.optimizer,
@@ -265,6 +266,7 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Map
             rows[-1].get("top1", 0.0),
             parts.dst_ckpt,
             image_input=parts.image_input,
+            epochs=epochs,
         )
 
 

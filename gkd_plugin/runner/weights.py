@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.checkpoints import read_weights
+from gkd_plugin.runner.checkpoints import WeightFile, read_weights
 
 __all__ = ["load_backbone_weights", "load_teacher_weights", "load_weights"]
 
@@ -64,7 +64,7 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> None:
     Raises:
         ConfigError: the file cannot be read, or keys or shapes do not fit the model (says which); nothing is changed.
     """
-    state = read_weights(path, where).state
+    state = _read(path, where).state
     with told_at(f"{where}: {path} "):
         match = _match(model, state)
     if match.problems():
@@ -83,7 +83,7 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
         ConfigError: as :func:`load_weights`; a backbone of another architecture, or a classifier that the file lacks or
             has for other classes.
     """
-    found = read_weights(path, where)
+    found = _read(path, where)
     with told_at(f"{where}: {path} "):
         match = _match(model, found.state)
     heads = _classifier_paths(model)
@@ -111,7 +111,7 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
     """Loads a backbone in full under a classifier for other classes, as for fine-tuning.
 
     Args:
-        model: a timm model.
+        model: a timm model, or one whose last module with weights is its classifier, a Linear.
         path: as :func:`~gkd_plugin.runner.checkpoints.read_weights` takes it.
         where: key path that names the file, for messages.
         extends_classifier: whether the file's classes are the model's first ones, so that their rows are loaded too;
@@ -121,13 +121,14 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
         ConfigError: as :func:`load_weights`, of the backbone; the model does not say which of its modules is the
             classifier; or the file's classifier has no such rows.
     """
-    state = read_weights(path, where).state
+    state = _read(path, where).state
     with told_at(f"{where}: {path} "):
         match = _match(model, state)
-    heads = _classifier_paths(model)
+    heads = _classifier_paths(model) or _last_linear(model)
     if not heads:
         raise ConfigError(
-            f"{where}: {type(model).__name__} does not say which module is its classifier; timm's models do"
+            f"{where}: {type(model).__name__} does not say which module is its classifier, as timm's models do, and "
+            "its last module with weights is no Linear"
         )
     own = model.state_dict()
     in_head = {key for key in own if key.startswith(heads)}
@@ -151,6 +152,14 @@ def _extended(rows: Tensor, first: Tensor | None, where: str) -> Tensor:
         given = None if first is None else list(first.shape)
         raise ConfigError(f"{where} {given} cannot be the first rows of {list(rows.shape)}")
     return torch.cat([first.to(rows), rows[len(first) :]])
+
+
+def _read(path: str | Path, where: str) -> WeightFile:
+    """The file, with a warning where the run that wrote it did not finish."""
+    found = read_weights(path, where)
+    if found.epochs is not None and found.epochs[0] < found.epochs[1]:
+        logger.warning("%s: %s is of epoch %d of %d: the run that wrote it did not finish", where, path, *found.epochs)
+    return found
 
 
 def _report(where: str, path: str | Path, match: _Match) -> None:
@@ -195,6 +204,13 @@ def _classifier_paths(model: nn.Module) -> tuple[str, ...]:
     cfg: Any = getattr(model, "pretrained_cfg", None)
     paths = (cfg.get("classifier") if isinstance(cfg, dict) else None) or ()
     return tuple(f"{path}." for path in ((paths,) if isinstance(paths, str) else paths))
+
+
+def _last_linear(model: nn.Module) -> tuple[str, ...]:
+    """Prefix of the keys of the last module with weights, if it is a Linear, as in torchvision and torchdistill."""
+    with_weights = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    name, last = with_weights[-1] if with_weights else ("", model)
+    return (f"{name}.",) if name and isinstance(last, nn.Linear) else ()
 
 
 def _is_head(top: str, tops: Collection[str]) -> bool:

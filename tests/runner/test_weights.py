@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError
@@ -201,7 +203,30 @@ def test_a_backbone_of_another_architecture_is_refused_whatever_the_classifier(t
         load_backbone_weights(timm_model("test_resnet", num_classes=4), path, "here")
 
 
+def test_a_last_linear_is_the_classifier_of_models_that_are_not_timms(tmp_path):
+    source, model = (wide_resnet(10, 1, 0.0, classes, False, False) for classes in (3, 5))
+    path = saved(tmp_path / "w.pth", source.state_dict())
+    load_backbone_weights(model, path, "here", extends_classifier=True)
+    for key, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key][:3] if key.startswith("fc.") else model.state_dict()[key], value)
+
+
 def test_a_model_that_does_not_say_what_its_classifier_is(tmp_path):
-    path = saved(tmp_path / "w.pth", TinyNet().state_dict())
-    with pytest.raises(ConfigError, match="here: TinyNet does not say which module is its classifier"):
-        load_backbone_weights(TinyNet(), path, "here")
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    path = saved(tmp_path / "w.pth", model.state_dict())
+    with pytest.raises(ConfigError, match=r"here: Sequential does not say .* last module with weights is no Linear"):
+        load_backbone_weights(model, path, "here")
+
+
+@pytest.mark.parametrize("kind", ["student", "torchdistill"])
+@pytest.mark.parametrize(("epochs", "is_told"), [((13, 15), True), ((15, 15), False), (None, False)])
+def test_weights_of_a_run_that_did_not_finish_are_told(tmp_path, caplog, kind, epochs, is_told):
+    model, path = TinyNet(), tmp_path / ("w.safetensors" if kind == "student" else "w.pt")
+    if kind == "student":
+        save_student(model, path, "tiny", epochs=epochs)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        save_upstream_checkpoint(model, optimizer, scheduler, 1.0, path, epochs=epochs)
+    load_weights(model, path, "here")
+    assert (f"here: {path} is of epoch 13 of 15: the run that wrote it did not finish" in caplog.text) == is_told
