@@ -50,6 +50,8 @@ class Evidence(NamedTuple):
 
 Batch = tuple[Evidence, Tensor]
 """What the teacher says of a batch, and the labels ``[B]``."""
+Views = tuple[Evidence, Tensor, Tensor]
+"""The same of differently augmented images, and the number ``[B]`` of the sample that each is a view of."""
 
 
 class LocalClassifier(nn.Module):
@@ -126,13 +128,21 @@ class LocalClassifier(nn.Module):
         """Measures against class centres ``[C, D_t]``."""
         self.centres, self.weight, self.bias = centres, centres, centres.new_zeros(len(centres))
 
-    def fit(self, batches: Iterable[Batch], num_classes: int | None, device: torch.device) -> None:
+    def fit(
+        self,
+        batches: Iterable[Batch],
+        num_classes: int | None,
+        device: torch.device,
+        views: Iterable[Views] | None = None,
+    ) -> None:
         """Fits it to batches of the training set.
 
         Args:
-            batches: of evidence and labels.
+            batches: of evidence and labels, for the class centres.
             num_classes: C; ``None`` for 1 + the largest label.
             device: where the result goes.
+            views: what a 'discriminant' is fitted to: the images that it will be asked about, as the student sees
+                them; ``None`` for the batches themselves.
 
         Raises:
             ValueError: a class has no sample, or a label is out of range.
@@ -143,20 +153,23 @@ class LocalClassifier(nn.Module):
         for evidence, labels in batches:
             self.own_classes = None if evidence.own is None else evidence.own.shape[1]
             accumulator.update(evidence.embedding, labels)
-            if self.kind == "discriminant":
-                kept.add(evidence.rows, evidence.own if self.shared else None, labels)
+            if self.kind == "discriminant" and views is None:
+                kept.add(evidence, labels)
         self.use_centres(accumulator.result().to(device))
         if self.kind == "discriminant":
+            for evidence, labels, samples in views or ():
+                kept.add(evidence, labels, samples)
             self._fit_discriminant(kept, device)
 
     def _fit_discriminant(self, kept: _Kept, device: torch.device) -> None:
-        rows, own, labels = kept.result()
+        rows, own, labels, samples = kept.result()
         classes = len(self.centres)
-        if torch.bincount(labels, minlength=classes).min() < 2:
+        distinct = torch.unique(torch.stack([labels, samples]), dim=1)[0]
+        if torch.bincount(distinct, minlength=classes).min() < 2:
             logger.warning("local classifier: a class has a single sample, so it measures against class centres")
             return
         spread = _spread(rows) if rows.shape[1] > self.centres.shape[1] else torch.ones(1)
-        fit = fit_discriminant(rows / spread, labels, classes)
+        fit = fit_discriminant(rows / spread, labels, classes, samples=samples)
         weight, bias, nll, used = fit.weight / spread, fit.bias, fit.held_out_nll, ""
         if self.shared is not self.known:
             logger.warning(
@@ -165,11 +178,11 @@ class LocalClassifier(nn.Module):
                 self.known_of,
                 self.own_classes,
             )
-        if own is not None and self.shared is not None:
+        if own is not None and self.shared:
             teacher_labels = torch.tensor([-1 if label is None else label for label in self.shared])
             _check_known(teacher_labels, classes, own.shape[1])
             log_probabilities = own_log_probabilities(own, teacher_labels)
-            shared = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels)
+            shared = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels, len(distinct))
             weight, bias, nll = shared.local_scale * weight, shared.local_scale * bias, shared.nll
             self.teacher_labels = teacher_labels.to(device)
             self.own_factors = torch.tensor([shared.own_scale, shared.offset], device=device)
@@ -212,27 +225,31 @@ def _check_known(teacher_labels: Tensor, classes: int, own_classes: int) -> None
 
 
 class _Kept:
-    """What a stream said, at most about :data:`MAX_ROWS` samples, as many of each class as there is room for."""
+    """What a stream said, at most about :data:`MAX_ROWS` rows, as many of each class as there is room for."""
 
     def __init__(self) -> None:
         self._parts: list[list[Tensor]] = []
-        self._count = 0
+        self._seen = self._count = 0
         self._limit = 2 * MAX_ROWS
 
-    def add(self, rows: Tensor, own: Tensor | None, labels: Tensor) -> None:
-        own = rows[:, :0] if own is None else own
-        self._parts.append([rows.cpu(), own.detach().float().cpu(), labels.cpu().long()])
+    def add(self, evidence: Evidence, labels: Tensor, samples: Tensor | None = None) -> None:
+        """Without ``samples`` every row is a sample of its own."""
+        rows = evidence.rows
+        own = rows[:, :0] if evidence.own is None else evidence.own
+        samples = torch.arange(self._seen, self._seen + len(labels)) if samples is None else samples
+        self._parts.append([rows.cpu(), own.detach().float().cpu(), samples.cpu(), labels.cpu().long()])
+        self._seen += len(labels)
         self._count += len(labels)
         if self._count > self._limit:
             self._thin()
             self._limit = 2 * max(MAX_ROWS, self._count)
 
-    def result(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows ``[N, D_t + F]`` and own logits ``[N, C_t]`` in float32, labels ``[N]``, on the CPU."""
+    def result(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Rows ``[N, D_t + F]`` and own logits ``[N, C_t]`` in float32, labels and samples ``[N]``, on the CPU."""
         if self._count > MAX_ROWS:
             self._thin()
-        rows, own, labels = self._joined()
-        return rows, own if own.shape[1] else None, labels
+        rows, own, samples, labels = self._joined()
+        return rows, own if own.shape[1] else None, labels, samples
 
     def _joined(self) -> list[Tensor]:
         return [torch.cat(parts) for parts in zip(*self._parts, strict=True)]

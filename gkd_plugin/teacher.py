@@ -325,8 +325,17 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         path = (self._embedding_path, self._embedding_io)
         return *path, self._features.paths, self.num_classes, self._own_input, self._data_input, self._dtype
 
-    def fit_centres(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        r"""Fits the local classifier, and with it the class centres, to (images, labels) batches of the training set.
+    def fit_centres(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        views: Iterable[tuple[Tensor, Tensor, Tensor]] | None = None,
+    ) -> None:
+        """Fits the local classifier, and with it the class centres, to the training set.
+
+        Args:
+            batches: (images, labels), for the class centres.
+            views: (images, labels, numbers of the samples) of the same samples as the student sees them, for a
+                'discriminant'; ``None`` for the batches themselves.
 
         Raises:
             ConfigError: a class has no sample, or a label is out of range.
@@ -334,12 +343,14 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         with user_can_mend("class centres"):
             if self.local_classifier.kind == "centres" and self._class_map[0] not in ("auto", None):
                 logger.warning("class_map: not used, the local classifier is of the kind 'centres'")
-            answered = (self._for_fit(images, labels) for images, labels in batches)
-            self.local_classifier.fit(answered, self.num_classes, self.device)
+            answered = ((self._for_fit(images), labels) for images, labels in batches)
+            seen = None if views is None else ((self._for_fit(x), labels, samples) for x, labels, samples in views)
+            self.local_classifier.fit(answered, self.num_classes, self.device, seen)
 
-    def _for_fit(self, images: Tensor, labels: Tensor) -> tuple[Evidence, Tensor]:
+    @torch.no_grad()
+    def _for_fit(self, images: Tensor) -> Evidence:
         logits, embedding, features = self._run(images)
-        return Evidence(embedding, features, logits if self.has_classifier else None), labels
+        return Evidence(embedding, features, logits if self.has_classifier else None)
 
     def _tell_input(self, x: Tensor) -> None:
         """Logs what is done to the images, once for each teacher."""

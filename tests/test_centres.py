@@ -1,9 +1,13 @@
 """Where class centres take their samples from."""
 
 import logging
+import random
 
+import numpy as np
+import pytest
 import torch
 
+from gkd_plugin import centres
 from gkd_plugin.centres import clean_loader, fit_class_centres
 from gkd_plugin.data import with_evaluation_view
 from gkd_plugin.models import timm_model
@@ -34,6 +38,60 @@ def test_the_evaluation_view_is_used_where_there_is_one(caplog):
     box.teacher_model.fit_centres([(clean.images, torch.tensor(clean.targets))])
     torch.testing.assert_close(got, box.teacher_model.local_classifier.centres)
     assert "no evaluation view" not in caplog.text
+
+
+class Augmented(TinyImages):
+    """Images with noise from every global generator, and an evaluation view without."""
+
+    def __getitem__(self, index):
+        noise = random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002
+        return self.images[index] + noise, self.targets[index]
+
+    @property
+    def evaluation_view(self):
+        return TinyImages()
+
+
+def recorded_fit(box, kind, monkeypatch):
+    """(batches, views) as they reach the teacher."""
+    got = []
+    monkeypatch.setattr(
+        box.teacher_model,
+        "fit_centres",
+        lambda batches, views: got.append((list(batches), None if views is None else list(views))),
+    )
+    box.teacher_model.local_classifier.centres = torch.zeros(4, 2)
+    box.teacher_model.local_classifier.kind = kind
+    fit_class_centres(box.teacher_model, box.train_data_loader)
+    return got[0]
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(10_000, 4), (60, 2), (10, 1)])
+def test_a_discriminant_sees_what_the_student_sees(limit, passes, monkeypatch):
+    monkeypatch.setattr(centres, "MAX_ROWS", limit)
+    clean, views = recorded_fit(box_over(Augmented()), "discriminant", monkeypatch)
+    images, labels, samples = (torch.cat(parts) for parts in zip(*views, strict=True))
+    torch.testing.assert_close(torch.cat([batch[0] for batch in clean]), TinyImages().images)
+    assert labels.tolist() == TinyImages().targets * passes
+    assert samples.tolist() == list(range(24)) * passes
+    noise = (images - TinyImages().images.repeat(passes, 1, 1, 1)).flatten(1)
+    assert noise.std(dim=1).max() < 1e-5
+    assert len(set(noise[:, 0].tolist())) == 24 * passes
+
+
+def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone():
+    states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: E731, NPY002
+    box, found = box_over(Augmented()), []
+    for seed in (1, 2):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
+        before = states()
+        found.append(torch.cat([images for images, _, _ in centres._views(box.train_data_loader)]))
+        assert states() == before
+    assert torch.equal(*found)
+
+
+def test_class_centres_ask_for_no_views(monkeypatch):
+    assert recorded_fit(box_over(Augmented()), "centres", monkeypatch)[1] is None
 
 
 def test_without_a_view_the_log_says_so(caplog):

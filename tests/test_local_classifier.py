@@ -90,6 +90,41 @@ def test_the_papers_says_nothing_of_classes_that_it_does_not_use(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("known", [None, [0, None, 2, None]])
+def test_a_discriminant_is_fitted_to_the_views_and_centres_to_the_batches(known):
+    embedding, own, labels = answers()
+    rows, own_of_views, _ = answers(seed=1)
+    samples = torch.arange(24).repeat(2)
+    views = [(Evidence(rows, None, own_of_views), labels, samples)]
+    classifier = LocalClassifier("discriminant")
+    classifier.known = known
+    classifier.fit(batches(embedding, own, labels), None, CPU, views)
+    torch.testing.assert_close(classifier.centres, class_centres([(embedding, labels)]))
+    fit = fit_discriminant(rows, labels, 4, samples=samples)
+    scale = 1.0
+    if known:
+        teacher_labels = torch.tensor([0, -1, 2, -1])
+        log_probabilities = own_log_probabilities(own_of_views, teacher_labels)
+        scale = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels, 24).local_scale
+    torch.testing.assert_close(classifier.weight, scale * fit.weight)
+    assert not torch.allclose(fit.weight, fit_discriminant(rows, labels, 4).weight)
+
+
+def test_views_of_one_sample_leave_the_papers(caplog):
+    embedding, own, labels = answers(4)
+    views = [(Evidence(embedding, None, own), labels, torch.arange(4)) for _ in range(3)]
+    classifier = LocalClassifier("discriminant")
+    classifier.fit([(Evidence(embedding, None, own), labels)], 4, CPU, views)
+    torch.testing.assert_close(classifier.weight, classifier.centres)
+    assert "a class has a single sample" in caplog.text
+
+
+def test_the_papers_asks_for_no_views():
+    classifier = LocalClassifier("centres")
+    views = (pytest.fail("asked for views") for _ in range(1))
+    classifier.fit(batches(*answers()), None, CPU, views)
+
+
 def test_one_sample_of_a_class_leaves_the_papers(caplog):
     embedding, own, labels = answers(4)
     classifier = LocalClassifier("discriminant")

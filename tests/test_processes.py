@@ -35,7 +35,7 @@ def test_even_where_the_yaml_forgets_to_freeze_the_teacher():
 def test_centres_are_those_of_the_training_set_and_computed_once(monkeypatch):
     calls = []
     fit = RefilledTeacher.fit_centres
-    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, batches: (calls.append(1), fit(self, batches)))
+    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *batches: (calls.append(1), fit(self, *batches)))
     box = make_box(stage("classifier", epochs=3), *models())
     train_box(box)
     assert len(calls) == 1

@@ -17,7 +17,7 @@ from gkd_plugin.data.cub200 import cub200
 from gkd_plugin.data.digits import digits
 from gkd_plugin.data.evaluation_view import DatasetWithView, evaluation_view, with_evaluation_view
 from gkd_plugin.data.few_shot_task import few_shot_task
-from gkd_plugin.data.fixed_views import FixedViews
+from gkd_plugin.data.fixed_views import FixedViews, seeded
 from gkd_plugin.data.image_files import ImageFiles, image_folder
 from gkd_plugin.data.image_input import ImageInput, normalisation_of
 from gkd_plugin.data.images import ArrayImages, npz_images
@@ -53,6 +53,7 @@ __all__ = [
     "num_classes_of",
     "overlap_classes",
     "overlap_subset",
+    "seeded",
     "teacher_labels_of",
     "teacher_num_classes_of",
     "with_evaluation_view",

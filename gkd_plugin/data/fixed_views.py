@@ -20,7 +20,7 @@ from gkd_plugin.data.evaluation_view import evaluation_view
 from gkd_plugin.data.labels import classes_of, labels_of
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["FixedViews", "sketch"]
+__all__ = ["FixedViews", "seeded", "sketch"]
 
 SKETCH_WIDTH = 8
 _PIXELS = 4096
@@ -137,7 +137,7 @@ class FixedViews(Dataset[Any]):
         """
         if not (0 <= index < len(self) and 0 <= view < self.views):
             raise IndexError(f"sample {index}, view {view}: there are {len(self)} samples of {self.views} views")
-        with _seeded(f"{self.seed},{index},{view}"):
+        with seeded(f"{self.seed},{index},{view}"):
             sample = self.dataset[index]
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:
             found = f"{len(sample)} elements" if isinstance(sample, (tuple, list)) else type(sample).__name__
@@ -149,7 +149,7 @@ class FixedViews(Dataset[Any]):
 
 
 @contextmanager
-def _seeded(key: str) -> Iterator[None]:
+def seeded(key: str) -> Iterator[None]:
     """Global CPU random states that depend on ``key`` alone; restored afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     digest = hashlib.blake2b(key.encode(), digest_size=32).digest()

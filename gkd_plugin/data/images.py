@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ def _pooled(images: NDArray[np.uint8], pool: int) -> NDArray[np.uint8]:
     count, height, width, *rest = images.shape
     if height % pool or width % pool:
         raise ConfigError(f"pool={pool} does not divide images of {height} × {width} pixels")
-    squares = images.reshape(count, height // pool, pool, width // pool, pool, *rest)
-    pooled: NDArray[np.uint8] = np.rint(squares.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    total = np.zeros((count, height // pool, width // pool, *rest), np.uint32)
+    for row, column in product(range(pool), repeat=2):  # much faster than a mean over two axes
+        total += images[:, row::pool, column::pool]
+    pooled: NDArray[np.uint8] = np.rint(total / pool**2).astype(np.uint8)
     return pooled

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
 from tqdm import tqdm
 
-from gkd_plugin.centres import clean_loader
+from gkd_plugin.centres import clean_loader, fit_class_centres
 from gkd_plugin.data import classes_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
@@ -127,7 +127,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         if not isinstance(box.teacher_model, RefilledTeacher):
             raise ConfigError(f"{section_name(stage_name)}.teacher: is not the wrapper 'refilled_teacher' alone")
         train = Images("train", clean_loader(box.train_data_loader))
-        box.teacher_model.fit_centres((batch[0], batch[1]) for batch in train.loader)
+        fit_class_centres(box.teacher_model, box.train_data_loader)
         test = _held_out("test", build_test_loader(built, accelerator))
     validation = _held_out("validation", box.val_data_loader)
     dataset = box.train_data_loader.dataset

@@ -63,6 +63,7 @@ def fit_discriminant(
     labels: Tensor,
     num_classes: int,
     *,
+    samples: Tensor | None = None,
     folds: int = 5,
     shrinkages: Sequence[float] = SHRINKAGES,
 ) -> Discriminant:
@@ -73,10 +74,14 @@ def fit_discriminant(
     training part has fewer than two samples for each class on average, there is too little spread to estimate within
     classes and only γ = 1 is tried.
 
+    Several rows may be views of one sample, differently augmented images of it: they are held out together, and N in
+    ε = C / (N + C) is the number of samples.
+
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
         labels: ``[N]`` integers in [0, C).
         num_classes: C ≥ 2.
+        samples: ``[N]`` integers, equal for views of one sample; ``None`` where every row is a sample of its own.
         folds: K ≥ 2, of the cross-validation.
         shrinkages: the γ to try, each in (0, 1].
 
@@ -100,7 +105,8 @@ def fit_discriminant(
         wrong = labels[(labels < 0) | (labels >= num_classes)][0]
         raise ValueError(f"class index out of range: label {int(wrong)}, allowed 0 … {num_classes - 1}")
     labels = labels.long()
-    counts = torch.bincount(labels, minlength=num_classes)
+    samples = torch.arange(len(labels), device=labels.device) if samples is None else samples
+    places, counts = _places(labels, samples, num_classes)
     smallest = int(counts.min())
     if smallest < 2:
         raise ValueError(f"class {int(counts.argmin())} has {smallest} samples, a discriminant needs 2")
@@ -109,11 +115,11 @@ def fit_discriminant(
     rows = embedding.detach().to(exact_dtype(embedding))
     origin = rows.mean(dim=0)
     rows = rows - origin  # for the digits
-    fold = _folds(labels, num_classes, min(folds, int(counts.max())))
-    least = len(labels) - int(torch.bincount(fold).max())
+    fold = places % min(folds, int(counts.max()))
+    least = int(counts.sum()) - max(len(torch.unique(samples[fold == k])) for k in range(int(fold.max()) + 1))
     tried = shrinkages if least >= 2 * num_classes else (1.0,)
     whole, held_out = _fits(rows, labels, fold, num_classes)
-    nll, scale, gamma, logits = _most_likely(held_out, labels, tried)
+    nll, scale, gamma, logits = _most_likely(held_out, labels, int(counts.sum()), tried)
     accuracy = float((logits.argmax(dim=1) == labels).double().mean())
     weight, bias = whole.classifier(gamma)
     logits = scale * logits
@@ -122,10 +128,14 @@ def fit_discriminant(
     return Discriminant((scale_now * weight).float(), bias.float(), gamma, scale_now, nll, accuracy, logits.float())
 
 
-def smoothed_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """``[N, C]`` float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C)."""
-    epsilon = num_classes / (len(labels) + num_classes)
+def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = None) -> Tensor:
+    """``[N, C]`` float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C), N the number of rows or of ``samples``."""
+    epsilon = _smoothing(len(labels) if samples is None else samples, num_classes)
     return (1 - epsilon) * functional.one_hot(labels.long(), num_classes).double() + epsilon / num_classes
+
+
+def _smoothing(samples: int, num_classes: int) -> float:
+    return num_classes / (samples + num_classes)
 
 
 class _Moments(NamedTuple):
@@ -242,13 +252,14 @@ def _few_gaussians(rows: Tensor, labels: Tensor, num_classes: int, variance: Ten
     return _gaussians(counts, sums, singular.square(), axes.T, variance)
 
 
-def _folds(labels: Tensor, num_classes: int, folds: int) -> Tensor:
-    """``[N]``: the i-th sample of each class is in fold i mod ``folds``."""
-    fold = torch.zeros_like(labels)
+def _places(labels: Tensor, samples: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """``[N]``: i for the rows of the i-th sample of their class; ``[C]``: the number of samples of each class."""
+    places, counts = torch.zeros_like(labels), torch.zeros(num_classes, dtype=torch.long)
     for k in range(num_classes):
         members = (labels == k).nonzero().flatten()
-        fold[members] = torch.arange(len(members), device=labels.device) % folds
-    return fold
+        own, places[members] = torch.unique(samples[members], return_inverse=True)
+        counts[k] = len(own)
+    return places, counts
 
 
 class _HeldOut(NamedTuple):
@@ -286,30 +297,32 @@ def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int) -> tuple
     return whole, _HeldOut(fold, [_Projected.of(fit, rows[out]) for fit, out in zip(fits, outs, strict=True)])
 
 
-def _most_likely(held_out: _HeldOut, labels: Tensor, shrinkages: Sequence[float]) -> tuple[float, float, float, Tensor]:
+def _most_likely(
+    held_out: _HeldOut, labels: Tensor, samples: int, shrinkages: Sequence[float]
+) -> tuple[float, float, float, Tensor]:
     """(negative log-likelihood, s, γ, logits ``[N, C]`` for s = 1) of the best γ.
 
     In float32 first; γ that come too near the best for its rounding are compared in full precision.
     """
-    rough = {gamma: _scale(held_out.logits(gamma, torch.float32), labels)[0] for gamma in shrinkages}
+    rough = {gamma: _scale(held_out.logits(gamma, torch.float32), labels, samples)[0] for gamma in shrinkages}
     near = [gamma for gamma, nll in rough.items() if nll <= min(rough.values()) + _ROUGH]
     dtype = held_out.parts[0].samples.dtype
     found = ((gamma, held_out.logits(gamma, dtype)) for gamma in near)
-    return min(((*_scale(logits, labels), gamma, logits) for gamma, logits in found), key=lambda best: best[0])
+    return min(((*_scale(logits, labels, samples), gamma, logits) for gamma, logits in found), key=lambda best: best[0])
 
 
-def _scale(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+def _scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, float]:
     """(cross-entropy with the :func:`smoothed_targets`, s) for the best s; there is one minimum."""
     low, high = _bounds(logits)
-    samples, classes = logits.shape
+    rows, classes = logits.shape
     logits, dtype = _lowered(logits), exact_dtype(logits)
-    epsilon = classes / (samples + classes)
+    epsilon = _smoothing(samples, classes)
     own = float(logits.gather(1, labels.unsqueeze(1)).mean(dtype=dtype))
     agreement = (1 - epsilon) * own + epsilon * float(logits.mean(dtype=dtype))
 
     def cost(scale: float) -> float:
         sums = (float((scale * block).logsumexp(dim=1).sum(dtype=dtype)) for block in _blocks(logits))
-        return sum(sums) / samples - scale * agreement
+        return sum(sums) / rows - scale * agreement
 
     scale = _golden(cost, low, high)
     return cost(scale), scale

@@ -56,7 +56,9 @@ def own_log_probabilities(logits: Tensor, teacher_labels: Tensor) -> Tensor:
     return chosen.masked_fill(teacher_labels < 0, 0)
 
 
-def fit_shared_classes(local: Tensor, own: Tensor, teacher_labels: Tensor, labels: Tensor) -> SharedClasses:
+def fit_shared_classes(
+    local: Tensor, own: Tensor, teacher_labels: Tensor, labels: Tensor, samples: int | None = None
+) -> SharedClasses:
     """Fits a, b and c of this module's formula.
 
     Args:
@@ -64,6 +66,7 @@ def fit_shared_classes(local: Tensor, own: Tensor, teacher_labels: Tensor, label
         own: ``[N, C]`` from :func:`own_log_probabilities`.
         teacher_labels: ``[C]``, as there.
         labels: ``[N]`` integers in [0, C).
+        samples: how many samples the rows are views of; ``None`` where every row is a sample of its own.
 
     Raises:
         ValueError: a value is not finite.
@@ -73,7 +76,7 @@ def fit_shared_classes(local: Tensor, own: Tensor, teacher_labels: Tensor, label
     terms = torch.stack([local.to(dtype), own.to(local.device, dtype), known.expand_as(local)])
     if not bool(torch.isfinite(terms).all()):
         raise ValueError("the teacher's logits are not finite")
-    targets = smoothed_targets(labels, local.shape[1]).to(terms)
+    targets = smoothed_targets(labels, local.shape[1], samples).to(terms)
     fixed = {_OFFSET: 0.0} if bool(known.all()) else {}
     factors, nll = _most_likely(terms, targets, fixed)
     while outside := [index for index in _BOUNDS if _excess(index, factors[index]) > 0]:

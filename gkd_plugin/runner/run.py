@@ -34,7 +34,7 @@ from gkd_plugin.runner.ncm_readout import final_ncm, student_embedding_path
 from gkd_plugin.runner.run_folder import RunFolder, package_versions
 from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.runner.teacher_check import check_teacher
-from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.runner.training import LAST_EPOCHS, train_epochs
 from gkd_plugin.runner.weights import load_weights
 
 __all__ = ["RunOptions", "evaluate_checkpoint", "run_config"]
@@ -134,6 +134,7 @@ class _Parts:
     student_entry: Mapping[str, Any]
     num_classes: int | None
     stages: dict[str, int]
+    val_freq: int
     test_loader: Any
     accelerator: Accelerator
     dst_ckpt: Path | None
@@ -175,6 +176,7 @@ class _Parts:
             student_entry=entry,
             num_classes=num_classes,
             stages={name: stage["num_epochs"] for name, stage in stages.items()},
+            val_freq=built["train"].get("val_freq", 1),
             test_loader=build_test_loader(built, accelerator),
             accelerator=accelerator,
             dst_ckpt=None if destination is None else Path(destination),
@@ -195,7 +197,9 @@ def _train(
     try:
         if hasattr(parts.box, "teacher_model"):
             summary["teacher"] = check_teacher(parts.box, parts.num_classes, parts.accelerator)
-        for row in train_epochs(parts.box, parts.student, parts.stages, parts.accelerator, parts.cache):
+        for row in train_epochs(
+            parts.box, parts.student, parts.stages, parts.accelerator, parts.cache, parts.val_freq
+        ):
             summary["stages"][row["stage"]]["epochs"].append(row)
             folder.add_metrics(row)
             _save(parts, folder, summary, row)
@@ -299,7 +303,7 @@ def _final(parts: _Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     elif "top1" in rows[-1]:
         final |= {key: value for key, value in rows[-1].items() if _is_accuracy(key)}
         final["on"] = "validation"
-    tail = [row["top1"] for row in last[-3:] if "top1" in row]
+    tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]
     if tail:
         final["val_top1_last3"] = sum(tail) / len(tail)
     return final

@@ -88,6 +88,8 @@ PROCESSES = ("pre_epoch_process", "pre_forward_process", "post_forward_process",
 STAGE = frozenset(
     {"num_epochs", "train_data_loader", "val_data_loader", "optimizer", "scheduler", "criterion", *PROCESSES}
 )
+EVERY_STAGE = frozenset({"log_freq", "val_freq"})
+"""Keys of ``train`` that hold for all stages; torchdistill does not read the second."""
 STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
 OPTIMIZER = frozenset({"key", "kwargs", "max_grad_norm", "grad_accum_step", "filters_params"})
 SCHEDULER = frozenset({"key", "kwargs", "scheduling_step"})

@@ -27,6 +27,9 @@ from gkd_plugin.teacher import RefilledTeacher
 __all__ = ["EpochRow", "train_epochs"]
 
 logger = logging.getLogger(__name__)
+
+LAST_EPOCHS = 3
+"""Always validated; ``final.val_top1_last3`` is their mean."""
 EpochRow = dict[str, Any]
 
 
@@ -36,12 +39,13 @@ def train_epochs(
     stages: Mapping[str, int],
     accelerator: Accelerator,
     cache: TeacherCache | None = None,
+    val_freq: int = 1,
 ) -> Iterator[EpochRow]:
     """Trains the box to the end; yields one row of metrics per epoch, after it.
 
     A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
-    ``images_per_second``, ``seconds``, and on the validation set ``top1`` / ``top5``, or ``ncm_top1`` after
-    the last epoch of a stage ``embedding`` (whose classifier is untrained).
+    ``images_per_second``, ``seconds``, and on the validation set, after the epochs that ``val_freq`` names, ``top1`` /
+    ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding`` (whose classifier is untrained).
 
     Args:
         box: torchdistill's box.
@@ -49,6 +53,7 @@ def train_epochs(
         stages: stage name → number of epochs, in order.
         accelerator: what the box was built with.
         cache: what the teacher answers from, in place of running.
+        val_freq: n validates after every n-th epoch of a stage, and after its last three.
 
     Raises:
         ConfigError: the loss is not finite (names the step), or an epoch of stage ``embedding`` had nothing to
@@ -62,7 +67,8 @@ def train_epochs(
         for number in range(1, count + 1):
             row: EpochRow = {"stage": stage, "epoch": number}
             row |= _train_epoch(box, f"{stage} {number}/{count}", epoch, accelerator)
-            row |= _validate(box, student, number == count, accelerator)
+            if number % val_freq == 0 or number > count - LAST_EPOCHS:
+                row |= _validate(box, student, number == count, accelerator)
             epoch += 1
             yield row
             _finish_epoch(box, number == count, accelerator)

@@ -32,12 +32,13 @@ def reference(rows, labels, classes, gamma, variance):
     return weight, torch.stack([-mean @ inverse @ mean / 2 for mean in means])
 
 
-def held_out_logits(rows, labels, classes, gamma, folds):
-    """Sample by sample, s = 1: the i-th of each class is in fold i mod K."""
-    seen, fold = [0] * classes, []
-    for label in labels.tolist():
-        fold.append(seen[label] % folds)
-        seen[label] += 1
+def held_out_logits(rows, labels, classes, gamma, folds, samples=None):
+    """Row by row, s = 1: the views of the i-th sample of each class are in fold i mod K."""
+    seen, fold = [[] for _ in range(classes)], []
+    for sample, label in zip(range(len(rows)) if samples is None else samples.tolist(), labels.tolist(), strict=True):
+        if sample not in seen[label]:
+            seen[label].append(sample)
+        fold.append(seen[label].index(sample) % folds)
     fold = torch.tensor(fold)
     found = []
     for i in range(len(rows)):
@@ -51,13 +52,13 @@ def total_variance(rows):
     return (rows - rows.mean(0)).square().mean()
 
 
-def smoothed_nll(logits, labels):
-    """In loops: ε = C / (N + C) of each label is spread over all classes."""
-    samples, classes = logits.shape
-    epsilon, total = classes / (samples + classes), 0.0
+def smoothed_nll(logits, labels, samples=None):
+    """In loops: ε = C / (N + C) of each label is spread over all classes, N the number of samples."""
+    rows, classes = logits.shape
+    epsilon, total = classes / ((samples or rows) + classes), 0.0
     for row, label in zip(logits.log_softmax(1), labels, strict=True):
         total -= (1 - epsilon) * row[label].item() + epsilon * row.mean().item()
-    return total / samples
+    return total / rows
 
 
 def entropy(logits):
@@ -86,6 +87,35 @@ def test_the_held_out_answers_are_on_the_most_likely_scale(width):
     cost = {factor: smoothed_nll(factor * scale * unscaled, labels) for factor in (0.5, 0.9, 1.0, 1.1, 2.0)}
     assert fit.held_out_nll == pytest.approx(cost[1.0], rel=1e-6)
     assert min(cost, key=cost.get) == 1.0
+
+
+@pytest.mark.parametrize("width", [5, 40])
+def test_views_of_a_sample_are_held_out_together(width):
+    rows, labels = clouds(per_class=7, width=width, spread=1.5)
+    samples = torch.arange(len(rows)).repeat(3)
+    views = torch.cat([rows + 0.2 * torch.randn(rows.shape, generator=torch.manual_seed(k)) for k in range(3)])
+    shuffled = torch.randperm(len(views), generator=torch.manual_seed(3))
+    # the numbers rise in the order of first appearance, so that the loops find the same i-th sample
+    views, labels, samples = views[shuffled], labels.repeat(3)[shuffled], samples[shuffled]
+    order = {sample: i for i, sample in enumerate(dict.fromkeys(samples.tolist()))}
+    samples = torch.tensor([10 * order[sample] for sample in samples.tolist()])
+    fit = fit_discriminant(views, labels, 4, samples=samples, folds=3, shrinkages=(0.3,))
+    unscaled = held_out_logits(views, labels, 4, 0.3, 3, samples)
+    centred = unscaled - unscaled.mean(1, keepdim=True)
+    ours = fit.held_out_logits.double() - fit.held_out_logits.double().mean(1, keepdim=True)
+    scale = (ours * centred).sum() / centred.square().sum()
+    torch.testing.assert_close(ours, scale * centred, rtol=1e-4, atol=1e-4)
+    assert fit.held_out_nll == pytest.approx(smoothed_nll(scale * unscaled, labels, len(rows)), rel=1e-6)
+    alone = fit_discriminant(views, labels, 4, folds=3, shrinkages=(0.3,))  # each view known by its siblings
+    assert alone.held_out_nll < fit.held_out_nll
+
+
+def test_views_do_not_make_samples():
+    rows, labels = clouds(classes=2, per_class=1)
+    with pytest.raises(ValueError, match="class 0 has 1 samples, a discriminant needs 2"):
+        fit_discriminant(rows.repeat(4, 1), labels.repeat(4), 2, samples=torch.arange(2).repeat(4))
+    rows, labels = clouds(classes=2, per_class=2)  # training parts of one sample a class: nothing to estimate
+    assert fit_discriminant(rows.repeat(4, 1), labels.repeat(4), 2, samples=torch.arange(4).repeat(4)).shrinkage == 1
 
 
 @pytest.mark.parametrize(("per_class", "width"), [(8, 5), (8, 300), (40, 5)])

@@ -248,7 +248,7 @@ def test_centres_are_computed_once(here, monkeypatch):
     fits, used = [], []
     fit, forward = RefilledTeacher.fit_centres, ClassifierStage.forward
     monkeypatch.setattr(
-        RefilledTeacher, "fit_centres", lambda self, batches: (fits.append(self), fit(self, batches))[1]
+        RefilledTeacher, "fit_centres", lambda self, *batches: (fits.append(self), fit(self, *batches))[1]
     )
     adopt = RefilledTeacher.adopt_centres
     monkeypatch.setattr(
@@ -260,6 +260,13 @@ def test_centres_are_computed_once(here, monkeypatch):
     assert used[0][1] is fits[0]
     assert torch.equal(used[0][0].local_classifier.centres, fits[0].local_classifier.centres)
     assert forward is ClassifierStage.forward
+
+
+def test_validation_may_be_rare(here):
+    text = Path("student.yaml").read_text("utf-8")
+    Path("rare.yaml").write_text(text.replace("\ntrain:\n", "\ntrain:\n  val_freq: 9\n"), encoding="utf-8")
+    rows = run("rare", "out", "train.stage2.num_epochs=5")["stages"]["stage2"]["epochs"]
+    assert [row["epoch"] for row in rows if "top1" in row] == [3, 4, 5]
 
 
 def test_without_test_set_the_final_figure_is_of_the_validation_set(here):

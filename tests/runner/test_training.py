@@ -23,14 +23,14 @@ def models():
     return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
 
 
-def train(sections, accelerate=None):
+def train(sections, accelerate=None, val_freq=1):
     """Rows, and the box."""
     accelerate = accelerate or accelerator()
     teacher, student = models()
     sections = copy.deepcopy(sections)
     box = make_box(sections if "stage1" in sections else {"stage1": sections}, teacher, student, accelerate)
     stages = {name: section["num_epochs"] for name, section in box.train_config.items()}
-    return list(train_epochs(box, student, stages, accelerate)), box
+    return list(train_epochs(box, student, stages, accelerate, val_freq=val_freq)), box
 
 
 def test_one_row_per_epoch_with_the_figure_of_its_stage():
@@ -54,6 +54,13 @@ def test_the_learning_rate_of_each_epoch():
 def test_without_validation_there_is_no_figure():
     rows, _ = train(stage("classifier", val_data_loader={}))
     assert "top1" not in rows[0]
+
+
+def test_validation_after_every_few_epochs_and_the_last_three():
+    rows, _ = train({"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=8)}, val_freq=2)
+    assert ["ncm_top1" in row for row in rows[:2]] == [False, True]
+    assert [row["epoch"] for row in rows[2:] if "top1" in row] == [2, 4, 6, 7, 8]
+    assert "loss" in rows[2]
 
 
 def test_the_students_forward_is_wrapped_once_in_every_stage():

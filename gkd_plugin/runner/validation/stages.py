@@ -23,12 +23,12 @@ def check_train(report: Report, plain: Mapping[str, Any]) -> None:
     train = required_section(report, "", plain, "train")
     if train is None:
         return
-    if "log_freq" in train:
-        check_count(report, "train.log_freq", train["log_freq"])
+    for key in schema.EVERY_STAGE & set(train):
+        check_count(report, at("train", key), train[key])
     roles = ("teacher", "student") if has_teacher(plain) else ("model",)
     numbers = sorted(int(match[1]) for key in train if (match := schema.STAGE_NAME.fullmatch(str(key))))
     if not numbers:
-        _stage(report, "train", train, plain, roles, first=True, extra={"log_freq", "stage1"})
+        _stage(report, "train", train, plain, roles, first=True, extra={*schema.EVERY_STAGE, "stage1"})
         return
     _stage_names(report, train, numbers, roles)
     for number in numbers:
@@ -44,7 +44,7 @@ def _stage_names(report: Report, train: Mapping[Any, Any], numbers: list[int], r
     for key in train:
         if key in schema.STAGE:
             report.add(at("train", key), f"is not read where there are stages; put it into {', '.join(sorted(stages))}")
-    check_keys(report, "train", train, stages | schema.STAGE | {"log_freq", *roles})
+    check_keys(report, "train", train, stages | schema.STAGE | schema.EVERY_STAGE | {*roles})
     for role in roles:
         optional_section(report, "train", train, role, schema.STAGE_ROLE)
     missing = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))

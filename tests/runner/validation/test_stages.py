@@ -17,6 +17,8 @@ from tests.runner.validation.samples import PLAIN_TRAINING, STAGES, found
         ("train.num_epochs=1.5", "train.num_epochs: 1.5 given"),
         ("train.num_epochs=true", "train.num_epochs: true given"),
         ("train.log_freq=-1", "train.log_freq: -1 given"),
+        ("train.val_freq=0", "train.val_freq: 0 given; must be a whole number, 1 or more"),
+        ("train.val_frequ=2", "train.val_frequ: unknown key; did you mean 'val_freq'"),
         ("train.teacher={}", "train.teacher: is not read where there is no models.teacher_model; write model"),
         ("train.pre_epoch_process=x", "train.pre_epoch_process: 'x' is not registered"),
         ("train.post_epoch_process=", "train.post_epoch_process: nothing given"),
