@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from gkd_plugin.data import evaluation_view, seeded
+from gkd_plugin.data import evaluation_view, labels_of, seeded
 from gkd_plugin.data._checks import length_of, unwrapped
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.local_classifier import MAX_ROWS
 from gkd_plugin.teacher import RefilledTeacher
 
@@ -73,7 +74,7 @@ def _views(train_data_loader: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
     The random states are afterwards as before.
     """
-    dataset = unwrapped(train_data_loader.dataset)
+    dataset = _first_samples(unwrapped(train_data_loader.dataset))
     count = length_of(dataset)
     with seeded("local classifier"):
         for _ in range(min(max(MAX_ROWS // count, 1), MAX_VIEWS)):
@@ -81,3 +82,18 @@ def _views(train_data_loader: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for images, labels in _batches(_in_order(dataset, train_data_loader), "local classifier"):
                 yield images, labels, samples[: len(labels)]
                 samples = samples[len(labels) :]
+
+
+def _first_samples(dataset: Any) -> Any:
+    """About :data:`MAX_ROWS` samples, the first of each class; all where there are no more, or labels are not known."""
+    try:
+        labels = labels_of(dataset) if length_of(dataset) > MAX_ROWS else []
+    except ConfigError:
+        return dataset
+    room = {label: max(MAX_ROWS // len(set(labels)), 2) for label in set(labels)}
+    chosen = []
+    for index, label in enumerate(labels):
+        if room[label] > 0:
+            room[label] -= 1
+            chosen.append(index)
+    return Subset(dataset, chosen) if chosen else dataset

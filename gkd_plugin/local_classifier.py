@@ -154,12 +154,16 @@ class LocalClassifier(nn.Module):
             self.own_classes = None if evidence.own is None else evidence.own.shape[1]
             accumulator.update(evidence.embedding, labels)
             if self.kind == "discriminant" and views is None:
-                kept.add(evidence, labels)
+                kept.add(self._read(evidence), labels)
         self.use_centres(accumulator.result().to(device))
         if self.kind == "discriminant":
             for evidence, labels, samples in views or ():
-                kept.add(evidence, labels, samples)
+                kept.add(self._read(evidence), labels, samples)
             self._fit_discriminant(kept, device)
+
+    def _read(self, evidence: Evidence) -> Evidence:
+        """Without the teacher's own logits where no class is shared, which may be many."""
+        return evidence if self.shared else evidence._replace(own=None)
 
     def _fit_discriminant(self, kept: _Kept, device: torch.device) -> None:
         rows, own, labels, samples = kept.result()

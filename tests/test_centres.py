@@ -9,7 +9,8 @@ import torch
 
 from gkd_plugin import centres
 from gkd_plugin.centres import clean_loader, fit_class_centres
-from gkd_plugin.data import with_evaluation_view
+from gkd_plugin.data import FixedViews, with_evaluation_view
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from tests.fakes import TinyImages, make_box, stage
 
@@ -66,7 +67,7 @@ def recorded_fit(box, kind, monkeypatch):
     return got[0]
 
 
-@pytest.mark.parametrize(("limit", "passes"), [(10_000, 4), (60, 2), (10, 1)])
+@pytest.mark.parametrize(("limit", "passes"), [(10_000, 4), (60, 2), (24, 1)])
 def test_a_discriminant_sees_what_the_student_sees(limit, passes, monkeypatch):
     monkeypatch.setattr(centres, "MAX_ROWS", limit)
     clean, views = recorded_fit(box_over(Augmented()), "discriminant", monkeypatch)
@@ -77,6 +78,42 @@ def test_a_discriminant_sees_what_the_student_sees(limit, passes, monkeypatch):
     noise = (images - TinyImages().images.repeat(passes, 1, 1, 1)).flatten(1)
     assert noise.std(dim=1).max() < 1e-5
     assert len(set(noise[:, 0].tolist())) == 24 * passes
+
+
+@pytest.mark.parametrize("targets", [[0] * 12 + [1] * 6 + [2] * 6, [k % 3 for k in range(24)]])
+def test_of_many_samples_the_first_of_each_class_are_seen(targets, monkeypatch):
+    monkeypatch.setattr(centres, "MAX_ROWS", 9)
+    dataset = Augmented()
+    dataset.targets = targets
+    _, views = recorded_fit(box_over(dataset), "discriminant", monkeypatch)
+    images, labels, samples = (torch.cat(parts) for parts in zip(*views, strict=True))
+    first = sorted(i for k in range(3) for i in [j for j, label in enumerate(targets) if label == k][:3])
+    assert labels.tolist() == [targets[i] for i in first]
+    assert samples.tolist() == list(range(9))
+    noise = (images - TinyImages().images[first]).flatten(1)
+    assert noise.std(dim=1).max() < 1e-5
+
+
+def test_labels_that_are_not_known_ahead_leave_all_samples(monkeypatch):
+    monkeypatch.setattr(centres, "MAX_ROWS", 9)
+    dataset = Augmented()
+    targets, dataset.targets = dataset.targets, None
+    monkeypatch.setattr(Augmented, "__len__", lambda self: 24)
+    monkeypatch.setattr(Augmented, "__getitem__", lambda self, index: (self.images[index], targets[index]))
+    monkeypatch.setattr(centres, "labels_of", lambda dataset: (_ for _ in ()).throw(ConfigError("no labels")))
+    shown = centres._first_samples(dataset)
+    assert shown is dataset
+
+
+def test_views_come_from_workers_and_from_below_fixed_views(monkeypatch):
+    box = box_over(FixedViews(Augmented(), 2))
+    plain = [images for images, _, _ in centres._views(box.train_data_loader)]
+    box.train_data_loader.num_workers = 2
+    both = [
+        torch.cat([images for images, _, _ in centres._views(box.train_data_loader)]).flatten(1)[:, 0] for _ in range(2)
+    ]
+    assert torch.equal(*both)
+    assert torch.cat(plain).shape[0] == 24 * 4
 
 
 def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone():

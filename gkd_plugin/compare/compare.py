@@ -19,6 +19,7 @@ from gkd_plugin.compare.setting import Setting
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
 from gkd_plugin.runner.config import RunConfig, checked_config
+from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.yaml_nodes import compose
 
@@ -76,8 +77,9 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     root = compose(wanted.config)
     with told_at(f"{wanted.config}: "):
         apply_overrides(root, wanted.overrides)
-    checked_config(wanted.config, root)
+    config = checked_config(wanted.config, root)
     with told_at(f"{wanted.config}: "):
+        read_placement(config.plain, wanted.device)
         base_stages(root)
         planned = list(_plan(root, methods, wanted))
     _check_data(planned)

@@ -7,13 +7,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+from gkd_plugin.compare.inputs import changed_input, inputs_of, keep_inputs
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.errors import ConfigError
@@ -105,7 +108,7 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1) ->
 
 
 def _known(cell: Cell) -> Result | None:
-    """The result of a cell that needs no run: not served, or finished with the very same configuration."""
+    """The result of a cell that needs no run: not served, or finished with all that it was made from the very same."""
     if cell.reason:
         return Result(cell, NOT_SERVED, reason=cell.reason)
     summary_file, config_file = cell.folder / "summary.json", cell.folder / "config.yaml"
@@ -115,11 +118,14 @@ def _known(cell: Cell) -> Result | None:
         summary = json.loads(summary_file.read_text("utf-8"))
     except json.JSONDecodeError:
         return None
-    is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
-    if not is_same:
-        logger.info("%s: its configuration has changed since it ran; it runs again", cell.title)
+    if not isinstance(summary, dict) or summary.get("status") != "finished":
         return None
-    return Result(cell, FINISHED, summary) if summary.get("status") == "finished" else None
+    is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
+    changed = changed_input(inputs_of(cell.config, cell.method.probe), cell.folder) if is_same else "its configuration"
+    if changed:
+        logger.info("%s: %s has changed since it ran; it runs again", cell.title, changed)
+        return None
+    return Result(cell, FINISHED, summary)
 
 
 def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:  # noqa: ARG001
@@ -128,11 +134,44 @@ def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[R
 
 
 def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (threads,)) as pool:
-        futures = {pool.submit(_run, *_arguments(cell, device)): cell for cell in cells}
+    workers: SimpleQueue[_Worker] = SimpleQueue()
+    for _ in range(jobs):
+        workers.put(_Worker(max(1, (os.cpu_count() or 1) // jobs)))
+
+    def run(cell: Cell) -> dict[str, Any]:
+        worker = workers.get()
+        try:
+            return worker.run(*_arguments(cell, device))
+        finally:
+            workers.put(worker)
+
+    threads, others = ThreadPoolExecutor(jobs), set(active_children())
+    try:
+        futures = {threads.submit(run, cell): cell for cell in cells}
         for future in as_completed(futures):
             yield _result(futures[future], future.result)
+    finally:  # after Ctrl-C too: neither the cells that wait are started nor those that run finished
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process in set(active_children()) - others:
+            process.terminate()
+
+
+class _Worker:
+    """A process that runs one cell after another; a new one where a cell took it down, which the others outlive."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (self._threads,))
+
+    def run(self, *arguments: Any) -> dict[str, Any]:
+        try:
+            return self._pool.submit(_run, *arguments).result()
+        except BrokenProcessPool:
+            self._pool = self._start()
+            raise
 
 
 def _start_worker(threads: int) -> None:
@@ -153,8 +192,11 @@ def _run(config: Path, folder: Path, seed: int, device: str | None, probe: str |
     from gkd_plugin.runner.probe import run_probe
     from gkd_plugin.runner.run import RunOptions, run_config
 
-    options = RunOptions(output=folder, seed=seed, device=device)
-    return run_probe(load_config(config), options, probe) if probe else run_config(load_config(config), options)
+    options, inputs = RunOptions(output=folder, seed=seed, device=device), inputs_of(config, probe)
+    run = run_config if probe is None else partial(run_probe, probe=probe)
+    summary = run(load_config(config), options)
+    keep_inputs(inputs, folder)
+    return summary
 
 
 def _result(cell: Cell, run: Callable[[], dict[str, Any]]) -> Result:

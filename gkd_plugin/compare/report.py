@@ -74,7 +74,8 @@ def _cells(results: Sequence[Result], method: Method, setting: Setting, score: s
     if difference is None:
         return [shown, ""]
     p_value = "" if difference.p_value is None else f" (p {difference.p_value:.2g})"
-    return [shown, f"{_mean(difference, signed=True)}{p_value}"]
+    pairs = "" if difference.count == mean_of(values).count else f", {difference.count} paired"
+    return [shown, f"{_mean(difference, signed=True)}{p_value}{pairs}"]
 
 
 def _of(results: Sequence[Result], method: Method, setting: Setting) -> list[Result]:

@@ -10,6 +10,8 @@ from statistics import fmean, stdev
 
 __all__ = ["Difference", "Mean", "Repetition", "mean_of", "paired_difference"]
 
+_ROUNDING = 1e-9
+"""Of percentages: differences that are equal differ by no more."""
 Repetition = tuple[int, "int | None"]
 """Seed, and the number of the few-shot task where there are several."""
 
@@ -64,7 +66,8 @@ def paired_difference(ours: Mapping[Repetition, float], control: Mapping[Repetit
     if not differences:
         return None
     mean, sample = mean_of(differences), _sample(differences)
-    p_value = float(ttest_1samp(sample, 0).pvalue) if mean.error else None
+    is_spread = mean.error is not None and mean.error > _ROUNDING * max(1.0, *map(abs, [*ours.values(), mean.value]))
+    p_value = float(ttest_1samp(sample, 0).pvalue) if is_spread else None
     return Difference(mean.value, mean.error, mean.count, p_value)
 
 

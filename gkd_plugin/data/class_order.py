@@ -49,6 +49,8 @@ def ordered_classes(
     if isinstance(class_order, str):
         return _from_file(Path(class_order), total_classes, class_names)
     if class_order is not None:
+        if not isinstance(class_order, list | tuple | range):
+            raise ConfigError(f"class_order must be a list of class indices or the path to a file, got {class_order!r}")
         return _permutation(class_order, total_classes)
     if total_classes is None:
         raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")

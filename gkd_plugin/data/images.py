@@ -46,10 +46,7 @@ class ArrayImages(Dataset[Any]):
         transform: Transform | None = None,
         eval_transform: Transform | None = None,
     ) -> None:
-        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-            raise ConfigError(
-                f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}"
-            )
+        _check_images(images)
         if len(images) != len(targets):
             raise ConfigError(f"targets: {len(targets)} labels for {len(images)} images; one for each is needed")
         self.data = images
@@ -108,6 +105,11 @@ def npz_images(
     )
 
 
+def _check_images(images: NDArray[Any]) -> None:
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        raise ConfigError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+
+
 def _read_npz(path: Path, split: str) -> dict[str, Any]:
     """The arrays of the split, and the class names where the file has them."""
     if not path.is_file():
@@ -148,6 +150,7 @@ def _check_split(path: Path, split: str, keys: Iterable[str]) -> None:
 
 def _pooled(images: NDArray[np.uint8], pool: int) -> NDArray[np.uint8]:
     """``[N, H, W(, 3)]`` → ``[N, H / pool, W / pool(, 3)]``."""
+    _check_images(images)
     if pool == 1:
         return images
     count, height, width, *rest = images.shape

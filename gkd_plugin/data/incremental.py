@@ -80,6 +80,8 @@ def incremental_subset(
 
 def _kept(everything: ClassSubset, old: int, memory: int | None) -> list[int]:
     """The positions of all samples of new classes, and of the first ``memory`` of each old one."""
+    if all(label < old for label in everything.targets):
+        raise ConfigError("new: none of the new classes has a sample")
     if memory is None:
         return list(range(len(everything)))
     whole_number("memory", memory, low=0)
@@ -95,6 +97,4 @@ def _kept(everything: ClassSubset, old: int, memory: int | None) -> list[int]:
                 f"class {everything.classes[label]!r} has {seen[label]} samples to draw from, memory={memory} needs "
                 f"{memory}"
             )
-    if all(label < old for label in seen):
-        raise ConfigError("new: none of the new classes has a sample")
     return kept

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_plugin.diagnostics.figures import PALETTE, new_figure, save_figure
-from gkd_plugin.diagnostics.left_out import LeftOut
+from gkd_plugin.diagnostics.left_out import NO_CENTRES, LeftOut
 from gkd_plugin.diagnostics.restore import Images, RestoredRun, Score, outputs
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.accuracy import embedding_of
@@ -47,13 +47,15 @@ def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") ->
     """The figures, and the picture ``embedding``; the student ends with its final weights.
 
     Raises:
-        LeftOut: nothing tells the student's embedding, or there are no validation images.
+        LeftOut: nothing tells the student's embedding, there are no validation images, or there are no class centres.
     """
     path = run.embedding_path
     if path is None:
         raise LeftOut("the student's embedding is not known: it is no timm_model and no stage 'embedding' names it")
     if run.validation is None:
         raise LeftOut("there are no validation images (val_data_loader) and no test images")
+    if not run.teacher.local_classifier.is_ready:
+        raise LeftOut(NO_CENTRES)
     embed, panels = embedding_of(run.student, path), []
     for key, title, weights in _moments(run):
         run.load_student(weights)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gkd_plugin.diagnostics.figures import GROUPS, new_figure, save_figure
-from gkd_plugin.diagnostics.left_out import LeftOut
+from gkd_plugin.diagnostics.left_out import NO_CENTRES, LeftOut
 from gkd_plugin.diagnostics.restore import Images, RestoredRun
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import confidence_cost, emphasis_weights
@@ -107,7 +107,7 @@ def teacher_scores(run: RestoredRun, images: Images, batch_size: int) -> tuple[d
             answers = run.teacher.answers(batch[0].to(run.accelerator.device))
         local = answers.local_classifier
         if local is None:
-            raise ConfigError("the teacher has no class centres: fit them before its scores")
+            raise LeftOut(NO_CENTRES)
         rows.append(sample_scores(local if answers.logits is None else answers.logits, local, batch[1]))
         labels.append(batch[1])
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, torch.cat(labels).numpy()

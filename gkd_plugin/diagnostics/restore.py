@@ -26,6 +26,7 @@ from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model, student_entry
 from gkd_plugin.runner.ncm_readout import student_embedding_path
 from gkd_plugin.runner.run_folder import RunFolder
+from gkd_plugin.runner.teacher_check import classes_without_sample
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher
 
@@ -60,7 +61,7 @@ class RestoredRun:
         class_names: of the student's classes.
         teacher_labels: for each of the student's classes the teacher's own label of it, or ``None`` where the teacher
             does not know the class; ``None`` as a whole where the training set does not say.
-        teacher: with its class centres.
+        teacher: with its class centres, where each class has a training sample.
         student: on the device, in eval mode; see :meth:`load_student`.
         initial: the student's weights before any training.
         embedding_stage: name of the stage ``embedding``, or ``None``.
@@ -127,7 +128,8 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         if not isinstance(box.teacher_model, RefilledTeacher):
             raise ConfigError(f"{section_name(stage_name)}.teacher: is not the wrapper 'refilled_teacher' alone")
         train = Images("train", clean_loader(box.train_data_loader))
-        fit_class_centres(box.teacher_model, box.train_data_loader)
+        if not classes_without_sample(box.teacher_model, box.train_data_loader.dataset):
+            fit_class_centres(box.teacher_model, box.train_data_loader)
         test = _held_out("test", build_test_loader(built, accelerator))
     validation = _held_out("validation", box.val_data_loader)
     dataset = box.train_data_loader.dataset

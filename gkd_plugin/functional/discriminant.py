@@ -75,7 +75,7 @@ def fit_discriminant(
     classes and only γ = 1 is tried.
 
     Several rows may be views of one sample, differently augmented images of it: they are held out together, and N in
-    ε = C / (N + C) is the number of samples.
+    ε = C / (N + C) and in the unbiased covariance is the number of samples.
 
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
@@ -115,11 +115,12 @@ def fit_discriminant(
     rows = embedding.detach().to(exact_dtype(embedding))
     origin = rows.mean(dim=0)
     rows = rows - origin  # for the digits
+    total = int(counts.sum())
     fold = places % min(folds, int(counts.max()))
-    least = int(counts.sum()) - max(len(torch.unique(samples[fold == k])) for k in range(int(fold.max()) + 1))
+    least = total - max(len(torch.unique(samples[fold == k])) for k in range(int(fold.max()) + 1))
     tried = shrinkages if least >= 2 * num_classes else (1.0,)
-    whole, held_out = _fits(rows, labels, fold, num_classes)
-    nll, scale, gamma, logits = _most_likely(held_out, labels, int(counts.sum()), tried)
+    whole, held_out = _fits(rows, labels, fold, num_classes, len(labels) / total)
+    nll, scale, gamma, logits = _most_likely(held_out, labels, total, tried)
     accuracy = float((logits.argmax(dim=1) == labels).double().mean())
     weight, bias = whole.classifier(gamma)
     logits = scale * logits
@@ -158,11 +159,11 @@ class _Moments(NamedTuple):
     def without(self, others: _Moments) -> _Moments:
         return _Moments(*(ours - theirs for ours, theirs in zip(self, others, strict=True)))
 
-    def gaussians(self, variance: Tensor) -> _Gaussians:
+    def gaussians(self, variance: Tensor, views: float) -> _Gaussians:
         """For more samples than directions."""
         means = self.sums / self.counts.unsqueeze(1)
         values, axes = torch.linalg.eigh(self.products - self.sums.T @ means)
-        return _gaussians(self.counts, self.sums, values.clamp(min=0), axes, variance)
+        return _gaussians(self.counts, self.sums, values.clamp(min=0), axes, variance, views=views)
 
 
 def _class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -236,20 +237,25 @@ class _Projected(NamedTuple):
         return torch.addmm(rest.to(dtype), (self.samples * inverse).to(dtype), self.means.to(dtype).T)
 
 
-def _gaussians(counts: Tensor, sums: Tensor, scatter: Tensor, axes: Tensor, variance: Tensor) -> _Gaussians:
-    """From eigenvalues ``[R]`` and eigenvectors ``[D, R]`` of the scatter Σ (x − μ_y)(x − μ_y)ᵀ."""
-    samples = float(counts.sum())
-    origin = sums.sum(dim=0) / samples
+def _gaussians(
+    counts: Tensor, sums: Tensor, scatter: Tensor, axes: Tensor, variance: Tensor, *, views: float
+) -> _Gaussians:
+    """From eigenvalues ``[R]`` and eigenvectors ``[D, R]`` of the scatter Σ (x − μ_y)(x − μ_y)ᵀ.
+
+    Each class mean takes one sample's worth of freedom away, ``views`` rows.
+    """
+    freedom = max(float(counts.sum()) - views * len(counts), views)
+    origin = sums.sum(dim=0) / counts.sum()
     means = sums / counts.unsqueeze(1) - origin
-    return _Gaussians(origin, means, scatter / max(samples - len(counts), 1), axes, variance)
+    return _Gaussians(origin, means, scatter / freedom, axes, variance)
 
 
-def _few_gaussians(rows: Tensor, labels: Tensor, num_classes: int, variance: Tensor) -> _Gaussians:
+def _few_gaussians(rows: Tensor, labels: Tensor, num_classes: int, variance: Tensor, views: float) -> _Gaussians:
     """For fewer samples than directions, which span the axes."""
     counts, sums = _class_sums(rows, labels, num_classes)
     residuals = rows - (sums / counts.unsqueeze(1))[labels]
     _, singular, axes = torch.linalg.svd(residuals, full_matrices=False)
-    return _gaussians(counts, sums, singular.square(), axes.T, variance)
+    return _gaussians(counts, sums, singular.square(), axes.T, variance, views=views)
 
 
 def _places(labels: Tensor, samples: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -281,19 +287,19 @@ class _HeldOut(NamedTuple):
         return found
 
 
-def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int) -> tuple[_Gaussians, _HeldOut]:
-    """The fit of all samples, and what the fits without each fold see."""
+def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, views: float) -> tuple[_Gaussians, _HeldOut]:
+    """The fit of all samples, and what the fits without each fold see; ``views`` rows to a sample."""
     variance = (rows - rows.mean(dim=0)).square().mean()
     outs = [fold == k for k in range(int(fold.max()) + 1)]
     fits: Iterable[_Gaussians]
     if len(rows) - max(int(out.sum()) for out in outs) < rows.shape[1]:
-        whole = _few_gaussians(rows, labels, num_classes, variance)
-        fits = (_few_gaussians(rows[~out], labels[~out], num_classes, variance) for out in outs)
+        whole = _few_gaussians(rows, labels, num_classes, variance, views)
+        fits = (_few_gaussians(rows[~out], labels[~out], num_classes, variance, views) for out in outs)
     else:
         moments = _Moments.of(rows, labels, num_classes)
-        whole = moments.gaussians(variance)
+        whole = moments.gaussians(variance, views)
         parts = (_Moments.of(rows[out], labels[out], num_classes) for out in outs)
-        fits = (moments.without(part).gaussians(variance) for part in parts)
+        fits = (moments.without(part).gaussians(variance, views) for part in parts)
     return whole, _HeldOut(fold, [_Projected.of(fit, rows[out]) for fit, out in zip(fits, outs, strict=True)])
 
 

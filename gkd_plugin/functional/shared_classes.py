@@ -16,7 +16,8 @@ then taken at its word, and no further. Not in the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -79,11 +80,14 @@ def fit_shared_classes(
     targets = smoothed_targets(labels, local.shape[1], samples).to(terms)
     fixed = {_OFFSET: 0.0} if bool(known.all()) else {}
     factors, nll = _most_likely(terms, targets, fixed)
-    while outside := [index for index in _BOUNDS if _excess(index, factors[index]) > 0]:
-        worst = max(outside, key=lambda index: _excess(index, factors[index]))
-        low, high = _BOUNDS[worst]
-        fixed |= {worst: min(max(factors[worst], low), high)}
-        factors, nll = _most_likely(terms, targets, fixed)
+    if not _is_allowed(factors):
+        # convex: where the minimum is outside, that of the allowed factors is on a side of them
+        sides = [dict(zip(_BOUNDS, side, strict=True)) for side in product((None, 0.0), (None, 0.0, 1.0))]
+        found = [
+            _most_likely(terms, targets, fixed | {index: value for index, value in side.items() if value is not None})
+            for side in sides[1:]
+        ]
+        factors, nll = min((fit for fit in found if _is_allowed(fit[0])), key=lambda fit: fit[1])
     local_scale, own_scale, offset = factors
     return SharedClasses(local_scale, own_scale, offset, nll)
 
@@ -92,10 +96,8 @@ _LOCAL, _OWN, _OFFSET = range(3)
 _BOUNDS = {_LOCAL: (0.0, math.inf), _OWN: (0.0, 1.0)}
 
 
-def _excess(index: int, factor: float) -> float:
-    """How far a factor is outside its bounds."""
-    low, high = _BOUNDS[index]
-    return max(low - factor, factor - high)
+def _is_allowed(factors: Sequence[float]) -> bool:
+    return all(low <= factors[index] <= high for index, (low, high) in _BOUNDS.items())
 
 
 def _most_likely(terms: Tensor, targets: Tensor, fixed: Mapping[int, float]) -> tuple[list[float], float]:

@@ -198,7 +198,7 @@ def _train(
         if hasattr(parts.box, "teacher_model"):
             summary["teacher"] = check_teacher(parts.box, parts.num_classes, parts.accelerator)
         for row in train_epochs(
-            parts.box, parts.student, parts.stages, parts.accelerator, parts.cache, parts.val_freq
+            parts.box, parts.student, parts.stages, parts.accelerator, parts.cache, val_freq=parts.val_freq
         ):
             summary["stages"][row["stage"]]["epochs"].append(row)
             folder.add_metrics(row)

@@ -15,7 +15,7 @@ from gkd_plugin.functional import nearest_class_mean
 from gkd_plugin.runner.accuracy import Accuracy, evaluate, near_chance
 from gkd_plugin.teacher import RefilledTeacher
 
-__all__ = ["check_teacher"]
+__all__ = ["check_teacher", "classes_without_sample"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     teacher.eval()
     row: dict[str, Any] = {}
     own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
-    missing = _classes_without_sample(teacher, box.train_data_loader.dataset)
+    missing = classes_without_sample(teacher, box.train_data_loader.dataset)
     if missing:
         logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
     elif isinstance(teacher, RefilledTeacher):
@@ -68,7 +68,7 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     return row
 
 
-def _classes_without_sample(teacher: Any, dataset: Any) -> list[int]:
+def classes_without_sample(teacher: Any, dataset: Any) -> list[int]:
     """The classes that the wrapper could compute no centre of; none where the labels cannot be read ahead."""
     try:
         present = set(labels_of(dataset)) if isinstance(teacher, RefilledTeacher) else set()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ def train_epochs(
     stages: Mapping[str, int],
     accelerator: Accelerator,
     cache: TeacherCache | None = None,
+    *,
     val_freq: int = 1,
 ) -> Iterator[EpochRow]:
     """Trains the box to the end; yields one row of metrics per epoch, after it.
@@ -68,7 +70,8 @@ def train_epochs(
             row: EpochRow = {"stage": stage, "epoch": number}
             row |= _train_epoch(box, f"{stage} {number}/{count}", epoch, accelerator)
             if number % val_freq == 0 or number > count - LAST_EPOCHS:
-                row |= _validate(box, student, number == count, accelerator)
+                with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
+                    row |= _validate(box, student, number == count, accelerator)
             epoch += 1
             yield row
             _finish_epoch(box, number == count, accelerator)

@@ -68,6 +68,13 @@ def test_a_method_of_a_file_beside_one_of_its_name(here):
     assert not (here / "grid").exists()
 
 
+def test_a_device_that_is_not_there_is_told_before_anything_runs(here):
+    wanted = Comparison(here / "tiny.yaml", methods=["ce"], seeds=[0], output=here / "grid", device="cud")
+    with pytest.raises(ConfigError, match="--device: there is no device 'cud'"):
+        compare(wanted)
+    assert not (here / "grid").exists()
+
+
 def test_few_shot_tasks(here, rows):
     """Two tasks, one and two shots; what needs pairs of one class says so."""
     wanted = Comparison(

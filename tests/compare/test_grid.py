@@ -1,6 +1,8 @@
 import json
 import logging
+import time
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from gkd_plugin.compare.compare import compare
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.errors import ConfigError
+from tests.compare.fakes import run_or_die, run_slowly
 
 
 def cell_of(grid, name):
@@ -15,8 +18,9 @@ def cell_of(grid, name):
 
 
 @pytest.fixture
-def ran(monkeypatch):
-    """The folders of the cells that are run, which is made to do nothing."""
+def ran(grid, monkeypatch):
+    """The folders of the cells that are run, which is made to do nothing, where the grid ran."""
+    monkeypatch.chdir(grid.folder)
     folders = []
 
     def run(config, folder, seed, device, probe):
@@ -72,6 +76,60 @@ def test_another_configuration_or_seed_runs_again(grid, ran, tmp_path, caplog):
         caplog.messages.count("overlap 100 %, ce, seed 0: its configuration has changed since it ran; it runs again")
         == 1
     )
+
+
+@pytest.mark.parametrize("content", ["[]", "3"])
+def test_a_summary_that_is_none_runs_again(grid, ran, content):
+    cell = cell_of(grid, "ce")
+    path = cell.folder / "summary.json"
+    text = path.read_text("utf-8")
+    try:
+        path.write_text(content, encoding="utf-8")
+        run_grid([cell])
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert ran == [cell.folder]
+
+
+def test_another_teacher_at_the_same_place_runs_again(grid, ran, caplog):
+    cells = [cell_of(grid, "kd"), cell_of(grid, "ce")]
+    weights = Path("teacher.pt").read_bytes()
+    try:
+        Path("teacher.pt").write_bytes(weights + b"0")
+        with caplog.at_level(logging.INFO):
+            run_grid(cells)
+    finally:
+        Path("teacher.pt").write_bytes(weights)
+    assert ran == [cells[0].folder]  # cross-entropy has no teacher
+    assert "overlap 100 %, kd, seed 0: teacher.pt has changed since it ran; it runs again" in caplog.messages
+
+
+def test_another_probe_under_the_same_name_runs_again(grid, ran):
+    cell = cell_of(grid, "teacher-ncm")
+    run_grid([replace(cell, method=replace(cell.method, probe="logistic_regression"))])
+    assert ran == [cell.folder]
+
+
+def test_a_cell_that_takes_its_process_down_fails_alone(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr("gkd_plugin.compare.grid._run", run_or_die)
+    cells = [replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in range(4)]
+    results = run_grid(cells, jobs=2)
+    assert [result.status for result in results] == ["finished", "failed", "finished", "finished"]
+    assert "BrokenProcessPool" in results[1].reason
+    assert [process for process in active_children() if process.is_alive()] == []
+
+
+def test_ctrl_c_ends_the_processes_and_starts_no_other_cell(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr("gkd_plugin.compare.grid._run", run_slowly)
+    monkeypatch.setattr("gkd_plugin.compare.grid._log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    cells = [replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(cells, jobs=2)
+    deadline = time.monotonic() + 20
+    while active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert active_children() == []
+    assert not (tmp_path / "seed4").exists()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ failed: overlap 100 %, kd, seed 0 and 2 more: no weights
     ]
 
 
+def test_lost_pairs_are_told():
+    lost = [result for result in RESULTS if (result.cell.method, result.cell.seed) != (CE, 2)]
+    assert "+1.5 ± 0.5 (p 0.2), 2 paired" in comparison_table(lost, "top1")
+    assert "paired" not in comparison_table(RESULTS, "top1").splitlines()[2]
+
+
 def test_without_the_control_there_is_no_difference():
     table = comparison_table([result for result in RESULTS if result.cell.method is not CE], "top1")
     assert "− ce" not in table

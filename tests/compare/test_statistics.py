@@ -46,6 +46,14 @@ def test_only_seeds_that_both_have_are_paired():
     assert paired_difference({(0, None): 1.0}, {(1, None): 1.0}) is None
 
 
+def test_rounding_is_no_spread():
+    """25.0 and 25.4 against 26.7 and 27.1: equal differences of 1.7, whatever their last bits say."""
+    found = paired_difference({(0, None): 26.7, (1, None): 27.1}, {(0, None): 25.0, (1, None): 25.4})
+    assert found.value == pytest.approx(1.7)
+    assert found.error > 0
+    assert found.p_value is None
+
+
 @pytest.mark.parametrize("ours", [seeds(2.0), seeds(2.0, 3.0)])
 def test_no_p_value_of_one_pair_or_of_equal_differences(ours):
     difference = paired_difference(ours, seeds(1.0, 2.0))

@@ -65,6 +65,12 @@ def test_a_missing_file_names_the_nearest_one(write, tmp_path):
         ordered_classes(str(tmp_path), None, 1)
 
 
+@pytest.mark.parametrize("order", [5, {0: 1}, True])
+def test_what_is_neither_list_nor_path(order):
+    with pytest.raises(ConfigError, match="class_order must be a list of class indices or the path"):
+        ordered_classes(order, None, 6)
+
+
 def test_a_file_and_a_seed_are_refused(write):
     with pytest.raises(ConfigError, match=r"either class_order or seed, got both \(seed=0\)"):
         ordered_classes(write("0\n"), 0, 1)

@@ -54,6 +54,13 @@ def test_other_arrays_are_refused(images):
         ArrayImages(images, [0] * len(images))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_other_arrays_are_not_pooled(tmp_path, dtype):
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((2, 4, 4, 3), dtype), y_train=[0, 1])
+    with pytest.raises(ConfigError, match=r"images must be uint8 \[N, H, W\]"):
+        npz_images(tmp_path / "a.npz", pool=2)
+
+
 def test_one_label_for_each_image_is_needed():
     with pytest.raises(ConfigError, match="2 labels for 3 images"):
         ArrayImages(RGB, [0, 1])

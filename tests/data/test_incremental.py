@@ -75,6 +75,7 @@ def test_unusable_arguments_are_refused(arguments, message):
         incremental_subset(**{"dataset": IMAGES, "old": 2, "new": 2, **arguments})
 
 
-def test_new_classes_without_samples_are_refused():
+@pytest.mark.parametrize("memory", [None, 0, 1])
+def test_new_classes_without_samples_are_refused(memory):
     with pytest.raises(ConfigError, match="none of the new classes has a sample"):
-        incremental_subset(FakeImages([0, 1], ["ant", "bee", "cat"]), 2, 1, 1)
+        incremental_subset(FakeImages([0, 1], ["ant", "bee", "cat"]), 2, 1, memory)

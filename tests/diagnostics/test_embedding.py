@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from gkd_plugin.diagnostics.embedding import ncm_top1, project, report_embedding, shown_samples
 from gkd_plugin.diagnostics.left_out import LeftOut
+from gkd_plugin.local_classifier import LocalClassifier
 from gkd_plugin.runner.run_folder import RunFolder
 
 
@@ -57,6 +59,9 @@ def test_left_out(run, tmp_path):
         report_embedding(replace(run, embedding_path=None), tmp_path)
     with pytest.raises(LeftOut, match=r"^there are no validation images \(val_data_loader\)"):
         report_embedding(replace(run, validation=None), tmp_path)
+    unfitted = SimpleNamespace(local_classifier=LocalClassifier())
+    with pytest.raises(LeftOut, match=r"^a class has no training sample, so there are no class centres"):
+        report_embedding(replace(run, teacher=unfitted), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

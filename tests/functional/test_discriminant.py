@@ -19,13 +19,13 @@ def clouds(classes=4, per_class=12, width=5, spread=1.0, seed=0):
     return (means[labels] + spread * draw(len(labels), width) @ mixing)[shuffled], labels[shuffled]
 
 
-def reference(rows, labels, classes, gamma, variance):
-    """Weight and bias for s = 1, from the covariance and its inverse."""
+def reference(rows, labels, classes, gamma, variance, views=1):
+    """Weight and bias for s = 1, from the covariance, with so many rows to a sample, and its inverse."""
     means = torch.stack([rows[labels == k].mean(0) for k in range(classes)])
     covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     for row, label in zip(rows, labels, strict=True):
         covariance += torch.outer(row - means[label], row - means[label])
-    covariance /= len(rows) - classes
+    covariance /= len(rows) - views * classes
     shrunk = (1 - gamma) * covariance + gamma * variance * torch.eye(rows.shape[1], dtype=torch.float64)
     inverse = torch.linalg.inv(shrunk)
     weight = torch.stack([inverse @ mean for mean in means])
@@ -43,7 +43,8 @@ def held_out_logits(rows, labels, classes, gamma, folds, samples=None):
     found = []
     for i in range(len(rows)):
         rest = fold != fold[i]
-        weight, bias = reference(rows[rest], labels[rest], classes, gamma, total_variance(rows))
+        views = 1 if samples is None else len(rows) / len(set(samples.tolist()))
+        weight, bias = reference(rows[rest], labels[rest], classes, gamma, total_variance(rows), views)
         found.append(weight @ rows[i] + bias)
     return torch.stack(found)
 
@@ -108,6 +109,18 @@ def test_views_of_a_sample_are_held_out_together(width):
     assert fit.held_out_nll == pytest.approx(smoothed_nll(scale * unscaled, labels, len(rows)), rel=1e-6)
     alone = fit_discriminant(views, labels, 4, folds=3, shrinkages=(0.3,))  # each view known by its siblings
     assert alone.held_out_nll < fit.held_out_nll
+
+
+@pytest.mark.parametrize(("per_class", "width"), [(3, 20), (12, 5)])
+def test_copies_tell_nothing_new(per_class, width):
+    rows, labels = clouds(classes=6, per_class=per_class, width=width)
+    once = fit_discriminant(rows, labels, 6, folds=3)
+    copies = fit_discriminant(
+        rows.repeat(4, 1), labels.repeat(4), 6, folds=3, samples=torch.arange(len(rows)).repeat(4)
+    )
+    assert copies.shrinkage == once.shrinkage
+    assert copies.held_out_nll == pytest.approx(once.held_out_nll, rel=1e-6)
+    torch.testing.assert_close(copies.weight, once.weight, rtol=1e-3, atol=1e-5)
 
 
 def test_views_do_not_make_samples():

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch.nn import functional
 
 from gkd_plugin.functional import fit_shared_classes, own_log_probabilities
+from gkd_plugin.functional.discriminant import smoothed_targets
 
 
 def samples(n=240, classes=4, teacher_labels=(2, -1, 0, -1), seed=0):
@@ -100,6 +102,27 @@ def test_a_local_classifier_that_contradicts_the_labels_is_left_out():
     local, own, teacher_labels, labels = samples()
     fit = fit_shared_classes(-local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
     assert fit.local_scale == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_contradictions_of_any_kind_leave_the_best_of_the_allowed_factors(seed):
+    generator = torch.Generator().manual_seed(seed)
+    local, own, teacher_labels, labels = samples(60, teacher_labels=(2, -1, 0, 1), seed=seed)
+    local = local * float(torch.randn((), generator=generator)) + torch.randn(60, 4, generator=generator)
+    own = own_log_probabilities(own * float(3 * torch.randn((), generator=generator)), teacher_labels)
+    fit = fit_shared_classes(local, own, teacher_labels, labels)
+    known, targets = (teacher_labels >= 0).double(), smoothed_targets(labels, 4)
+
+    def cost(factors):
+        a, b, c = (float(factor) for factor in factors)
+        return float(functional.cross_entropy(a * local.double() + b * own.double() + c * known, targets))
+
+    best = min(
+        minimize(cost, [a, b, 0.0], bounds=[(0, None), (0, 1), (None, None)]).fun for a in (0, 1) for b in (0, 1)
+    )
+    assert fit.nll == pytest.approx(best, abs=1e-5)
+    assert fit.local_scale >= 0
+    assert 0 <= fit.own_scale <= 1
 
 
 def test_values_that_are_not_finite():

@@ -63,6 +63,11 @@ def test_validation_after_every_few_epochs_and_the_last_three():
     assert "loss" in rows[2]
 
 
+def test_validation_leaves_training_as_it_is():
+    losses = [[row["loss"] for row in train(stage("classifier", epochs=5), val_freq=n)[0]] for n in (1, 50)]
+    assert losses[0] == losses[1]
+
+
 def test_the_students_forward_is_wrapped_once_in_every_stage():
     """Accelerate's wrappers for mixed precision would otherwise pile up from stage to stage."""
     sections = {f"stage{n}": stage("classifier") for n in (1, 2, 3)}

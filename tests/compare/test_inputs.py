@@ -1,0 +1,61 @@
+"""What tells that a finished cell is stale."""
+
+import json
+
+import pytest
+
+from gkd_plugin.compare.inputs import changed_input, inputs_of, keep_inputs
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.pt").write_bytes(b"weights")
+    (tmp_path / "order.txt").write_text("0", encoding="utf-8")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "models: {teacher_model: {src_ckpt: teacher.pt, dst_ckpt: not_there.pt}}\n"
+        "datasets:\n"
+        '  a: !import_call {key: x.y, init: {kwargs: {class_order: order.txt, sizes: [1, 2], text: "a\\0b"}}}\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_files_anywhere_in_the_configuration_the_package_and_the_probe(config):
+    found = inputs_of(config, "ncm")
+    assert set(found) == {"gkd_plugin", "probe", "teacher.pt", "order.txt"}
+    assert found["probe"] == "ncm"
+
+
+def test_nothing_has_changed(config, tmp_path):
+    keep_inputs(inputs_of(config, None), tmp_path)
+    assert changed_input(inputs_of(config, None), tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["teacher.pt", "order.txt"])
+def test_another_content(config, tmp_path, name):
+    keep_inputs(inputs_of(config, None), tmp_path)
+    (tmp_path / name).write_text("another", encoding="utf-8")
+    assert changed_input(inputs_of(config, None), tmp_path) == name
+
+
+def test_a_file_that_is_gone(config, tmp_path):
+    keep_inputs(inputs_of(config, None), tmp_path)
+    (tmp_path / "order.txt").unlink()
+    assert changed_input(inputs_of(config, None), tmp_path) == "order.txt"
+
+
+def test_another_probe_and_another_version(config, tmp_path):
+    now = inputs_of(config, None)
+    keep_inputs({**now, "probe": "ncm"}, tmp_path)
+    assert changed_input(now, tmp_path) == "probe"
+    keep_inputs({**now, "gkd_plugin": "before"}, tmp_path)
+    assert changed_input(now, tmp_path) == "gkd_plugin"
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", json.dumps({})])
+def test_a_run_folder_that_does_not_say(config, tmp_path, content):
+    if content is not None:
+        (tmp_path / "inputs.json").write_text(content, encoding="utf-8")
+    assert changed_input(inputs_of(config, None), tmp_path) is not None
