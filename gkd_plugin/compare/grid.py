@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -101,9 +102,10 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1) ->
     if finished:
         logger.info("%d of %d cells are finished already", finished, len(cells))
     run = _in_turn if jobs == 1 else _at_once
-    for done, result in enumerate(run(waiting, device, jobs), 1):
-        results[id(result.cell)] = result
-        _log(result, done, len(waiting))
+    with closing(run(waiting, device, jobs)) as running:
+        for done, result in enumerate(running, 1):
+            results[id(result.cell)] = result
+            _log(result, done, len(waiting))
     return [results[id(cell)] for cell in cells]
 
 
@@ -128,12 +130,12 @@ def _known(cell: Cell) -> Result | None:
     return Result(cell, FINISHED, summary)
 
 
-def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:  # noqa: ARG001
+def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[Result, None, None]:  # noqa: ARG001
     for cell in cells:
         yield _result(cell, partial(_run, *_arguments(cell, device)))
 
 
-def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Iterator[Result]:
+def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[Result, None, None]:
     workers: SimpleQueue[_Worker] = SimpleQueue()
     for _ in range(jobs):
         workers.put(_Worker(max(1, (os.cpu_count() or 1) // jobs)))
