@@ -16,7 +16,9 @@ from gkd_plugin.functional import (
     fit_discriminant,
     fit_shared_classes,
     own_log_probabilities,
+    shared_log_probabilities,
 )
+from gkd_plugin.functional.discriminant import smoothed_targets
 
 __all__ = ["KINDS", "Evidence", "LocalClassifier"]
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 KINDS = ("centres", "discriminant")
 MAX_ROWS = 10_000
 """Embeddings that a discriminant is fitted on: about as many of each class, the first ones."""
-_FITTED = ("centres", "weight", "bias", "teacher_labels", "own_factors")
+_FITTED = ("centres", "weight", "bias", "teacher_labels", "shared_factors")
 
 
 class Evidence(NamedTuple):
@@ -64,7 +66,7 @@ class LocalClassifier(nn.Module):
     φ_T(x) and these side by side, each direction divided by its standard deviation over the training samples.
 
     The buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, ``weight`` ``[C, D_t + F]``, ``bias`` ``[C]``,
-    ``teacher_labels`` ``[C]`` (−1 for a class that the teacher does not know), ``own_factors`` ``[2]`` (b and c).
+    ``teacher_labels`` ``[C]`` (−1 for a class that the teacher does not know), ``shared_factors`` ``[6]``.
 
     Attributes:
         kind: one of :data:`KINDS`.
@@ -78,7 +80,7 @@ class LocalClassifier(nn.Module):
     weight: Tensor
     bias: Tensor
     teacher_labels: Tensor
-    own_factors: Tensor
+    shared_factors: Tensor
 
     def __init__(self, kind: str = "centres") -> None:
         super().__init__()
@@ -111,12 +113,10 @@ class LocalClassifier(nn.Module):
         """``[B, C]`` float32."""
         with torch.autocast(evidence.embedding.device.type, enabled=False):
             local: Tensor = functional.linear(evidence.rows[:, : self.weight.shape[1]], self.weight, self.bias)
-            if evidence.own is None or self.own_factors.numel() == 0:
+            if evidence.own is None or self.shared_factors.numel() == 0:
                 return local
-            scale, offset = self.own_factors
-            known = self.teacher_labels >= 0
-            shared: Tensor = known * (scale * own_log_probabilities(evidence.own, self.teacher_labels) + offset)
-            return local + shared
+            own = own_log_probabilities(evidence.own, self.teacher_labels)
+            return shared_log_probabilities(local, own, self.teacher_labels, self.shared_factors)
 
     def adopt(self, other: LocalClassifier, device: torch.device) -> None:
         """Takes over what another one was fitted to."""
@@ -147,7 +147,7 @@ class LocalClassifier(nn.Module):
         Raises:
             ValueError: a class has no sample, or a label is out of range.
         """
-        for name in ("teacher_labels", "own_factors"):
+        for name in ("teacher_labels", "shared_factors"):
             setattr(self, name, torch.empty(0, device=device))
         accumulator, kept = ClassCentreAccumulator(num_classes), _Kept()
         for evidence, labels in batches:
@@ -163,7 +163,7 @@ class LocalClassifier(nn.Module):
 
     def _read(self, evidence: Evidence) -> Evidence:
         """Without the teacher's own logits where no class is shared, which may be many."""
-        return evidence if self.shared else evidence._replace(own=None)
+        return evidence if any(label is not None for label in self.shared or ()) else evidence._replace(own=None)
 
     def _fit_discriminant(self, kept: _Kept, device: torch.device) -> None:
         rows, own, labels, samples = kept.result()
@@ -174,7 +174,8 @@ class LocalClassifier(nn.Module):
             return
         spread = _spread(rows) if rows.shape[1] > self.centres.shape[1] else torch.ones(1)
         fit = fit_discriminant(rows / spread, labels, classes, samples=samples)
-        weight, bias, nll, used = fit.weight / spread, fit.bias, fit.held_out_nll, ""
+        self.weight, self.bias = (fit.weight / spread).to(device), fit.bias.to(device)
+        nll, used = fit.held_out_nll, ""
         if self.shared is not self.known:
             logger.warning(
                 "class_map: the training set's shared classes are those of a teacher with %s classes, this one has %s, "
@@ -183,18 +184,9 @@ class LocalClassifier(nn.Module):
                 self.own_classes,
             )
         if own is not None and self.shared:
-            teacher_labels = torch.tensor([-1 if label is None else label for label in self.shared])
-            _check_known(teacher_labels, classes, own.shape[1])
-            log_probabilities = own_log_probabilities(own, teacher_labels)
-            shared = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels, len(distinct))
-            weight, bias, nll = shared.local_scale * weight, shared.local_scale * bias, shared.nll
-            self.teacher_labels = teacher_labels.to(device)
-            self.own_factors = torch.tensor([shared.own_scale, shared.offset], device=device)
-            used = (
-                f"; {int((teacher_labels >= 0).sum())} of {classes} classes are the teacher's own, their logits by "
-                f"{shared.own_scale:.2g}, the others by {shared.local_scale:.2g}"
-            )
-        self.weight, self.bias = weight.to(device), bias.to(device)
+            nll, used = self._fit_shared(self.shared, fit.held_out_logits, own, labels, samples)
+            self.teacher_labels = self.teacher_labels.to(device)
+            self.shared_factors = self.shared_factors.to(device)
         logger.info(
             "local classifier: held-out accuracy %.1f %% from %s, labels cost %.2f of %.2f nats "
             "(shrinkage %g, scale %.3g)%s",
@@ -205,6 +197,24 @@ class LocalClassifier(nn.Module):
             fit.shrinkage,
             fit.scale,
             used,
+        )
+
+    def _fit_shared(
+        self, shared: Sequence[int | None], local: Tensor, own: Tensor, labels: Tensor, samples: Tensor
+    ) -> tuple[float, str]:
+        """Puts the teacher's own logits in; what labels then cost in nats, and how the log tells it."""
+        teacher_labels = torch.tensor([-1 if label is None else label for label in shared])
+        classes = len(self.centres)
+        _check_known(teacher_labels, classes, own.shape[1])
+        own = own_log_probabilities(own, teacher_labels)
+        factors = fit_shared_classes(local, own, teacher_labels, labels, samples)
+        kept = torch.tensor(factors)
+        targets = smoothed_targets(labels, classes, len(torch.unique(samples))).float()
+        nll = functional.cross_entropy(shared_log_probabilities(local, own, teacher_labels, kept), targets)
+        self.teacher_labels, self.shared_factors = teacher_labels, kept
+        return float(nll), (
+            f"; {int((teacher_labels >= 0).sum())} of {classes} classes are the teacher's own, told apart by its own "
+            f"logits times {factors.own_scale:.2g} and local ones times {factors.local_scale:.2g}"
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional
 
 from gkd_plugin import local_classifier
-from gkd_plugin.functional import class_centres, fit_discriminant, fit_shared_classes, own_log_probabilities
+from gkd_plugin.functional import (
+    class_centres,
+    fit_discriminant,
+    fit_shared_classes,
+    own_log_probabilities,
+    shared_log_probabilities,
+)
 from gkd_plugin.local_classifier import Evidence, LocalClassifier
 
 CPU = torch.device("cpu")
@@ -56,11 +62,10 @@ def test_shared_classes_bring_the_teachers_own_logits():
     fit = fit_discriminant(embedding, labels, 4)
     teacher_labels = torch.tensor([0, -1, 2, -1])
     log_probabilities = own_log_probabilities(own, teacher_labels)
-    a, b, c, _ = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels)
-    want = a * (embedding @ fit.weight.T + fit.bias)
-    for k, t in ((0, 0), (2, 2)):
-        want[:, k] += b * own.log_softmax(1)[:, t] + c
-    assert b > 0
+    factors = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels)
+    local = embedding @ fit.weight.T + fit.bias
+    want = shared_log_probabilities(local, log_probabilities, teacher_labels, torch.tensor(factors))
+    assert factors.own_scale > 0
     torch.testing.assert_close(classifier.logits(Evidence(embedding, None, own)), want, rtol=1e-4, atol=1e-4)
 
 
@@ -101,12 +106,12 @@ def test_a_discriminant_is_fitted_to_the_views_and_centres_to_the_batches(known)
     classifier.fit(batches(embedding, own, labels), None, CPU, views)
     torch.testing.assert_close(classifier.centres, class_centres([(embedding, labels)]))
     fit = fit_discriminant(rows, labels, 4, samples=samples)
-    scale = 1.0
     if known:
         teacher_labels = torch.tensor([0, -1, 2, -1])
         log_probabilities = own_log_probabilities(own_of_views, teacher_labels)
-        scale = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels, 24).local_scale
-    torch.testing.assert_close(classifier.weight, scale * fit.weight)
+        factors = fit_shared_classes(fit.held_out_logits, log_probabilities, teacher_labels, labels, samples)
+        torch.testing.assert_close(classifier.shared_factors, torch.tensor(factors))
+    torch.testing.assert_close(classifier.weight, fit.weight)
     assert not torch.allclose(fit.weight, fit_discriminant(rows, labels, 4).weight)
 
 

@@ -306,7 +306,7 @@ def test_classifiers_are_adopted_with_their_kind():
     for teacher in (same, other):
         teacher.local_classifier.known = [1, None, None, None]
         teacher.adopt_centres(first)
-    assert torch.equal(same.local_classifier.own_factors, first.local_classifier.own_factors)
+    assert torch.equal(same.local_classifier.shared_factors, first.local_classifier.shared_factors)
     assert not other.local_classifier.is_ready
 
 

@@ -14,7 +14,12 @@ from gkd_plugin.functional.local_classifier import (
 from gkd_plugin.functional.mining import MINING
 from gkd_plugin.functional.queue import EmbeddingQueue
 from gkd_plugin.functional.relationship import RelationshipMatch, check_matching, relationship_matching
-from gkd_plugin.functional.shared_classes import SharedClasses, fit_shared_classes, own_log_probabilities
+from gkd_plugin.functional.shared_classes import (
+    SharedClasses,
+    fit_shared_classes,
+    own_log_probabilities,
+    shared_log_probabilities,
+)
 
 __all__ = [
     "MINING",
@@ -35,4 +40,5 @@ __all__ = [
     "own_log_probabilities",
     "present_classes",
     "relationship_matching",
+    "shared_log_probabilities",
 ]

@@ -1,22 +1,27 @@
-r"""The teacher's own logits for classes it knows, brought onto one scale with a local classifier for all classes.
+r"""The teacher's own logits for classes it knows, put together with a local classifier for all classes.
 
 Where a student's class k is one of the teacher's, t(k), the teacher's own classifier has seen far more of it than the
-student's few training samples show. With d the logits of a local classifier over the student's C classes,
+student's few training samples show. With d the logits of a local classifier over the student's C classes, and known and
+other the classes that the teacher knows and does not,
 
-    z_k = a · d_k                                  for a class that the teacher does not know,
-    z_k = a · d_k + b · log p_T(t(k) | x) + c      for one that it does.
+    log p(k | x) = log p(known | x) + log softmax_{k known}( a · d_k + b · log p_T(t(k) | x) )    for a class it knows,
+    log p(k | x) = log p(other | x) + log softmax_{k other}( a' · d_k )                           for one it does not,
 
-a ≥ 0, 0 ≤ b ≤ 1 and c minimise the cross-entropy with training labels, smoothed as in
-:mod:`gkd_plugin.functional.discriminant` (a convex problem), d being of held-out samples. Where all classes are shared
-and the teacher is calibrated, a tends to 0 and b to 1: knowledge distillation proper. b is bounded because a teacher
-that was trained on the very same images answers them with a certainty that no image it has not seen would get; it is
-then taken at its word, and no further. Not in the paper.
+    logit p(known | x) = g · (LSE_known d − LSE_other d) + h · log Σ_known p_T(t(k) | x) + c,     LSE = log Σ exp.
+
+Among its own classes the teacher is then believed as it is, and only which kind of class it sees is left to both; one
+softmax over both kinds of logits cannot say both, because how sure the teacher is of an image says little of whether it
+knows its class. a, a', g ≥ 0, b and h in [0, 1] and c minimise the cross-entropy with training labels, smoothed as in
+:mod:`gkd_plugin.functional.discriminant`: three convex problems, d being of held-out samples. Where all classes are
+shared and the teacher is calibrated, a tends to 0 and b to 1: knowledge distillation proper. b and h are bounded,
+because a teacher that was trained on the very same images answers them with a certainty that no image it has not seen
+would get; it is then taken at its word, and no further. Not in the paper.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -27,23 +32,29 @@ from torch.nn import functional
 from gkd_plugin.functional._precision import exact_dtype
 from gkd_plugin.functional.discriminant import smoothed_targets
 
-__all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities"]
+__all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities", "shared_log_probabilities"]
+
+Bounds = Sequence[tuple[float, float]]
 
 
 class SharedClasses(NamedTuple):
-    """How the two kinds of logits are put together.
+    """The factors of this module's formula; those that a class space has no use for are 0.
 
     Attributes:
         local_scale: a ≥ 0.
         own_scale: b in [0, 1]; 0 where the teacher's own logits tell nothing.
-        offset: c; without meaning, 0, where all classes are shared.
-        nll: mean cross-entropy with the smoothed labels, in nats.
+        other_scale: a' ≥ 0.
+        local_evidence: g ≥ 0.
+        own_evidence: h in [0, 1].
+        offset: c.
     """
 
     local_scale: float
     own_scale: float
-    offset: float
-    nll: float
+    other_scale: float = 0.0
+    local_evidence: float = 0.0
+    own_evidence: float = 0.0
+    offset: float = 0.0
 
 
 def own_log_probabilities(logits: Tensor, teacher_labels: Tensor) -> Tensor:
@@ -57,54 +68,97 @@ def own_log_probabilities(logits: Tensor, teacher_labels: Tensor) -> Tensor:
     return chosen.masked_fill(teacher_labels < 0, 0)
 
 
+def shared_log_probabilities(local: Tensor, own: Tensor, teacher_labels: Tensor, factors: Tensor) -> Tensor:
+    """``[B, C]``: log p(k | x) of this module's formula; the host waits for no device.
+
+    Args:
+        local: ``[B, C]``, d.
+        own: ``[B, C]`` from :func:`own_log_probabilities`.
+        teacher_labels: ``[C]``, as there; at least one class is known.
+        factors: ``[6]``, in the order of :class:`SharedClasses`.
+    """
+    a, b, a_other, g, h, c = factors
+    known = teacher_labels >= 0
+    inside = (a * local + b * own).masked_fill(~known, -math.inf).log_softmax(dim=1)
+    outside = (a_other * local).masked_fill(known, -math.inf).log_softmax(dim=1)
+    of_local, of_own = _evidence(local, own, known)
+    side = g * of_local + h * of_own + c
+    together = torch.where(known, inside + _column(functional.logsigmoid(side)), outside + _column(_log_not(side)))
+    return torch.where(known.all(), inside, together)
+
+
 def fit_shared_classes(
-    local: Tensor, own: Tensor, teacher_labels: Tensor, labels: Tensor, samples: int | None = None
+    local: Tensor, own: Tensor, teacher_labels: Tensor, labels: Tensor, samples: Tensor | None = None
 ) -> SharedClasses:
-    """Fits a, b and c of this module's formula.
+    """Fits the factors of this module's formula.
 
     Args:
         local: ``[N, C]``, d of held-out samples.
         own: ``[N, C]`` from :func:`own_log_probabilities`.
-        teacher_labels: ``[C]``, as there.
-        labels: ``[N]`` integers in [0, C).
-        samples: how many samples the rows are views of; ``None`` where every row is a sample of its own.
+        teacher_labels: ``[C]``, as there; at least one class is known.
+        labels: ``[N]`` integers in [0, C); each class has a sample.
+        samples: ``[N]`` integers, equal for views of one sample; ``None`` where every row is a sample of its own.
 
     Raises:
         ValueError: a value is not finite.
     """
     dtype = exact_dtype(local)
-    known = (teacher_labels >= 0).to(local.device, dtype)
-    terms = torch.stack([local.to(dtype), own.to(local.device, dtype), known.expand_as(local)])
-    if not bool(torch.isfinite(terms).all()):
+    known = (teacher_labels >= 0).to(local.device)
+    local, own = local.to(dtype), own.to(local.device, dtype)
+    if not bool(torch.isfinite(local).all() and torch.isfinite(own).all()):
         raise ValueError("the teacher's logits are not finite")
-    targets = smoothed_targets(labels, local.shape[1], samples).to(terms)
-    fixed = {_OFFSET: 0.0} if bool(known.all()) else {}
-    factors, nll = _most_likely(terms, targets, fixed)
-    if not _is_allowed(factors):
-        # convex: where the minimum is outside, that of the allowed factors is on a side of them
-        sides = [dict(zip(_BOUNDS, side, strict=True)) for side in product((None, 0.0), (None, 0.0, 1.0))]
-        found = [
-            _most_likely(terms, targets, fixed | {index: value for index, value in side.items() if value is not None})
-            for side in sides[1:]
-        ]
-        factors, nll = min((fit for fit in found if _is_allowed(fit[0])), key=lambda fit: fit[1])
-    local_scale, own_scale, offset = factors
-    return SharedClasses(local_scale, own_scale, offset, nll)
+    samples = torch.arange(len(labels), device=labels.device) if samples is None else samples
+    place = torch.where(known, known.cumsum(0), (~known).cumsum(0)) - 1  # of a class among those of its kind
+    mine, places = known[labels], place[labels]
+    a, b = _most_likely(
+        torch.stack([local, own])[:, mine][:, :, known], places[mine], samples[mine], [(0, math.inf), (0, 1)]
+    )
+    if bool(known.all()):
+        return SharedClasses(a, b)
+    (a_other,) = _most_likely(local[None][:, ~mine][:, :, ~known], places[~mine], samples[~mine], [(0, math.inf)])
+    of_local, of_own = _evidence(local, own, known)
+    sides = torch.stack([of_local, of_own, torch.ones_like(of_local)])
+    terms = torch.stack([sides, torch.zeros_like(sides)], dim=2)
+    g, h, c = _most_likely(terms, (~mine).long(), samples, [(0, math.inf), (0, 1), (-math.inf, math.inf)])
+    return SharedClasses(a, b, a_other, g, h, c)
 
 
-_LOCAL, _OWN, _OFFSET = range(3)
-_BOUNDS = {_LOCAL: (0.0, math.inf), _OWN: (0.0, 1.0)}
+def _evidence(local: Tensor, own: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """``[B]`` each: LSE_known d − LSE_other d, and log Σ_known p_T."""
+    of_known, of_other = (local.masked_fill(mask, -math.inf).logsumexp(dim=1) for mask in (~known, known))
+    return of_known - of_other, own.masked_fill(~known, -math.inf).logsumexp(dim=1)
 
 
-def _is_allowed(factors: Sequence[float]) -> bool:
-    return all(low <= factors[index] <= high for index, (low, high) in _BOUNDS.items())
+def _log_not(side: Tensor) -> Tensor:
+    return functional.logsigmoid(-side)
 
 
-def _most_likely(terms: Tensor, targets: Tensor, fixed: Mapping[int, float]) -> tuple[list[float], float]:
-    """Factors of the ``terms`` ``[3, N, C]`` with the lowest cross-entropy, some of them given, and that."""
-    given = terms.new_tensor([fixed.get(index, 0.0) for index in range(3)])
-    is_free = torch.tensor([index not in fixed for index in range(3)], device=terms.device)
-    free = torch.full_like(given, 0.5).requires_grad_()
+def _column(values: Tensor) -> Tensor:
+    return values.unsqueeze(1)
+
+
+def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, bounds: Bounds) -> list[float]:
+    """Factors of the ``terms`` ``[T, N, C]``, each within its bounds, with the lowest cross-entropy of their sum."""
+    targets = smoothed_targets(labels, terms.shape[2], len(torch.unique(samples))).to(terms)
+    factors, _ = _minimum(terms, targets, {})
+    if _is_allowed(factors, bounds):
+        return factors
+    # convex: where the minimum is outside, that of the allowed factors is on a side of them
+    choices = [(None, *(bound for bound in pair if math.isfinite(bound))) for pair in bounds]
+    sides = [{i: value for i, value in enumerate(side) if value is not None} for side in product(*choices)]
+    found = [_minimum(terms, targets, fixed) for fixed in sides if fixed]
+    return min((fit for fit in found if _is_allowed(fit[0], bounds)), key=lambda fit: fit[1])[0]
+
+
+def _is_allowed(factors: Sequence[float], bounds: Bounds) -> bool:
+    return all(low <= factor <= high for factor, (low, high) in zip(factors, bounds, strict=True))
+
+
+def _minimum(terms: Tensor, targets: Tensor, fixed: dict[int, float]) -> tuple[list[float], float]:
+    """Factors with the lowest cross-entropy, some of them given, and that; 0 for one that changes nothing."""
+    given = terms.new_tensor([fixed.get(index, 0.0) for index in range(len(terms))])
+    is_free = torch.tensor([index not in fixed for index in range(len(terms))], device=terms.device)
+    free = torch.zeros_like(given).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [free], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )

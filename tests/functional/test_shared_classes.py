@@ -8,8 +8,7 @@ import torch
 from scipy.optimize import minimize
 from torch.nn import functional
 
-from gkd_plugin.functional import fit_shared_classes, own_log_probabilities
-from gkd_plugin.functional.discriminant import smoothed_targets
+from gkd_plugin.functional import fit_shared_classes, own_log_probabilities, shared_log_probabilities
 
 
 def samples(n=240, classes=4, teacher_labels=(2, -1, 0, -1), seed=0):
@@ -33,31 +32,111 @@ def test_log_probabilities_are_those_of_the_teachers_class():
         assert found[i, k].item() == pytest.approx(want, abs=1e-5)
 
 
-def nll(local, own, teacher_labels, labels, a, b, c):
-    """Mean cross-entropy in loops; ε = C / (N + C) of each label is spread over all classes."""
-    total, classes = 0.0, local.shape[1]
-    epsilon = classes / (len(labels) + classes)
-    for i, label in enumerate(labels.tolist()):
-        z = []
-        for k in range(local.shape[1]):
-            t = int(teacher_labels[k])
-            log_p = own[i, t].item() - math.log(sum(math.exp(v) for v in own[i].tolist()))
-            z.append(a * local[i, k].item() + (b * log_p + c if t >= 0 else 0.0))
-        log_p = [v - math.log(sum(math.exp(w) for w in z)) for v in z]
-        total -= (1 - epsilon) * log_p[label] + epsilon * sum(log_p) / classes
+def log_probabilities(local, own, teacher_labels, factors):
+    """In loops over one image: the formula of the module."""
+    a, b, a_other, g, h, c = factors
+    known = [k for k, t in enumerate(teacher_labels.tolist()) if t >= 0]
+    other = [k for k in range(len(teacher_labels)) if k not in known]
+    total = lambda values: math.log(sum(math.exp(v) for v in values))  # noqa: E731
+    log_p = {k: own[int(teacher_labels[k])].item() - total(own.tolist()) for k in known}
+    inside = {k: a * local[k].item() + b * log_p[k] for k in known}
+    outside = {k: a_other * local[k].item() for k in other}
+    found = [0.0] * len(teacher_labels)
+    side = math.inf
+    if other:
+        evidence = total([local[k].item() for k in known]) - total([local[k].item() for k in other])
+        side = g * evidence + h * total(log_p.values()) + c
+    for k in known:
+        found[k] = inside[k] - total(inside.values()) - math.log1p(math.exp(-side))
+    for k in other:
+        found[k] = outside[k] - total(outside.values()) - math.log1p(math.exp(side))
+    return found
+
+
+def smoothed_nll(rows, labels, classes):
+    """Mean cross-entropy of log-probabilities; ε = C / (N + C) of each label is spread over all classes."""
+    epsilon, total = classes / (len(labels) + classes), 0.0
+    for row, label in zip(rows, labels, strict=True):
+        total -= (1 - epsilon) * row[label] + epsilon * sum(row) / classes
     return total / len(labels)
 
 
-def test_the_factors_are_the_most_likely_ones():
-    local, own, teacher_labels, labels = samples(60)
-    fit = fit_shared_classes(local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
-    best = (fit.local_scale, fit.own_scale, fit.offset)
-    assert fit.nll == pytest.approx(nll(local, own, teacher_labels, labels, *best), rel=1e-5)
-    for index, step in itertools.product(range(3), (-0.05, 0.05)):
+def log_softmax(values):
+    highest = max(values)
+    rest = highest + math.log(sum(math.exp(value - highest) for value in values))
+    return [value - rest for value in values]
+
+
+def costs(local, own, teacher_labels, labels, factors):
+    """What the factors cost in each of the three problems, in loops."""
+    a, b, a_other, g, h, c = factors
+    known = [k for k, t in enumerate(teacher_labels.tolist()) if t >= 0]
+    other = [k for k in range(len(teacher_labels)) if k not in known]
+    inside, outside, side = ([], []), ([], []), ([], [])
+    for x, p, label in zip(local.tolist(), own.tolist(), labels.tolist(), strict=True):
+        if label in known:
+            inside[0].append(log_softmax([a * x[k] + b * p[k] for k in known]))
+            inside[1].append(known.index(label))
+        else:
+            outside[0].append(log_softmax([a_other * x[k] for k in other]))
+            outside[1].append(other.index(label))
+        if other:
+            lse = [math.log(sum(math.exp(x[k]) for k in kind)) for kind in (known, other)]
+            evidence = g * (lse[0] - lse[1]) + h * math.log(sum(math.exp(p[k]) for k in known)) + c
+            side[0].append(log_softmax([evidence, 0.0]))
+            side[1].append(int(label in other))
+    sizes = (len(known), len(other), 2)
+    return [
+        smoothed_nll(*part, size) if part[0] else 0.0 for part, size in zip((inside, outside, side), sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("teacher_labels", [(2, -1, 0, -1), (2, 4, 0, 1), (-1, -1, 3, -1)])
+def test_the_formula(teacher_labels):
+    local, own, teacher_labels, _ = samples(20, teacher_labels=teacher_labels)
+    factors = torch.tensor([0.3, 0.8, 1.2, 0.6, 0.4, -0.2])
+    found = shared_log_probabilities(local, own_log_probabilities(own, teacher_labels), teacher_labels, factors)
+    for i in range(20):
+        want = log_probabilities(local[i], own[i], teacher_labels, factors.tolist())
+        assert found[i].tolist() == pytest.approx(want, abs=1e-5)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(20))
+
+
+@pytest.mark.parametrize("teacher_labels", [(2, -1, 0, -1), (2, 4, 0, 1), (-1, -1, 3, -1), (2, 4, 0, -1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_factors_are_the_most_likely_ones(teacher_labels, seed):
+    local, own, teacher_labels, labels = samples(60, teacher_labels=teacher_labels, seed=seed)
+    own = own_log_probabilities(own, teacher_labels)
+    best = list(fit_shared_classes(local, own, teacher_labels, labels))
+    least = costs(local, own, teacher_labels, labels, best)
+    allowed = [(0, math.inf), (0, 1), (0, math.inf), (0, math.inf), (0, 1), (-math.inf, math.inf)]
+    for index, step in itertools.product(range(6), (-0.05, 0.05)):
         moved = [value + step * (j == index) for j, value in enumerate(best)]
-        if not 0 <= moved[1] <= 1:
-            continue  # b is bounded
-        assert nll(local, own, teacher_labels, labels, *moved) > fit.nll
+        if allowed[index][0] <= moved[index] <= allowed[index][1]:
+            moved_costs = costs(local, own, teacher_labels, labels, moved)
+            assert all(after >= before - 1e-9 for after, before in zip(moved_costs, least, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_contradictions_of_any_kind_leave_the_best_of_the_allowed_factors(seed):
+    generator = torch.Generator().manual_seed(seed)
+    local, own, teacher_labels, labels = samples(60, teacher_labels=(2, -1, 0, 1), seed=seed)
+    local = local * float(torch.randn((), generator=generator)) + torch.randn(60, 4, generator=generator)
+    own = own_log_probabilities(own * float(3 * torch.randn((), generator=generator)), teacher_labels)
+    fit = fit_shared_classes(local, own, teacher_labels, labels)
+    found = costs(local, own, teacher_labels, labels, fit)
+    for part, free, bounds in ((0, (0, 1), [(0, None), (0, 1)]), (2, (3, 4, 5), [(0, None), (0, 1), (None, None)])):
+
+        def cost(values, part=part, free=free):
+            factors = list(fit)
+            for index, value in zip(free, values, strict=True):
+                factors[index] = float(value)
+            return costs(local, own, teacher_labels, labels, factors)[part]
+
+        best = min(minimize(cost, start, bounds=bounds).fun for start in ([0.0] * len(free), [0.5] * len(free)))
+        assert found[part] <= best + 1e-5
+    assert min(fit.local_scale, fit.own_scale, fit.other_scale, fit.local_evidence, fit.own_evidence) >= 0
+    assert max(fit.own_scale, fit.own_evidence) <= 1
 
 
 def test_where_all_classes_are_shared_a_calibrated_teacher_is_taken_as_it_is():
@@ -68,21 +147,15 @@ def test_where_all_classes_are_shared_a_calibrated_teacher_is_taken_as_it_is():
     fit = fit_shared_classes(local, own_log_probabilities(own, all_known), all_known, labels)
     assert fit.own_scale == pytest.approx(1, abs=0.1)
     assert fit.local_scale == pytest.approx(0, abs=0.1)
-    assert fit.offset == 0
+    assert fit[2:] == (0, 0, 0, 0)
 
 
 def test_own_logits_that_contradict_the_labels_are_left_out():
-    """What is left is a and c: how often the shared classes occur."""
     local, own, teacher_labels, labels = samples()
-    few = labels.clone()
-    few[:120] = few[:120] % 2 * 2 + 1  # more samples of the unknown classes 1 and 3
-    fit = fit_shared_classes(local, own_log_probabilities(-own, teacher_labels), teacher_labels, few)
-    known = teacher_labels >= 0
-    alone = fit_shared_classes(local, torch.zeros_like(local), teacher_labels, few)
-    assert fit.own_scale == 0
-    assert fit.nll == pytest.approx(alone.nll, rel=1e-6)
-    assert (fit.local_scale, fit.offset) == pytest.approx((alone.local_scale, alone.offset), rel=1e-3)
-    assert known.sum() == 2
+    fit = fit_shared_classes(local, own_log_probabilities(-own, teacher_labels), teacher_labels, labels)
+    alone = fit_shared_classes(local, torch.zeros_like(local), teacher_labels, labels)
+    assert fit.own_scale == alone.own_scale == 0
+    assert fit.local_scale == pytest.approx(alone.local_scale, rel=1e-3)
 
 
 def test_a_teacher_that_learned_these_images_by_heart_is_taken_at_its_word_and_no_further():
@@ -90,39 +163,32 @@ def test_a_teacher_that_learned_these_images_by_heart_is_taken_at_its_word_and_n
     certain = 30 * functional.one_hot(torch.where(labels == 0, 2, torch.where(labels == 2, 0, 4)), 5).float()
     fit = fit_shared_classes(local, own_log_probabilities(certain, teacher_labels), teacher_labels, labels)
     assert 0 <= fit.own_scale <= 1
+    assert 0 <= fit.own_evidence <= 1
     assert abs(fit.offset) < 40
-    every = torch.arange(4)
-    sure = 30 * functional.one_hot(labels, 5).float()
-    shared = fit_shared_classes(local, own_log_probabilities(sure, every), every, labels)
-    assert 0 <= shared.own_scale <= 1
-    assert shared.local_scale >= 0
 
 
 def test_a_local_classifier_that_contradicts_the_labels_is_left_out():
     local, own, teacher_labels, labels = samples()
     fit = fit_shared_classes(-local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
-    assert fit.local_scale == 0
+    assert fit.local_scale == fit.other_scale == fit.local_evidence == 0
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_contradictions_of_any_kind_leave_the_best_of_the_allowed_factors(seed):
-    generator = torch.Generator().manual_seed(seed)
-    local, own, teacher_labels, labels = samples(60, teacher_labels=(2, -1, 0, 1), seed=seed)
-    local = local * float(torch.randn((), generator=generator)) + torch.randn(60, 4, generator=generator)
-    own = own_log_probabilities(own * float(3 * torch.randn((), generator=generator)), teacher_labels)
-    fit = fit_shared_classes(local, own, teacher_labels, labels)
-    known, targets = (teacher_labels >= 0).double(), smoothed_targets(labels, 4)
+def test_one_class_of_a_kind_needs_no_telling_apart():
+    local, own, teacher_labels, labels = samples(teacher_labels=(2, -1, -1, -1))
+    fit = fit_shared_classes(local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
+    assert (fit.local_scale, fit.own_scale) == (0, 0)
+    assert fit.other_scale > 0
 
-    def cost(factors):
-        a, b, c = (float(factor) for factor in factors)
-        return float(functional.cross_entropy(a * local.double() + b * own.double() + c * known, targets))
 
-    best = min(
-        minimize(cost, [a, b, 0.0], bounds=[(0, None), (0, 1), (None, None)]).fun for a in (0, 1) for b in (0, 1)
-    )
-    assert fit.nll == pytest.approx(best, abs=1e-5)
-    assert fit.local_scale >= 0
-    assert 0 <= fit.own_scale <= 1
+def test_views_of_a_sample_count_once():
+    """With N twice as large the labels would be smoothed half as much."""
+    local, own, teacher_labels, labels = samples(40)
+    own = own_log_probabilities(own, teacher_labels)
+    once = fit_shared_classes(local, own, teacher_labels, labels)
+    twice = [value.repeat(2, *[1] * (value.ndim - 1)) for value in (local, own)]
+    copies = fit_shared_classes(*twice, teacher_labels, labels.repeat(2), torch.arange(40).repeat(2))
+    assert list(copies) == pytest.approx(list(once), rel=1e-4)
+    assert list(fit_shared_classes(*twice, teacher_labels, labels.repeat(2))) != pytest.approx(list(once), rel=1e-4)
 
 
 def test_values_that_are_not_finite():
@@ -133,6 +199,13 @@ def test_values_that_are_not_finite():
 
 def test_knowing_more_never_costs_likelihood():
     local, own, teacher_labels, labels = samples(seed=3)
-    fit = fit_shared_classes(local, own_log_probabilities(own, teacher_labels), teacher_labels, labels)
-    alone = fit_shared_classes(local, torch.zeros_like(local), torch.full((4,), -1), labels)
-    assert fit.nll < alone.nll
+    own = own_log_probabilities(own, teacher_labels)
+    knowing, alone = (
+        fit_shared_classes(local, given, teacher_labels, labels) for given in (own, torch.zeros_like(own))
+    )
+    for more, less in zip(
+        costs(local, own, teacher_labels, labels, knowing),
+        costs(local, own, teacher_labels, labels, alone),
+        strict=True,
+    ):
+        assert more <= less + 1e-6
