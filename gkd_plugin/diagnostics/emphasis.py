@@ -35,6 +35,7 @@ SCORES = {
     "energy": "energy (logsumexp)",
     "label_agreement": "label agreement",
     "emphasis": "emphasis ω",
+    "known_mass": "local mass of known classes",
 }
 _HOW = "say which of the student's labels the teacher knows, e.g. --known 0,1,2"
 _BINS = 20
@@ -62,7 +63,7 @@ def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None)
         "images": {},
     }
     for images in splits:
-        scores, labels = teacher_scores(run, images, size)
+        scores, labels = teacher_scores(run, images, size, mask)
         report["images"][images.name] = _figures(scores, mask[labels])
     _draw(report["images"], folder)
     return report
@@ -91,7 +92,9 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
 
 
 @torch.no_grad()
-def teacher_scores(run: RestoredRun, images: Images, batch_size: int) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+def teacher_scores(
+    run: RestoredRun, images: Images, batch_size: int, known: NDArray[np.bool_]
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
     r"""What the teacher says of each image: u, ω and the scores of :data:`SCORES`, ``[N]`` each, and the labels.
 
     ω is relative to a batch, so the images come as in training: shuffled (with the run's seed), in batches of its size.
@@ -108,21 +111,23 @@ def teacher_scores(run: RestoredRun, images: Images, batch_size: int) -> tuple[d
         local = answers.local_classifier
         if local is None:
             raise LeftOut(NO_CENTRES)
-        rows.append(sample_scores(local if answers.logits is None else answers.logits, local, batch[1]))
+        rows.append(sample_scores(local if answers.logits is None else answers.logits, local, batch[1], known))
         labels.append(batch[1])
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, torch.cat(labels).numpy()
 
 
-def sample_scores(own: Tensor, local: Tensor, labels: Tensor) -> dict[str, NDArray[Any]]:
+def sample_scores(own: Tensor, local: Tensor, labels: Tensor, known: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
     r"""Scores of a batch, ``[B]`` each: how well the teacher seems to know the samples.
 
     ``confidence`` −u = log max_c softmax(own)_c, ``max_logit`` max_c own_c, ``energy`` log Σ_c exp(own_c),
-    ``label_agreement`` log softmax(local)_y, ``emphasis`` ω; and the raw ``confidence_cost`` u.
+    ``label_agreement`` log softmax(local)_y, ``emphasis`` ω, ``known_mass`` log Σ_known softmax(local), what the local
+    classifier says of the question itself; and the raw ``confidence_cost`` u.
 
     Args:
         own: ``[B, C_t]``, logits of the teacher's own classifier.
         local: ``[B, C]``, logits of its local classifier.
         labels: ``[B]``, the student's.
+        known: ``[C]``, whether the teacher knows each of the student's classes.
     """
     own, local = own.cpu().double(), local.cpu().double()
     cost = confidence_cost(own)
@@ -132,6 +137,7 @@ def sample_scores(own: Tensor, local: Tensor, labels: Tensor) -> dict[str, NDArr
         "energy": own.logsumexp(dim=1),
         "label_agreement": local.log_softmax(dim=1).gather(1, labels.cpu().long().unsqueeze(1)).squeeze(1),
         "emphasis": emphasis_weights(own),
+        "known_mass": local.log_softmax(dim=1)[:, torch.from_numpy(known)].logsumexp(dim=1),
         "confidence_cost": cost,
     }
     return {name: value.numpy() for name, value in found.items()}

@@ -14,12 +14,15 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.teacher import Answers, RefilledTeacher
 from tests.fakes import TinyImages
 
+KNOWN = np.array([True, False, True, True])
+
 
 def test_scores_of_a_batch_against_loops():
     generator = torch.Generator().manual_seed(0)
     own, local = torch.randn(6, 5, generator=generator), 3 * torch.randn(6, 4, generator=generator)
     labels = torch.tensor([0, 3, 1, 2, 2, 0])
-    found = sample_scores(own, local, labels)
+    known = np.array([True, False, True, False])
+    found = sample_scores(own, local, labels, known)
     costs = []
     for i in range(6):
         logits = own[i].tolist()
@@ -29,6 +32,8 @@ def test_scores_of_a_batch_against_loops():
         assert found["energy"][i] == pytest.approx(energy)
         total = math.log(sum(math.exp(value) for value in local[i].tolist()))
         assert found["label_agreement"][i] == pytest.approx(float(local[i, labels[i]]) - total)
+        of_known = math.log(sum(math.exp(local[i, k]) for k in (0, 2)))
+        assert found["known_mass"][i] == pytest.approx(of_known - total)
     assert found["confidence_cost"] == pytest.approx(costs)
     assert found["confidence"] == pytest.approx([-cost for cost in costs])
     scaled = [(cost - min(costs)) / (max(costs) - min(costs)) for cost in costs]
@@ -46,7 +51,7 @@ def test_auc_is_the_share_of_pairs_in_order():
 
 
 def test_the_teacher_is_asked_in_shuffled_batches_of_the_training_size(run):
-    scores, labels = teacher_scores(run, run.train, 8)
+    scores, labels = teacher_scores(run, run.train, 8, KNOWN)
     logits = run.teacher.answers(TinyImages(seed=0).images).logits
     assert np.sort(scores["max_logit"]) == pytest.approx(np.sort(logits.amax(1).numpy()), rel=1e-5)
     assert sorted(labels) == TinyImages().targets
@@ -54,7 +59,7 @@ def test_the_teacher_is_asked_in_shuffled_batches_of_the_training_size(run):
     for start in range(0, 24, 8):  # the most and the least certain sample of each batch
         batch = scores["emphasis"][start : start + 8]
         assert (batch.max(), batch.min()) == pytest.approx((1, 2 / (1 + math.e)))
-    again, _ = teacher_scores(run, run.train, 8)
+    again, _ = teacher_scores(run, run.train, 8, KNOWN)
     assert all(np.array_equal(scores[name], again[name]) for name in scores)
 
 
@@ -68,7 +73,7 @@ def test_report(run, tmp_path):
         assert figures["auc"].keys() == SCORES.keys()
         for kind in ("emphasis", "confidence_cost"):
             assert (sum(figures[kind]["known"]), sum(figures[kind]["unknown"])) == (18, 6)
-    scores, labels = teacher_scores(run, run.validation, 12)
+    scores, labels = teacher_scores(run, run.validation, 12, KNOWN)
     of_known = np.isin(labels, [0, 2, 3])
     figures = made["images"]["validation"]
     assert figures["auc"]["confidence"] == pytest.approx(auc(-scores["confidence_cost"], of_known))
@@ -93,7 +98,7 @@ def test_confidence_in_the_known_classes_alone_tells_them(run, tmp_path, monkeyp
 
 def test_a_teacher_without_classifier_has_the_local_ones_confidence(run, tmp_path, monkeypatch):
     monkeypatch.setattr(RefilledTeacher, "has_classifier", property(lambda self: False))
-    scores, _ = teacher_scores(run, run.train, 24)
+    scores, _ = teacher_scores(run, run.train, 24, KNOWN)
     local = run.teacher.answers(TinyImages(seed=0).images).local_classifier
     assert np.sort(scores["max_logit"]) == pytest.approx(np.sort(local.amax(1).numpy()), rel=1e-5)
     assert report_emphasis(run, tmp_path, [0])["confidence_of"] == "local classifier"
