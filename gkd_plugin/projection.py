@@ -14,7 +14,7 @@ from gkd_plugin.errors import ConfigError, nearest, told_at
 
 __all__ = ["KINDS", "Projection", "make_projection"]
 
-KINDS = ("linear", "normalised", "standardised")
+KINDS = ("identity", "linear", "normalised", "standardised")
 _KEYS = ("kind", "in_features", "out_features")
 
 
@@ -23,6 +23,7 @@ class Projection(nn.Module):
 
     With z = We + b:
 
+    - 'identity': e itself, for losses that take ``[B, D]`` alone and no ``[B, D, 1, 1]``, as that of PKT;
     - 'linear': z, as CCKD compares embeddings;
     - 'normalised': z / ‖z‖₂ (torchdistill's ``Normalizer4CRD``), as CRD;
     - 'standardised': each feature of z with mean 0 and variance 1 over the batch (batch norm without affine map,
@@ -42,8 +43,10 @@ class Projection(nn.Module):
         if kind not in KINDS:
             raise ConfigError(f"kind: there is no {kind!r}; {nearest(kind, KINDS)}")
         self.in_features = whole_number("in_features", in_features, low=1)
-        if out_features is None and kind != "standardised":
+        if out_features is None and kind not in ("identity", "standardised"):
             raise ConfigError(f"out_features: missing; {kind!r} needs it")
+        if out_features is not None and kind == "identity":
+            raise ConfigError(f"out_features: {out_features!r} given; 'identity' leaves the embedding as wide as it is")
         width = in_features if out_features is None else whole_number("out_features", out_features, low=1)
         linear = nn.Identity() if out_features is None else nn.Linear(in_features, width)
         self.layers: nn.Module = linear

@@ -20,6 +20,12 @@ def mapped(projection, e):
     return torch.stack([torch.stack([row @ sample + b for row, b in zip(weight, bias, strict=True)]) for sample in e])
 
 
+def test_identity():
+    assert torch.equal(Projection("identity", 3)(embeddings()), embeddings())
+    with pytest.raises(ConfigError, match="out_features: 4 given; 'identity' leaves the embedding as wide as it is"):
+        Projection("identity", 3, 4)
+
+
 def test_linear():
     projection = Projection("linear", 3, 4)
     assert torch.allclose(projection(embeddings()), mapped(projection, embeddings()), atol=1e-6)
