@@ -85,7 +85,7 @@ def _views(train_data_loader: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _first_samples(dataset: Any) -> Any:
-    """About :data:`MAX_ROWS` samples, the first of each class; all where there are no more, or labels are not known."""
+    """At most about :data:`MAX_ROWS` samples, the first of each class; all where labels are not known."""
     try:
         labels = labels_of(dataset) if length_of(dataset) > MAX_ROWS else []
     except ConfigError:

@@ -124,6 +124,14 @@ def test_views_of_one_sample_leave_the_papers(caplog):
     assert "a class has a single sample" in caplog.text
 
 
+def test_a_map_without_a_shared_class_is_no_map():
+    embedding, own, _ = answers()
+    evidence = Evidence(embedding, None, own)
+    torch.testing.assert_close(
+        fitted("discriminant", known=[None] * 4).logits(evidence), fitted("discriminant").logits(evidence)
+    )
+
+
 def test_the_papers_asks_for_no_views():
     classifier = LocalClassifier("centres")
     views = (pytest.fail("asked for views") for _ in range(1))

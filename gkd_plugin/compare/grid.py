@@ -7,17 +7,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
-from gkd_plugin.compare.inputs import changed_input, inputs_of, keep_inputs
+from gkd_plugin.compare.inputs import inputs_of, keep_inputs, stale_input
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.errors import ConfigError
@@ -123,9 +125,10 @@ def _known(cell: Cell) -> Result | None:
     if not isinstance(summary, dict) or summary.get("status") != "finished":
         return None
     is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
-    changed = changed_input(inputs_of(cell.config, cell.method.probe), cell.folder) if is_same else "its configuration"
-    if changed:
-        logger.info("%s: %s has changed since it ran; it runs again", cell.title, changed)
+    config = "its configuration has changed since it ran"
+    reason = stale_input(inputs_of(cell.config, cell.method.probe), cell.folder) if is_same else config
+    if reason:
+        logger.info("%s: %s; it runs again", cell.title, reason)
         return None
     return Result(cell, FINISHED, summary)
 
@@ -136,44 +139,58 @@ def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[
 
 
 def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[Result, None, None]:
-    workers: SimpleQueue[_Worker] = SimpleQueue()
-    for _ in range(jobs):
-        workers.put(_Worker(max(1, (os.cpu_count() or 1) // jobs)))
-
-    def run(cell: Cell) -> dict[str, Any]:
-        worker = workers.get()
-        try:
-            return worker.run(*_arguments(cell, device))
-        finally:
-            workers.put(worker)
-
-    threads, others = ThreadPoolExecutor(jobs), set(active_children())
+    workers, threads = _Workers(jobs), ThreadPoolExecutor(jobs)
     try:
-        futures = {threads.submit(run, cell): cell for cell in cells}
+        futures = {threads.submit(workers.run, *_arguments(cell, device)): cell for cell in cells}
         for future in as_completed(futures):
             yield _result(futures[future], future.result)
     finally:  # after Ctrl-C too: neither the cells that wait are started nor those that run finished
         threads.shutdown(wait=False, cancel_futures=True)
-        for process in set(active_children()) - others:
-            process.terminate()
+        workers.stop()
 
 
-class _Worker:
-    """A process that runs one cell after another; a new one where a cell took it down, which the others outlive."""
+class _Workers:
+    """Processes that run one cell after another; a new one where a cell took its own down, which the others outlive."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._pool = self._start()
+    def __init__(self, jobs: int) -> None:
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        for _ in range(jobs):
+            self._idle.put(self._new())
+        self._started: set[BaseProcess] = set()
+        self._lock, self._is_stopped = Lock(), False
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _new(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (self._threads,))
 
     def run(self, *arguments: Any) -> dict[str, Any]:
+        """What :func:`_run` returns, in a process that is free; waits for one.
+
+        Raises:
+            CancelledError: the workers are stopped.
+            BrokenProcessPool: the process ended.
+        """
+        pool = self._idle.get()
         try:
-            return self._pool.submit(_run, *arguments).result()
+            with self._lock:
+                if self._is_stopped:
+                    raise CancelledError
+                before = set(active_children())
+                future = pool.submit(_run, *arguments)
+                self._started |= set(active_children()) - before
+            return future.result()
         except BrokenProcessPool:
-            self._pool = self._start()
+            pool = self._new()
             raise
+        finally:
+            self._idle.put(pool)
+
+    def stop(self) -> None:
+        """Ends the processes; none is started any more."""
+        with self._lock:
+            self._is_stopped = True
+        for process in self._started:
+            process.terminate()
 
 
 def _start_worker(threads: int) -> None:

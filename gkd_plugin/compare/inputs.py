@@ -1,4 +1,7 @@
-"""What a cell's figures hang on besides its configuration: files, this package, the probe; so that none goes stale."""
+"""What a cell's figures hang on besides its configuration, as far as it can be told: files, packages, the probe.
+
+Not looked into: folders of images, modules of the user's own, weights that a library downloads.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from gkd_plugin.runner.checkpoints import write_atomically
+from gkd_plugin.runner.run_folder import package_versions
 from gkd_plugin.runner.yaml_nodes import compose
 from gkd_plugin.runner.yaml_plain import Tagged, to_plain
 
-__all__ = ["Inputs", "changed_input", "inputs_of", "keep_inputs"]
+__all__ = ["Inputs", "inputs_of", "keep_inputs", "stale_input"]
 
 Inputs = dict[str, str | None]
 """Name of an input → what tells whether it is the same."""
 
 _NAME = "inputs.json"
 _PACKAGE = "gkd_plugin"
+_WITHOUT_FIGURES = ("cli.py", "compare", "diagnostics")
 
 
 def inputs_of(config: Path, probe: str | None) -> Inputs:
     """Digests of every file that the configuration names (teacher, data, class order) and of this package's sources.
 
-    Folders of images are not looked into.
+    Of the sources those that only make configurations or look at results are left out.
 
     Args:
         config: of the cell; paths in it are those of the working directory.
         probe: what is fitted to the teacher instead of training.
     """
     files = sorted({text for text in _texts(to_plain(compose(config))) if _is_file(text)})
-    return {_PACKAGE: _package(), "probe": probe, **{path: _digest(path) for path in files}}
+    return {_PACKAGE: _package(), "probe": probe, **package_versions(), **{path: _digest(path) for path in files}}
 
 
 def keep_inputs(inputs: Inputs, folder: Path) -> None:
@@ -41,15 +46,19 @@ def keep_inputs(inputs: Inputs, folder: Path) -> None:
     write_atomically(folder / _NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def changed_input(inputs: Inputs, folder: Path) -> str | None:
-    """The name of an input that is not as a run folder has it; ``None`` where all are."""
+def stale_input(inputs: Inputs, folder: Path) -> str | None:
+    """Why the figures in a run folder are not those of ``inputs``; ``None`` where nothing speaks against them.
+
+    A file that was not there when the run began is not asked for.
+    """
     try:
         kept = json.loads((folder / _NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return _NAME
-    if not isinstance(kept, dict):
-        return _NAME
-    return next((name for name in {**inputs, **kept} if inputs.get(name) != kept.get(name)), None)
+        kept = None
+    if not isinstance(kept, dict) or _PACKAGE not in kept:
+        return "what it was made from is not on record"
+    changed = next((name for name in kept if inputs.get(name) != kept[name]), None)
+    return None if changed is None else f"{changed} has changed since it ran"
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -91,6 +100,8 @@ def _content(file: Path, modified: int, size: int) -> str:  # noqa: ARG001  # a 
 def _package() -> str:
     root = Path(__file__).parent.parent
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(path for suffix in ("py", "yaml") for path in root.rglob(f"*.{suffix}")):
-        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if name.parts[0] not in _WITHOUT_FIGURES:
+            digest.update(f"{name.as_posix()}\n".encode() + file.read_bytes())
     return digest.hexdigest()

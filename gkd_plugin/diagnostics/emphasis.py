@@ -120,14 +120,14 @@ def sample_scores(own: Tensor, local: Tensor, labels: Tensor, known: NDArray[np.
     r"""Scores of a batch, ``[B]`` each: how well the teacher seems to know the samples.
 
     ``confidence`` −u = log max_c softmax(own)_c, ``max_logit`` max_c own_c, ``energy`` log Σ_c exp(own_c),
-    ``label_agreement`` log softmax(local)_y, ``emphasis`` ω, ``known_mass`` log Σ_known softmax(local), what the local
+    ``label_agreement`` log softmax(local)_y, ``emphasis`` ω, ``known_mass`` Σ_known softmax(local), what the local
     classifier says of the question itself; and the raw ``confidence_cost`` u.
 
     Args:
         own: ``[B, C_t]``, logits of the teacher's own classifier.
         local: ``[B, C]``, logits of its local classifier.
         labels: ``[B]``, the student's.
-        known: ``[C]``, whether the teacher knows each of the student's classes.
+        known: ``[C]`` or longer, whether the teacher knows each of the student's classes.
     """
     own, local = own.cpu().double(), local.cpu().double()
     cost = confidence_cost(own)
@@ -137,7 +137,7 @@ def sample_scores(own: Tensor, local: Tensor, labels: Tensor, known: NDArray[np.
         "energy": own.logsumexp(dim=1),
         "label_agreement": local.log_softmax(dim=1).gather(1, labels.cpu().long().unsqueeze(1)).squeeze(1),
         "emphasis": emphasis_weights(own),
-        "known_mass": local.log_softmax(dim=1)[:, torch.from_numpy(known)].logsumexp(dim=1),
+        "known_mass": local.softmax(dim=1)[:, torch.from_numpy(known[: local.shape[1]])].sum(dim=1),
         "confidence_cost": cost,
     }
     return {name: value.numpy() for name, value in found.items()}

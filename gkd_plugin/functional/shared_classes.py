@@ -69,7 +69,7 @@ def own_log_probabilities(logits: Tensor, teacher_labels: Tensor) -> Tensor:
 
 
 def shared_log_probabilities(local: Tensor, own: Tensor, teacher_labels: Tensor, factors: Tensor) -> Tensor:
-    """``[B, C]``: log p(k | x) of this module's formula; the host waits for no device.
+    """``[B, C]``: log p(k | x) of this module's formula; differentiable, and the host waits for no device.
 
     Args:
         local: ``[B, C]``, d.
@@ -79,9 +79,10 @@ def shared_log_probabilities(local: Tensor, own: Tensor, teacher_labels: Tensor,
     """
     a, b, a_other, g, h, c = factors
     known = teacher_labels >= 0
+    no_other = known & ~known.all()  # nothing where all are known: what is left out must be finite for gradients
     inside = (a * local + b * own).masked_fill(~known, -math.inf).log_softmax(dim=1)
-    outside = (a_other * local).masked_fill(known, -math.inf).log_softmax(dim=1)
-    of_local, of_own = _evidence(local, own, known)
+    outside = (a_other * local).masked_fill(no_other, -math.inf).log_softmax(dim=1)
+    of_local, of_own = _evidence(local, own, known, no_other)
     side = g * of_local + h * of_own + c
     together = torch.where(known, inside + _column(functional.logsigmoid(side)), outside + _column(_log_not(side)))
     return torch.where(known.all(), inside, together)
@@ -116,16 +117,16 @@ def fit_shared_classes(
     if bool(known.all()):
         return SharedClasses(a, b)
     (a_other,) = _most_likely(local[None][:, ~mine][:, :, ~known], places[~mine], samples[~mine], [(0, math.inf)])
-    of_local, of_own = _evidence(local, own, known)
+    of_local, of_own = _evidence(local, own, known, known)
     sides = torch.stack([of_local, of_own, torch.ones_like(of_local)])
     terms = torch.stack([sides, torch.zeros_like(sides)], dim=2)
     g, h, c = _most_likely(terms, (~mine).long(), samples, [(0, math.inf), (0, 1), (-math.inf, math.inf)])
     return SharedClasses(a, b, a_other, g, h, c)
 
 
-def _evidence(local: Tensor, own: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def _evidence(local: Tensor, own: Tensor, known: Tensor, no_other: Tensor) -> tuple[Tensor, Tensor]:
     """``[B]`` each: LSE_known d − LSE_other d, and log Σ_known p_T."""
-    of_known, of_other = (local.masked_fill(mask, -math.inf).logsumexp(dim=1) for mask in (~known, known))
+    of_known, of_other = (local.masked_fill(mask, -math.inf).logsumexp(dim=1) for mask in (~known, no_other))
     return of_known - of_other, own.masked_fill(~known, -math.inf).logsumexp(dim=1)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gkd_plugin.compare.inputs import changed_input, inputs_of, keep_inputs
+from gkd_plugin.compare.inputs import inputs_of, keep_inputs, stale_input
 
 
 @pytest.fixture
@@ -24,38 +24,46 @@ def config(tmp_path, monkeypatch):
 
 def test_files_anywhere_in_the_configuration_the_package_and_the_probe(config):
     found = inputs_of(config, "ncm")
-    assert set(found) == {"gkd_plugin", "probe", "teacher.pt", "order.txt"}
+    assert set(found) >= {"gkd_plugin", "probe", "torch", "timm", "teacher.pt", "order.txt"}
+    assert "not_there.pt" not in found
     assert found["probe"] == "ncm"
 
 
 def test_nothing_has_changed(config, tmp_path):
     keep_inputs(inputs_of(config, None), tmp_path)
-    assert changed_input(inputs_of(config, None), tmp_path) is None
+    assert stale_input(inputs_of(config, None), tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["teacher.pt", "order.txt"])
 def test_another_content(config, tmp_path, name):
     keep_inputs(inputs_of(config, None), tmp_path)
     (tmp_path / name).write_text("another", encoding="utf-8")
-    assert changed_input(inputs_of(config, None), tmp_path) == name
+    assert stale_input(inputs_of(config, None), tmp_path) == f"{name} has changed since it ran"
 
 
 def test_a_file_that_is_gone(config, tmp_path):
     keep_inputs(inputs_of(config, None), tmp_path)
     (tmp_path / "order.txt").unlink()
-    assert changed_input(inputs_of(config, None), tmp_path) == "order.txt"
+    assert stale_input(inputs_of(config, None), tmp_path) == "order.txt has changed since it ran"
 
 
 def test_another_probe_and_another_version(config, tmp_path):
     now = inputs_of(config, None)
     keep_inputs({**now, "probe": "ncm"}, tmp_path)
-    assert changed_input(now, tmp_path) == "probe"
+    assert stale_input(now, tmp_path) == "probe has changed since it ran"
     keep_inputs({**now, "gkd_plugin": "before"}, tmp_path)
-    assert changed_input(now, tmp_path) == "gkd_plugin"
+    assert stale_input(now, tmp_path) == "gkd_plugin has changed since it ran"
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", json.dumps({})])
 def test_a_run_folder_that_does_not_say(config, tmp_path, content):
     if content is not None:
         (tmp_path / "inputs.json").write_text(content, encoding="utf-8")
-    assert changed_input(inputs_of(config, None), tmp_path) is not None
+    assert stale_input(inputs_of(config, None), tmp_path) == "what it was made from is not on record"
+
+
+def test_a_file_that_came_later_is_not_asked_for(config, tmp_path):
+    keep_inputs(inputs_of(config, None), tmp_path)
+    (tmp_path / "not_there.pt").write_bytes(b"")
+    assert "not_there.pt" in inputs_of(config, None)
+    assert stale_input(inputs_of(config, None), tmp_path) is None

@@ -100,6 +100,11 @@ def test_the_formula(teacher_labels):
         want = log_probabilities(local[i], own[i], teacher_labels, factors.tolist())
         assert found[i].tolist() == pytest.approx(want, abs=1e-5)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(20))
+    local.requires_grad_()
+    own = own_log_probabilities(own, teacher_labels).requires_grad_()
+    shared_log_probabilities(local, own, teacher_labels, factors)[:, 2].sum().backward()
+    assert local.grad.isfinite().all()
+    assert own.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("teacher_labels", [(2, -1, 0, -1), (2, 4, 0, 1), (-1, -1, 3, -1), (2, 4, 0, -1)])
