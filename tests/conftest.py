@@ -3,6 +3,10 @@
 import os
 
 import torch
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # machines are shared: time decides no test
+settings.load_profile("untimed")
 
 
 def pytest_configure(config):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gkd_plugin.cli import main
+from gkd_plugin.diagnostics.emphasis import SCORES
 from gkd_plugin.diagnostics.run import diagnose, figures_table
 from gkd_plugin.errors import ConfigError
 
@@ -29,7 +30,7 @@ def test_files_and_table(here, capsys):
         rf"NCM before training{percent}NCM after embedding{percent}NCM final{percent}NCM teacher{percent}"
         rf"top-1 final +{summary['final']['top1']:.2f} %\n"
         rf"AUC confidence −u{area}AUC max logit{area}AUC energy \(logsumexp\){area}"
-        rf"AUC label agreement{area}AUC emphasis ω{area}",
+        rf"AUC label agreement{area}AUC emphasis ω{area}AUC local mass of known classes{area}",
         capsys.readouterr().out,
     )
 
@@ -62,7 +63,7 @@ def test_a_table_of_what_there_is():
     table = figures_table({"confusion": {"top1": 50.0, "on": "test"}})
     assert table == "                test\ntop-1 final  50.00 %"
     assert figures_table({}) == ""
-    images = {"train": {"auc": dict.fromkeys(("confidence", "max_logit", "energy", "label_agreement", "emphasis"))}}
+    images = {"train": {"auc": dict.fromkeys(SCORES)}}
     assert "–" in figures_table({"emphasis": {"images": images}})
 
 
