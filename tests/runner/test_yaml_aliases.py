@@ -144,7 +144,7 @@ class Writer:
 
     def mapping(self, depth):
         merge = f"<<: *{self.random.choice(self.mappings)} , " if self.mappings and self.random.random() < 0.3 else ""
-        # not of one letter: PyYAML 6.0.4 takes two such keys for one, in a merge of a merge, by the identity of the text
+        # not of one letter: in a merge of a merge PyYAML 6.0.4 takes two such keys for one, by the identity of texts
         keys = self.random.sample(("ka", "kb", "kc", "kd"), self.random.randint(0, 3))
         return "{" + merge + ", ".join(f"{key}: {self.value(depth)}" for key in keys) + "}"
 
