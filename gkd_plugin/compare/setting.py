@@ -150,8 +150,9 @@ def _apply_few_shot(root: MappingNode, values: Mapping[str, int]) -> None:
                 put(kwargs, key, _node(value))
     if "ways" in values:
         student = dict(_named(dict(_named(dict(_named(root))["models"]))["student_model"]))
+        before = to_plain(student["kwargs"]).get("num_classes")
         put(student["kwargs"], "num_classes", _node(values["ways"]))
-        _balance(root, values["ways"])
+        _balance(root, values["ways"], before)
 
 
 def _set_memory(root: MappingNode, memory: int | None, where: str) -> None:
@@ -162,8 +163,11 @@ def _set_memory(root: MappingNode, memory: int | None, where: str) -> None:
         put(kwargs, "memory", _node(memory))
 
 
-def _balance(root: MappingNode, present: int) -> None:
-    """Balanced batches have no more classes than have samples, and stay as large as before."""
+def _balance(root: MappingNode, present: int, before: int | None = None) -> None:
+    """Balanced batches have no more classes than have samples, and stay as large as before.
+
+    Those that held all of the classes that there were ``before`` hold all, with as many samples of each.
+    """
     for node in _nodes(dict(_named(root))["train"]):
         entries = dict(_named(node))
         if getattr(entries.get("key"), "value", None) == _BALANCED and "kwargs" in entries:
@@ -172,6 +176,8 @@ def _balance(root: MappingNode, present: int) -> None:
             if classes > present:
                 put(entries["kwargs"], "classes_per_batch", _node(present))
                 put(entries["kwargs"], "samples_per_class", _node(max(1, classes * samples // present)))
+            elif classes == before:
+                put(entries["kwargs"], "classes_per_batch", _node(present))
 
 
 def _with_memory(root: MappingNode) -> list[MappingNode]:

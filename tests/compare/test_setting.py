@@ -138,12 +138,24 @@ def test_without_a_memory_batches_are_as_large_as_before(incremental):
         assert kwargs == {"classes_per_batch": 5, "samples_per_class": 10}
 
 
-def test_batches_have_no_more_classes_than_the_task(few_shot):
+@pytest.mark.parametrize(
+    ("ways", "classes", "samples"),
+    [(3, 3, 8), (8, 8, 5)],  # as large a batch as before of fewer classes; as many samples of more
+)
+def test_batches_hold_all_classes_of_the_task(few_shot, ways, classes, samples):
     """5 classes × 5 samples."""
-    apply_setting(few_shot, Setting(ways=3, shots=1))
+    apply_setting(few_shot, Setting(ways=ways, shots=1))
     for stage in ("stage1", "stage2"):
         kwargs = to_plain(few_shot)["train"][stage]["train_data_loader"]["batch_sampler"]["kwargs"]
-        assert kwargs == {"classes_per_batch": 3, "samples_per_class": 8, "num_batches": 1}
+        assert kwargs == {"classes_per_batch": classes, "samples_per_class": samples, "num_batches": 1}
+
+
+def test_batches_of_some_classes_stay_so():
+    text = (CONFIGS / "digits_fewshot_refilled.yaml").read_text("utf-8")
+    few_shot = compose_value(text.replace("classes_per_batch: 5", "classes_per_batch: 2"), "test")
+    apply_setting(few_shot, Setting(ways=8, shots=1))
+    kwargs = to_plain(few_shot)["train"]["stage1"]["train_data_loader"]["batch_sampler"]["kwargs"]
+    assert kwargs == {"classes_per_batch": 2, "samples_per_class": 5, "num_batches": 1}
 
 
 @pytest.mark.parametrize(
