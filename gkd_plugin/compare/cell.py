@@ -104,6 +104,8 @@ class _Stage:
             put(node, "scheduler", _node(scheduler))
         if stage.lr_factor != 1:
             put(node, "optimizer", _node(_scaled(self._plain["optimizer"], stage.lr_factor)))
+        if stage.optimizer:
+            self._update("optimizer", stage.optimizer)
         if stage.criterion is not None:
             put(node, "criterion", _node(self._filled(stage.criterion)))
         if stage.train_data_loader:

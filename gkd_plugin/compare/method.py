@@ -19,7 +19,7 @@ CONTROL = "ce"
 
 _KEYS = {"title", "classes", "stages", "student", "memory", "probe"}
 _PROBES = ("ncm", "logistic_regression")
-_STAGE_KEYS = {"like", "epochs", "lr_factor", "teacher", "student", "criterion", "train_data_loader"}
+_STAGE_KEYS = {"like", "epochs", "lr_factor", "optimizer", "teacher", "student", "criterion", "train_data_loader"}
 _CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
 
@@ -36,6 +36,7 @@ class MethodStage:
             configuration.
         student: likewise.
         train_data_loader: likewise.
+        optimizer: likewise.
         criterion: the section; ``None`` keeps that of the configuration.
         lr_factor: times the configuration's learning rate.
     """
@@ -47,6 +48,7 @@ class MethodStage:
     student: Mapping[str, Any]
     criterion: Mapping[str, Any] | None
     train_data_loader: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
     lr_factor: float = 1.0
 
 
@@ -143,7 +145,7 @@ def _stage(where: str, stage: object) -> MethodStage:
         raise ConfigError(f"{where}.like: {like!r} given; {nearest(like, _BASES)}")
     if epochs not in (None, "all"):
         raise ConfigError(f"{where}.epochs: {epochs!r} given; 'all', or leave it out for those of the stage {like!r}")
-    for key in ("teacher", "student", "criterion", "train_data_loader"):
+    for key in ("teacher", "student", "criterion", "train_data_loader", "optimizer"):
         if stage.get(key) is not None and not isinstance(stage[key], Mapping):
             raise ConfigError(f"{where}.{key}: must be a mapping, got {stage[key]!r}")
     return MethodStage(
@@ -154,6 +156,7 @@ def _stage(where: str, stage: object) -> MethodStage:
         student=stage.get("student") or {},
         criterion=stage.get("criterion"),
         train_data_loader=stage.get("train_data_loader") or {},
+        optimizer=stage.get("optimizer") or {},
         lr_factor=_positive(f"{where}.lr_factor", stage.get("lr_factor", 1.0)),
     )
 

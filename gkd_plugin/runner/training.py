@@ -21,6 +21,7 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate, student_ncm
 from gkd_plugin.runner.building import told_as_config_error
+from gkd_plugin.runner.clipping import clip_unscaled
 from gkd_plugin.runner.progress import EpochProgress
 from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.teacher import RefilledTeacher
@@ -64,6 +65,7 @@ def train_epochs(
     epoch = 0
     for stage, count in stages.items():
         _autocast_teacher(box, accelerator)
+        clip_unscaled(box, accelerator)
         if cache is not None:
             cache.attach(box, accelerator)
         for number in range(1, count + 1):

@@ -54,6 +54,13 @@ def test_methods_of_two_stages_keep_their_epochs(root):
         assert [train[name]["scheduler"]["kwargs"]["T_max"] for name in ("stage1", "stage2")] == [1, 2]
 
 
+def test_a_method_may_add_to_the_optimizer(root):
+    ours, control = (made(root, method)["train"]["optimizer"] for method in ("refilled-joint", "ce"))
+    assert ours == {**control, "max_grad_norm": 2.0}
+    small = made(root, "refilled-from-teacher")["train"]["optimizer"]
+    assert small == {**ours, "kwargs": {**ours["kwargs"], "lr": pytest.approx(0.1 * ours["kwargs"]["lr"])}}
+
+
 def test_cross_entropy_alone_has_no_teacher(root):
     plain = made(root, "ce")
     assert set(plain["models"]) == {"model"}

@@ -60,6 +60,7 @@ def test_an_unknown_name_gets_the_nearest():
         ("stages: [{epochs: 3}]", r"stages\.0\.epochs: 3 given; 'all', or leave it out"),
         ("stages: [{}, {teacher: 3}]", r"stages\.1\.teacher: must be a mapping, got 3"),
         ("stages: [{train_data_loader: 5}]", r"stages\.0\.train_data_loader: must be a mapping, got 5"),
+        ("stages: [{optimizer: 2.0}]", r"stages\.0\.optimizer: must be a mapping, got 2.0"),
         ("stages: [{criterion: 'refilled'}]", r"stages\.0\.criterion: must be a mapping, got 'refilled'"),
         ("{classes: 'sam', stages: [{}]}", "classes: 'sam' given; did you mean 'same'"),
         ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
