@@ -83,8 +83,8 @@ def shared_log_probabilities(local: Tensor, own: Tensor, teacher_labels: Tensor,
     inside = (a * local + b * own).masked_fill(~known, -math.inf).log_softmax(dim=1)
     outside = (a_other * local).masked_fill(no_other, -math.inf).log_softmax(dim=1)
     of_local, of_own = _evidence(local, own, known, no_other)
-    side = g * of_local + h * of_own + c
-    together = torch.where(known, inside + _column(functional.logsigmoid(side)), outside + _column(_log_not(side)))
+    side = (g * of_local + h * of_own + c).unsqueeze(1)
+    together = torch.where(known, inside + functional.logsigmoid(side), outside + functional.logsigmoid(-side))
     return torch.where(known.all(), inside, together)
 
 
@@ -128,14 +128,6 @@ def _evidence(local: Tensor, own: Tensor, known: Tensor, no_other: Tensor) -> tu
     """``[B]`` each: LSE_known d − LSE_other d, and log Σ_known p_T."""
     of_known, of_other = (local.masked_fill(mask, -math.inf).logsumexp(dim=1) for mask in (~known, no_other))
     return of_known - of_other, own.masked_fill(~known, -math.inf).logsumexp(dim=1)
-
-
-def _log_not(side: Tensor) -> Tensor:
-    return functional.logsigmoid(-side)
-
-
-def _column(values: Tensor) -> Tensor:
-    return values.unsqueeze(1)
 
 
 def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, bounds: Bounds) -> list[float]:
