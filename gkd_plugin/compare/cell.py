@@ -70,9 +70,13 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
         if method.keeps_all_samples and is_incremental(own):
             keep_all_samples(own)
         _set_models(own, method)
+        embedding = _student_embedding(nodes["embedding"], method)
+        if method.probes_student:
+            for like, name in names.items():
+                put(train, name, _read_like_student(nodes[like], embedding))
+            put(own, "train", train)
         if method.probe:
             return checked_config(path, own)
-        embedding = _student_embedding(nodes["embedding"], method)
         stages = [_Stage(own, nodes, stage, embedding).node() for stage in method.stages]
         put(own, "train", _train(train, stages, has_teacher=method.has_teacher))
         if any("dataset_wrapper" in stage.train_data_loader for stage in method.stages):
@@ -180,6 +184,14 @@ def _train(train: MappingNode, stages: list[MappingNode], *, has_teacher: bool) 
     return MappingNode(f"{CORE}map", [*kept, *numbered])
 
 
+def _read_like_student(stage: MappingNode, student_embedding: str) -> MappingNode:
+    """The stage with a wrapper for a student in the teacher's place: it finds the embedding where students have it."""
+    wrapper = (to_plain(stage).get("teacher") or {}).get("auxiliary_model_wrapper") or {}
+    of_teacher = {key: None for key in ("embedding_io", "local_features") if key in (wrapper.get("kwargs") or {})}
+    _merge(stage, "teacher", {"auxiliary_model_wrapper": {"kwargs": {**of_teacher, "embedding": student_embedding}}})
+    return stage
+
+
 def _set_models(root: MappingNode, method: Method) -> None:
     """The student's weights go to the cell's folder alone; without a teacher it is the only model, with no cache."""
     is_extended = is_incremental(root)
@@ -189,6 +201,11 @@ def _set_models(root: MappingNode, method: Method) -> None:
     if method.starts_from_teacher:
         student = _student_like_teacher(student, _flat(_child(models, "teacher_model")), is_extended=is_extended)
     remove(student, "dst_ckpt")
+    if method.starts_untrained:
+        for key in ("src_ckpt", "src_ckpt_classifier"):
+            remove(student, key)
+    if method.probes_student:
+        put(models, "teacher_model", copy.deepcopy(student))
     if method.has_teacher or method.probe:
         put(models, "student_model", student)
     else:

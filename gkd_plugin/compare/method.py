@@ -17,9 +17,10 @@ __all__ = ["CONTROL", "Method", "MethodStage", "load_method", "method_names"]
 CONTROL = "ce"
 """The method that the others are tested against."""
 
-_KEYS = {"title", "classes", "stages", "student", "memory", "probe"}
+_KEYS = {"title", "classes", "stages", "student", "memory", "probe", "of"}
 _PROBES = ("ncm", "logistic_regression")
 _STAGE_KEYS = {"like", "epochs", "lr_factor", "optimizer", "teacher", "student", "criterion", "train_data_loader"}
+_STUDENTS = ("teacher", "untrained")
 _CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
 
@@ -63,8 +64,10 @@ class Method:
             ones; 'any' serves all.
         stages: in order; none for a probe.
         starts_from_teacher: whether the student is the teacher's network with its weights and a new classifier.
+        starts_untrained: whether the student leaves out the weights that its configuration names.
         keeps_all_samples: whether old classes keep all their samples, whatever the memory: joint training.
         probe: what is fitted to the frozen teacher's embeddings, instead of training a student.
+        probes_student: whether the student, as it would start, takes the teacher's place in that.
     """
 
     name: str
@@ -72,8 +75,10 @@ class Method:
     classes: str
     stages: tuple[MethodStage, ...]
     starts_from_teacher: bool = False
+    starts_untrained: bool = False
     keeps_all_samples: bool = False
     probe: str | None = None
+    probes_student: bool = False
 
     @property
     def has_teacher(self) -> bool:
@@ -118,8 +123,11 @@ def _read(name: str, path: Path) -> Method:
         stages = [] if probe else plain.get("stages")
         if not isinstance(stages, list) or not (stages or probe):
             raise ConfigError("stages: must be a list of stages")
-        if plain.get("student", "teacher") != "teacher":
-            raise ConfigError(f"student: {plain['student']!r} given; 'teacher', or leave it out")
+        student = plain.get("student")
+        if "student" in plain and student not in _STUDENTS:
+            raise ConfigError(f"student: {student!r} given; {nearest(student, _STUDENTS)}, or leave it out")
+        if "of" in plain and (plain["of"] != "student" or not probe):
+            raise ConfigError(f"of: {plain['of']!r} given; 'student', of a probe alone, or leave it out")
         if plain.get("memory") is not None:
             raise ConfigError(f"memory: {plain['memory']!r} given; null for all samples, or leave it out")
         classes = plain.get("classes", "any")
@@ -130,9 +138,11 @@ def _read(name: str, path: Path) -> Method:
             title=str(plain.get("title", name)),
             classes=classes,
             stages=tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages)),
-            starts_from_teacher="student" in plain,
+            starts_from_teacher=student == "teacher",
+            starts_untrained=student == "untrained",
             keeps_all_samples="memory" in plain,
             probe=probe,
+            probes_student="of" in plain,
         )
 
 

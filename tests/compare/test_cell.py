@@ -61,6 +61,38 @@ def test_a_method_may_add_to_the_optimizer(root):
     assert small == {**ours, "kwargs": {**ours["kwargs"], "lr": pytest.approx(0.1 * ours["kwargs"]["lr"])}}
 
 
+PRETRAINED = "dst_ckpt: 'somewhere/student.pt'"
+
+
+@pytest.fixture
+def from_weights(tmp_path):
+    """A student that starts from a checkpoint's backbone, and a teacher that is read elsewhere than students are."""
+    start = f"{PRETRAINED}\n    src_ckpt: 'base.pt'\n    src_ckpt_classifier: 'new'"
+    assert PRETRAINED in CONFIG
+    (tmp_path / "base.pt").write_bytes(b"")
+    return compose(write_config(tmp_path, CONFIG.replace(PRETRAINED, start)))
+
+
+def test_from_scratch_leaves_the_students_weights_out(from_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("src_ckpt", "src_ckpt_classifier")
+    kept, dropped = (made(from_weights, method)["models"]["model"] for method in ("ce", "scratch"))
+    assert [kept[name] for name in names] == ["base.pt", "new"]
+    assert not set(names) & set(dropped)
+    assert {**dropped, **{name: kept[name] for name in names}} == kept
+
+
+def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(from_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = made(from_weights, "student-ncm")
+    assert plain["models"]["teacher_model"] == plain["models"]["student_model"]
+    assert plain["models"]["teacher_model"]["src_ckpt"] == "base.pt"
+    for name in ("stage1", "stage2"):
+        kwargs = plain["train"][name]["teacher"]["auxiliary_model_wrapper"]["kwargs"]
+        assert kwargs["embedding"] == "embedding"
+        assert not {"embedding_io", "local_features"} & set(kwargs)
+
+
 def test_cross_entropy_alone_has_no_teacher(root):
     plain = made(root, "ce")
     assert set(plain["models"]) == {"model"}

@@ -63,9 +63,12 @@ def test_an_unknown_name_gets_the_nearest():
         ("stages: [{optimizer: 2.0}]", r"stages\.0\.optimizer: must be a mapping, got 2.0"),
         ("stages: [{criterion: 'refilled'}]", r"stages\.0\.criterion: must be a mapping, got 'refilled'"),
         ("{classes: 'sam', stages: [{}]}", "classes: 'sam' given; did you mean 'same'"),
+        ("{student: 'techer', stages: [{}]}", "student: 'techer' given; did you mean 'teacher'"),
+        ("{student: null, stages: [{}]}", "student: None given"),
+        ("{of: 'student', stages: [{}]}", "of: 'student' given; 'student', of a probe alone"),
+        ("{of: 'teacher', probe: 'ncm'}", "of: 'teacher' given; 'student', of a probe alone"),
         ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
         ("{probe: 'ncm', stages: [{}]}", "probe: trains nothing; remove stages and student"),
-        ("{student: 'techer', stages: [{}]}", "student: 'techer' given; 'teacher', or leave it out"),
         ("{memory: 5, stages: [{}]}", "memory: 5 given; null for all samples, or leave it out"),
         ("stages: [{lr_factor: 0}]", r"stages\.0\.lr_factor: 0 given; must be a number above 0"),
         ("[]", "a config is a mapping"),
@@ -87,5 +90,7 @@ def test_what_trains_nothing_and_what_starts_from_the_teacher():
     assert (load_method("teacher-ncm").probe, load_method("teacher-ncm").stages) == ("ncm", ())
     assert load_method("teacher-logreg").probe == "logistic_regression"
     assert [load_method(name).starts_from_teacher for name in ("finetune", "lwf", "ce")] == [True, True, False]
+    assert [load_method(name).starts_untrained for name in ("scratch", "ce", "finetune")] == [True, False, False]
+    assert [load_method(name).probes_student for name in ("student-ncm", "teacher-ncm")] == [True, False]
     assert [load_method(name).keeps_all_samples for name in ("joint-training", "ce")] == [True, False]
     assert [stage.lr_factor for name in ("finetune", "ce") for stage in load_method(name).stages] == [0.1, 1.0]
