@@ -89,6 +89,7 @@ def _nearest_class_mean(
     accelerator: Accelerator,  # noqa: ARG001
 ) -> Score:
     """Cosine similarity to the class centres."""
+    teacher.local_classifier.kind = "centres"  # whatever the wrapper's keyword asks for
     fit_class_centres(teacher, train_loader)
     centres = teacher.local_classifier.centres
     return lambda images: nearest_class_mean(teacher.embed(images), centres)

@@ -62,6 +62,14 @@ def test_nearest_class_mean_by_hand(here, tmp_path):
     assert ran(tmp_path, "ncm")["final"]["top1"] == pytest.approx(100 * expected)
 
 
+def test_nearest_class_mean_fits_no_discriminant(here, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    kwargs = "train.stage1.teacher.auxiliary_model_wrapper.kwargs={preprocessing: data, local_classifier: discriminant}"
+    ran(tmp_path, "ncm", kwargs)
+    assert "class centres" in caplog.text
+    assert "held-out accuracy" not in caplog.text
+
+
 def test_it_leaves_a_run_folder(here, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     summary = ran(tmp_path, "ncm")
