@@ -71,9 +71,13 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
             keep_all_samples(own)
         _set_models(own, method)
         embedding = _student_embedding(nodes["embedding"], method)
+        if method.starts_untrained:
+            for node in nodes.values():
+                _merge(node, "student", {"src_ckpt": None})
         if method.probes_student:
             for like, name in names.items():
-                put(train, name, _read_like_student(nodes[like], embedding))
+                _read_like_student(nodes[like], embedding)
+                put(train, name, nodes[like])
             put(own, "train", train)
         if method.probe:
             return checked_config(path, own)
@@ -106,10 +110,8 @@ class _Stage:
         scheduler = stretched(self._plain.get("scheduler"), self._factor)
         if scheduler is not None:
             put(node, "scheduler", _node(scheduler))
-        if stage.lr_factor != 1:
-            put(node, "optimizer", _node(_scaled(self._plain["optimizer"], stage.lr_factor)))
-        if stage.optimizer:
-            self._update("optimizer", stage.optimizer)
+        if stage.lr_factor != 1 or stage.max_grad_norm is not None:
+            put(node, "optimizer", _node(_adjusted(self._plain.get("optimizer"), stage)))
         if stage.criterion is not None:
             put(node, "criterion", _node(self._filled(stage.criterion)))
         if stage.train_data_loader:
@@ -165,12 +167,21 @@ def _student_embedding(stage: MappingNode, method: Method) -> str:
     return str(plain["criterion"]["kwargs"].get("student_embedding", "embedding"))
 
 
-def _scaled(optimizer: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The optimizer's section with another learning rate."""
-    kwargs = optimizer.get("kwargs") or {}
-    if "lr" not in kwargs:
-        raise ConfigError("optimizer.kwargs.lr: missing; a method with an lr_factor needs a learning rate to scale")
-    return {**optimizer, "kwargs": {**kwargs, "lr": kwargs["lr"] * factor}}
+def _adjusted(optimizer: Mapping[str, Any] | None, stage: MethodStage) -> dict[str, Any]:
+    """The optimizer's section with the method's learning rate, and its bound where the section has none."""
+    if not optimizer:
+        raise ConfigError(
+            f"optimizer: missing in the stage {stage.like!r}; what the method changes there needs one in each stage"
+        )
+    kwargs = dict(optimizer.get("kwargs") or {})
+    if stage.lr_factor != 1:
+        if "lr" not in kwargs:
+            raise ConfigError("optimizer.kwargs.lr: missing; a method with an lr_factor needs a learning rate to scale")
+        kwargs["lr"] *= stage.lr_factor
+    adjusted = {**optimizer, "kwargs": kwargs}
+    if optimizer.get("max_grad_norm") is None and stage.max_grad_norm is not None:
+        adjusted["max_grad_norm"] = stage.max_grad_norm
+    return adjusted
 
 
 def _train(train: MappingNode, stages: list[MappingNode], *, has_teacher: bool) -> MappingNode:
@@ -184,12 +195,13 @@ def _train(train: MappingNode, stages: list[MappingNode], *, has_teacher: bool) 
     return MappingNode(f"{CORE}map", [*kept, *numbered])
 
 
-def _read_like_student(stage: MappingNode, student_embedding: str) -> MappingNode:
-    """The stage with a wrapper for a student in the teacher's place: it finds the embedding where students have it."""
+def _read_like_student(stage: MappingNode, student_embedding: str) -> None:
+    """Gives a stage a wrapper for a student in the teacher's place, which sees the images as the student does."""
     wrapper = (to_plain(stage).get("teacher") or {}).get("auxiliary_model_wrapper") or {}
-    of_teacher = {key: None for key in ("embedding_io", "local_features") if key in (wrapper.get("kwargs") or {})}
-    _merge(stage, "teacher", {"auxiliary_model_wrapper": {"kwargs": {**of_teacher, "embedding": student_embedding}}})
-    return stage
+    kept = {key: value for key, value in (wrapper.get("kwargs") or {}).items() if key == "num_classes"}
+    kwargs = {**kept, "embedding": student_embedding, "preprocessing": "data"}
+    _merge(stage, "teacher", {"auxiliary_model_wrapper": None, "src_ckpt": None})
+    _merge(stage, "teacher", {"auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": kwargs}})
 
 
 def _set_models(root: MappingNode, method: Method) -> None:
@@ -202,15 +214,40 @@ def _set_models(root: MappingNode, method: Method) -> None:
         student = _student_like_teacher(student, _flat(_child(models, "teacher_model")), is_extended=is_extended)
     remove(student, "dst_ckpt")
     if method.starts_untrained:
-        for key in ("src_ckpt", "src_ckpt_classifier"):
-            remove(student, key)
+        _leave_weights_out(student)
     if method.probes_student:
+        _check_trained(student, "to probe")
         put(models, "teacher_model", copy.deepcopy(student))
     if method.has_teacher or method.probe:
         put(models, "student_model", student)
     else:
         models.value = [(ScalarNode(f"{CORE}str", "model"), student)]
         remove(root, "teacher_cache")
+
+
+_WEIGHTS = ("weights", "checkpoint_path")
+
+
+def _leave_weights_out(student: MappingNode) -> None:
+    """Random weights for a student that the configuration starts from trained ones."""
+    _check_trained(student, "to leave out")
+    kwargs = _flat(_child(student, "kwargs"))
+    put(student, "kwargs", kwargs)
+    for key in ("src_ckpt", "src_ckpt_classifier"):
+        remove(student, key)
+    plain = to_plain(kwargs)
+    if plain.get("pretrained"):
+        put(kwargs, "pretrained", _node(False))
+    for key in _WEIGHTS:
+        if plain.get(key) is not None:
+            raise ConfigError(f"models.student_model.kwargs.{key}: names weights that this method cannot leave out")
+
+
+def _check_trained(student: MappingNode, purpose: str) -> None:
+    plain = to_plain(student)
+    kwargs = plain.get("kwargs") or {}
+    if not plain.get("src_ckpt") and not kwargs.get("pretrained") and all(kwargs.get(key) is None for key in _WEIGHTS):
+        raise ConfigError(f"models.student_model: has no trained weights {purpose} (src_ckpt, kwargs.pretrained)")
 
 
 def _student_like_teacher(student: MappingNode, teacher: MappingNode, *, is_extended: bool) -> MappingNode:

@@ -19,7 +19,7 @@ CONTROL = "ce"
 
 _KEYS = {"title", "classes", "stages", "student", "memory", "probe", "of"}
 _PROBES = ("ncm", "logistic_regression")
-_STAGE_KEYS = {"like", "epochs", "lr_factor", "optimizer", "teacher", "student", "criterion", "train_data_loader"}
+_STAGE_KEYS = {"like", "epochs", "lr_factor", "max_grad_norm", "teacher", "student", "criterion", "train_data_loader"}
 _STUDENTS = ("teacher", "untrained")
 _CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
@@ -37,9 +37,9 @@ class MethodStage:
             configuration.
         student: likewise.
         train_data_loader: likewise.
-        optimizer: likewise.
         criterion: the section; ``None`` keeps that of the configuration.
         lr_factor: times the configuration's learning rate.
+        max_grad_norm: bound on the gradient's norm where the configuration has none of its own; ``None`` adds none.
     """
 
     like: str
@@ -49,8 +49,8 @@ class MethodStage:
     student: Mapping[str, Any]
     criterion: Mapping[str, Any] | None
     train_data_loader: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: Mapping[str, Any] = field(default_factory=dict)
     lr_factor: float = 1.0
+    max_grad_norm: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +126,10 @@ def _read(name: str, path: Path) -> Method:
         student = plain.get("student")
         if "student" in plain and student not in _STUDENTS:
             raise ConfigError(f"student: {student!r} given; {nearest(student, _STUDENTS)}, or leave it out")
-        if "of" in plain and (plain["of"] != "student" or not probe):
-            raise ConfigError(f"of: {plain['of']!r} given; 'student', of a probe alone, or leave it out")
+        if "of" in plain and not probe:
+            raise ConfigError("of: says whose embedding a probe reads, and there is no probe; remove it")
+        if plain.get("of", "student") != "student":
+            raise ConfigError(f"of: {plain['of']!r} given; 'student', or leave it out for the teacher")
         if plain.get("memory") is not None:
             raise ConfigError(f"memory: {plain['memory']!r} given; null for all samples, or leave it out")
         classes = plain.get("classes", "any")
@@ -155,9 +157,10 @@ def _stage(where: str, stage: object) -> MethodStage:
         raise ConfigError(f"{where}.like: {like!r} given; {nearest(like, _BASES)}")
     if epochs not in (None, "all"):
         raise ConfigError(f"{where}.epochs: {epochs!r} given; 'all', or leave it out for those of the stage {like!r}")
-    for key in ("teacher", "student", "criterion", "train_data_loader", "optimizer"):
+    for key in ("teacher", "student", "criterion", "train_data_loader"):
         if stage.get(key) is not None and not isinstance(stage[key], Mapping):
             raise ConfigError(f"{where}.{key}: must be a mapping, got {stage[key]!r}")
+    bound = stage.get("max_grad_norm")
     return MethodStage(
         like=like,
         takes_all=epochs == "all",
@@ -166,8 +169,8 @@ def _stage(where: str, stage: object) -> MethodStage:
         student=stage.get("student") or {},
         criterion=stage.get("criterion"),
         train_data_loader=stage.get("train_data_loader") or {},
-        optimizer=stage.get("optimizer") or {},
         lr_factor=_positive(f"{where}.lr_factor", stage.get("lr_factor", 1.0)),
+        max_grad_norm=None if bound is None else _positive(f"{where}.max_grad_norm", bound),
     )
 
 

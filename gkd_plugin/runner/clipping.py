@@ -16,7 +16,8 @@ def clip_unscaled(box: Any, accelerator: Accelerator) -> None:
 
     Symptom: in float16 Accelerate multiplies the loss by up to 65536 and divides the gradients again just before the
     step; torchdistill clips between the two, so that ``max_grad_norm: 2.0`` leaves gradients of 2 / 65536 and nothing
-    is learned. A hook on the optimizer itself runs after the division. Does nothing without a scaler.
+    is learned. A hook on the optimizer itself runs after the division; a fused optimizer divides in its own step, and
+    has the scaler's factor on it until then. Does nothing without a scaler.
 
     Args:
         box: torchdistill's box, with the optimizer of the stage that begins.
@@ -27,6 +28,8 @@ def clip_unscaled(box: Any, accelerator: Accelerator) -> None:
     limit, box.max_grad_norm = box.max_grad_norm, None
 
     def clip(optimizer: Optimizer, *_: Any) -> None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
+        scale = getattr(optimizer, "grad_scale", None)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, limit if scale is None else limit * float(scale))
 
-    getattr(box.optimizer, "optimizer", box.optimizer).register_step_pre_hook(clip)
+    box.optimizer.optimizer.register_step_pre_hook(clip)

@@ -64,7 +64,7 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
         with folder.log_file(), accelerator.autocast():
             score = PROBES[probe](box.teacher_model, box.train_data_loader, num_classes, accelerator)
             final = evaluate(score, loader, accelerator, "test").as_dict()
-            logger.info("%s on the frozen teacher: top-1 on the test set %.2f %%", probe, final["top1"])
+            logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()
     summary = {
         "config": str(config.path),

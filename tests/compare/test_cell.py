@@ -54,43 +54,81 @@ def test_methods_of_two_stages_keep_their_epochs(root):
         assert [train[name]["scheduler"]["kwargs"]["T_max"] for name in ("stage1", "stage2")] == [1, 2]
 
 
-def test_a_method_may_add_to_the_optimizer(root):
+def test_joint_bounds_the_gradient_where_the_configuration_does_not(root, tmp_path):
     ours, control = (made(root, method)["train"]["optimizer"] for method in ("refilled-joint", "ce"))
     assert ours == {**control, "max_grad_norm": 2.0}
     small = made(root, "refilled-from-teacher")["train"]["optimizer"]
     assert small == {**ours, "kwargs": {**ours["kwargs"], "lr": pytest.approx(0.1 * ours["kwargs"]["lr"])}}
+    text = CONFIG.replace("{key: 'SGD',", "{key: 'SGD', max_grad_norm: 0.5,")
+    bounded = compose(write_config(tmp_path, text))
+    assert [made(bounded, method)["train"]["optimizer"]["max_grad_norm"] for method in ("refilled-joint", "ce")] == [
+        0.5
+    ] * 2
 
 
-PRETRAINED = "dst_ckpt: 'somewhere/student.pt'"
+def test_a_stage_without_an_optimizer_is_told(tmp_path):
+    at = CONFIG.rindex("    optimizer:")
+    text = CONFIG[:at] + CONFIG[CONFIG.index("\n", at) + 1 :]
+    with pytest.raises(ConfigError, match=r"method 'refilled-joint': optimizer: missing in the stage 'classifier'"):
+        made(compose(write_config(tmp_path, text)), "refilled-joint")
 
 
-@pytest.fixture
-def from_weights(tmp_path):
-    """A student that starts from a checkpoint's backbone, and a teacher that is read elsewhere than students are."""
-    start = f"{PRETRAINED}\n    src_ckpt: 'base.pt'\n    src_ckpt_classifier: 'new'"
-    assert PRETRAINED in CONFIG
-    (tmp_path / "base.pt").write_bytes(b"")
-    return compose(write_config(tmp_path, CONFIG.replace(PRETRAINED, start)))
+STUDENT = "kwargs: {model_name: 'test_byobnet', num_classes: 4}\n    dst_ckpt"
+TEACHER = "auxiliary_model_wrapper: {key: 'refilled_teacher', kwargs: {preprocessing: 'data'}}"
 
 
-def test_from_scratch_leaves_the_students_weights_out(from_weights, tmp_path, monkeypatch):
+def with_student(folder, kwargs="", entry="", stage=""):
+    """A student that starts from trained weights, and a teacher that is read elsewhere than students are."""
+    assert STUDENT in CONFIG
+    assert TEACHER in CONFIG
+    new = STUDENT.replace("num_classes: 4", f"num_classes: 4{kwargs}").replace("\n", f"\n{entry}", 1)
+    read = "embedding: 'stem', embedding_io: 'output', local_features: ['stem'], input_size: 64, class_map: {0: 3}"
+    text = CONFIG.replace(STUDENT, new).replace("preprocessing: 'data'", f"{read}, preprocessing: 'auto'")
+    text = text.replace("student: {forward_proc", f"student: {{{stage}forward_proc")
+    return compose(write_config(folder, text))
+
+
+WEIGHTS = "    src_ckpt: 'teacher.pt'\n    src_ckpt_classifier: 'new'\n"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"entry": WEIGHTS}, {"kwargs": ", pretrained: true"}, {"entry": WEIGHTS, "stage": "src_ckpt: 'teacher.pt', "}],
+)
+def test_from_scratch_leaves_the_students_weights_out(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
-    names = ("src_ckpt", "src_ckpt_classifier")
-    kept, dropped = (made(from_weights, method)["models"]["model"] for method in ("ce", "scratch"))
-    assert [kept[name] for name in names] == ["base.pt", "new"]
-    assert not set(names) & set(dropped)
-    assert {**dropped, **{name: kept[name] for name in names}} == kept
+    root = with_student(tmp_path, **given)
+    kept, dropped = (made(root, method) for method in ("ce", "scratch"))
+    named = str(kept["models"]["model"]) + str(kept["train"]["model"])
+    assert "src_ckpt" in named or "'pretrained': True" in named
+    assert dropped["models"]["model"].keys() == {"key", "kwargs"}
+    assert not dropped["models"]["model"]["kwargs"].get("pretrained")
+    assert "src_ckpt" not in dropped["train"]["model"]
+    assert dropped["train"]["optimizer"]["kwargs"]["lr"] == pytest.approx(
+        10 * kept["train"]["optimizer"]["kwargs"]["lr"]
+    )
 
 
-def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(from_weights, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_left_out_are_told(tmp_path):
+    root = with_student(tmp_path, kwargs=", checkpoint_path: 'x.pth'")
+    with pytest.raises(ConfigError, match=r"'scratch': models\.student_model\.kwargs\.checkpoint_path: names weights"):
+        made(root, "scratch")
+
+
+@pytest.mark.parametrize("method", ["scratch", "student-ncm"])
+def test_a_student_without_trained_weights_is_told(root, method):
+    with pytest.raises(ConfigError, match=rf"method '{method}': models\.student_model: has no trained weights to "):
+        made(root, method)
+
+
+def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain = made(from_weights, "student-ncm")
+    plain = made(with_student(tmp_path, entry=WEIGHTS), "student-ncm")
     assert plain["models"]["teacher_model"] == plain["models"]["student_model"]
-    assert plain["models"]["teacher_model"]["src_ckpt"] == "base.pt"
+    assert plain["models"]["teacher_model"]["src_ckpt"] == "teacher.pt"
     for name in ("stage1", "stage2"):
-        kwargs = plain["train"][name]["teacher"]["auxiliary_model_wrapper"]["kwargs"]
-        assert kwargs["embedding"] == "embedding"
-        assert not {"embedding_io", "local_features"} & set(kwargs)
+        wrapper = plain["train"][name]["teacher"]["auxiliary_model_wrapper"]
+        assert wrapper == {"key": "refilled_teacher", "kwargs": {"embedding": "embedding", "preprocessing": "data"}}
 
 
 def test_cross_entropy_alone_has_no_teacher(root):

@@ -2,11 +2,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare.compare import Comparison, compare
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.models import timm_model
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.run import evaluate_checkpoint
 from tests.compare.conftest import METHODS
@@ -103,6 +105,30 @@ def test_few_shot_tasks(here, rows):
         ("3", shots, task, "") for shots in "12" for task in "04"
     }
     assert (here / "grid/top1_against_shots.png").exists()
+
+
+def test_a_student_that_starts_from_trained_weights(here):
+    """They are the teacher's, so that both have the same NCM accuracy before training."""
+    text = CONFIG.replace("    dst_ckpt", "    src_ckpt: 'teacher.pt'\n    src_ckpt_classifier: 'new'\n    dst_ckpt", 1)
+    config = write_config(here, text)
+    torch.manual_seed(99)  # no seed of a run
+    torch.save(timm_model("test_byobnet", num_classes=4).state_dict(), "teacher.pt")
+    wanted = Comparison(
+        config,
+        methods=["scratch", "ce", "student-ncm", "teacher-ncm"],
+        seeds=[0],
+        output=here / "grid",
+        overlaps=[50.0],
+        overrides=["train.stage2.num_epochs=1"],
+        device="cpu",
+    )
+    _, results = compare(wanted)
+    assert [result.reason for result in results] == [""] * 4
+    assert results[2].score("top1") == results[3].score("top1")
+    trained = (load_file(result.cell.folder / "student.safetensors") for result in results[:2])
+    start = torch.load("teacher.pt")["stem.conv.weight"]
+    moved = [(weights["stem.conv.weight"] - start).norm() / start.norm() for weights in trained]
+    assert moved[1] < 0.5 < moved[0]
 
 
 def test_incremental_learning(here):

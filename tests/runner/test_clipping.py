@@ -21,9 +21,9 @@ class Scaled:
         self.scaler.scale(loss).backward()
 
 
-def box_with(accelerator, max_grad_norm):
+def box_with(accelerator, max_grad_norm, **kwargs):
     parameter = torch.zeros(2, requires_grad=True)
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    optimizer = torch.optim.SGD([parameter], lr=1.0, **kwargs)
     box = SimpleNamespace(accelerator=accelerator, max_grad_norm=max_grad_norm, grad_accum_step=1, stage_grad_count=0)
     box.lr_scheduler, box.scheduling_step, box.parameter = None, 0, parameter
     box.optimizer = AcceleratedOptimizer(optimizer, device_placement=False, scaler=accelerator.scaler)
@@ -48,10 +48,11 @@ def test_trap_torchdistill_clips_what_the_scaler_multiplied():
     torch.testing.assert_close(step(box_with(Scaled(), LIMIT)), -LIMIT * GRADIENT / 5 / SCALE)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("limit", "expected"), [(LIMIT, LIMIT * GRADIENT / 5), (10.0, GRADIENT), (None, GRADIENT)])
-def test_the_gradient_itself_is_clipped(limit, expected):
+def test_the_gradient_itself_is_clipped(limit, expected, fused):
     accelerator = Scaled()
-    box = box_with(accelerator, limit)
+    box = box_with(accelerator, limit, fused=fused)
     clip_unscaled(box, accelerator)
     for _ in range(2):
         torch.testing.assert_close(step(box), -expected)
@@ -62,4 +63,13 @@ def test_without_a_scaler_torchdistill_clips():
     box = box_with(accelerator, LIMIT)
     clip_unscaled(box, accelerator)
     assert box.max_grad_norm == LIMIT
+    torch.testing.assert_close(step(box), -LIMIT * GRADIENT / 5)
+
+
+def test_accumulated_gradients_are_clipped_once():
+    accelerator = Scaled()
+    box = box_with(accelerator, LIMIT)
+    box.grad_accum_step = 2
+    clip_unscaled(box, accelerator)
+    assert not step(box).any()
     torch.testing.assert_close(step(box), -LIMIT * GRADIENT / 5)

@@ -82,7 +82,7 @@ def test_it_leaves_a_run_folder(here, tmp_path, caplog):
         "ncm",
         "test",
     )
-    assert "ncm on the frozen teacher: top-1 on the test set" in (folder / "log.txt").read_text("utf-8")
+    assert "ncm on the frozen network: top-1 on the test set" in (folder / "log.txt").read_text("utf-8")
 
 
 def test_a_class_without_a_sample_is_never_the_answer_of_logistic_regression(here, tmp_path):

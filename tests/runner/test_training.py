@@ -88,6 +88,15 @@ def test_the_teacher_runs_in_the_students_precision():
     assert torch.bfloat16 in seen
 
 
+def test_gradients_are_clipped_in_every_stage(monkeypatch):
+    seen = []
+    monkeypatch.setattr("gkd_plugin.runner.training.clip_unscaled", lambda box, _: seen.append(box.max_grad_norm))
+    sections = {"stage1": stage("embedding"), "stage2": stage("classifier")}
+    sections["stage2"]["optimizer"]["max_grad_norm"] = 0.5
+    train(sections)
+    assert seen == [None, 0.5]
+
+
 def test_an_epoch_with_nothing_to_compare_is_an_error():
     section = stage("embedding", train_data_loader=loader("train", SequentialSampler, batch_size=6))
     with pytest.raises(ConfigError, match=r"^stage1 1/1: no batch held two samples of one class and one of another"):

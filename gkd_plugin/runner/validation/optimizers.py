@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,11 @@ def check_optimizer(report: Report, parent: str, stage: Mapping[Any, Any], *, fi
         report.add(f"{path}.kwargs.lr", f"{shown(lr)} given; must be a number")
     if "grad_accum_step" in optimizer:
         check_count(report, f"{path}.grad_accum_step", optimizer["grad_accum_step"])
+    bound = optimizer.get("max_grad_norm")
+    if bound is not None and (
+        isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 0 < bound < math.inf
+    ):
+        report.add(f"{path}.max_grad_norm", f"{shown(bound)} given; must be a number above 0, or null for no bound")
     check_flag(report, path, optimizer, "filters_params")
     for index, entry in enumerate(optimizer.get(module_wise) or []):
         _module_wise(report, f"{path}.{module_wise}.{index}", entry, teacher=teacher)

@@ -14,6 +14,10 @@ from tests.runner.validation.samples import PLAIN_TRAINING, STAGES, found
         ("train.scheduler.step=1", "train.scheduler.step: unknown key"),
         ("train.optimizer.kwargs.lr=[1]", "train.optimizer.kwargs.lr: [1] given; must be a number"),
         ("train.optimizer.grad_accum_step=0", "train.optimizer.grad_accum_step: 0 given"),
+        *(
+            (f"train.optimizer.max_grad_norm={bound}", f"max_grad_norm: {shown} given; must be a number above 0")
+            for bound, shown in (("two", "'two'"), ("-2.0", "-2.0"), ("0", "0"), ("true", "true"), (".nan", "nan"))
+        ),
         ("train.optimizer.module_wise_kwargs.0=fc", "train.optimizer.module_wise_kwargs.0: 'fc' given"),
         ("train.optimizer.module_wise_kwargs.0.module=", "module_wise_kwargs.0.module: nothing given"),
         ("train.optimizer={}", "train.optimizer: is empty"),
