@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
         ConfigError: the method cannot be made from this configuration, or is not valid.
     """
     own = copy.deepcopy(root)
+    if method.keeps_all_samples:  # whatever the memory, which would also change how batches are balanced
+        setting = replace(setting, memory=None)
     apply_setting(own, setting, task)
     names = base_stages(own)
     train = _flat(_child(own, "train"))

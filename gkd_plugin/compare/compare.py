@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from yaml.nodes import MappingNode
 
@@ -15,7 +16,9 @@ from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.obstacles import obstacle
 from gkd_plugin.compare.report import comparison_table, draw_settings, write_csv
+from gkd_plugin.compare.scores import OF_GROUPS
 from gkd_plugin.compare.setting import Setting
+from gkd_plugin.data import class_groups_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
 from gkd_plugin.runner.config import RunConfig, checked_config
@@ -82,7 +85,7 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         read_placement(config.plain, wanted.device)
         base_stages(root)
         planned = list(_plan(root, methods, wanted))
-    _check_data(planned)
+    _check_data(planned, wanted.score)
     cells = [cell for cell, _ in planned]
     _write_configs(planned)
     results = run_grid(cells, wanted.device, wanted.jobs)
@@ -90,6 +93,7 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     write_csv(results, wanted.output / "results.csv")
     (wanted.output / "table.txt").write_text(table + "\n", encoding="utf-8")
     draw_settings(results, wanted.score, wanted.output)
+    logger.info("results.csv, table.txt and the cells' run folders are in %s", wanted.output)
     return table, results
 
 
@@ -126,14 +130,22 @@ def _settings(wanted: Comparison) -> list[Setting]:
     ]
 
 
-def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]]) -> None:
+def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]], score: str) -> None:
     """Builds the data sets of each setting once: what they cannot give is told before anything trains."""
     checked: set[Setting] = set()
     for cell, config in planned:
         if config is not None and cell.setting not in checked:
             checked.add(cell.setting)
             with told_at(f"{cell.setting.title}: "):
-                config.build()
+                _check_score(score, config.build())
+
+
+def _check_score(score: str, built: Mapping[str, Any]) -> None:
+    loader = (built.get("test") or {}).get("test_data_loader")
+    if score in OF_GROUPS and not (loader and class_groups_of(built["datasets"][loader["dataset_id"]])):
+        raise ConfigError(
+            f"--score {score}: the test set does not tell old classes from new, as incremental_subset does"
+        )
 
 
 def _write_configs(planned: Sequence[tuple[Cell, RunConfig | None]]) -> None:

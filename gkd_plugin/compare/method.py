@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gkd_plugin.compare.sizes import PLACEHOLDERS
 from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.runner.yaml_nodes import compose
 from gkd_plugin.runner.yaml_plain import to_plain
@@ -23,6 +25,8 @@ _STAGE_KEYS = {"like", "epochs", "lr_factor", "max_grad_norm", "teacher", "stude
 _STUDENTS = ("teacher", "untrained")
 _CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
+_EMBEDDING = "{student_embedding}"
+_PLACEHOLDER = re.compile(r"\{\w+\}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,9 @@ def _read(name: str, path: Path) -> Method:
             raise ConfigError(f"probe: {probe!r} given; {nearest(probe, _PROBES)}")
         if probe is not None and set(plain) & {"stages", "student"}:
             raise ConfigError("probe: trains nothing; remove stages and student")
+        for text in _strings(plain.get("stages")):
+            if _PLACEHOLDER.fullmatch(text) and text not in {*PLACEHOLDERS, _EMBEDDING}:
+                raise ConfigError(f"stages: {text!r} is no placeholder; {nearest(text, [*PLACEHOLDERS, _EMBEDDING])}")
         stages = [] if probe else plain.get("stages")
         if not isinstance(stages, list) or not (stages or probe):
             raise ConfigError("stages: must be a list of stages")
@@ -146,6 +153,14 @@ def _read(name: str, path: Path) -> Method:
             probe=probe,
             probes_student="of" in plain,
         )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
 
 
 def _stage(where: str, stage: object) -> MethodStage:

@@ -122,13 +122,15 @@ def draw_settings(results: Sequence[Result], score: str, folder: Path) -> list[P
     Args:
         results: of the grid.
         score: figure of ``summary.final``.
-        folder: gets ``<score>_against_<what varies>``.
+        folder: gets ``<score>_against_<what varies>``, in place of an earlier comparison's.
 
     Returns:
         The files; none where nothing or more than one thing varies.
     """
     from matplotlib.figure import Figure
 
+    for stale in (folder / f"{name}_against_{axis}{end}" for name in SCORES for axis in _AXES for end in _SUFFIXES):
+        stale.unlink(missing_ok=True)  # of an earlier comparison, which results.csv does not hold
     settings = list(dict.fromkeys(result.cell.setting for result in results))
     varying = [axis for axis in _AXES if len({getattr(setting, axis) for setting in settings}) > 1]
     if len(varying) != 1:
@@ -161,7 +163,7 @@ def draw_settings(results: Sequence[Result], score: str, folder: Path) -> list[P
     axes.set_xticks([getattr(setting, axis) for setting in settings])
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
-    files = [folder / f"{score}_against_{axis}{suffix}" for suffix in (".png", ".svg")]
+    files = [folder / f"{score}_against_{axis}{suffix}" for suffix in _SUFFIXES]
     for file in files:
         figure.savefig(file, dpi=150)
     return files
@@ -173,4 +175,5 @@ _AXES = {
     "shots": "labelled images of each class",
     "memory": "exemplars of each old class",
 }
+_SUFFIXES = (".png", ".svg")
 _MARKERS = "osD^vPX*<>"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from gkd_plugin.data import labels_of
+from gkd_plugin.data import classes_of, labels_of
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["check_data", "check_labels"]
@@ -27,7 +27,8 @@ def check_data(
         stages: the stages, each with its loaders.
 
     Raises:
-        ConfigError: as :func:`check_labels`; for the sets that accuracy is measured on, a label out of range.
+        ConfigError: as :func:`check_labels`; for the sets that accuracy is measured on, a label out of range, or a
+            class that has another label in the training set.
     """
     by_training_set: dict[str, dict[str, Mapping[str, Any]]] = {}
     measured = []
@@ -40,6 +41,8 @@ def check_data(
     for dataset_id in dict.fromkeys(loader["dataset_id"] for loader in measured if loader):
         if dataset_id not in by_training_set:
             check_labels(dataset_id, config["datasets"][dataset_id], where, num_classes, {})
+            for trained in by_training_set:
+                _check_same_classes(config["datasets"], trained, dataset_id)
 
 
 def check_labels(
@@ -78,9 +81,36 @@ def check_labels(
         if kind in ("embedding", "joint"):
             _check_pairs(name, counts, kind, repeats=_repeats_samples(stage))
         if kind == "embedding":
-            _check_centres(name, counts, kind, max(counts) + 1)
+            _check_centres(name, counts, kind, max(counts) + 1, where)
         elif kind in ("classifier", "joint"):
-            _check_centres(name, counts, kind, num_classes or max(counts) + 1)
+            _check_centres(name, counts, kind, num_classes or max(counts) + 1, where)
+
+
+def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str) -> None:
+    """One class under two labels is a mistake; names that have nothing in common may be spelt otherwise, or one too."""
+    ours, theirs = (_class_labels(datasets[name]) for name in (trained, measured))
+    if ours is None or theirs is None:
+        return
+    common = ours.keys() & theirs.keys()
+    for name in sorted(common, key=str):
+        if ours[name] != theirs[name]:
+            raise ConfigError(
+                f"datasets.{measured}: class {name!r} has label {theirs[name]}, and label {ours[name]} in the training "
+                f"set, datasets.{trained}; give both the same classes in the same order"
+            )
+    if not common:
+        logger.warning(
+            "datasets.%s: its classes %s are none of the training set's %s", measured, list(theirs)[:5], list(ours)[:5]
+        )
+
+
+def _class_labels(dataset: Any) -> dict[Any, int] | None:
+    """Name → label; ``None`` where the dataset names no classes, or cannot tell how many there are."""
+    try:
+        names = classes_of(dataset)
+    except ConfigError:
+        return None
+    return None if names == list(range(len(names))) else {name: label for label, name in enumerate(names)}
 
 
 def _refilled_stage(stage: Mapping[str, Any]) -> str | None:
@@ -107,11 +137,11 @@ def _check_pairs(name: str, counts: Counter[int], stage: str, *, repeats: bool) 
         logger.warning("%s: classes %s have one sample: they form no positive pair", name, single[:10])
 
 
-def _check_centres(name: str, counts: Counter[int], stage: str, classes: int) -> None:
+def _check_centres(name: str, counts: Counter[int], stage: str, classes: int, where: str) -> None:
     """Stage ``embedding`` needs the centres for its figure, the NCM accuracy."""
     missing = [label for label in range(classes) if label not in counts]
     if missing:
         raise ConfigError(
             f"{name}: no sample of class {', '.join(map(str, missing[:10]))}: stage {stage!r} needs a class centre for "
-            f"each of {classes} classes"
+            f"each of {classes} classes; are there so many ({where}.kwargs.num_classes)?"
         )

@@ -10,6 +10,8 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.yaml_nodes import compose, dump
 from tests.compare.fakes import CONFIG, write_config, write_incremental
 
+CONFIGS = Path(__file__).parents[2] / "configs/digits"
+
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
@@ -17,8 +19,8 @@ def root(tmp_path, monkeypatch):
     return compose(write_config(tmp_path))
 
 
-def made(root, method, overlap=None):
-    return cell_config(root, load_method(method), Setting(overlap), Path("cell.yaml")).plain
+def made(root, method, overlap=None, memory=None):
+    return cell_config(root, load_method(method), Setting(overlap, memory=memory), Path("cell.yaml")).plain
 
 
 def test_both_stages_are_found_by_what_they_do(tmp_path):
@@ -129,6 +131,14 @@ def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(tmp_path, 
     for name in ("stage1", "stage2"):
         wrapper = plain["train"][name]["teacher"]["auxiliary_model_wrapper"]
         assert wrapper == {"key": "refilled_teacher", "kwargs": {"embedding": "embedding", "preprocessing": "data"}}
+
+
+def test_joint_training_is_the_same_whatever_the_memory():
+    """Balanced batches, which hold fewer classes where there is no memory, too."""
+    root = compose(CONFIGS / "digits_incremental_refilled.yaml")
+    configs = [made(root, "joint-training", memory=memory) for memory in (0, 2)]
+    assert configs[0] == configs[1]
+    assert made(root, "ce", memory=0) != made(root, "ce", memory=2)
 
 
 def test_cross_entropy_alone_has_no_teacher(root):

@@ -131,6 +131,14 @@ def test_a_student_that_starts_from_trained_weights(here):
     assert moved[1] < 0.5 < moved[0]
 
 
+def test_a_score_that_no_cell_would_have_is_told_before_anything_trains(here):
+    config = write_config(here)
+    wanted = Comparison(config, methods=["ce"], seeds=[0], output=here / "grid", score="harmonic_mean", device="cpu")
+    with pytest.raises(ConfigError, match="--score harmonic_mean: the test set does not tell old classes from new"):
+        compare(wanted)
+    assert not (here / "grid").exists()
+
+
 def test_incremental_learning(here):
     wanted = Comparison(
         write_incremental(here),

@@ -67,6 +67,7 @@ def test_an_unknown_name_gets_the_nearest():
         ("{student: null, stages: [{}]}", "student: None given"),
         ("{of: 'student', stages: [{}]}", "of: says whose embedding a probe reads, and there is no probe"),
         ("{of: 'teacher', probe: 'ncm'}", "of: 'teacher' given; 'student', or leave it out for the teacher"),
+        ("stages: [{teacher: {a: ['{student_embeding}']}}]", r"'\{student_embeding\}' is no placeholder; did you mean"),
         ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
         ("{probe: 'ncm', stages: [{}]}", "probe: trains nothing; remove stages and student"),
         ("{memory: 5, stages: [{}]}", "memory: 5 given; null for all samples, or leave it out"),

@@ -90,7 +90,9 @@ def test_the_plot_has_a_line_for_each_method_with_results(tmp_path):
 @pytest.mark.parametrize("settings", [(HALF,), ()])
 def test_fewer_than_two_overlaps_are_no_plot(settings, tmp_path):
     kept = [result for result in RESULTS if result.cell.setting in settings]
+    draw_settings(RESULTS, "ncm_top1", tmp_path)
     assert draw_settings(kept, "top1", tmp_path) == []
+    assert list(tmp_path.iterdir()) == []  # nothing stale either
     assert list(tmp_path.iterdir()) == []
 
 

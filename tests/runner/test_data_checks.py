@@ -22,6 +22,7 @@ class Unlabelled:
     pass
 
 
+SO_MANY = "; are there so many (models.student_model.kwargs.num_classes)?"
 EMBEDDING = {"stage1": stage("embedding")}
 CLASSIFIER = {"stage2": stage("classifier")}
 CROSS_ENTROPY = {"train": {"criterion": {"key": "WeightedSumLoss", "kwargs": None}}}
@@ -64,13 +65,13 @@ def test_good_labels_pass(stages):
             Labels(0, 0, 1, 1),
             CLASSIFIER,
             4,
-            "d/train: no sample of class 2, 3: stage 'classifier' needs a class centre for each of 4 classes",
+            "d/train: no sample of class 2, 3: stage 'classifier' needs a class centre for each of 4 classes" + SO_MANY,
         ),
         (
             Labels(0, 0, 2, 2),
             EMBEDDING,
             4,
-            "d/train: no sample of class 1: stage 'embedding' needs a class centre for each of 3 classes",
+            "d/train: no sample of class 1: stage 'embedding' needs a class centre for each of 3 classes" + SO_MANY,
         ),
     ],
 )
@@ -125,6 +126,37 @@ def test_every_dataset_that_is_used_is_checked():
         datasets = {"train": good, "val": good, "test": good, name: Labels(0, 7)}
         with pytest.raises(ConfigError, match=rf"^datasets\.{name}: class index out of range: label 7, but m has 2"):
             check_data(config(**datasets), "m", 2, EMBEDDING)
+
+
+def named(*classes):
+    dataset = Labels(*range(len(classes)), *range(len(classes)))
+    dataset.classes = list(classes)
+    return dataset
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_class_has_one_label(name):
+    good = named("cat", "dog", "fox")
+    check_data(config(**dict.fromkeys(("train", "val", "test"), good)), "m", 3, EMBEDDING)
+    datasets = {"train": good, "val": good, "test": good, name: named("dog", "cat", "fox")}
+    with pytest.raises(
+        ConfigError, match=rf"^datasets\.{name}: class 'cat' has label 1, and label 0 in the training set, d"
+    ):
+        check_data(config(**datasets), "m", 3, EMBEDDING)
+
+
+def test_other_names_are_a_warning(caplog):
+    datasets = {"train": named("cat", "dog"), "val": named("cat", "dog"), "test": named("Katze", "Hund")}
+    check_data(config(**datasets), "m", 2, EMBEDDING)
+    assert caplog.messages == [
+        "datasets.test: its classes ['Katze', 'Hund'] are none of the training set's ['cat', 'dog']"
+    ]
+
+
+def test_classes_without_names_are_not_compared(caplog):
+    datasets = {"train": named("cat", "dog"), "val": Labels(0, 0, 1, 1), "test": named("cat", "dog", "fox")}
+    check_data(config(**datasets), "m", 3, EMBEDDING)
+    assert not caplog.messages
 
 
 def test_stages_with_training_sets_of_their_own():
