@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gkd_plugin.data import classes_of, teacher_labels_of
+from gkd_plugin.data import class_names_of, classes_of, teacher_labels_of
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["resolve_class_map"]
+__all__ = ["check_class_names", "resolve_class_map"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,36 @@ def resolve_class_map(
         raise ConfigError(f"{_WHERE}: {class_map!r} given; 'auto', 'names', null or a mapping of classes")
     _refuse_twice(labels or [])
     return labels if labels and any(label is not None for label in labels) else None
+
+
+def check_class_names(shared: Sequence[int | None] | None, teacher_classes: Sequence[str] | None, dataset: Any) -> None:
+    """Compares what a training set says of shared classes with the names that the teacher's weights were trained with.
+
+    Args:
+        shared: for each class of the student the teacher's index of it, or ``None``.
+        teacher_classes: names; ``None`` where nobody knows them.
+        dataset: the student's training set.
+
+    Raises:
+        ConfigError: a class is said to be one of the teacher's that has another name.
+    """
+    names = class_names_of(dataset)
+    if names is None or teacher_classes is None:
+        return
+    labels = list(shared or [None] * len(names))
+    for name, label in zip(names, labels, strict=False):
+        if label is not None and label < len(teacher_classes) and teacher_classes[label] != name:
+            raise ConfigError(
+                f"{_WHERE}: the training set takes its class {name!r} to be the teacher's class {label}, which is "
+                f"{teacher_classes[label]!r} by the teacher's weights; give both one class_order, or {_WHERE}: 'names'"
+            )
+    missed = [name for name, label in zip(names, labels, strict=False) if label is None and name in teacher_classes]
+    if missed:
+        logger.warning(
+            "class_map: the teacher has classes named %s too, which the training set does not take to be shared; is "
+            "its class_order the teacher's? (class_map: 'names' shares them)",
+            ", ".join(map(repr, missed[:5])),
+        )
 
 
 def _are_names(given: object) -> bool:

@@ -13,7 +13,7 @@ from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
-from gkd_plugin.class_map import resolve_class_map
+from gkd_plugin.class_map import check_class_names, resolve_class_map
 from gkd_plugin.data import ImageInput, normalisation_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
 from gkd_plugin.hooks import Capture, check_module_path, hooked_tensor
@@ -73,7 +73,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' asks the
             training set, see :func:`gkd_plugin.class_map.resolve_class_map`, and takes no class as shared where that
             speaks of a teacher with another number of classes.
-        teacher_classes: the teacher's class names, where ``class_map`` goes by them.
+        teacher_classes: the teacher's class names, where ``class_map`` goes by them; by default those that its weights
+            were trained with, where this package wrote them.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
             student, left as they are), see :func:`gkd_plugin.teacher_input.own_input`.
@@ -169,14 +170,18 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """Reads normalisation and shared classes off the training set; called once, before the box wraps the models.
 
         Raises:
-            ConfigError: the class map does not fit the teacher, or the projection would not be trained.
+            ConfigError: the class map does not fit the teacher or the names of its classes, or the projection would
+                not be trained.
         """
         self._check_projection(box, stage_config)
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
-            dataset = box.train_data_loader.dataset
-            self.local_classifier.known = resolve_class_map(*self._class_map, dataset)
-            self.local_classifier.known_of = teacher_num_classes_of(dataset) if self._class_map[0] == "auto" else None
+            dataset, names = box.train_data_loader.dataset, getattr(self.teacher, "class_names", None)
+            class_map, given = self._class_map
+            self.local_classifier.known = resolve_class_map(class_map, names if given is None else given, dataset)
+            self.local_classifier.known_of = teacher_num_classes_of(dataset) if class_map == "auto" else None
             self._check_known()
+            if class_map == "auto" and self.local_classifier.known_of in (None, len(names or ())):
+                check_class_names(self.local_classifier.known, names, dataset)
         if self._data_input.mean is None or self._data_input.std is None:
             self._data_input = normalisation_of(box.train_data_loader.dataset)
             with told_at("teacher.auxiliary_model_wrapper: "):

@@ -3,7 +3,7 @@
 import pytest
 
 from gkd_plugin import ConfigError
-from gkd_plugin.class_map import resolve_class_map
+from gkd_plugin.class_map import check_class_names, resolve_class_map
 from gkd_plugin.data import overlap_subset
 from tests.fakes import TinyImages
 
@@ -72,3 +72,24 @@ def test_as_written_with_names(pets):
 def test_what_cannot_be_a_map(pets, class_map, teacher_classes, message):
     with pytest.raises(ConfigError, match=message):
         resolve_class_map(class_map, teacher_classes, pets)
+
+
+def test_names_that_fit_pass(pets, caplog):
+    check_class_names([2, None, 0], ["newt", "eft", "cat"], pets)
+    check_class_names(None, ["eel", "eft"], pets)
+    check_class_names([2, 1, 0], None, pets)
+    check_class_names([2, 1, 0], ["a", "b", "c"], TinyImages(classes=3))  # which names none
+    assert not caplog.messages
+
+
+def test_a_shared_class_of_another_name_is_refused(pets):
+    with pytest.raises(
+        ConfigError, match=r"^class_map: the training set takes its class 'dog' to be the teacher's class 1, w"
+    ):
+        check_class_names([2, 1, None], ["newt", "eft", "cat"], pets)
+
+
+def test_classes_of_one_name_that_are_not_shared_are_warned_of(pets, caplog):
+    check_class_names([2, None, None], ["newt", "eft", "cat"], pets)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("class_map: the teacher has classes named 'newt' too, which the training set")

@@ -286,6 +286,36 @@ def test_a_class_map_that_does_not_fit_is_told_with_its_key():
         fitted(local_classifier="discriminant", class_map={0: 9})
 
 
+def named_student():
+    """Four classes, two of which a teacher of the classes a, b, c, d has, too."""
+    images = TinyImages(classes=6)
+    images.classes = list("abcdef")
+    return overlap_subset(images, 4, "student", overlap=0.5)
+
+
+@pytest.mark.parametrize(("names", "accepted"), [("abcd", True), ("abdc", False), ("xyz", True)])
+def test_the_names_that_its_weights_were_trained_with_are_compared(names, accepted):
+    """Three names are of a teacher that the training set does not speak of."""
+    teacher = make_teacher()
+    teacher.teacher.class_names = list(names)
+    box = SimpleNamespace(train_data_loader=SimpleNamespace(dataset=named_student()))
+    if accepted:
+        teacher.prepare(box, {})
+        assert teacher.local_classifier.known == [2, 3, None, None]
+    else:
+        with pytest.raises(
+            ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: .* class 'c' to be the"
+        ):
+            teacher.prepare(box, {})
+
+
+def test_classes_are_found_by_the_names_that_its_weights_were_trained_with():
+    teacher = make_teacher(class_map="names")
+    teacher.teacher.class_names = ["d", "x", "c"]
+    teacher.prepare(SimpleNamespace(train_data_loader=SimpleNamespace(dataset=named_student())), {})
+    assert teacher.local_classifier.known == [2, 0, None, None]
+
+
 def test_a_class_map_that_is_not_used_is_said(caplog):
     fitted(class_map={0: 1})
     assert "class_map: not used, the local classifier is of the kind 'centres'" in caplog.text

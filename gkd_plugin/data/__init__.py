@@ -22,7 +22,7 @@ from gkd_plugin.data.image_files import ImageFiles, image_folder
 from gkd_plugin.data.image_input import ImageInput, normalisation_of
 from gkd_plugin.data.images import ArrayImages, npz_images
 from gkd_plugin.data.incremental import incremental_subset
-from gkd_plugin.data.labels import classes_of, labels_of, num_classes_of
+from gkd_plugin.data.labels import class_names_of, classes_of, labels_of, num_classes_of
 from gkd_plugin.data.overlap import overlap_classes, overlap_subset
 from gkd_plugin.data.samplers import ClassBalancedBatchSampler
 from gkd_plugin.data.transforms import image_transform
@@ -36,6 +36,7 @@ __all__ = [
     "ImageFiles",
     "ImageInput",
     "class_groups_of",
+    "class_names_of",
     "class_split",
     "class_subset",
     "classes_of",

@@ -78,6 +78,20 @@ def classes_of(dataset: Dataset[Any]) -> list[Any]:
     return names if names is not None and len(names) >= count else list(range(count))
 
 
+def class_names_of(dataset: Dataset[Any]) -> list[str] | None:
+    """The names of the classes in the order of their labels; ``None`` where the dataset names none.
+
+    A class with several names (a tuple, as torchvision's ImageNet has) goes by the first.
+    """
+    try:
+        count, names = num_classes_of(dataset), _class_names(unwrapped(dataset))
+    except ConfigError:
+        return None
+    if names is None or len(names) < count:
+        return None
+    return [str(name[0]) if isinstance(name, tuple) and name else str(name) for name in names]
+
+
 def has_own(dataset: Any, name: str) -> bool:
     """Whether the dataset has the attribute itself, and not by passing on what is asked of it (``__getattr__``)."""
     missing = object()

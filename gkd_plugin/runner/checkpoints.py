@@ -37,11 +37,13 @@ class WeightFile:
         state: name → tensor.
         image_input: what images the weights were trained with; ``None`` where the file does not say.
         epochs: trained and planned, at the time of writing; ``None`` where the file does not say.
+        classes: names of the classes that the weights were trained with, in the order of their labels; likewise.
     """
 
     state: dict[str, Tensor]
     image_input: ImageInput | None
     epochs: tuple[int, int] | None = None
+    classes: list[str] | None = None
 
 
 def read_weights(path: str | Path, where: str) -> WeightFile:
@@ -61,11 +63,12 @@ def read_weights(path: str | Path, where: str) -> WeightFile:
     state = next((value for value in nested if _is_state_dict(value)), content)
     if not _is_state_dict(state):
         raise ConfigError(f"{where}: {path} holds no state_dict")
-    image_input, epochs = about.get("image_input"), about.get("epochs")
+    image_input, epochs, classes = (about.get(key) for key in ("image_input", "epochs", "classes"))
     return WeightFile(
         dict(state),
         trained_with(image_input) if isinstance(image_input, Mapping) else None,
         (int(epochs[0]), int(epochs[1])) if isinstance(epochs, list | tuple) and len(epochs) == 2 else None,
+        [str(name) for name in classes] if isinstance(classes, list | tuple) else None,
     )
 
 
@@ -74,16 +77,18 @@ def save_student(
     path: Path,
     name: str,
     image_input: ImageInput | None = None,
+    *,
     epochs: tuple[int, int] | None = None,
+    classes: list[str] | None = None,
 ) -> None:
     """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice.
 
     The same weights give the same bytes, so there is one entry of metadata (safetensors writes several in random
-    order): as JSON, the model's ``name``, what images it was trained with, and for how many epochs of those planned.
+    order): as JSON, the model's ``name``, what images and classes it was trained with, and for how many epochs of
+    those planned.
     """
     about: dict[str, Any] = {"model": name, "image_input": image_input.as_dict() if image_input else None}
-    if epochs is not None:
-        about["epochs"] = epochs
+    about |= {key: value for key, value in (("epochs", epochs), ("classes", classes)) if value is not None}
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     # not save_file(), which makes the file readable for its owner alone
     write_atomically(
@@ -100,12 +105,14 @@ def save_upstream_checkpoint(
     *,
     image_input: ImageInput | None = None,
     epochs: tuple[int, int] | None = None,
+    classes: list[str] | None = None,
 ) -> None:
     """Writes a checkpoint in torchdistill's own format (``dst_ckpt``), which its scripts read.
 
-    What images the model was trained with, and for how many epochs of those planned, goes into its ``args``.
+    What images and classes the model was trained with, and for how many epochs of those planned, goes into its
+    ``args``.
     """
-    about = {"image_input": image_input.as_dict() if image_input else None, "epochs": epochs}
+    about = {"image_input": image_input.as_dict() if image_input else None, "epochs": epochs, "classes": classes}
     args = argparse.Namespace(**{key: value for key, value in about.items() if value is not None})
     write_atomically(
         path, lambda temporary: save_ckpt(model, optimizer, lr_scheduler, best_value, args, str(temporary))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from gkd_plugin.data import classes_of, labels_of
+from gkd_plugin.data import class_names_of, labels_of
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["check_data", "check_labels"]
@@ -88,11 +88,12 @@ def check_labels(
 
 def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str) -> None:
     """One class under two labels is a mistake; names that have nothing in common may be spelt otherwise, or one too."""
-    ours, theirs = (_class_labels(datasets[name]) for name in (trained, measured))
-    if ours is None or theirs is None:
+    names = [class_names_of(datasets[name]) for name in (trained, measured)]
+    if names[0] is None or names[1] is None:
         return
+    ours, theirs = ({name: label for label, name in enumerate(given)} for given in (names[0], names[1]))
     common = ours.keys() & theirs.keys()
-    for name in sorted(common, key=str):
+    for name in sorted(common):
         if ours[name] != theirs[name]:
             raise ConfigError(
                 f"datasets.{measured}: class {name!r} has label {theirs[name]}, and label {ours[name]} in the training "
@@ -102,15 +103,6 @@ def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str
         logger.warning(
             "datasets.%s: its classes %s are none of the training set's %s", measured, list(theirs)[:5], list(ours)[:5]
         )
-
-
-def _class_labels(dataset: Any) -> dict[Any, int] | None:
-    """Name → label; ``None`` where the dataset names no classes, or cannot tell how many there are."""
-    try:
-        names = classes_of(dataset)
-    except ConfigError:
-        return None
-    return None if names == list(range(len(names))) else {name: label for label, name in enumerate(names)}
 
 
 def _refilled_stage(stage: Mapping[str, Any]) -> str | None:

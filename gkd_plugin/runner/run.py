@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from torchdistill.common.main_util import set_seed
 
-from gkd_plugin.data import ImageInput, normalisation_of
+from gkd_plugin.data import ImageInput, class_names_of, normalisation_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
@@ -139,6 +139,7 @@ class _Parts:
     accelerator: Accelerator
     dst_ckpt: Path | None
     image_input: ImageInput
+    class_names: list[str] | None
     cache: TeacherCache | None
     embedding_path: str | None
 
@@ -183,6 +184,7 @@ class _Parts:
             image_input=replace(
                 normalisation_of(_last_training_set(built, stages)), size=(images.shape[-2], images.shape[-1])
             ),
+            class_names=class_names_of(_last_training_set(built, stages)),
             cache=cache,
             embedding_path=student_embedding_path(entry, stages),
         )
@@ -259,7 +261,7 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Map
     name = str(student["kwargs"].get("model_name", student["key"]))
     rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
     epochs = (len(rows), sum(parts.stages.values()))
-    save_student(parts.student, folder.student, name, parts.image_input, epochs)
+    save_student(parts.student, folder.student, name, parts.image_input, epochs=epochs, classes=parts.class_names)
     if _ends_stage(row, parts.stages):
         save_student(parts.student, folder.student_after(row["stage"]), name, parts.image_input)
     if parts.dst_ckpt is not None:
@@ -271,6 +273,7 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Map
             parts.dst_ckpt,
             image_input=parts.image_input,
             epochs=epochs,
+            classes=parts.class_names,
         )
 
 

@@ -76,8 +76,8 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
     """Loads a teacher's weights: its backbone in full, and its classifier if it has one.
 
     What else a file holds (a classifier that the model does not have, a projection head, a decoder) stays out, and a
-    line of the log says so. Where the file tells what images the weights were trained with, the model's
-    ``image_input`` says so afterwards.
+    line of the log says so. Where the file tells what images and classes the weights were trained with, the model's
+    ``image_input`` and ``class_names`` say so afterwards.
 
     Raises:
         ConfigError: as :func:`load_weights`; a backbone of another architecture, or a classifier that the file lacks or
@@ -104,6 +104,8 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
         model.image_input = found.image_input  # type: ignore[assignment]
     else:
         model.has_weights_of_unknown_input = True  # type: ignore[assignment]
+    if found.classes is not None and not in_head:
+        model.class_names = found.classes  # type: ignore[assignment]
     _report(where, path, match)
 
 

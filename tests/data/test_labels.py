@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin.data import classes_of, labels_of, num_classes_of, with_evaluation_view
+from gkd_plugin.data import class_names_of, classes_of, labels_of, num_classes_of, with_evaluation_view
 from gkd_plugin.data.labels import has_own, keeps_labels
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages
@@ -146,3 +146,21 @@ def test_what_is_passed_on_is_not_a_datasets_own():
     assert has_own(wrapper, "targets")
     assert wrapper.classes == NAMES
     assert not has_own(wrapper, "classes")
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["cat", "dog", "fox"], ["cat", "dog", "fox"]),
+        ([3, 1, 2], ["3", "1", "2"]),
+        ([("tench", "Tinca tinca"), "dog", ()], ["tench", "dog", "()"]),
+        (["cat", "dog"], None),
+        (None, None),
+    ],
+    ids=["names", "numbers", "several names", "too few", "none"],
+)
+def test_class_names_where_the_dataset_names_its_classes(classes, names):
+    dataset = FakeImages(LABELS)
+    if classes is not None:
+        dataset.classes = classes
+    assert class_names_of(Subset(dataset, [0, 1])) == names

@@ -146,15 +146,22 @@ def test_our_files_say_what_images_they_were_trained_with(tmp_path, kind):
     known = ImageInput((0.5,), (0.25,), (32, 32))
     source, path = TinyNet(), tmp_path / ("w.safetensors" if kind == "student" else "w.pt")
     if kind == "student":
-        save_student(source, path, "tiny", known)
+        save_student(source, path, "tiny", known, classes=["cat", "dog"])
     else:
         optimizer = torch.optim.SGD(source.parameters(), lr=0.1)
         save_upstream_checkpoint(
-            source, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), 1.0, path, image_input=known
+            source,
+            optimizer,
+            torch.optim.lr_scheduler.StepLR(optimizer, 1),
+            1.0,
+            path,
+            image_input=known,
+            classes=["cat", "dog"],
         )
     model = TinyNet()
     load_teacher_weights(model, path, "here")
     assert model.image_input == known
+    assert model.class_names == ["cat", "dog"]
     assert equal(model.state_dict(), source.state_dict())
 
 
@@ -162,6 +169,7 @@ def test_other_files_say_nothing(tmp_path):
     model = TinyNet()
     load_teacher_weights(model, saved(tmp_path / "w.safetensors", TinyNet().state_dict()), "here")
     assert not hasattr(model, "image_input")
+    assert not hasattr(model, "class_names")
 
 
 # --- a backbone under another classifier -----------------------------------------------------------------------------
