@@ -171,6 +171,7 @@ class _Parts:
             cache.open(box, accelerator)
         compile_models(placement.compile, student, teacher)
         _warn_of_unread(built, where, entry)
+        _warn_of_schedules(sections)
         return cls(
             box=box,
             student=student,
@@ -345,6 +346,15 @@ def _warn_of_unread(built: Mapping[str, Any], where: str, entry: Mapping[str, An
         logger.warning("tracker: not read by refilled; metrics.jsonl holds the figures")
     if entry.get("sync_bn"):
         logger.warning("%s.sync_bn: not read by refilled", where)
+
+
+def _warn_of_schedules(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """A cosine that is not half a wave long leaves the learning rate somewhere, or takes it up again."""
+    for section, stage in sections.items():
+        scheduler = stage.get("scheduler") or {}
+        length, epochs = (scheduler.get("kwargs") or {}).get("T_max"), stage["num_epochs"]
+        if scheduler.get("key") == "CosineAnnealingLR" and not scheduler.get("scheduling_step") and length != epochs:
+            logger.warning("%s.scheduler.kwargs.T_max: %s, but the stage has %s epochs", section, length, epochs)
 
 
 def _num_classes(student: nn.Module, entry: Mapping[str, Any]) -> int | None:

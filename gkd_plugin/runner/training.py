@@ -74,6 +74,8 @@ def train_epochs(
             if number % val_freq == 0 or number > count - LAST_EPOCHS:
                 with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
                     row |= _validate(box, student, number == count, accelerator)
+            if number == count and row.get("tuples") == 0:
+                logger.warning("%s: its last epoch had no tuple: no negative was as near as the margin asks", stage)
             epoch += 1
             yield row
             _finish_epoch(box, number == count, accelerator)

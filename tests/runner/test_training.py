@@ -103,6 +103,14 @@ def test_an_epoch_with_nothing_to_compare_is_an_error():
         train(section)
 
 
+@pytest.mark.parametrize(("margin", "warnings"), [(1e-9, 1), (0.2, 0)])
+def test_a_stage_that_ends_without_a_tuple_is_told(margin, warnings, caplog):
+    section = stage("embedding", epochs=2)
+    section["criterion"]["kwargs"]["margin"] = margin
+    train(section)
+    assert caplog.text.count("stage1: its last epoch had no tuple") == warnings
+
+
 def test_one_batch_with_something_to_compare_is_enough():
     train(stage("embedding", train_data_loader=loader("train", SequentialSampler, batch_size=5)))
 
