@@ -53,26 +53,36 @@ def resolve_class_map(
     return labels if labels and any(label is not None for label in labels) else None
 
 
-def check_class_names(shared: Sequence[int | None] | None, teacher_classes: Sequence[str] | None, dataset: Any) -> None:
-    """Compares what a training set says of shared classes with the names that the teacher's weights were trained with.
+def check_class_names(shared: Sequence[int | None] | None, teacher_classes: Sequence[str], dataset: Any) -> None:
+    """Compares what a training set says of shared classes with the names of the teacher's classes.
+
+    Names that have nothing in common may be spelt otherwise: that is a warning.
 
     Args:
         shared: for each class of the student the teacher's index of it, or ``None``.
-        teacher_classes: names; ``None`` where nobody knows them.
-        dataset: the student's training set.
+        teacher_classes: names.
+        dataset: the student's training set; one that names no classes is not compared.
 
     Raises:
         ConfigError: a class is said to be one of the teacher's that has another name.
     """
     names = class_names_of(dataset)
-    if names is None or teacher_classes is None:
+    if names is None:
+        return
+    if shared and not set(names) & set(teacher_classes):
+        logger.warning(
+            "class_map: the training set takes classes (%s, …) to be the teacher's, none of which has such a name "
+            "(%s, …): are they spelt otherwise, or is its class_order not the teacher's?",
+            names[0],
+            teacher_classes[0],
+        )
         return
     labels = list(shared or [None] * len(names))
     for name, label in zip(names, labels, strict=False):
         if label is not None and label < len(teacher_classes) and teacher_classes[label] != name:
             raise ConfigError(
                 f"{_WHERE}: the training set takes its class {name!r} to be the teacher's class {label}, which is "
-                f"{teacher_classes[label]!r} by the teacher's weights; give both one class_order, or {_WHERE}: 'names'"
+                f"{teacher_classes[label]!r} by its names; give both one class_order, or {_WHERE}: 'names'"
             )
     missed = [name for name, label in zip(names, labels, strict=False) if label is None and name in teacher_classes]
     if missed:

@@ -175,12 +175,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """
         self._check_projection(box, stage_config)
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
-            dataset, names = box.train_data_loader.dataset, getattr(self.teacher, "class_names", None)
-            class_map, given = self._class_map
-            self.local_classifier.known = resolve_class_map(class_map, names if given is None else given, dataset)
+            dataset, (class_map, names) = box.train_data_loader.dataset, self._class_map
+            names = getattr(self.teacher, "trained_classes", None) if names is None else names
+            self.local_classifier.known = resolve_class_map(class_map, names, dataset)
             self.local_classifier.known_of = teacher_num_classes_of(dataset) if class_map == "auto" else None
             self._check_known()
-            if class_map == "auto" and self.local_classifier.known_of in (None, len(names or ())):
+            if class_map == "auto" and names is not None and self.local_classifier.known_of == len(names):
                 check_class_names(self.local_classifier.known, names, dataset)
         if self._data_input.mean is None or self._data_input.std is None:
             self._data_input = normalisation_of(box.train_data_loader.dataset)

@@ -77,7 +77,6 @@ def test_what_cannot_be_a_map(pets, class_map, teacher_classes, message):
 def test_names_that_fit_pass(pets, caplog):
     check_class_names([2, None, 0], ["newt", "eft", "cat"], pets)
     check_class_names(None, ["eel", "eft"], pets)
-    check_class_names([2, 1, 0], None, pets)
     check_class_names([2, 1, 0], ["a", "b", "c"], TinyImages(classes=3))  # which names none
     assert not caplog.messages
 
@@ -87,6 +86,12 @@ def test_a_shared_class_of_another_name_is_refused(pets):
         ConfigError, match=r"^class_map: the training set takes its class 'dog' to be the teacher's class 1, w"
     ):
         check_class_names([2, 1, None], ["newt", "eft", "cat"], pets)
+
+
+def test_names_that_have_nothing_in_common_may_be_spelt_otherwise(pets, caplog):
+    check_class_names([2, 1, None], ["n01", "n02", "n03"], pets)
+    assert len(caplog.messages) == 1
+    assert "takes classes (cat, …) to be the teacher's, none of which has such a name (n01, …)" in caplog.messages[0]
 
 
 def test_classes_of_one_name_that_are_not_shared_are_warned_of(pets, caplog):

@@ -297,7 +297,7 @@ def named_student():
 def test_the_names_that_its_weights_were_trained_with_are_compared(names, accepted):
     """Three names are of a teacher that the training set does not speak of."""
     teacher = make_teacher()
-    teacher.teacher.class_names = list(names)
+    teacher.teacher.trained_classes = list(names)
     box = SimpleNamespace(train_data_loader=SimpleNamespace(dataset=named_student()))
     if accepted:
         teacher.prepare(box, {})
@@ -311,7 +311,7 @@ def test_the_names_that_its_weights_were_trained_with_are_compared(names, accept
 
 def test_classes_are_found_by_the_names_that_its_weights_were_trained_with():
     teacher = make_teacher(class_map="names")
-    teacher.teacher.class_names = ["d", "x", "c"]
+    teacher.teacher.trained_classes = ["d", "x", "c"]
     teacher.prepare(SimpleNamespace(train_data_loader=SimpleNamespace(dataset=named_student())), {})
     assert teacher.local_classifier.known == [2, 0, None, None]
 

@@ -202,7 +202,7 @@ def _read_like_student(stage: MappingNode, student_embedding: str) -> None:
     """Gives a stage a wrapper for a student in the teacher's place, which sees the images as the student does."""
     wrapper = (to_plain(stage).get("teacher") or {}).get("auxiliary_model_wrapper") or {}
     kept = {key: value for key, value in (wrapper.get("kwargs") or {}).items() if key == "num_classes"}
-    kwargs = {**kept, "embedding": student_embedding, "preprocessing": "data"}
+    kwargs = {**kept, "embedding": student_embedding, "preprocessing": "data", "class_map": None}
     _merge(stage, "teacher", {"auxiliary_model_wrapper": None, "src_ckpt": None})
     _merge(stage, "teacher", {"auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": kwargs}})
 

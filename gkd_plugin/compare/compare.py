@@ -132,10 +132,11 @@ def _settings(wanted: Comparison) -> list[Setting]:
 
 def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]], score: str) -> None:
     """Builds the data sets of each setting once: what they cannot give is told before anything trains."""
-    checked: set[Setting] = set()
+    checked: set[tuple[Setting, bool]] = set()
     for cell, config in planned:
-        if config is not None and cell.setting not in checked:
-            checked.add(cell.setting)
+        data = (cell.setting, cell.method.keeps_all_samples)
+        if config is not None and data not in checked:
+            checked.add(data)
             with told_at(f"{cell.setting.title}: "):
                 _check_score(score, config.build())
 

@@ -125,8 +125,9 @@ def _read(name: str, path: Path) -> Method:
         if probe is not None and set(plain) & {"stages", "student"}:
             raise ConfigError("probe: trains nothing; remove stages and student")
         for text in _strings(plain.get("stages")):
-            if _PLACEHOLDER.fullmatch(text) and text not in {*PLACEHOLDERS, _EMBEDDING}:
-                raise ConfigError(f"stages: {text!r} is no placeholder; {nearest(text, [*PLACEHOLDERS, _EMBEDDING])}")
+            for part in _PLACEHOLDER.findall(text):
+                if part != _EMBEDDING and not (part == text and part in PLACEHOLDERS):
+                    raise ConfigError(f"stages: {part!r} in {text!r}; {nearest(part, [*PLACEHOLDERS, _EMBEDDING])}")
         stages = [] if probe else plain.get("stages")
         if not isinstance(stages, list) or not (stages or probe):
             raise ConfigError("stages: must be a list of stages")

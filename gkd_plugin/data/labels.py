@@ -81,15 +81,15 @@ def classes_of(dataset: Dataset[Any]) -> list[Any]:
 def class_names_of(dataset: Dataset[Any]) -> list[str] | None:
     """The names of the classes in the order of their labels; ``None`` where the dataset names none.
 
-    A class with several names (a tuple, as torchvision's ImageNet has) goes by the first.
+    Numbers are no names. A class with several names (a tuple, as torchvision's ImageNet has) goes by the first.
     """
     try:
         count, names = num_classes_of(dataset), _class_names(unwrapped(dataset))
-    except ConfigError:
+    except (ConfigError, TypeError):  # ``classes`` may be anything, in a dataset that is not torchvision's
         return None
-    if names is None or len(names) < count:
-        return None
-    return [str(name[0]) if isinstance(name, tuple) and name else str(name) for name in names]
+    names = [name[0] if isinstance(name, tuple) and name else name for name in names or ()]
+    are_names = len(names) >= count and all(isinstance(name, str) for name in names)
+    return [str(name) for name in names] if are_names else None
 
 
 def has_own(dataset: Any, name: str) -> bool:

@@ -31,18 +31,21 @@ def check_data(
             class that has another label in the training set.
     """
     by_training_set: dict[str, dict[str, Mapping[str, Any]]] = {}
-    measured = []
+    measured: dict[str, str] = {}  # a set that accuracy is measured on → the training set of the last stage that does
+    trained = ""
     for name, stage in stages.items():
-        by_training_set.setdefault(stage["train_data_loader"]["dataset_id"], {})[name] = stage
-        measured.append(stage.get("val_data_loader"))
-    measured.append((config.get("test") or {}).get("test_data_loader"))
+        trained = stage["train_data_loader"]["dataset_id"]
+        by_training_set.setdefault(trained, {})[name] = stage
+        val_loader = stage.get("val_data_loader")
+        measured |= {val_loader["dataset_id"]: trained} if val_loader else {}
+    test_loader = (config.get("test") or {}).get("test_data_loader")
+    measured |= {test_loader["dataset_id"]: trained} if test_loader else {}
     for dataset_id, own in by_training_set.items():
         check_labels(dataset_id, config["datasets"][dataset_id], where, num_classes, own)
-    for dataset_id in dict.fromkeys(loader["dataset_id"] for loader in measured if loader):
+    for dataset_id, trained in measured.items():
         if dataset_id not in by_training_set:
             check_labels(dataset_id, config["datasets"][dataset_id], where, num_classes, {})
-            for trained in by_training_set:
-                _check_same_classes(config["datasets"], trained, dataset_id)
+            _check_same_classes(config["datasets"], trained, dataset_id)
 
 
 def check_labels(
@@ -91,7 +94,9 @@ def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str
     names = [class_names_of(datasets[name]) for name in (trained, measured)]
     if names[0] is None or names[1] is None:
         return
-    ours, theirs = ({name: label for label, name in enumerate(given)} for given in (names[0], names[1]))
+    ours, theirs = (
+        {name: label for label, name in enumerate(given) if given.count(name) == 1} for given in (names[0], names[1])
+    )
     common = ours.keys() & theirs.keys()
     for name in sorted(common):
         if ours[name] != theirs[name]:

@@ -185,7 +185,7 @@ class _Parts:
             image_input=replace(
                 normalisation_of(_last_training_set(built, stages)), size=(images.shape[-2], images.shape[-1])
             ),
-            class_names=class_names_of(_last_training_set(built, stages)),
+            class_names=_names_of_all(num_classes, _last_training_set(built, stages)),
             cache=cache,
             embedding_path=student_embedding_path(entry, stages),
         )
@@ -264,7 +264,9 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Map
     epochs = (len(rows), sum(parts.stages.values()))
     save_student(parts.student, folder.student, name, parts.image_input, epochs=epochs, classes=parts.class_names)
     if _ends_stage(row, parts.stages):
-        save_student(parts.student, folder.student_after(row["stage"]), name, parts.image_input)
+        save_student(
+            parts.student, folder.student_after(row["stage"]), name, parts.image_input, classes=parts.class_names
+        )
     if parts.dst_ckpt is not None:
         save_upstream_checkpoint(
             parts.student,
@@ -355,6 +357,12 @@ def _warn_of_schedules(sections: Mapping[str, Mapping[str, Any]]) -> None:
         length, epochs = (scheduler.get("kwargs") or {}).get("T_max"), stage["num_epochs"]
         if scheduler.get("key") == "CosineAnnealingLR" and not scheduler.get("scheduling_step") and length != epochs:
             logger.warning("%s.scheduler.kwargs.T_max: %s, but the stage has %s epochs", section, length, epochs)
+
+
+def _names_of_all(num_classes: int | None, dataset: Any) -> list[str] | None:
+    """The names of the student's classes, where its training set has one for each."""
+    names = class_names_of(dataset)
+    return names if names is not None and len(names) == num_classes else None
 
 
 def _num_classes(student: nn.Module, entry: Mapping[str, Any]) -> int | None:

@@ -75,7 +75,9 @@ def train_epochs(
                 with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
                     row |= _validate(box, student, number == count, accelerator)
             if number == count and row.get("tuples") == 0:
-                logger.warning("%s: its last epoch had no tuple: no negative was as near as the margin asks", stage)
+                logger.warning(
+                    "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class", stage
+                )
             epoch += 1
             yield row
             _finish_epoch(box, number == count, accelerator)

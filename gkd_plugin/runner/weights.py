@@ -77,7 +77,7 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
 
     What else a file holds (a classifier that the model does not have, a projection head, a decoder) stays out, and a
     line of the log says so. Where the file tells what images and classes the weights were trained with, the model's
-    ``image_input`` and ``class_names`` say so afterwards.
+    ``image_input`` and ``trained_classes`` say so afterwards.
 
     Raises:
         ConfigError: as :func:`load_weights`; a backbone of another architecture, or a classifier that the file lacks or
@@ -104,8 +104,8 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
         model.image_input = found.image_input  # type: ignore[assignment]
     else:
         model.has_weights_of_unknown_input = True  # type: ignore[assignment]
-    if found.classes is not None and not in_head:
-        model.class_names = found.classes  # type: ignore[assignment]
+    if found.classes is not None and len(found.classes) == getattr(model, "num_classes", len(found.classes)):
+        model.trained_classes = found.classes  # type: ignore[assignment]
     _report(where, path, match)
 
 

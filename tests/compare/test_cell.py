@@ -130,7 +130,8 @@ def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(tmp_path, 
     assert plain["models"]["teacher_model"]["src_ckpt"] == "teacher.pt"
     for name in ("stage1", "stage2"):
         wrapper = plain["train"][name]["teacher"]["auxiliary_model_wrapper"]
-        assert wrapper == {"key": "refilled_teacher", "kwargs": {"embedding": "embedding", "preprocessing": "data"}}
+        kwargs = {"embedding": "embedding", "preprocessing": "data", "class_map": None}
+        assert wrapper == {"key": "refilled_teacher", "kwargs": kwargs}
 
 
 def test_joint_training_is_the_same_whatever_the_memory():

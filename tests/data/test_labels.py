@@ -152,12 +152,14 @@ def test_what_is_passed_on_is_not_a_datasets_own():
     ("classes", "names"),
     [
         (["cat", "dog", "fox"], ["cat", "dog", "fox"]),
-        ([3, 1, 2], ["3", "1", "2"]),
-        ([("tench", "Tinca tinca"), "dog", ()], ["tench", "dog", "()"]),
+        ([3, 1, 2], None),
+        ([("tench", "Tinca tinca"), "dog", ("fox",)], ["tench", "dog", "fox"]),
         (["cat", "dog"], None),
+        (10, None),
+        (np.array(["cat", "dog", "fox"]), ["cat", "dog", "fox"]),
         (None, None),
     ],
-    ids=["names", "numbers", "several names", "too few", "none"],
+    ids=["names", "numbers", "several names", "too few", "a count", "array", "none"],
 )
 def test_class_names_where_the_dataset_names_its_classes(classes, names):
     dataset = FakeImages(LABELS)

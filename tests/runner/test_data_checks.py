@@ -153,6 +153,18 @@ def test_other_names_are_a_warning(caplog):
     ]
 
 
+def test_a_set_is_compared_with_the_training_set_of_the_last_stage_that_it_measures():
+    """Stage 'embedding' asks of labels only whether they are equal."""
+    datasets = {"train": named("dog", "cat"), "few": named("cat", "dog"), "test": named("cat", "dog")}
+    first, second = (
+        {key: value for key, value in stage(kind, train_data_loader=loader(train)).items() if key != "val_data_loader"}
+        for kind, train in (("embedding", "train"), ("classifier", "few"))
+    )
+    check_data(config(**datasets), "m", 2, {"stage1": first, "stage2": second})
+    with pytest.raises(ConfigError, match=r"in the training set, datasets\.train"):
+        check_data(config(**datasets), "m", 2, {"stage1": second, "stage2": first})
+
+
 def test_classes_without_names_are_not_compared(caplog):
     datasets = {"train": named("cat", "dog"), "val": Labels(0, 0, 1, 1), "test": named("cat", "dog", "fox")}
     check_data(config(**datasets), "m", 3, EMBEDDING)

@@ -161,7 +161,7 @@ def test_our_files_say_what_images_they_were_trained_with(tmp_path, kind):
     model = TinyNet()
     load_teacher_weights(model, path, "here")
     assert model.image_input == known
-    assert model.class_names == ["cat", "dog"]
+    assert model.trained_classes == ["cat", "dog"]
     assert equal(model.state_dict(), source.state_dict())
 
 
@@ -169,7 +169,7 @@ def test_other_files_say_nothing(tmp_path):
     model = TinyNet()
     load_teacher_weights(model, saved(tmp_path / "w.safetensors", TinyNet().state_dict()), "here")
     assert not hasattr(model, "image_input")
-    assert not hasattr(model, "class_names")
+    assert not hasattr(model, "trained_classes")
 
 
 # --- a backbone under another classifier -----------------------------------------------------------------------------
