@@ -97,9 +97,7 @@ def overrides_for(path, stand_ins):
     if family == "cub200":
         found = [*paths_of("num_classes", plain["datasets"], "datasets")]
         sets += [f"{where}=5" for where in [*found, *paths_of("num_classes", plain["models"], "models")]]
-    if "teacher_model" in plain["models"]:
-        sets.append("models.teacher_model.src_ckpt=null")
-    return sets
+    return [*sets, *(f"{where}=null" for where in paths_of("src_ckpt", plain["models"], "models"))]
 
 
 def paths_of(name, value, path):
@@ -144,8 +142,8 @@ def test_starts_with_its_own_command(path):
 def test_checkpoints_it_loads_are_written_by_the_configurations_of_its_command(path):
     words = path.read_text(encoding="utf-8").splitlines()[0].split()[3:]
     written = [student_entry(load_config(word, needs_checkpoints=False).plain)[1]["dst_ckpt"] for word in words]
-    teacher = load_config(path, needs_checkpoints=False).plain["models"].get("teacher_model")
-    assert teacher is None or teacher["src_ckpt"] in (None, *written[:-1])
+    for model in load_config(path, needs_checkpoints=False).plain["models"].values():
+        assert model.get("src_ckpt") in (None, *written[:-1])
     assert Path(written[-1]).parent == Path("runs") / path.stem
 
 

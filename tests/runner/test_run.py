@@ -176,9 +176,9 @@ def test_the_student_is_kept_at_the_end_of_each_stage_but_the_last(here, monkeyp
     trained = {}
     save = run_module.save_student
 
-    def noted(model, path, *args):
+    def noted(model, path, *args, **kwargs):
         trained[path.name] = {key: value.clone() for key, value in model.state_dict().items()}
-        save(model, path, *args)
+        save(model, path, *args, **kwargs)
 
     monkeypatch.setattr(run_module, "save_student", noted)
     made = run("student", "out", "train.stage1.num_epochs=2")
