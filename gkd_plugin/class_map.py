@@ -130,7 +130,7 @@ def _index(entry: Any, names: list[str], whose: str) -> int:
 
 
 def _names(dataset: Any) -> list[str]:
-    return [str(name[0]) if isinstance(name, tuple) and name else str(name) for name in classes_of(dataset)]
+    return class_names_of(dataset) or [str(name) for name in classes_of(dataset)]
 
 
 def _given(names: Sequence[str] | None) -> Sequence[str]:

@@ -90,13 +90,10 @@ def check_labels(
 
 
 def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str) -> None:
-    """One class under two labels is a mistake; names that have nothing in common may be spelt otherwise, or one too."""
-    names = [class_names_of(datasets[name]) for name in (trained, measured)]
-    if names[0] is None or names[1] is None:
+    """One class under two labels is a mistake; names that have nothing in common may only be spelt otherwise."""
+    ours, theirs = (_labels_by_name(datasets[name]) for name in (trained, measured))
+    if not ours or not theirs:
         return
-    ours, theirs = (
-        {name: label for label, name in enumerate(given) if given.count(name) == 1} for given in (names[0], names[1])
-    )
     common = ours.keys() & theirs.keys()
     for name in sorted(common):
         if ours[name] != theirs[name]:
@@ -108,6 +105,12 @@ def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str
         logger.warning(
             "datasets.%s: its classes %s are none of the training set's %s", measured, list(theirs)[:5], list(ours)[:5]
         )
+
+
+def _labels_by_name(dataset: Any) -> dict[str, int]:
+    """The label of each class with a name of its own."""
+    names = class_names_of(dataset) or []
+    return {name: label for label, name in enumerate(names) if names.count(name) == 1}
 
 
 def _refilled_stage(stage: Mapping[str, Any]) -> str | None:
