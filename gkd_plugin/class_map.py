@@ -4,16 +4,61 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from gkd_plugin.data import class_names_of, classes_of, teacher_labels_of
+from gkd_plugin.data import class_names_of, classes_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["check_class_names", "resolve_class_map"]
+__all__ = ["ClassMap", "SharedClassesOf", "check_class_names", "resolve_class_map"]
 
 logger = logging.getLogger(__name__)
 
 _WHERE = "class_map"
+
+
+class SharedClassesOf(NamedTuple):
+    """What is known of the classes that student and teacher share.
+
+    Attributes:
+        labels: for each class of the student the teacher's label of it, ``None`` where it has none; ``None`` for all
+            where no class is known to be shared.
+        num_classes: the number of classes of the teacher that this was said of; ``None`` where it is of this teacher.
+    """
+
+    labels: list[int | None] | None
+    num_classes: int | None
+
+
+class ClassMap:
+    """The teacher wrapper's keywords ``class_map`` and ``teacher_classes``, see :func:`resolve_class_map`."""
+
+    def __init__(self, class_map: str | Mapping[Any, Any] | None, teacher_classes: Sequence[str] | None) -> None:
+        self._given = class_map
+        self._teacher_classes = teacher_classes
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the user wrote one."""
+        return self._given not in ("auto", None)
+
+    def shared_classes(self, teacher: Any, dataset: Any) -> SharedClassesOf:
+        """The shared classes of a teacher and a student's training set.
+
+        Where the names of the teacher's classes are not given, they are those that its weights were trained with
+        (``trained_classes``, where this package wrote the checkpoint), and what the training set says is compared
+        with them.
+
+        Raises:
+            ConfigError: the map does not fit the teacher, the training set or the names of the classes.
+        """
+        names = getattr(teacher, "trained_classes", None) if self._teacher_classes is None else self._teacher_classes
+        labels = resolve_class_map(self._given, names, dataset)
+        said_of = teacher_num_classes_of(dataset) if self._given == "auto" else None
+        if said_of is None:
+            _check_last(labels or [], getattr(teacher, "num_classes", None))
+        elif names is not None and said_of == len(names):
+            check_class_names(labels, names, dataset)
+        return SharedClassesOf(labels, said_of)
 
 
 def resolve_class_map(
@@ -91,6 +136,13 @@ def check_class_names(shared: Sequence[int | None] | None, teacher_classes: Sequ
             "its class_order the teacher's? (class_map: 'names' shares them)",
             ", ".join(map(repr, missed[:5])),
         )
+
+
+def _check_last(labels: Sequence[int | None], classes: object) -> None:
+    """Where the number of the teacher's classes is known, none beyond its last may be named."""
+    last = max((label for label in labels if label is not None), default=-1)
+    if isinstance(classes, int) and 0 < classes <= last:
+        raise ConfigError(f"{_WHERE}: names class {last} of a teacher with {classes} classes (0 … {classes - 1})")
 
 
 def _are_names(given: object) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,8 @@ from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
-from gkd_plugin.class_map import check_class_names, resolve_class_map
-from gkd_plugin.data import ImageInput, normalisation_of, teacher_num_classes_of
+from gkd_plugin.class_map import ClassMap
+from gkd_plugin.data import ImageInput, normalisation_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
 from gkd_plugin.hooks import Capture, check_module_path, hooked_tensor
 from gkd_plugin.local_classifier import KINDS, Evidence, LocalClassifier
@@ -22,13 +21,13 @@ from gkd_plugin.local_features import LocalFeatures
 from gkd_plugin.projection import make_projection
 from gkd_plugin.registry import register
 from gkd_plugin.teacher_input import TeacherInput, checked_numbers, checked_size, own_input
+from gkd_plugin.teacher_log import TeacherLog
 
 __all__ = ["DTYPES", "Answers", "RefilledTeacher"]
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # what the log says of each teacher already
 
 
 class Answers(NamedTuple):
@@ -126,7 +125,6 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self._features = LocalFeatures(teacher_model, local_features)
             if embedding in self._features.paths:
                 raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
-            self._preprocessing = preprocessing
             own = own_input(teacher_model, preprocessing)
             self._own_input = ImageInput(
                 mean=checked_numbers("mean", mean) or own.mean,
@@ -143,10 +141,11 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         with told_at("auxiliary_model_wrapper: "):
             self.input = TeacherInput(self._data_input, self._own_input)
         self.teacher = teacher_model.eval().requires_grad_(False)
+        self._log = TeacherLog(teacher_model, preprocessing)
         self.embedding = nn.Identity()
         self.local_classifier = LocalClassifier(self._asks_for or "centres")
         self.projection = None if projection is None else make_projection(projection)
-        self._class_map = (class_map, teacher_classes)
+        self._class_map = ClassMap(class_map, teacher_classes)
         self.num_classes = num_classes
         self._embedding_path = embedding
         self._channels: int | None = (
@@ -175,29 +174,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """
         self._check_projection(box, stage_config)
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
-            dataset, (class_map, names) = box.train_data_loader.dataset, self._class_map
-            names = getattr(self.teacher, "trained_classes", None) if names is None else names
-            self.local_classifier.known = resolve_class_map(class_map, names, dataset)
-            self.local_classifier.known_of = teacher_num_classes_of(dataset) if class_map == "auto" else None
-            self._check_known()
-            if class_map == "auto" and names is not None and self.local_classifier.known_of == len(names):
-                check_class_names(self.local_classifier.known, names, dataset)
+            shared = self._class_map.shared_classes(self.teacher, box.train_data_loader.dataset)
+        self.local_classifier.known, self.local_classifier.known_of = shared
         if self._data_input.mean is None or self._data_input.std is None:
             self._data_input = normalisation_of(box.train_data_loader.dataset)
             with told_at("teacher.auxiliary_model_wrapper: "):
                 self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
-
-    def _check_known(self) -> None:
-        """Raises ConfigError where the class map names a class beyond the teacher's last.
-
-        One that the training set said of a teacher with so many classes is left to the fit, which compares these.
-        """
-        if self.local_classifier.known_of is not None:
-            return
-        last = max((label for label in self.local_classifier.known or () if label is not None), default=-1)
-        classes = getattr(self.teacher, "num_classes", None)
-        if isinstance(classes, int) and 0 < classes <= last:
-            raise ConfigError(f"class_map: names class {last} of a teacher with {classes} classes (0 … {classes - 1})")
 
     def _check_projection(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         if self.projection is None or not list(self.projection.parameters()):
@@ -259,7 +241,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             local = self.local_classifier(embedding, _moved(local, x.device))
         if answers.logits is not None:
             return _moved(answers.logits, x.device)
-        self._tell_once()
+        self._log.has_no_classifier()
         return cast("Tensor", local)
 
     def secondary_forward(self, io_dict: Mapping[str, Mapping[str, Any]]) -> None:
@@ -307,7 +289,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             )
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))
-        self._tell_input(x)
+        self._log.images(self.input, x)
         logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
         embedding = self._capture.take("teacher", self._embedding_path)
         with told_at("auxiliary_model_wrapper.kwargs."):
@@ -346,7 +328,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             ConfigError: a class has no sample, or a label is out of range.
         """
         with user_can_mend("class centres"):
-            if self.local_classifier.kind == "centres" and self._class_map[0] not in ("auto", None):
+            if self.local_classifier.kind == "centres" and self._class_map.is_asked_for:
                 logger.warning("class_map: not used, the local classifier is of the kind 'centres'")
             answered = ((self._for_fit(images), labels) for images, labels in batches)
             seen = None if views is None else ((self._for_fit(x), labels, samples) for x, labels, samples in views)
@@ -356,41 +338,6 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     def _for_fit(self, images: Tensor) -> Evidence:
         logits, embedding, features = self._run(images)
         return Evidence(embedding, features, logits if self.has_classifier else None)
-
-    def _tell_input(self, x: Tensor) -> None:
-        """Logs what is done to the images, once for each teacher."""
-        if self._is_told("input"):
-            return
-        steps = self.input.describe(x)
-        if steps:
-            is_guess = self._preprocessing == "auto" and hasattr(self.teacher, "has_weights_of_unknown_input")
-            logger.log(
-                logging.WARNING if is_guess else logging.INFO,
-                "the teacher's images are %s; auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as "
-                "they are%s",
-                " and ".join(steps),
-                " (its weights do not say what images they were trained with: timm's pretrained_cfg is taken)"
-                if is_guess
-                else "",
-            )
-        if self._own_input == ImageInput() and self._preprocessing != "data":
-            logger.info("the teacher does not say what images it was trained with: it gets those of the student")
-        if self.input.lacks_normalisation:
-            logger.warning(
-                "the training set does not show how its images are normalised, so the teacher gets them as they are; "
-                "auxiliary_model_wrapper.kwargs.data_mean and data_std tell it"
-            )
-
-    def _tell_once(self) -> None:
-        if not self._is_told("classifier"):
-            logger.info("the teacher has no classifier of its own: its confidence is the local classifier's")
-
-    def _is_told(self, what: str) -> bool:
-        """Whether the log says so of this teacher already; from now on it does."""
-        told = _TOLD.setdefault(self.teacher, set())
-        was_told = what in told
-        told.add(what)
-        return was_told
 
 
 def _check_embedding(model: nn.Module, path: str) -> None:

@@ -1,9 +1,11 @@
 """Which classes are shared: asked of the data, by name, or as written."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from gkd_plugin import ConfigError
-from gkd_plugin.class_map import check_class_names, resolve_class_map
+from gkd_plugin.class_map import ClassMap, check_class_names, resolve_class_map
 from gkd_plugin.data import overlap_subset
 from tests.fakes import TinyImages
 
@@ -98,3 +100,44 @@ def test_classes_of_one_name_that_are_not_shared_are_warned_of(pets, caplog):
     check_class_names([2, None, None], ["newt", "eft", "cat"], pets)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("class_map: the teacher has classes named 'newt' too, which the training set")
+
+
+def named_student():
+    """Four classes, two of which a teacher of the classes a, b, c, d has, too."""
+    images = TinyImages(classes=6)
+    images.classes = list("abcdef")
+    return overlap_subset(images, 4, "student", overlap=0.5)
+
+
+@pytest.mark.parametrize("names", ["abcd", "xyz"])  # three names: of a teacher that the training set does not speak of
+def test_names_that_the_weights_were_trained_with_and_what_the_training_set_says(names):
+    teacher = SimpleNamespace(num_classes=len(names), trained_classes=list(names))
+    assert ClassMap("auto", None).shared_classes(teacher, named_student()) == ([2, 3, None, None], 4)
+
+
+def test_names_that_contradict_the_training_set_are_refused():
+    teacher = SimpleNamespace(num_classes=4, trained_classes=list("abdc"))
+    with pytest.raises(ConfigError, match=r"^class_map: .* class 'c' to be the teacher's class 2, which is 'd'"):
+        ClassMap("auto", None).shared_classes(teacher, named_student())
+    given = ClassMap("auto", list("abcd")).shared_classes(teacher, named_student())
+    assert given.labels == [2, 3, None, None]
+
+
+def test_classes_are_found_by_the_names_that_the_weights_were_trained_with():
+    teacher = SimpleNamespace(num_classes=3, trained_classes=["d", "x", "c"])
+    assert ClassMap("names", None).shared_classes(teacher, named_student()) == ([2, 0, None, None], None)
+
+
+@pytest.mark.parametrize("classes", [0, 5, None])  # 0: no classifier; None: a model that does not say
+def test_a_map_may_not_name_a_class_beyond_the_teachers_last(classes):
+    teacher, written = SimpleNamespace(num_classes=classes), ClassMap({0: 9}, None)
+    if classes == 5:
+        with pytest.raises(ConfigError, match=r"^class_map: names class 9 of a teacher with 5 classes \(0 … 4\)$"):
+            written.shared_classes(teacher, named_student())
+    else:
+        assert written.shared_classes(teacher, named_student()).labels == [9, None, None, None]
+
+
+@pytest.mark.parametrize(("given", "asked"), [("auto", False), (None, False), ("names", True), ({0: 1}, True)])
+def test_only_a_map_that_is_written_is_asked_for(given, asked):
+    assert ClassMap(given, None).is_asked_for == asked

@@ -113,16 +113,6 @@ def test_the_number_of_classes_can_be_given():
         teacher.fit_centres(batches())
 
 
-def test_a_teacher_without_classifier_answers_with_the_local_one_and_says_so_once(caplog):
-    teacher = make_teacher(num_classes=0)
-    teacher.fit_centres(batches())
-    images = batches()[0][0]
-    with caplog.at_level(logging.INFO):
-        assert teacher(images).shape == (8, 4)
-        teacher(images)
-    assert caplog.text.count("no classifier of its own") == 1
-
-
 def test_a_model_that_is_not_timms_names_its_embedding():
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
     teacher = RefilledTeacher(net, embedding="1")
@@ -286,36 +276,6 @@ def test_a_class_map_that_does_not_fit_is_told_with_its_key():
         fitted(local_classifier="discriminant", class_map={0: 9})
 
 
-def named_student():
-    """Four classes, two of which a teacher of the classes a, b, c, d has, too."""
-    images = TinyImages(classes=6)
-    images.classes = list("abcdef")
-    return overlap_subset(images, 4, "student", overlap=0.5)
-
-
-@pytest.mark.parametrize(("names", "accepted"), [("abcd", True), ("abdc", False), ("xyz", True)])
-def test_the_names_that_its_weights_were_trained_with_are_compared(names, accepted):
-    """Three names are of a teacher that the training set does not speak of."""
-    teacher = make_teacher()
-    teacher.teacher.trained_classes = list(names)
-    box = SimpleNamespace(train_data_loader=SimpleNamespace(dataset=named_student()))
-    if accepted:
-        teacher.prepare(box, {})
-        assert teacher.local_classifier.known == [2, 3, None, None]
-    else:
-        with pytest.raises(
-            ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: .* class 'c' to be the"
-        ):
-            teacher.prepare(box, {})
-
-
-def test_classes_are_found_by_the_names_that_its_weights_were_trained_with():
-    teacher = make_teacher(class_map="names")
-    teacher.teacher.trained_classes = ["d", "x", "c"]
-    teacher.prepare(SimpleNamespace(train_data_loader=SimpleNamespace(dataset=named_student())), {})
-    assert teacher.local_classifier.known == [2, 0, None, None]
-
-
 def test_a_class_map_that_is_not_used_is_said(caplog):
     fitted(class_map={0: 1})
     assert "class_map: not used, the local classifier is of the kind 'centres'" in caplog.text
@@ -397,13 +357,6 @@ def test_settings_go_before_what_is_known():
     torch.testing.assert_close(teacher(x), want, rtol=1e-4, atol=1e-4)
     teacher.prepare(FakeBox(transform_of((0.9,), (9.0,))), {})
     torch.testing.assert_close(teacher(x), want, rtol=1e-4, atol=1e-4)
-
-
-def test_a_data_set_that_hides_its_normalisation_is_warned_of(caplog):
-    teacher = make_teacher(preprocessing="pretrained")
-    teacher.prepare(FakeBox(None), {})
-    teacher(batches()[0][0])
-    assert "does not show how its images are normalised" in caplog.text
 
 
 @pytest.mark.parametrize("size", [32, 45, 96])
@@ -564,19 +517,3 @@ def test_settings_of_another_kind_are_refused(kwargs, message):
 def test_the_number_of_classes_must_be_one(value):
     with pytest.raises(ConfigError, match=r"^auxiliary_model_wrapper\.kwargs\.num_classes: must be a whole number"):
         RefilledTeacher(timm_model("test_resnet"), num_classes=value)
-
-
-def test_a_teacher_of_unknown_images_says_so_once(caplog):
-    net = TinyNet()
-    with caplog.at_level(logging.INFO):
-        for _ in range(2):
-            RefilledTeacher(net, embedding="pool")(batches()[0][0])
-    assert caplog.text.count("does not say what images it was trained with") == 1
-
-
-def test_weights_of_unknown_origin_are_warned_of_where_images_change(caplog):
-    model = timm_model("test_resnet", num_classes=3)
-    model.has_weights_of_unknown_input = True
-    RefilledTeacher(model)(batches()[0][0])
-    assert [record.levelname for record in caplog.records if "resized" in record.message] == ["WARNING"]
-    assert "timm's pretrained_cfg is taken" in caplog.text
