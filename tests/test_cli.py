@@ -339,7 +339,7 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce", header)
     assert re.fullmatch(r"cross-entropy +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d", ce)
     assert re.fullmatch(r"KD +needs the same classes +\d+\.\d ± \d+\.\d +[+-]\d+\.\d ± \d+\.\d(?: \(p [\d.]+\))?", kd)
-    assert re.search(r"^\[6/6\] overlap 100 %, kd, seed 1: top-1 \d+\.\d\d % \(\d+ s\)$", err, re.MULTILINE)
+    assert re.search(r"^\[6/6\] overlap 100 %, kd, seed 1: top1 \d+\.\d\d % \(\d+ s\)$", err, re.MULTILINE)
     assert {path.name for path in (tiny / "grid").iterdir()} == {
         *("overlap0", "overlap100", "results.csv", "table.txt"),
         *("top1_against_overlap.png", "top1_against_overlap.svg"),

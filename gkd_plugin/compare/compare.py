@@ -48,7 +48,7 @@ class Comparison:
         overrides: ``key.path=value``, applied to the configuration.
         device: goes before ``device.default``.
         jobs: processes at once.
-        score: figure of ``summary.final`` for table and plot.
+        score: figure of ``summary.final`` for log, table and plot.
     """
 
     config: Path
@@ -88,7 +88,7 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     _check_data(planned, wanted.score)
     cells = [cell for cell, _ in planned]
     _write_configs(planned)
-    results = run_grid(cells, wanted.device, wanted.jobs)
+    results = run_grid(cells, wanted.device, wanted.jobs, wanted.score)
     table = comparison_table(results, wanted.score)
     write_csv(results, wanted.output / "results.csv")
     (wanted.output / "table.txt").write_text(table + "\n", encoding="utf-8")

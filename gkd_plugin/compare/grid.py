@@ -87,13 +87,14 @@ class Result:
         return None if value is None else float(value)
 
 
-def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1) -> list[Result]:
+def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, score: str = "top1") -> list[Result]:
     """Runs what is not finished yet; a cell that fails is a result, and the grid goes on.
 
     Args:
         cells: in the order of the report.
         device: goes before ``device.default`` of every cell.
         jobs: processes at once, each with its share of the processor's cores.
+        score: figure of ``summary.final`` that the log shows of a cell.
 
     Returns:
         A result for each cell, in order.
@@ -107,7 +108,7 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1) ->
     with closing(run(waiting, device, jobs)) as running:
         for done, result in enumerate(running, 1):
             results[id(result.cell)] = result
-            _log(result, done, len(waiting))
+            _log(result, score, f"[{done}/{len(waiting)}]")
     return [results[id(cell)] for cell in cells]
 
 
@@ -230,11 +231,10 @@ def _result(cell: Cell, run: Callable[[], dict[str, Any]]) -> Result:
         return Result(cell, FAILED, reason=reason)
 
 
-def _log(result: Result, done: int, count: int) -> None:
-    place = f"[{done}/{count}] {result.cell.title}"
+def _log(result: Result, score: str, place: str) -> None:
     if result.status == FINISHED:
-        top1 = result.score("top1")
-        shown = "no accuracy" if top1 is None else f"top-1 {top1:.2f} %"
-        logger.info("%s: %s (%.0f s)", place, shown, result.summary["wall_seconds"])
+        value = result.score(score)
+        shown = f"no {score}" if value is None else f"{score} {value:.2f} %"
+        logger.info("%s %s: %s (%.0f s)", place, result.cell.title, shown, result.summary["wall_seconds"])
     else:
-        logger.error("%s: %s: %s", place, result.status, result.reason)
+        logger.error("%s %s: %s: %s", place, result.cell.title, result.status, result.reason)

@@ -157,8 +157,19 @@ def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, monk
     assert (finished.status, finished.score("top1")) == ("finished", 50.0)
     assert caplog.messages == [
         f"[1/2] overlap 100 %, ce, seed 0: failed: {reason}",
-        "[2/2] overlap 100 %, ce, seed 1: top-1 50.00 % (2 s)",
+        "[2/2] overlap 100 %, ce, seed 1: top1 50.00 % (2 s)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"), [("val_top1_last3", "val_top1_last3 41.50 %"), ("ncm_top1", "no ncm_top1")]
+)
+def test_the_log_shows_the_score_of_the_table(grid, tmp_path, monkeypatch, caplog, score, shown):
+    summary = {"final": {"top1": 50.0, "val_top1_last3": 41.5}, "wall_seconds": 2.0}
+    monkeypatch.setattr("gkd_plugin.compare.grid._run", lambda *given: summary)
+    with caplog.at_level(logging.INFO):
+        run_grid([replace(cell_of(grid, "ce"), folder=tmp_path / "seed0")], score=score)
+    assert caplog.messages == [f"[1/1] overlap 100 %, ce, seed 0: {shown} (2 s)"]
 
 
 def test_a_cell_that_cannot_be_served_is_not_run(grid, ran):
