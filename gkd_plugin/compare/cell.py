@@ -3,47 +3,52 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from gkd_plugin.compare.method import Method, MethodStage
-from gkd_plugin.compare.schedule import stretched
+from gkd_plugin.compare.method import EMBEDDING, Method, MethodStage
+from gkd_plugin.compare.schedule import scaled, stretched
 from gkd_plugin.compare.setting import Setting, apply_setting, is_incremental, keep_all_samples
 from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, measure
 from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.config import RunConfig, checked_config
-from gkd_plugin.runner.yaml_nodes import CORE, compose_value, merged_pairs, put, remove
+from gkd_plugin.runner.yaml_nodes import CORE, as_node, entries, merged_pairs, put, remove
 from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["base_stages", "cell_config"]
 
+_STAGES = ("embedding", "classifier")
 _REPLACED = ("forward_hook", "dataset_wrapper")
 """Sections that a method puts in place of the configuration's, instead of adding to them."""
 
 
 def base_stages(root: MappingNode) -> dict[str, str]:
-    """'embedding' and 'classifier' → the name of that stage in ``train``.
+    """'embedding' and 'classifier' → the name of that stage in ``train``, in the order of the stages.
 
     Raises:
-        ConfigError: the configuration does not have these two stages.
+        ConfigError: the configuration does not have these two stages, or has others.
     """
-    train = to_plain(root).get("train") or {}
     found: dict[Any, str] = {}
-    for name, stage in train.items():
-        criterion = stage.get("criterion") if isinstance(stage, Mapping) else None
-        if isinstance(criterion, Mapping) and criterion.get("key") == "refilled":
-            found[(criterion.get("kwargs") or {}).get("stage")] = name
-    missing = [f"{stage!r}" for stage in ("embedding", "classifier") if stage not in found]
+    others = []
+    for name, stage in stage_configs(to_plain(root).get("train") or {}).items():
+        criterion = stage.get("criterion") or {}
+        kind = (criterion.get("kwargs") or {}).get("stage") if criterion.get("key") == "refilled" else None
+        if kind in _STAGES and kind not in found:
+            found[kind] = name
+        else:
+            others.append(name)
+    missing = [f"{stage!r}" for stage in _STAGES if stage not in found]
+    purpose = "compare takes a configuration of both stages and makes the other methods from it"
     if missing:
-        raise ConfigError(
-            f"train: has no stage with criterion 'refilled' and stage {' and '.join(missing)}; compare takes a "
-            "configuration of both stages and makes the other methods from it"
-        )
+        raise ConfigError(f"train: has no stage with criterion 'refilled' and stage {' and '.join(missing)}; {purpose}")
+    if others:
+        raise ConfigError(f"train: has {' and '.join(others)} beside stages 'embedding' and 'classifier'; {purpose}")
     return found
 
 
@@ -63,12 +68,14 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
         ConfigError: the method cannot be made from this configuration, or is not valid.
     """
     own = copy.deepcopy(root)
+    _name_student(own)
     if method.keeps_all_samples:  # whatever the memory, which would also change how batches are balanced
         setting = replace(setting, memory=None)
     apply_setting(own, setting, task)
     names = base_stages(own)
-    train = _flat(_child(own, "train"))
-    nodes = {like: _flat(_child(train, name)) for like, name in names.items()}
+    train = _flat(entries(own)["train"])
+    nodes = {like: _flat(entries(train)[name]) for like, name in names.items()}
+    _inherit_loaders(list(nodes.values()))
     with told_at(f"method {method.name!r}: "):
         if method.keeps_all_samples and is_incremental(own):
             keep_all_samples(own)
@@ -79,7 +86,7 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
                 _merge(node, "student", {"src_ckpt": None})
         if method.probes_student:
             for like, name in names.items():
-                _read_like_student(nodes[like], embedding)
+                _read_like_student(nodes[like], str(embedding))
                 put(train, name, nodes[like])
             put(own, "train", train)
         if method.probe:
@@ -95,16 +102,16 @@ class _Stage:
     """A stage of a method on its way to a node."""
 
     def __init__(
-        self, root: MappingNode, nodes: Mapping[str, MappingNode], stage: MethodStage, student_embedding: str
+        self, root: MappingNode, nodes: Mapping[str, MappingNode], stage: MethodStage, student_embedding: str | None
     ) -> None:
         self._stage = stage
         self._node = copy.deepcopy(nodes[stage.like])
         self._plain = to_plain(self._node)
-        epochs = {like: to_plain(_child(node, "num_epochs")) for like, node in nodes.items()}
+        epochs = {like: to_plain(entries(node)["num_epochs"]) for like, node in nodes.items()}
         self._epochs = sum(epochs.values()) if stage.takes_all else epochs[stage.like]
         self._factor = self._epochs / epochs[stage.like]
         self._student_embedding = student_embedding
-        self._measured = Measured(root, self._plain, student_embedding)
+        self._measured = Measured(root, self._plain, student_embedding or "")
 
     def node(self) -> MappingNode:
         """The whole stage."""
@@ -112,7 +119,7 @@ class _Stage:
         put(node, "num_epochs", _node(self._epochs))
         scheduler = stretched(self._plain.get("scheduler"), self._factor)
         if scheduler is not None:
-            put(node, "scheduler", _node(scheduler))
+            put(node, "scheduler", _node(scaled(scheduler, stage.lr_factor)))
         if stage.lr_factor != 1 or stage.max_grad_norm is not None:
             put(node, "optimizer", _node(_adjusted(self._plain.get("optimizer"), stage)))
         if stage.criterion is not None:
@@ -126,7 +133,7 @@ class _Stage:
             remove(node, "teacher")
             remove(node, "pre_epoch_process")
             self._update("student", {"forward_hook": None, **stage.student})
-            put(node, "model", _child(node, "student"))
+            put(node, "model", entries(node)["student"])
             remove(node, "student")
         return node
 
@@ -142,8 +149,17 @@ class _Stage:
         if isinstance(value, str):
             if value in PLACEHOLDERS:
                 return measure(value, self._measured)
-            return value.replace("{student_embedding}", self._student_embedding)
+            return value.replace(EMBEDDING, self._embedding) if EMBEDDING in value else value
         return value
+
+    @property
+    def _embedding(self) -> str:
+        if self._student_embedding is None:
+            raise ConfigError(
+                "the teacher's embedding is the input of a module (embedding_io), which cannot be read of a student; "
+                "name a module whose output it is (auxiliary_model_wrapper.kwargs.embedding)"
+            )
+        return self._student_embedding
 
 
 def _merge(section: MappingNode, key: str, changes: Any) -> None:
@@ -151,7 +167,7 @@ def _merge(section: MappingNode, key: str, changes: Any) -> None:
     if changes is None:
         remove(section, key)
         return
-    there = next((value for name, value in merged_pairs(section) if name.value == key), None)
+    there = entries(section).get(key)
     if not isinstance(changes, Mapping) or not isinstance(there, MappingNode) or key in _REPLACED:
         put(section, key, _node(changes))
         return
@@ -161,12 +177,16 @@ def _merge(section: MappingNode, key: str, changes: Any) -> None:
         _merge(own, name, value)
 
 
-def _student_embedding(stage: MappingNode, method: Method) -> str:
-    """Module path of the student's embedding: where the student is the teacher's network, that of the teacher."""
+def _student_embedding(stage: MappingNode, method: Method) -> str | None:
+    """Module path whose output is the student's embedding; ``None`` where no output is.
+
+    Where the student is the teacher's network, it is that of the teacher.
+    """
     plain = to_plain(stage)
     if method.starts_from_teacher:
         wrapper = (plain.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
-        return str((wrapper.get("kwargs") or {}).get("embedding", "embedding"))
+        kwargs = wrapper.get("kwargs") or {}
+        return str(kwargs.get("embedding", "embedding")) if kwargs.get("embedding_io") != "input" else None
     return str(plain["criterion"]["kwargs"].get("student_embedding", "embedding"))
 
 
@@ -207,14 +227,31 @@ def _read_like_student(stage: MappingNode, student_embedding: str) -> None:
     _merge(stage, "teacher", {"auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": kwargs}})
 
 
+def _name_student(root: MappingNode) -> None:
+    """The model to train is ``student_model`` beside a teacher, which may also call it ``model``."""
+    models = _flat(entries(root)["models"])
+    if "student_model" not in entries(models) and "model" in entries(models):
+        put(models, "student_model", entries(models)["model"])
+        remove(models, "model")
+        put(root, "models", models)
+
+
+def _inherit_loaders(stages: Sequence[MappingNode]) -> None:
+    """A stage without a loader of its own keeps that of the stage before, as torchdistill has it."""
+    for before, stage in pairwise(stages):
+        for key in ("train_data_loader", "val_data_loader"):
+            if key in entries(before) and not to_plain(entries(stage).get(key, _node(None))):
+                put(stage, key, entries(before)[key])
+
+
 def _set_models(root: MappingNode, method: Method) -> None:
     """The student's weights go to the cell's folder alone; without a teacher it is the only model, with no cache."""
     is_extended = is_incremental(root)
-    models = _flat(_child(root, "models"))
+    models = _flat(entries(root)["models"])
     put(root, "models", models)
-    student = _flat(_child(models, "student_model"))
+    student = _flat(entries(models)["student_model"])
     if method.starts_from_teacher:
-        student = _student_like_teacher(student, _flat(_child(models, "teacher_model")), is_extended=is_extended)
+        student = _student_like_teacher(student, _flat(entries(models)["teacher_model"]), is_extended=is_extended)
     remove(student, "dst_ckpt")
     if method.starts_untrained:
         _leave_weights_out(student)
@@ -234,7 +271,7 @@ _WEIGHTS = ("weights", "checkpoint_path")
 def _leave_weights_out(student: MappingNode) -> None:
     """Random weights for a student that the configuration starts from trained ones."""
     _check_trained(student, "to leave out")
-    kwargs = _flat(_child(student, "kwargs"))
+    kwargs = _flat(entries(student)["kwargs"])
     put(student, "kwargs", kwargs)
     for key in ("src_ckpt", "src_ckpt_classifier"):
         remove(student, key)
@@ -259,17 +296,12 @@ def _student_like_teacher(student: MappingNode, teacher: MappingNode, *, is_exte
     if num_classes is None:
         raise ConfigError("models.student_model.kwargs.num_classes: missing; the classifier for the teacher's network")
     own = copy.deepcopy(teacher)
-    kwargs = _flat(_child(own, "kwargs"))
+    kwargs = _flat(entries(own)["kwargs"])
     put(own, "kwargs", kwargs)
     put(kwargs, "num_classes", _node(num_classes))
     if to_plain(own).get("src_ckpt"):
         put(own, "src_ckpt_classifier", _node("extended" if is_extended else "new"))
     return own
-
-
-def _child(node: Node, key: str) -> Node:
-    assert isinstance(node, MappingNode)  # validated before
-    return next(value for name, value in merged_pairs(node) if name.value == key)
 
 
 def _flat(node: Node) -> MappingNode:
@@ -279,4 +311,4 @@ def _flat(node: Node) -> MappingNode:
 
 
 def _node(value: Any) -> Node:
-    return compose_value(yaml.safe_dump(value), "a method")
+    return as_node(value, "a method")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.runner.yaml_nodes import compose
 from gkd_plugin.runner.yaml_plain import to_plain
 
-__all__ = ["CONTROL", "Method", "MethodStage", "load_method", "method_names"]
+__all__ = ["CONTROL", "EMBEDDING", "Method", "MethodStage", "load_method", "method_names"]
 
 CONTROL = "ce"
 """The method that the others are tested against."""
+EMBEDDING = "{student_embedding}"
+"""Stands for the module path of the student's embedding."""
 
 _KEYS = {"title", "classes", "stages", "student", "memory", "probe", "of"}
 _PROBES = ("ncm", "logistic_regression")
@@ -25,7 +28,6 @@ _STAGE_KEYS = {"like", "epochs", "lr_factor", "max_grad_norm", "teacher", "stude
 _STUDENTS = ("teacher", "untrained")
 _CLASSES = ("any", "same", "incremental")
 _BASES = ("embedding", "classifier")
-_EMBEDDING = "{student_embedding}"
 _PLACEHOLDER = re.compile(r"\{\w+\}")
 
 
@@ -126,8 +128,8 @@ def _read(name: str, path: Path) -> Method:
             raise ConfigError("probe: trains nothing; remove stages and student")
         for text in _strings(plain.get("stages")):
             for part in _PLACEHOLDER.findall(text):
-                if part != _EMBEDDING and not (part == text and part in PLACEHOLDERS):
-                    raise ConfigError(f"stages: {part!r} in {text!r}; {nearest(part, [*PLACEHOLDERS, _EMBEDDING])}")
+                if part != EMBEDDING and not (part == text and part in PLACEHOLDERS):
+                    raise ConfigError(f"stages: {part!r} in {text!r}; {nearest(part, [*PLACEHOLDERS, EMBEDDING])}")
         stages = [] if probe else plain.get("stages")
         if not isinstance(stages, list) or not (stages or probe):
             raise ConfigError("stages: must be a list of stages")
@@ -191,8 +193,8 @@ def _stage(where: str, stage: object) -> MethodStage:
 
 
 def _positive(where: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConfigError(f"{where}: {value!r} given; must be a number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{where}: {value!r} given; must be a finite number above 0")
     return float(value)
 
 

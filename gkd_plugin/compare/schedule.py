@@ -1,4 +1,4 @@
-"""A learning-rate schedule stretched to another number of epochs."""
+"""A learning-rate schedule for another number of epochs and another learning rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["stretched"]
+__all__ = ["scaled", "stretched"]
 
 _STRETCH: Mapping[str, tuple[str, Callable[[Any, float], Any]]] = {
     "CosineAnnealingLR": ("T_max", lambda value, factor: round(value * factor)),
@@ -15,6 +15,7 @@ _STRETCH: Mapping[str, tuple[str, Callable[[Any, float], Any]]] = {
     "MultiStepLR": ("milestones", lambda value, factor: [round(milestone * factor) for milestone in value]),
     "LinearLR": ("total_iters", lambda value, factor: round(value * factor)),
     "PolynomialLR": ("total_iters", lambda value, factor: round(value * factor)),
+    "OneCycleLR": ("total_steps", lambda value, factor: round(value * factor)),
 }
 _UNCHANGED = {"ConstantLR", "ReduceLROnPlateau"}
 
@@ -40,3 +41,11 @@ def stretched(scheduler: Mapping[str, Any] | None, factor: float) -> dict[str, A
             else f"scheduler.kwargs: {key!r} has no {argument!r} to stretch"
         )
     return {**scheduler, "kwargs": {**kwargs, argument: stretch(kwargs[argument], factor)}}
+
+
+def scaled(scheduler: Mapping[str, Any], lr_factor: float) -> dict[str, Any]:
+    """The scheduler's section for ``lr_factor`` times the learning rate, which OneCycleLR has one of its own for."""
+    kwargs = dict(scheduler.get("kwargs") or {})
+    if scheduler["key"] == "OneCycleLR" and "max_lr" in kwargs:
+        kwargs["max_lr"] *= lr_factor
+    return {**scheduler, "kwargs": kwargs} if kwargs else dict(scheduler)

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from yaml.nodes import MappingNode, Node
 
 from gkd_plugin.data import overlap_classes
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.yaml_nodes import compose_value, merged_pairs, put, remove, steps
+from gkd_plugin.runner.yaml_nodes import as_node, entries, put, remove, steps
 from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = [
@@ -149,7 +148,7 @@ def _apply_few_shot(root: MappingNode, values: Mapping[str, int]) -> None:
             if not (key == "shots" and to_plain(kwargs).get("shots") == 0):
                 put(kwargs, key, _node(value))
     if "ways" in values:
-        student = dict(_named(dict(_named(dict(_named(root))["models"]))["student_model"]))
+        student = entries(entries(entries(root)["models"])["student_model"])
         before = to_plain(student["kwargs"]).get("num_classes")
         put(student["kwargs"], "num_classes", _node(values["ways"]))
         _balance(root, values["ways"], before)
@@ -168,16 +167,17 @@ def _balance(root: MappingNode, present: int, before: int | None = None) -> None
 
     Those that held all of the classes that there were ``before`` hold all, with as many samples of each.
     """
-    for node in _nodes(dict(_named(root))["train"]):
-        entries = dict(_named(node))
-        if getattr(entries.get("key"), "value", None) == _BALANCED and "kwargs" in entries:
-            kwargs = to_plain(entries["kwargs"])
+    for node in _nodes(entries(root)["train"]):
+        sampler = entries(node)
+        if getattr(sampler.get("key"), "value", None) == _BALANCED and "kwargs" in sampler:
+            section = sampler["kwargs"]
+            kwargs = to_plain(section)
             classes, samples = kwargs["classes_per_batch"], kwargs["samples_per_class"]
             if classes > present:
-                put(entries["kwargs"], "classes_per_batch", _node(present))
-                put(entries["kwargs"], "samples_per_class", _node(max(1, classes * samples // present)))
+                put(section, "classes_per_batch", _node(present))
+                put(section, "samples_per_class", _node(max(1, classes * samples // present)))
             elif classes == before:
-                put(entries["kwargs"], "classes_per_batch", _node(present))
+                put(section, "classes_per_batch", _node(present))
 
 
 def _with_memory(root: MappingNode) -> list[MappingNode]:
@@ -199,10 +199,10 @@ def _student_subsets(root: MappingNode) -> Iterator[MappingNode]:
 
 def _calls(root: MappingNode, key: str) -> Iterator[MappingNode]:
     """The ``kwargs`` of every data set that calls ``key``, once each."""
-    for node in _nodes(dict(_named(root)).get("datasets", root)):
-        entries = dict(_named(node))
-        if getattr(entries.get("key"), "value", None) == key and "init" in entries:
-            kwargs = dict(_named(entries["init"])).get("kwargs")
+    for node in _nodes(entries(root).get("datasets", root)):
+        call = entries(node)
+        if getattr(call.get("key"), "value", None) == key and "init" in call:
+            kwargs = entries(call["init"]).get("kwargs")
             if isinstance(kwargs, MappingNode):
                 yield kwargs
 
@@ -219,9 +219,5 @@ def _nodes(root: Node) -> Iterator[Node]:
             waiting += [child for _, child in steps(node)]
 
 
-def _named(node: Node) -> list[tuple[str, Node]]:
-    return [(str(key.value), value) for key, value in merged_pairs(node)] if isinstance(node, MappingNode) else []
-
-
 def _node(value: float | None) -> Node:
-    return compose_value(yaml.safe_dump(value), "a setting")
+    return as_node(value, "a setting")

@@ -19,7 +19,7 @@ from gkd_plugin.hooks import Capture, check_module_path
 from gkd_plugin.runner.forward_check import first_images
 from gkd_plugin.runner.models import build_model
 from gkd_plugin.runner.yaml_construct import construct
-from gkd_plugin.runner.yaml_nodes import compose_value, dump, merged_pairs, put, remove
+from gkd_plugin.runner.yaml_nodes import compose_value, dump, entries, merged_pairs, put, remove
 from gkd_plugin.runner.yaml_plain import to_plain
 from gkd_plugin.teacher_input import checked_size, own_input
 
@@ -178,29 +178,26 @@ def _training_set(of: Measured) -> str:
     if not of.stage.get("train_data_loader"):
         raise ConfigError("train: the stage that the method is made from has no train_data_loader of its own")
     name = of.stage["train_data_loader"]["dataset_id"]
-    datasets = _child(of.root, "datasets")
+    datasets = entries(of.root)["datasets"]
+    assert isinstance(datasets, MappingNode)  # validated before
     only = [(key, value) for key, value in merged_pairs(datasets) if to_plain(key) == name]
     return dump(_mapping("datasets", MappingNode(datasets.tag, only)))
 
 
 def _entry(root: MappingNode, name: str) -> str:
     """A model's entry as YAML, without weights."""
-    entry = copy.deepcopy(_child(_child(root, "models"), name))
+    entry = copy.deepcopy(entries(entries(root)["models"])[name])
+    assert isinstance(entry, MappingNode)  # validated before
     for key in ("src_ckpt", "src_ckpt_classifier", "dst_ckpt"):
         remove(entry, key)
     kwargs = {key: None for key in (to_plain(entry).get("kwargs") or {}) if key in ("pretrained", "weights")}
     if kwargs:
-        section = _child(entry, "kwargs")
+        section = entries(entry)["kwargs"]
+        assert isinstance(section, MappingNode)
         section.value = merged_pairs(section)
         for key in kwargs:
             put(section, key, compose_value("False" if key == "pretrained" else "null", key))
     return dump(_mapping(name, entry))
-
-
-def _child(node: MappingNode, key: str) -> MappingNode:
-    found = next(value for name, value in merged_pairs(node) if name.value == key)
-    assert isinstance(found, MappingNode)  # validated before
-    return found
 
 
 def _mapping(key: str, value: MappingNode) -> MappingNode:

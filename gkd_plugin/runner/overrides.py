@@ -10,7 +10,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.runner.schema import is_private
-from gkd_plugin.runner.yaml_nodes import KeyPath, compose_value, is_tagged, merged_pairs, paths_to, put
+from gkd_plugin.runner.yaml_nodes import KeyPath, compose_value, entries, is_tagged, paths_to, put, steps
 
 __all__ = ["OPTIONAL_PATHS", "apply_overrides"]
 
@@ -55,7 +55,7 @@ def _apply(root: MappingNode, assignment: str, optional: Collection[str]) -> lis
     value = _number(compose_value(text, f"--set {name}"))
     if name in optional:
         _create(root, name.split("."))
-    elif name.partition(".")[0] in optional and name.partition(".")[0] not in _keys(root):
+    elif name.partition(".")[0] in optional and name.partition(".")[0] not in entries(root):
         raise ConfigError(f"--set {name}: is not there and cannot be created; {nearest(name, optional)}")
     return _Override(root, name).write(value)
 
@@ -76,7 +76,7 @@ def _create(root: MappingNode, parts: Sequence[str]) -> None:
     mapping = root
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
-        found = dict(_named(mapping)).get(part)
+        found = entries(mapping).get(part)
         if found is None or (not last and found.tag == _NULL):
             found = ScalarNode(_NULL, "") if last else MappingNode(_MAP, [])
             put(mapping, part, found)
@@ -102,7 +102,7 @@ class _Override:
             if not rest:
                 break
             node = self._descend(node, path)
-        old = _child(node, step)
+        old = dict(steps(node))[step]
         before = paths_to(self._root, old)
         if _is_anchor_place(path) and before[0] == path:  # the anchor itself, not an alias of another
             return self._write_for_users(old, value)
@@ -115,7 +115,7 @@ class _Override:
         Raises:
             ConfigError: there is none.
         """
-        keys = _keys(node)
+        keys = list(dict(steps(node)))
         for length in range(1, len(rest) + 1):
             if ".".join(rest[:length]) in keys:
                 return ".".join(rest[:length]), rest[length:]
@@ -131,7 +131,7 @@ class _Override:
     def _descend(self, node: Node, path: KeyPath) -> Node:
         """The child at ``path``, after a copy of its own where other paths share a plain section."""
         step = path[-1]
-        child, owned = _child(node, step), _owns(node, step)
+        child, owned = dict(steps(node))[step], _owns(node, step)
         shared = not owned or (len(_parents(self._root, child)) > 1 and not _is_anchor_place(path))
         if isinstance(child, ScalarNode) or is_tagged(child) or not shared:
             return child
@@ -175,23 +175,6 @@ def _places(paths: Sequence[KeyPath], noun: str = "other path") -> str:
     names = ", ".join(".".join(path) for path in paths[:3])
     count = f"1 {noun}" if len(paths) == 1 else f"{len(paths)} {noun}s"
     return f"{count} ({names}{', …' if len(paths) > 3 else ''})"
-
-
-def _named(node: Node) -> list[tuple[str, Node]]:
-    return [(str(key.value), value) for key, value in merged_pairs(node)] if isinstance(node, MappingNode) else []
-
-
-def _keys(node: Node) -> list[str]:
-    if isinstance(node, MappingNode):
-        return [name for name, _ in _named(node)]
-    return [str(index) for index in range(len(node.value))] if isinstance(node, SequenceNode) else []
-
-
-def _child(node: Node, step: str) -> Node:
-    if isinstance(node, SequenceNode):
-        item: Node = node.value[int(step)]
-        return item
-    return dict(_named(node))[step]
 
 
 def _owns(node: Node, step: str) -> bool:

@@ -41,6 +41,9 @@ __all__ = ["RunOptions", "evaluate_checkpoint", "run_config"]
 
 logger = logging.getLogger(__name__)
 
+_LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
+"""Keyword of a scheduler that says in how many epochs it runs its course."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -351,12 +354,13 @@ def _warn_of_unread(built: Mapping[str, Any], where: str, entry: Mapping[str, An
 
 
 def _warn_of_schedules(sections: Mapping[str, Mapping[str, Any]]) -> None:
-    """A cosine that is not half a wave long leaves the learning rate somewhere, or takes it up again."""
+    """A cycle that does not end with its stage leaves the learning rate somewhere, or takes it up again."""
     for section, stage in sections.items():
-        scheduler = stage.get("scheduler") or {}
-        length, epochs = (scheduler.get("kwargs") or {}).get("T_max"), stage["num_epochs"]
-        if scheduler.get("key") == "CosineAnnealingLR" and not scheduler.get("scheduling_step") and length != epochs:
-            logger.warning("%s.scheduler.kwargs.T_max: %s, but the stage has %s epochs", section, length, epochs)
+        scheduler, epochs = stage.get("scheduler") or {}, stage["num_epochs"]
+        name = _LENGTHS.get(str(scheduler.get("key")), "")
+        length = (scheduler.get("kwargs") or {}).get(name)
+        if length is not None and not scheduler.get("scheduling_step") and length != epochs:
+            logger.warning("%s.scheduler.kwargs.%s: %s, but the stage has %s epochs", section, name, length, epochs)
 
 
 def _names_of_all(num_classes: int | None, dataset: Any) -> list[str] | None:

@@ -23,9 +23,11 @@ from gkd_plugin.errors import ConfigError, nearest
 __all__ = [
     "CORE",
     "KeyPath",
+    "as_node",
     "compose",
     "compose_value",
     "dump",
+    "entries",
     "first_paths",
     "is_tagged",
     "located",
@@ -215,6 +217,11 @@ def steps(node: Node) -> Iterator[tuple[str, Node]]:
         yield from ((str(index), item) for index, item in enumerate(node.value))
 
 
+def entries(node: Node) -> dict[str, Node]:
+    """A mapping's nodes by their keys, merge keys resolved; nothing for other nodes."""
+    return dict(steps(node)) if isinstance(node, MappingNode) else {}
+
+
 def paths_to(root: Node, target: Node) -> list[KeyPath]:
     """Every key path that leads from ``root`` to ``target``: several where it has an anchor that is used."""
     found: list[KeyPath] = [()] if root is target else []
@@ -246,6 +253,11 @@ def located(path: str, mark: yaml.Mark | None) -> str:
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
+
+
+def as_node(value: Any, source: str) -> Node:
+    """Plain data as a node, for :func:`put`; ``source`` names it in messages."""
+    return compose_value(yaml.safe_dump(value), source)
 
 
 def put(node: Node, step: str, child: Node) -> None:

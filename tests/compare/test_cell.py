@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,16 @@ from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.yaml_nodes import compose, dump
+from gkd_plugin.runner.yaml_nodes import as_node, compose, dump, entries, put, remove
+from gkd_plugin.runner.yaml_plain import to_plain
 from tests.compare.fakes import CONFIG, write_config, write_incremental
 
 CONFIGS = Path(__file__).parents[2] / "configs/digits"
+SHIPPED = [
+    path
+    for path in sorted(CONFIGS.parent.glob("*/*.yaml"))
+    if all(f"stage: '{kind}'" in path.read_text("utf-8") for kind in ("embedding", "classifier"))
+]
 
 
 @pytest.fixture
@@ -39,6 +46,58 @@ def test_both_stages_are_found_by_what_they_do(tmp_path):
 def test_a_configuration_without_both_stages(old, new, missing, tmp_path):
     with pytest.raises(ConfigError, match=f"no stage with criterion 'refilled' and stage {missing};"):
         base_stages(compose(write_config(tmp_path, CONFIG.replace(old, new))))
+
+
+def test_a_stage_beside_the_two_is_refused(tmp_path):
+    root = compose(write_config(tmp_path))
+    train = entries(root)["train"]
+    for more in (as_node({"num_epochs": 7, "criterion": {"key": "other"}}, "test"), entries(train)["stage2"]):
+        put(train, "stage3", more)
+        with pytest.raises(
+            ConfigError, match=r"^train: has stage3 beside stages 'embedding' and 'classifier'; compare takes"
+        ):
+            base_stages(root)
+
+
+def test_the_model_to_train_may_be_called_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    renamed = compose(write_config(tmp_path, CONFIG.replace("student_model:", "model:")))
+    root = compose(write_config(tmp_path))
+    for method in ("ce", "refilled-joint", "finetune"):
+        assert made(renamed, method)["models"] == made(root, method)["models"]
+
+
+@pytest.mark.parametrize("loader", ["train_data_loader", "val_data_loader"])
+def test_a_stage_without_a_loader_of_its_own_has_that_of_the_stage_before(tmp_path, monkeypatch, loader):
+    monkeypatch.chdir(tmp_path)
+    root = compose(write_config(tmp_path))
+    first, second = (entries(entries(root)["train"])[name] for name in ("stage1", "stage2"))
+    put(entries(first)[loader], "requires_supp", as_node(True, "test"))  # another one than that of the second stage
+    remove(second, loader)
+    for method in ("ce", "refilled", "refilled-joint"):
+        train = made(root, method)["train"]
+        assert train.get("stage2", train)[loader] == to_plain(entries(first)[loader])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_of_both_stages_can_be_compared(path, monkeypatch):
+    monkeypatch.chdir(path.parents[2])
+    root = compose(path)
+    for model in entries(entries(root)["models"]).values():
+        remove(model, "src_ckpt")
+        remove(model, "src_ckpt_classifier")
+    for method in ("ce", "kd", "rkd", "refilled", "refilled-joint", "refilled-from-teacher", "finetune"):
+        assert cell_config(root, load_method(method), Setting(), Path("cell.yaml")).plain["train"]
+
+
+def test_the_input_of_a_module_is_no_embedding_of_a_student(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrapper = "{key: 'refilled_teacher', kwargs: {embedding: 'fc', embedding_io: 'input', preprocessing: 'data'}}"
+    text = re.sub(r"auxiliary_model_wrapper: .*", f"auxiliary_model_wrapper: {wrapper}", CONFIG)
+    root = compose(write_config(tmp_path, text))
+    assert made(root, "finetune")
+    with pytest.raises(ConfigError, match=r"^method 'refilled-from-teacher': the teacher's embedding is the input"):
+        made(root, "refilled-from-teacher")
 
 
 def test_methods_of_one_stage_train_as_long_as_both_together(root):

@@ -60,7 +60,7 @@ def test_an_unknown_name_gets_the_nearest():
         ("stages: [{epochs: 3}]", r"stages\.0\.epochs: 3 given; 'all', or leave it out"),
         ("stages: [{}, {teacher: 3}]", r"stages\.1\.teacher: must be a mapping, got 3"),
         ("stages: [{train_data_loader: 5}]", r"stages\.0\.train_data_loader: must be a mapping, got 5"),
-        ("stages: [{max_grad_norm: -2}]", r"stages\.0\.max_grad_norm: -2 given; must be a number above 0"),
+        ("stages: [{max_grad_norm: -2}]", r"stages\.0\.max_grad_norm: -2 given; must be a finite number above 0"),
         ("stages: [{criterion: 'refilled'}]", r"stages\.0\.criterion: must be a mapping, got 'refilled'"),
         ("{classes: 'sam', stages: [{}]}", "classes: 'sam' given; did you mean 'same'"),
         ("{student: 'techer', stages: [{}]}", "student: 'techer' given; did you mean 'teacher'"),
@@ -73,7 +73,8 @@ def test_an_unknown_name_gets_the_nearest():
         ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
         ("{probe: 'ncm', stages: [{}]}", "probe: trains nothing; remove stages and student"),
         ("{memory: 5, stages: [{}]}", "memory: 5 given; null for all samples, or leave it out"),
-        ("stages: [{lr_factor: 0}]", r"stages\.0\.lr_factor: 0 given; must be a number above 0"),
+        ("stages: [{lr_factor: .inf}]", r"stages\.0\.lr_factor: inf given; must be a finite number above 0"),
+        ("stages: [{lr_factor: 0}]", r"stages\.0\.lr_factor: 0 given; must be a finite number above 0"),
         ("[]", "a config is a mapping"),
     ],
 )

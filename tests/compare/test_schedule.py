@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gkd_plugin.compare.schedule import stretched
+from gkd_plugin.compare.schedule import scaled, stretched
 from gkd_plugin.errors import ConfigError
 
 
@@ -13,6 +13,7 @@ from gkd_plugin.errors import ConfigError
         ("MultiStepLR", {"milestones": [4, 8]}, {"milestones": [10, 20]}),
         ("LinearLR", {"total_iters": 6}, {"total_iters": 15}),
         ("PolynomialLR", {"total_iters": 6, "power": 2}, {"total_iters": 15, "power": 2}),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 20}, {"max_lr": 0.1, "total_steps": 50}),
         ("ConstantLR", {"factor": 1.0}, {"factor": 1.0}),
         ("ReduceLROnPlateau", {"patience": 3}, {"patience": 3}),
     ],
@@ -42,3 +43,12 @@ def test_nothing_to_stretch(scheduler):
 def test_what_cannot_be_stretched(scheduler, message):
     with pytest.raises(ConfigError, match=message):
         stretched(scheduler, 2)
+
+
+def test_a_peak_is_scaled_with_the_learning_rate():
+    cycle = {"key": "OneCycleLR", "kwargs": {"max_lr": 0.5, "total_steps": 20}, "scheduling_step": 1}
+    assert scaled(cycle, 0.5) == {**cycle, "kwargs": {"max_lr": 0.25, "total_steps": 20}}
+    assert cycle["kwargs"]["max_lr"] == 0.5
+    cosine = {"key": "CosineAnnealingLR", "kwargs": {"T_max": 10, "eta_min": 0.1}}
+    assert scaled(cosine, 0.5) == cosine
+    assert scaled({"key": "ConstantLR"}, 0.5) == {"key": "ConstantLR"}
