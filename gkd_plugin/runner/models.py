@@ -34,8 +34,8 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
 
     Args:
         where: key path of the entry, for messages.
-        entry: ``key``, ``kwargs``, optionally ``repo_or_dir``, ``src_ckpt`` and ``src_ckpt_classifier``: ``'new'``
-            takes the file's backbone alone, ``'extended'`` also its classifier as the first classes.
+        entry: ``key``, ``kwargs``, optionally ``repo_or_dir``, ``src_ckpt`` and ``src_ckpt_classifier``: ``'new'`` and
+            ``'centres'`` take the file's backbone alone, ``'extended'`` also its classifier as the first classes.
 
     Raises:
         ConfigError: the model cannot be built, or its weights do not fit.

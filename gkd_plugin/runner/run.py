@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
 
 from gkd_plugin.data import ImageInput, class_names_of, normalisation_of
 from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
 from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
+from gkd_plugin.runner.classifier_start import is_asked_for, start_at_centres
 from gkd_plugin.runner.compiling import compile_models
 from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.crd_check import check_crd
@@ -134,6 +137,7 @@ class _Parts:
 
     box: Any
     student: nn.Module
+    student_path: str
     student_entry: Mapping[str, Any]
     num_classes: int | None
     stages: dict[str, int]
@@ -163,6 +167,8 @@ class _Parts:
         dataset = built["datasets"][next(iter(stages.values()))["train_data_loader"]["dataset_id"]]
         images = first_images(dataset)
         check_forward(where, student.to(accelerator.device).eval(), images, accelerator)
+        if is_asked_for(entry):
+            start_at_centres(where, student, DataLoader(dataset, batch_size=128), accelerator)
         destination = entry.get("dst_ckpt")
         if placement.channels_last:
             for model in filter(None, (student, teacher)):
@@ -178,6 +184,7 @@ class _Parts:
         return cls(
             box=box,
             student=student,
+            student_path=where,
             student_entry=entry,
             num_classes=num_classes,
             stages={name: stage["num_epochs"] for name, stage in stages.items()},
@@ -209,6 +216,8 @@ def _train(
             summary["stages"][row["stage"]]["epochs"].append(row)
             folder.add_metrics(row)
             _save(parts, folder, summary, row)
+            if is_asked_for(parts.student_entry) and _ends_stage(row, parts.stages) and _trained_embedding(parts.box):
+                start_at_centres(parts.student_path, parts.student, parts.box.train_data_loader, parts.accelerator)
             logger.info("%s", _line(row, parts.stages))
         if parts.cache is not None:
             summary["teacher_cache"] = parts.cache.reports
@@ -281,6 +290,11 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Map
             epochs=epochs,
             classes=parts.class_names,
         )
+
+
+def _trained_embedding(box: Any) -> bool:
+    """Whether the box is in a stage that leaves the classifier as it is, which then fits the embedding no more."""
+    return isinstance(box.criterion, EmbeddingStage)
 
 
 def _ends_stage(row: Mapping[str, Any], stages: Mapping[str, int]) -> bool:

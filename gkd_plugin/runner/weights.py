@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.checkpoints import WeightFile, read_weights
 
-__all__ = ["load_backbone_weights", "load_teacher_weights", "load_weights"]
+__all__ = ["classifier_paths", "load_backbone_weights", "load_teacher_weights", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
     found = _read(path, where)
     with told_at(f"{where}: {path} "):
         match = _match(model, found.state)
-    heads = _classifier_paths(model)
+    heads = _timm_classifier_paths(model)
     in_head = {key for key in (*match.missing, *match.misshapen) if key.startswith(heads)}
     tops = {name.partition(".")[0] for name in model.state_dict()}
     extra = {key for key in match.unexpected if key.startswith(heads) or _is_head(key.partition(".")[0], tops)}
@@ -126,7 +126,7 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
     state = _read(path, where).state
     with told_at(f"{where}: {path} "):
         match = _match(model, state)
-    heads = _classifier_paths(model) or _last_linear(model)
+    heads = classifier_paths(model)
     if not heads:
         raise ConfigError(
             f"{where}: {type(model).__name__} does not say which module is its classifier, as timm's models do, and "
@@ -201,8 +201,12 @@ def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
 
 
-def _classifier_paths(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of a timm model's classifiers' keys."""
+def classifier_paths(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes (``'fc.'``) of the keys of a model's classifiers: those that a timm model names, or the last Linear."""
+    return _timm_classifier_paths(model) or _last_linear(model)
+
+
+def _timm_classifier_paths(model: nn.Module) -> tuple[str, ...]:
     cfg: Any = getattr(model, "pretrained_cfg", None)
     paths = (cfg.get("classifier") if isinstance(cfg, dict) else None) or ()
     return tuple(f"{path}." for path in ((paths,) if isinstance(paths, str) else paths))

@@ -451,3 +451,20 @@ def test_a_cosine_that_does_not_end_with_its_stage_is_told(here, tmp_path, caplo
     run("cosine", tmp_path / "run", f"train.num_epochs={epochs}", "models.model.dst_ckpt=")
     line = f"train.scheduler.kwargs.T_max: 1, but the stage has {epochs} epochs"
     assert (line in caplog.text) is warned
+
+
+def test_a_new_classifier_may_begin_at_class_centres(here, caplog):
+    """Again after stage ``embedding``, which leaves the classifier as it is."""
+    shutil.copy("runs/student/student.safetensors", "trained.safetensors")
+    text = Path("student.yaml").read_text("utf-8")
+    for name, value in (("new", "new"), ("begun", "centres")):
+        section = f"    src_ckpt: 'trained.safetensors'\n    src_ckpt_classifier: '{value}'\n    dst_ckpt"
+        Path(f"{name}.yaml").write_text(text.replace("    dst_ckpt", section, 1), encoding="utf-8")
+        run(name, name)
+    lines = [line for line in caplog.messages if "begins at 4 class centres" in line]
+    assert lines == ["models.student_model: the classifier 'head' begins at 4 class centres"] * 2
+    made, random = (load_file(f"{name}/stages/stage1.safetensors") for name in ("begun", "new"))
+    assert torch.equal(made["head.bias"], torch.zeros(4))  # as at the start: the stage does not train it
+    assert not torch.equal(made["head.weight"], random["head.weight"])
+    backbone = [key for key in made if not key.startswith("head.")]
+    assert all(torch.equal(made[key], random[key]) for key in backbone)

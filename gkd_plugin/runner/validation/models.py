@@ -39,9 +39,8 @@ def check_models(report: Report, plain: Mapping[str, Any]) -> None:
 
 def _model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     check_checkpoints(report, path, entry)
-    if "src_ckpt_classifier" in entry and entry["src_ckpt_classifier"] not in ("new", "extended"):
-        value = entry["src_ckpt_classifier"]
-        report.add(at(path, "src_ckpt_classifier"), f"{shown(value)} given; {nearest(value, ('new', 'extended'))}")
+    if "src_ckpt_classifier" in entry:
+        _classifier(report, path, entry)
     for flag in ("quantized", "sync_bn"):
         check_flag(report, path, entry, flag)
     kwargs = required_section(report, path, entry, "kwargs")
@@ -53,6 +52,17 @@ def _model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     check_arguments(report, at(path, "kwargs"), part, (), kwargs)
     if entry["key"] == "timm_model":
         _timm_name(report, at(path, "kwargs.model_name"), kwargs.get("model_name"))
+
+
+_CLASSIFIERS = ("new", "extended", "centres")
+
+
+def _classifier(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
+    value, where = entry["src_ckpt_classifier"], at(path, "src_ckpt_classifier")
+    if value not in _CLASSIFIERS:
+        report.add(where, f"{shown(value)} given; {nearest(value, _CLASSIFIERS)}")
+    elif value != "centres" and not entry.get("src_ckpt"):
+        report.add(where, f"{shown(value)} says what of src_ckpt is loaded, and there is no src_ckpt")
 
 
 def _model_function(report: Report, path: str, key: object, *, quantized: bool) -> Callable[..., Any] | None:
