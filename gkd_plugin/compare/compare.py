@@ -13,9 +13,11 @@ from yaml.nodes import MappingNode
 
 from gkd_plugin.compare.cell import base_stages, cell_config
 from gkd_plugin.compare.grid import Cell, Result, run_grid
+from gkd_plugin.compare.grid_folder import RESULTS, TABLE, check_grid_folder
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.obstacles import obstacle
-from gkd_plugin.compare.report import comparison_table, draw_settings, write_csv
+from gkd_plugin.compare.plot import draw_settings
+from gkd_plugin.compare.report import comparison_table, write_csv
 from gkd_plugin.compare.scores import OF_GROUPS
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.data import class_groups_of
@@ -76,6 +78,7 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         ConfigError: something cannot be used as given; nothing has been trained then.
     """
     require_report("compare")
+    check_grid_folder(wanted.output)
     methods = _methods(wanted.methods)
     root = compose(wanted.config)
     with told_at(f"{wanted.config}: "):
@@ -90,8 +93,8 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     _write_configs(planned)
     results = run_grid(cells, wanted.device, wanted.jobs, wanted.score)
     table = comparison_table(results, wanted.score)
-    write_csv(results, wanted.output / "results.csv")
-    (wanted.output / "table.txt").write_text(table + "\n", encoding="utf-8")
+    write_csv(results, wanted.output / RESULTS)
+    (wanted.output / TABLE).write_text(table + "\n", encoding="utf-8")
     draw_settings(results, wanted.score, wanted.output)
     logger.info("results.csv, table.txt and the cells' run folders are in %s", wanted.output)
     return table, results

@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: a table, ``results.csv``, and the plot of accuracy against what varies."""
+"""What a comparison leaves behind: a table and ``results.csv``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from gkd_plugin.compare.grid import FAILED, FINISHED, Result
+from gkd_plugin.compare.grid import FAILED, FINISHED, NOT_SERVED, Result
 from gkd_plugin.compare.method import CONTROL, Method
 from gkd_plugin.compare.scores import SCORES
 from gkd_plugin.compare.setting import Setting
@@ -15,7 +15,10 @@ from gkd_plugin.compare.statistics import Mean, Repetition, mean_of, paired_diff
 from gkd_plugin.runner.checkpoints import write_atomically
 from gkd_plugin.runner.table import aligned
 
-__all__ = ["comparison_table", "draw_settings", "write_csv"]
+__all__ = ["COLUMNS", "comparison_table", "error_of", "results_of", "scores_of", "write_csv"]
+
+COLUMNS = ("method", *Setting.__dataclass_fields__, "task", "seed", "status", *SCORES, "teacher_ncm_top1", "seconds")
+"""Of ``results.csv``; then the reason of a cell without a result, and its folder."""
 
 
 def comparison_table(results: Sequence[Result], score: str) -> str:
@@ -34,7 +37,8 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
 
 def _note(results: Sequence[Result], score: str, has_control: bool) -> str:
     difference = f"; − {CONTROL}: paired difference, p of the t-test" if has_control else ""
-    return f"{score} in %, {_error_of(results)}{difference}"
+    same = "" if error_of(results).startswith("one") else " (the teacher is the same in all)"
+    return f"{score} in %, {error_of(results)}{same}{difference}"
 
 
 def _reasons(results: Sequence[Result]) -> list[str]:
@@ -49,8 +53,12 @@ def _reasons(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _error_of(results: Sequence[Result]) -> str:
+def error_of(results: Sequence[Result]) -> str:
+    """What ``±`` is."""
     has_tasks = any(result.cell.task is not None for result in results)
+    repetitions = {result.cell.task if has_tasks else result.cell.seed for result in results}
+    if len(repetitions) < 2:
+        return "one task" if has_tasks else "one seed"
     return "mean ± 95 % confidence over tasks" if has_tasks else "mean ± standard error over seeds"
 
 
@@ -59,8 +67,8 @@ def _header(setting: Setting, has_control: bool) -> list[str]:
 
 
 def _cells(results: Sequence[Result], method: Method, setting: Setting, score: str, has_control: bool) -> list[str]:
-    here = _of(results, method, setting)
-    values = _by_repetition(here, score)
+    here = results_of(results, method, setting)
+    values = scores_of(here, score)
     bad = [result for result in here if result.status != FINISHED]
     if not values:
         reason = f"no {score}" if not bad else "failed" if bad[0].status == FAILED else bad[0].reason
@@ -69,20 +77,25 @@ def _cells(results: Sequence[Result], method: Method, setting: Setting, score: s
     shown = _mean(mean_of(values)) + (f", {failed} failed" if failed else "")
     if not has_control:
         return [shown]
-    control = [result for result in results if (result.cell.method.name, result.cell.setting) == (CONTROL, setting)]
-    difference = None if method.name == CONTROL else paired_difference(values, _by_repetition(control, score))
+    control = scores_of(
+        [result for result in results if (result.cell.method.name, result.cell.setting) == (CONTROL, setting)], score
+    )
+    difference = None if method.name == CONTROL else paired_difference(values, control)
     if difference is None:
         return [shown, ""]
     p_value = "" if difference.p_value is None else f" (p {difference.p_value:.2g})"
-    pairs = "" if difference.count == mean_of(values).count else f", {difference.count} paired"
+    common = len(values.keys() & control.keys())
+    pairs = "" if common == len(values) else f", {common} of {len(values)} paired"
     return [shown, f"{_mean(difference, signed=True)}{p_value}{pairs}"]
 
 
-def _of(results: Sequence[Result], method: Method, setting: Setting) -> list[Result]:
+def results_of(results: Sequence[Result], method: Method, setting: Setting) -> list[Result]:
+    """Those of a method in a setting."""
     return [result for result in results if (result.cell.method, result.cell.setting) == (method, setting)]
 
 
-def _by_repetition(results: Sequence[Result], score: str) -> dict[Repetition, float]:
+def scores_of(results: Sequence[Result], score: str) -> dict[Repetition, float]:
+    """The score of every finished cell that has one, by seed and task."""
     return {
         result.cell.repetition: value
         for result in results
@@ -99,81 +112,17 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
     """One row for each cell; figures to four decimals."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(
-        ["method", *_AXES, "task", "seed", "status", *SCORES, "teacher_ncm_top1", "seconds", "reason", "folder"]
-    )
+    writer.writerow([*COLUMNS, "reason", "folder"])
     for result in results:
         cell = result.cell
         scores = [_rounded(result.score(name)) for name in SCORES]
         teacher = _rounded(result.summary.get("teacher", {}).get("ncm_top1"))
         seconds = result.summary.get("wall_seconds")
         head = (cell.method.name, *vars(cell.setting).values(), cell.task, cell.seed, result.status)
-        writer.writerow([*head, *scores, teacher, seconds, result.reason, cell.folder])
+        folder = "" if result.status == NOT_SERVED else cell.folder
+        writer.writerow([*head, *scores, teacher, seconds, result.reason, folder])
     write_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def draw_settings(results: Sequence[Result], score: str, folder: Path) -> list[Path]:
-    """The score against the one thing that varies between the settings, with error bars, as PNG and SVG.
-
-    Args:
-        results: of the grid.
-        score: figure of ``summary.final``.
-        folder: gets ``<score>_against_<what varies>``, in place of an earlier comparison's.
-
-    Returns:
-        The files; none where nothing or more than one thing varies.
-    """
-    from matplotlib.figure import Figure
-
-    for stale in (folder / f"{name}_against_{axis}{end}" for name in SCORES for axis in _AXES for end in _SUFFIXES):
-        stale.unlink(missing_ok=True)  # of an earlier comparison, which results.csv does not hold
-    settings = list(dict.fromkeys(result.cell.setting for result in results))
-    varying = [axis for axis in _AXES if len({getattr(setting, axis) for setting in settings}) > 1]
-    if len(varying) != 1:
-        return []
-    (axis,) = varying
-    settings.sort(key=lambda setting: float(getattr(setting, axis)))
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    methods = list(dict.fromkeys(result.cell.method for result in results))
-    for index, method in enumerate(methods):
-        points = [
-            (getattr(setting, axis), mean_of(values))
-            for setting in settings
-            if (values := _by_repetition(_of(results, method, setting), score))
-        ]
-        if not points:
-            continue
-        axes.errorbar(
-            [value for value, _ in points],
-            [mean.value for _, mean in points],
-            [mean.error or 0 for _, mean in points],
-            label=method.title,
-            marker=_MARKERS[index % len(_MARKERS)],
-            linestyle="--" if method.name == CONTROL else "-",
-            color="black" if method.name == CONTROL else None,
-            capsize=3,
-        )
-    axes.set_xlabel(_AXES[axis])
-    axes.set_ylabel(f"{score} in % ({_error_of(results)})")
-    axes.set_xticks([getattr(setting, axis) for setting in settings])
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
-    files = [folder / f"{score}_against_{axis}{suffix}" for suffix in _SUFFIXES]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return files
-
-
-_AXES = {
-    "overlap": "overlap of the teacher's and the student's classes in %",
-    "ways": "classes of a task",
-    "shots": "labelled images of each class",
-    "memory": "exemplars of each old class",
-}
-_SUFFIXES = (".png", ".svg")
-_MARKERS = "osD^vPX*<>"

@@ -1,36 +1,8 @@
 import csv
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-
-from gkd_plugin.compare.grid import Cell, Result
-from gkd_plugin.compare.method import load_method
-from gkd_plugin.compare.report import comparison_table, draw_settings, write_csv
-from gkd_plugin.compare.setting import Setting
-
-CE, REFILLED, KD = (load_method(name) for name in ("ce", "refilled", "kd"))
-HALF, FULL = Setting(50.0), Setting(100.0)
-
-
-def finished(method, space, seed, top1, **more):
-    summary = {"final": {"top1": top1, **more}, "wall_seconds": 1.234, "teacher": {"ncm_top1": 100 / 3}}
-    return Result(Cell(method, space, seed, Path("c.yaml"), Path("f")), "finished", summary)
-
-
-def unfinished(method, space, seed, status, reason):
-    return Result(Cell(method, space, seed, Path("c.yaml"), Path("f")), status, reason=reason)
-
-
-RESULTS = [
-    *(finished(CE, HALF, seed, top1, ncm_top1=top1 / 2) for seed, top1 in enumerate([60.0, 62.0, 64.0])),
-    *(finished(CE, FULL, seed, top1) for seed, top1 in enumerate([50.0, 50.0, 50.0])),
-    *(finished(REFILLED, HALF, seed, top1) for seed, top1 in enumerate([61.0, 64.0, 67.0])),
-    finished(REFILLED, FULL, 0, 57.0),
-    *(unfinished(REFILLED, FULL, seed, "failed", 'too small, "x"') for seed in (1, 2)),
-    *(unfinished(KD, HALF, seed, "not served", "needs the same classes") for seed in range(3)),
-    *(unfinished(KD, FULL, seed, "failed", "no weights") for seed in range(3)),
-]
+from gkd_plugin.compare.report import comparison_table, write_csv
+from tests.compare.results import CE, HALF, RESULTS, finished
 
 
 def test_the_table():
@@ -40,7 +12,7 @@ method            overlap 50 %            − ce                   overlap 100 %
 cross-entropy     62.0 ± 1.2                                     50.0 ± 0.0
 ReFilled (TPAMI)  64.0 ± 1.7              +2.0 ± 0.6 (p 0.074)   57.0, 2 failed  +7.0
 KD                needs the same classes                         failed
-top1 in %, mean ± standard error over seeds; − ce: paired difference, p of the t-test
+top1 in %, mean ± standard error over seeds (the teacher is the same in all); − ce: paired difference, p of the t-test
 failed: overlap 100 %, refilled, seed 1 and 1 more: too small, "x"
 failed: overlap 100 %, kd, seed 0 and 2 more: no weights
 """
@@ -52,14 +24,14 @@ failed: overlap 100 %, kd, seed 0 and 2 more: no weights
 
 def test_lost_pairs_are_told():
     lost = [result for result in RESULTS if (result.cell.method, result.cell.seed) != (CE, 2)]
-    assert "+1.5 ± 0.5 (p 0.2), 2 paired" in comparison_table(lost, "top1")
+    assert "+1.5 ± 0.5 (p 0.2), 2 of 3 paired" in comparison_table(lost, "top1")
     assert "paired" not in comparison_table(RESULTS, "top1").splitlines()[2]
 
 
 def test_without_the_control_there_is_no_difference():
     table = comparison_table([result for result in RESULTS if result.cell.method is not CE], "top1")
     assert "− ce" not in table
-    assert "\ntop1 in %, mean ± standard error over seeds\n" in table
+    assert "\ntop1 in %, mean ± standard error over seeds (the teacher is the same in all)\n" in table
     assert table.splitlines()[0].split("  ")[0] == "method"
 
 
@@ -78,21 +50,8 @@ def test_csv(tmp_path):
     assert (first["top1"], first["ncm_top1"], first["top5"]) == ("60.0", "30.0", "")
     assert (first["teacher_ncm_top1"], first["seconds"], first["folder"]) == ("33.3333", "1.234", "f")
     assert (failed["status"], failed["reason"], failed["top1"]) == ("failed", 'too small, "x"', "")
-
-
-def test_the_plot_has_a_line_for_each_method_with_results(tmp_path):
-    files = draw_settings(RESULTS, "top1", tmp_path)
-    assert [file.name for file in files] == ["top1_against_overlap.png", "top1_against_overlap.svg"]
-    assert files[0].read_bytes().startswith(b"\x89PNG")
-    assert files[1].read_text("utf-8").lstrip().startswith("<?xml")
-
-
-@pytest.mark.parametrize("settings", [(HALF,), ()])
-def test_fewer_than_two_overlaps_are_no_plot(settings, tmp_path):
-    kept = [result for result in RESULTS if result.cell.setting in settings]
-    draw_settings(RESULTS, "ncm_top1", tmp_path)
-    assert draw_settings(kept, "top1", tmp_path) == []
-    assert list(tmp_path.iterdir()) == []  # nothing stale either
+    (folder,) = {row["folder"] for row in rows if row["status"] == "not served"}
+    assert folder == ""  # there is none
 
 
 def test_tasks_are_told_with_their_confidence_interval():
@@ -107,6 +66,13 @@ def test_tasks_are_told_with_their_confidence_interval():
     assert "mean ± 95 % confidence over tasks" in table
 
 
-def test_two_things_that_vary_are_no_plot(tmp_path):
-    settings = [Setting(50.0, memory=0), Setting(100.0, memory=5)]
-    assert draw_settings([finished(CE, setting, 0, 1.0) for setting in settings], "top1", tmp_path) == []
+def test_a_lost_seed_of_a_task_is_told_too():
+    cells = [replace(result, cell=replace(result.cell, task=0)) for result in RESULTS if result.cell.setting == HALF]
+    lost = [result for result in cells if (result.cell.method, result.cell.seed) != (CE, 2)]
+    assert "2 of 3 paired" in comparison_table(lost, "top1")
+    assert "paired" not in comparison_table(cells, "top1").splitlines()[3]
+
+
+def test_one_repetition_has_no_error():
+    one = [result for result in RESULTS if result.cell.seed == 0]
+    assert comparison_table(one, "top1").splitlines()[5].startswith("top1 in %, one seed; − ce: ")
