@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gkd_plugin.data import class_names_of, classes_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["ClassMap", "SharedClassesOf", "check_class_names", "resolve_class_map"]
+__all__ = ["ClassMap", "SharedClassesOf", "are_the_teachers", "check_class_names", "resolve_class_map"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,25 @@ class ClassMap:
         elif names is not None and said_of == len(names):
             check_class_names(labels, names, dataset)
         return SharedClassesOf(labels, said_of)
+
+
+def are_the_teachers(
+    labels: Sequence[int | None] | None, teacher_classes: Sequence[str] | None, dataset: Any
+) -> bool | None:
+    """Whether the student's classes are the teacher's own, in one order; ``None`` where nothing shows it.
+
+    Args:
+        labels: for each class of the student the teacher's label of it, ``None`` where it has none; where that is not
+            known, ``None`` for all.
+        teacher_classes: the names of the teacher's classes, or ``None``.
+        dataset: the student's training set.
+    """
+    if labels is not None:
+        return list(labels) == list(range(len(labels)))
+    names = class_names_of(dataset)
+    if names is None or teacher_classes is None or not set(names) & set(teacher_classes):
+        return None
+    return names == list(teacher_classes)
 
 
 def resolve_class_map(

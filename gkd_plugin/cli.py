@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"refilled: error: {line}", file=sys.stderr)
             return EXIT_BAD_INPUT
         except KeyboardInterrupt:
-            print("refilled: stopped", file=sys.stderr)
+            print(f"refilled: stopped{options.stopped}", file=sys.stderr)
             return EXIT_INTERRUPTED
 
 
@@ -123,12 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", help="run folder (one CONFIG) or the folder of the run folders (several)"
     )
     run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
-    run.set_defaults(command=_run, log="gkd_plugin")
+    run.set_defaults(command=_run, log="gkd_plugin", stopped="")
 
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
-    evaluate.set_defaults(command=_evaluate, log="gkd_plugin")
+    evaluate.set_defaults(command=_evaluate, log="gkd_plugin", stopped="")
 
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
     compare.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages")
@@ -152,7 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
     compare.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes at once (default: 1)")
     compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
-    compare.set_defaults(command=_compare, log="gkd_plugin.compare")  # each run has its own log.txt
+    compare.set_defaults(
+        command=_compare,
+        log="gkd_plugin.compare",  # each run has its own log.txt
+        stopped="; finished cells are kept, and the same command goes on with the others",
+    )
 
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
     diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
@@ -166,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the student's labels of the classes that the teacher knows",
     )
     diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
-    diagnose.set_defaults(command=_diagnose, log="gkd_plugin")
+    diagnose.set_defaults(command=_diagnose, log="gkd_plugin", stopped="")
 
     for command in (run, evaluate, compare, diagnose):
         command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from gkd_plugin import ConfigError
-from gkd_plugin.class_map import ClassMap, check_class_names, resolve_class_map
+from gkd_plugin.class_map import ClassMap, are_the_teachers, check_class_names, resolve_class_map
 from gkd_plugin.data import overlap_subset
 from tests.fakes import TinyImages
 
@@ -141,3 +141,20 @@ def test_a_map_may_not_name_a_class_beyond_the_teachers_last(classes):
 @pytest.mark.parametrize(("given", "asked"), [("auto", False), (None, False), ("names", True), ({0: 1}, True)])
 def test_only_a_map_that_is_written_is_asked_for(given, asked):
     assert ClassMap(given, None).is_asked_for == asked
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "same"),
+    [
+        ([0, 1, 2], None, True),
+        ([0, 2, 1], None, False),
+        ([0, 1, None], ["cat", "dog", "newt"], False),
+        (None, ["cat", "dog", "newt"], True),
+        (None, ["cat", "newt", "dog"], False),
+        (None, ["cat", "dog", "newt", "eft"], False),
+        (None, ["n01", "n02", "n03"], None),
+        (None, None, None),
+    ],
+)
+def test_whether_the_classes_are_the_teachers_own(labels, names, same, pets):
+    assert are_the_teachers(labels, names, pets) is same

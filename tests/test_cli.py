@@ -348,7 +348,7 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     assert {path.name for path in (tiny / "grid/overlap0").iterdir()} == {"ce"}
     assert main(words) == 0
     again, err = capsys.readouterr()
-    assert (again, "6 of 8 cells are finished already" in err) == (out, True)
+    assert (again, "cells: 0 to run, 6 finished already, 2 not served" in err) == (out, True)
 
 
 def test_what_a_data_worker_cannot_use_is_one_line():

@@ -13,7 +13,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from gkd_plugin.compare.method import EMBEDDING, Method, MethodStage
 from gkd_plugin.compare.schedule import scaled, stretched
-from gkd_plugin.compare.setting import Setting, apply_setting, is_incremental, keep_all_samples
+from gkd_plugin.compare.setting import WEIGHTS, Setting, apply_setting, is_incremental, keep_all_samples
 from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, measure
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.building import stage_configs
@@ -256,7 +256,6 @@ def _set_models(root: MappingNode, method: Method) -> None:
     if method.starts_untrained:
         _leave_weights_out(student)
     if method.probes_student:
-        _check_trained(student, "to probe")
         put(models, "teacher_model", copy.deepcopy(student))
     if method.has_teacher or method.probe:
         put(models, "student_model", student)
@@ -265,12 +264,8 @@ def _set_models(root: MappingNode, method: Method) -> None:
         remove(root, "teacher_cache")
 
 
-_WEIGHTS = ("weights", "checkpoint_path")
-
-
 def _leave_weights_out(student: MappingNode) -> None:
     """Random weights for a student that the configuration starts from trained ones."""
-    _check_trained(student, "to leave out")
     kwargs = _flat(entries(student)["kwargs"])
     put(student, "kwargs", kwargs)
     for key in ("src_ckpt", "src_ckpt_classifier"):
@@ -278,16 +273,9 @@ def _leave_weights_out(student: MappingNode) -> None:
     plain = to_plain(kwargs)
     if plain.get("pretrained"):
         put(kwargs, "pretrained", _node(False))
-    for key in _WEIGHTS:
+    for key in WEIGHTS:
         if plain.get(key) is not None:
             raise ConfigError(f"models.student_model.kwargs.{key}: names weights that this method cannot leave out")
-
-
-def _check_trained(student: MappingNode, purpose: str) -> None:
-    plain = to_plain(student)
-    kwargs = plain.get("kwargs") or {}
-    if not plain.get("src_ckpt") and not kwargs.get("pretrained") and all(kwargs.get(key) is None for key in _WEIGHTS):
-        raise ConfigError(f"models.student_model: has no trained weights {purpose} (src_ckpt, kwargs.pretrained)")
 
 
 def _student_like_teacher(student: MappingNode, teacher: MappingNode, *, is_extended: bool) -> MappingNode:

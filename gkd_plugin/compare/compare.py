@@ -12,10 +12,11 @@ from typing import Any
 from yaml.nodes import MappingNode
 
 from gkd_plugin.compare.cell import base_stages, cell_config
+from gkd_plugin.compare.class_names import are_compared, different_classes
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.grid_folder import RESULTS, TABLE, check_grid_folder
 from gkd_plugin.compare.method import Method, load_method
-from gkd_plugin.compare.obstacles import obstacle
+from gkd_plugin.compare.obstacles import obstacle, untrained_student
 from gkd_plugin.compare.plot import draw_settings
 from gkd_plugin.compare.report import comparison_table, write_csv
 from gkd_plugin.compare.scores import OF_GROUPS
@@ -82,7 +83,8 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     methods = _methods(wanted.methods)
     root = compose(wanted.config)
     with told_at(f"{wanted.config}: "):
-        apply_overrides(root, wanted.overrides)
+        for notice in apply_overrides(root, wanted.overrides):
+            logger.info("%s", notice)
     config = checked_config(wanted.config, root)
     with told_at(f"{wanted.config}: "):
         read_placement(config.plain, wanted.device)
@@ -116,11 +118,28 @@ def _plan(root: MappingNode, methods: Sequence[Method], wanted: Comparison) -> I
     for method, setting, task in product(methods, _settings(wanted), tasks):
         folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
         path = folder / "config.yaml"
-        config = cell_config(root, method, setting, path, task)
-        reason = obstacle(method, config.root)
+        reason = untrained_student(method, root)
+        config = None
+        if not reason:
+            config = cell_config(root, method, setting, path, task)
+            reason = _obstacle(method, config)
         for seed in wanted.seeds:
             cell = Cell(method, setting, seed, path, folder / f"seed{seed}", reason, task)
             yield cell, None if reason else config
+
+
+def _obstacle(method: Method, config: RunConfig) -> str:
+    """Why the method cannot serve the configuration of its cell; empty where it can, or nothing shows it."""
+    reason = obstacle(method, config.root)
+    if reason or method.classes != "same":
+        return reason
+    if not are_compared(config):
+        logger.warning(
+            "%s: nothing shows whether the student's classes are the teacher's, in the same order (no overlap_subset, "
+            "no names of classes on both sides); they are taken to be",
+            method.name,
+        )
+    return different_classes(config)
 
 
 def _settings(wanted: Comparison) -> list[Setting]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -101,14 +102,16 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, sc
     """
     results = {id(cell): result for cell in cells if (result := _known(cell)) is not None}
     waiting = [cell for cell in cells if id(cell) not in results]
-    finished = sum(result.status == FINISHED for result in results.values())
-    if finished:
-        logger.info("%d of %d cells are finished already", finished, len(cells))
+    _log_plan(list(results.values()), len(waiting))
+    warned: set[str] = set()
+    for known in results.values():
+        _log_warnings(known, warned)
     run = _in_turn if jobs == 1 else _at_once
     with closing(run(waiting, device, jobs)) as running:
         for done, result in enumerate(running, 1):
             results[id(result.cell)] = result
             _log(result, score, f"[{done}/{len(waiting)}]")
+            _log_warnings(result, warned)
     return [results[id(cell)] for cell in cells]
 
 
@@ -192,6 +195,8 @@ class _Workers:
             self._is_stopped = True
         for process in self._started:
             process.terminate()
+        while not self._idle.empty():  # frees their semaphores, which are warned of otherwise
+            self._idle.get().shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:
@@ -238,3 +243,20 @@ def _log(result: Result, score: str, place: str) -> None:
         logger.info("%s %s: %s (%.0f s)", place, result.cell.title, shown, result.summary["wall_seconds"])
     else:
         logger.error("%s %s: %s: %s", place, result.cell.title, result.status, result.reason)
+
+
+def _log_plan(known: Sequence[Result], waiting: int) -> None:
+    """How many cells there are, and what becomes of them."""
+    counts = Counter(result.status for result in known)
+    parts = [f"{waiting} to run"]
+    parts += [f"{counts[FINISHED]} finished already"] if counts[FINISHED] else []
+    parts += [f"{counts[NOT_SERVED]} not served"] if counts[NOT_SERVED] else []
+    logger.info("cells: %s", ", ".join(parts))
+
+
+def _log_warnings(result: Result, told: set[str]) -> None:
+    """What the log of a cell warns of; of equal texts the first."""
+    for text in result.summary.get("warnings", []):
+        if text not in told:
+            told.add(text)
+            logger.warning("%s: %s", result.cell.title, text)

@@ -8,11 +8,25 @@ from typing import Any
 from yaml.nodes import MappingNode
 
 from gkd_plugin.compare.method import Method
-from gkd_plugin.compare.setting import is_incremental, shares_classes, training_memory, training_shots
+from gkd_plugin.compare.setting import is_incremental, is_trained, shares_classes, training_memory, training_shots
 from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.yaml_plain import to_plain
 
-__all__ = ["obstacle"]
+__all__ = ["NOT_SAME", "obstacle", "untrained_student"]
+
+NOT_SAME = "needs the same classes"
+
+
+def untrained_student(method: Method, root: MappingNode) -> str:
+    """Why a method that is about a student's trained weights has nothing to do; empty where it has.
+
+    Args:
+        method: the method.
+        root: the configuration that the cells are made from.
+    """
+    if not (method.starts_untrained or method.probes_student) or is_trained(root):
+        return ""
+    return "is the same as ce: random weights" if method.starts_untrained else "needs a student with trained weights"
 
 
 def obstacle(method: Method, root: MappingNode) -> str:
@@ -22,8 +36,8 @@ def obstacle(method: Method, root: MappingNode) -> str:
         method: the method.
         root: the configuration of its cell.
     """
-    if method.classes == "same" and not shares_classes(root):
-        return "needs the same classes"
+    if method.classes == "same" and shares_classes(root) is False:
+        return NOT_SAME
     if method.classes == "incremental" and not is_incremental(root):
         return "needs old and new classes"
     stages = {} if method.probe else dict(_refilled_stages(to_plain(root)["train"]))

@@ -14,9 +14,11 @@ from gkd_plugin.runner.yaml_nodes import as_node, entries, put, remove, steps
 from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = [
+    "WEIGHTS",
     "Setting",
     "apply_setting",
     "is_incremental",
+    "is_trained",
     "keep_all_samples",
     "shares_classes",
     "training_memory",
@@ -27,6 +29,8 @@ _OVERLAP = "gkd_plugin.data.overlap_subset"
 _FEW_SHOT = "gkd_plugin.data.few_shot_task"
 _INCREMENTAL = "gkd_plugin.data.incremental_subset"
 _BALANCED = "ClassBalancedBatchSampler"
+WEIGHTS = ("weights", "checkpoint_path")
+"""Keywords of torchvision's and timm's models that name trained weights."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,11 @@ def keep_all_samples(root: MappingNode) -> None:
     _set_memory(root, None, "memory")
 
 
-def shares_classes(root: MappingNode) -> bool:
-    """Whether the student's classes are the teacher's own, as far as the configuration's text shows.
+def shares_classes(root: MappingNode) -> bool | None:
+    """Whether the student's classes are the teacher's own; ``None`` where the configuration's text does not show it.
 
-    An ``overlap_subset`` of the student shows it; few-shot tasks are of other classes; without either, as many classes
-    are taken to be the same.
+    An ``overlap_subset`` of the student shows it; few-shot tasks are of other classes, and so are more or fewer
+    classes than the teacher has.
     """
     found = list(_student_subsets(root))
     if found:
@@ -102,7 +106,15 @@ def shares_classes(root: MappingNode) -> bool:
         return False
     models = to_plain(root)["models"]
     counts = [((models.get(name) or {}).get("kwargs") or {}).get("num_classes") for name in _MODELS]
-    return counts[0] is not None and counts[0] == counts[1]
+    return False if None not in counts and counts[0] != counts[1] else None
+
+
+def is_trained(root: MappingNode) -> bool:
+    """Whether the student starts from trained weights (``src_ckpt``, or those that its ``kwargs`` name)."""
+    models = to_plain(root)["models"]
+    student = models.get("student_model") or models["model"]
+    kwargs = student.get("kwargs") or {}
+    return bool(student.get("src_ckpt") or kwargs.get("pretrained") or any(kwargs.get(key) for key in WEIGHTS))
 
 
 def is_incremental(root: MappingNode) -> bool:

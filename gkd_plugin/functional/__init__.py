@@ -7,6 +7,7 @@ from gkd_plugin.functional.centres import ClassCentreAccumulator, class_centres,
 from gkd_plugin.functional.discriminant import Discriminant, fit_discriminant
 from gkd_plugin.functional.emphasis import confidence_cost, emphasis_weights
 from gkd_plugin.functional.local_classifier import (
+    check_temperature,
     local_classifier_distillation,
     local_logits,
     present_classes,
@@ -29,6 +30,7 @@ __all__ = [
     "RelationshipMatch",
     "SharedClasses",
     "check_matching",
+    "check_temperature",
     "class_centres",
     "confidence_cost",
     "emphasis_weights",

@@ -2,12 +2,14 @@ r"""Local classifier distillation: the loss of stage ``classifier`` (TPAMI 2023,
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from gkd_plugin.functional._precision import exact_dtype, no_autocast
 
-__all__ = ["local_classifier_distillation", "local_logits", "present_classes"]
+__all__ = ["check_temperature", "local_classifier_distillation", "local_logits", "present_classes"]
 
 
 def local_logits(embedding: Tensor, centres: Tensor) -> Tensor:
@@ -57,10 +59,10 @@ def local_classifier_distillation(
         all_classes: over all C classes, instead of those present in the batch.
 
     Returns:
-        Scalar in nats, float32 (float64 for float64 input).
+        Scalar in nats, float32 (float64 for float64 input); 0 for an empty batch.
 
     Raises:
-        ValueError: shapes do not fit, or a temperature is not above 0.
+        ValueError: shapes do not fit, or a temperature is no finite number above 0.
     """
     if student_logits.shape != teacher_local_logits.shape or labels.shape != student_logits.shape[:1]:
         raise ValueError(
@@ -68,8 +70,10 @@ def local_classifier_distillation(
             f"got student {list(student_logits.shape)}, teacher {list(teacher_local_logits.shape)}, "
             f"labels {list(labels.shape)}"
         )
-    if not (temperature > 0 and student_temperature > 0):
-        raise ValueError(f"temperatures must be above 0, got {temperature} and {student_temperature}")
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(f"weights must be one for each sample, {list(labels.shape)}, got {list(weights.shape)}")
+    check_temperature("temperature", temperature)
+    check_temperature("student_temperature", student_temperature)
     with no_autocast(student_logits):
         dtype = exact_dtype(student_logits)
         absent = ~present_classes(labels, student_logits.shape[1])
@@ -80,7 +84,14 @@ def local_classifier_distillation(
         divergence = (teacher.exp() * (teacher - student)).masked_fill(absent, 0).sum(dim=1)
         if weights is not None:
             divergence = divergence * weights.detach().to(dtype)
-        return divergence.mean().to(torch.promote_types(student_logits.dtype, torch.float32))
+        return (divergence.sum() / max(len(divergence), 1)).to(torch.promote_types(student_logits.dtype, torch.float32))
+
+
+def check_temperature(name: str, value: object) -> None:
+    """Raises ValueError, beginning with the name, unless it is a finite number above 0."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name}: must be a finite number above 0, got {value!r}")
 
 
 def _log_softmax_without(logits: Tensor, absent: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.errors import ConfigError, nearest, user_can_mend
-from gkd_plugin.functional import emphasis_weights, local_classifier_distillation
+from gkd_plugin.functional import check_temperature, emphasis_weights, local_classifier_distillation
 from gkd_plugin.hooks import hooked_tensor
 from gkd_plugin.registry import register
 
@@ -54,9 +54,11 @@ class LocalClassifierLoss(nn.Module):
         local_classifier_path: str = "local_classifier",
     ) -> None:
         super().__init__()
-        for name, value in (("temperature", temperature), ("student_temperature", student_temperature)):
-            if not value > 0:
-                raise ConfigError(f"{name}: must be above 0, got {value}")
+        with user_can_mend("refilled_local_classifier"):
+            check_temperature("temperature", temperature)
+            check_temperature("student_temperature", student_temperature)
+        if not isinstance(adaptive, bool):
+            raise ConfigError(f"adaptive: must be True or False, got {adaptive!r}")
         if classes not in _CLASSES:
             raise ConfigError(f"classes: {classes!r} given; {nearest(classes, _CLASSES)}")
         self.temperature = temperature

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, user_can_mend
+from gkd_plugin.functional import check_temperature
 from gkd_plugin.functional._precision import exact_dtype, no_autocast
 from gkd_plugin.hooks import hooked_tensor
 from gkd_plugin.registry import register
@@ -48,8 +49,8 @@ class OldClassDistillation(nn.Module):
         teacher_module_io: str = "output",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"temperature: must be above 0, got {temperature}")
+        with user_can_mend("old_class_distillation"):
+            check_temperature("temperature", temperature)
         self.temperature = temperature
         self.student_hook = (student_module_path, student_module_io)
         self.teacher_hook = (teacher_module_path, teacher_module_io)

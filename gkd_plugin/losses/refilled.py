@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -323,8 +324,8 @@ class JointStage(ClassifierStage):
 
 
 def _check_weight(name: str, weight: object) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
-        raise ConfigError(f"{name}: must be a number, at least 0, got {weight!r}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise ConfigError(f"{name}: must be a finite number, at least 0, got {weight!r}")
 
 
 _STAGES: dict[str, type[RefilledStage]] = {

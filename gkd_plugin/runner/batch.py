@@ -13,6 +13,7 @@ from gkd_plugin.runner.config import RunConfig, load_config
 from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.models import student_entry
 from gkd_plugin.runner.run import RunOptions, run_config
+from gkd_plugin.runner.run_folder import check_run_folder
 
 __all__ = ["run_all"]
 
@@ -104,10 +105,7 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
         raise ConfigError(f"two configurations would write to {', '.join(sorted(twice))}: run them apart with --output")
     here = Path.cwd().resolve()
     for folder in folders:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--output: {folder} is a file")
         if here.is_relative_to(folder.resolve()):
             raise ConfigError(f"--output: {folder} holds the working directory, so it cannot be a run folder")
-        if (folder / "config.yaml").exists() and not (folder / "summary.json").exists():
-            raise ConfigError(f"--output: {folder} has a config.yaml that is not of an earlier run; name a new folder")
+        check_run_folder(folder)
     return folders

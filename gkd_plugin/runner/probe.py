@@ -74,6 +74,7 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
         "device": str(placement.device),
         "precision": placement.precision,
         "versions": package_versions(),
+        "warnings": folder.warnings,
         "stages": {},
         "final": {**final, "on": "test"},
         "wall_seconds": round(time.perf_counter() - start, 3),

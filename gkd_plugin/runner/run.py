@@ -205,7 +205,7 @@ def _train(
     config: RunConfig, options: RunOptions, placement: Placement, parts: _Parts, folder: RunFolder
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    summary = _new_summary(config, options, placement, parts)
+    summary = {**_new_summary(config, options, placement, parts), "warnings": folder.warnings}
     folder.write_summary(summary)
     try:
         if hasattr(parts.box, "teacher_model"):

@@ -10,16 +10,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from torchdistill.common.constant import LOGGING_FORMAT
 
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checkpoints import write_atomically
 
-__all__ = ["RunFolder", "package_versions"]
+__all__ = ["RunFolder", "check_run_folder", "package_versions"]
 
 PACKAGES = ("gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy")
+_CONFIG, _SUMMARY = "config.yaml", "summary.json"
+_OURS = {_CONFIG, _SUMMARY, "metrics.jsonl", "log.txt", "student.safetensors", "inputs.json", "stages", "diagnostics"}
+"""What runs write into their folders, besides checkpoints that their configurations name."""
 logger = logging.getLogger(__name__)
 
 
@@ -29,10 +34,34 @@ def package_versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "numba": compiled}
 
 
+def check_run_folder(folder: Path) -> None:
+    """Refuses a folder that holds something, and no earlier run.
+
+    Raises:
+        ConfigError: it is a file, or others' files are in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output: {folder} is a file")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if names and not _holds_run(folder):
+        shown = f"{', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
+        raise ConfigError(f"--output: {folder} holds {shown}, and no earlier run; name a new folder")
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether its ``summary.json`` is that of a run."""
+    try:
+        summary = json.loads((folder / _SUMMARY).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and "status" in summary
+
+
 class RunFolder:
     """Writes ``config.yaml``, ``summary.json``, ``metrics.jsonl`` and ``log.txt`` of one run, on the main process.
 
-    An earlier run in the same place is kept as ``<folder>.previous`` (one such).
+    An earlier run in the same place is kept as ``<folder>.previous``. One such is kept; an older one is deleted, unless
+    something lies in it that no run has written.
 
     Args:
         path: the folder.
@@ -42,6 +71,7 @@ class RunFolder:
     def __init__(self, path: Path, is_main: bool = True) -> None:
         self.path = path
         self.is_main = is_main
+        self.warnings: list[str] = []
 
     @property
     def student(self) -> Path:
@@ -56,9 +86,9 @@ class RunFolder:
         """Makes the folder and writes the resolved configuration."""
         if not self.is_main:
             return
-        if (self.path / "summary.json").exists():
+        if _holds_run(self.path):
             previous = self.path.with_name(f"{self.path.name}.previous")
-            shutil.rmtree(previous, ignore_errors=True)
+            _make_room(previous)
             self.path.rename(previous)
             logger.info("the earlier run in %s is kept as %s", self.path, previous)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -69,17 +99,19 @@ class RunFolder:
 
     @contextmanager
     def log_file(self) -> Iterator[None]:
-        """Everything logged inside goes to ``log.txt``, torchdistill's lines too."""
+        """Everything logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept in ``warnings``."""
         if not self.is_main:
             yield
             return
         handler = logging.FileHandler(self.path / "log.txt", mode="w", encoding="utf-8")
         handler.setFormatter(logging.Formatter(LOGGING_FORMAT))
-        root = logging.getLogger()
+        root, ours, kept = logging.getLogger(), logging.getLogger("gkd_plugin"), _Kept(self.warnings)
         root.addHandler(handler)
+        ours.addHandler(kept)
         try:
             yield
         finally:
+            ours.removeHandler(kept)
             root.removeHandler(handler)
             handler.close()
 
@@ -94,3 +126,32 @@ class RunFolder:
         if self.is_main:
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             write_atomically(self.path / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+class _Kept(logging.Handler):
+    """Puts the texts of warnings into a list, each once."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno == logging.WARNING and text not in self._texts:
+            self._texts.append(text)
+
+
+def _make_room(previous: Path) -> None:
+    """Deletes an older run; where something lies in it that no run has written, it goes to a free name instead."""
+    if not previous.exists():
+        return
+    config = previous / _CONFIG
+    text = config.read_text("utf-8") if config.exists() else ""
+    others = [path.name for path in previous.iterdir() if path.name not in _OURS and path.name not in text]
+    if not others:
+        shutil.rmtree(previous)
+        return
+    number = next(n for n in count(2) if not previous.with_name(f"{previous.name}{n}").exists())
+    free = previous.with_name(f"{previous.name}{number}")
+    previous.rename(free)
+    logger.info("%s holds %r, which no run has written: it is kept as %s", previous, others[0], free)

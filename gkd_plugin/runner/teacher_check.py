@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gkd_plugin.centres import fit_class_centres
-from gkd_plugin.data import labels_of
+from gkd_plugin.class_map import are_the_teachers
+from gkd_plugin.data import labels_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import nearest_class_mean
 from gkd_plugin.runner.accuracy import Accuracy, evaluate, near_chance
@@ -24,10 +25,10 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     """Measures the teacher on the validation set, logs it, and warns where it is near chance.
 
     NCM over the student's classes always works; the class centres it needs are kept in the teacher wrapper for
-    stage ``classifier``. Where the teacher's own classifier has as many classes as the student, is right more often
-    than guessing explains and at least half as often as NCM, the classes are taken to be shared, and its top-1 is a
-    figure too. A teacher without the wrapper ``refilled_teacher`` is there for its logits: as many classes are then
-    shared classes.
+    stage ``classifier``. Where the student's classes are the teacher's own, as the training set or the names of the
+    classes show, its own top-1 is a figure too. Where nothing shows it, they are taken to be its own if there are as
+    many and its classifier is right more often than guessing explains and at least half as often as NCM. A teacher
+    without the wrapper ``refilled_teacher`` is there for its logits: as many classes are then shared classes.
 
     NCM needs a training sample of each class; where one has none (incremental learning without a memory), a line of
     the log says so instead.
@@ -41,7 +42,8 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         return {}
     teacher.eval()
     row: dict[str, Any] = {}
-    own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
+    are_shared = _are_shared(teacher, box.train_data_loader.dataset)
+    own = best = None if are_shared is False else _own_accuracy(teacher, loader, num_classes, accelerator)
     missing = classes_without_sample(teacher, box.train_data_loader.dataset)
     if missing:
         logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
@@ -52,7 +54,8 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
             lambda images: nearest_class_mean(teacher.embed(images), centres), loader, accelerator, "teacher NCM"
         )
         row |= ncm.as_dict("ncm_")
-        own = None if own is None or near_chance(own) or own.top1 < ncm.top1 / 2 else own
+        is_poor = own is not None and (near_chance(own) or own.top1 < ncm.top1 / 2)
+        own = None if is_poor and not are_shared else own
         best = max((ncm, own), key=lambda accuracy: -1 if accuracy is None else accuracy.top1) or ncm
         logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%", ncm.classes, ncm.top1)
     if own is not None:
@@ -66,6 +69,15 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
             100 / best.classes,
         )
     return row
+
+
+def _are_shared(teacher: Any, dataset: Any) -> bool | None:
+    """Whether the student's classes are the teacher's own; ``None`` where nothing shows it."""
+    if not isinstance(teacher, RefilledTeacher):
+        return None
+    local = teacher.local_classifier
+    said = teacher_labels_of(dataset) if local.may_be_of(teacher_num_classes_of(dataset)) else None
+    return are_the_teachers(local.known or said, getattr(teacher.teacher, "trained_classes", None), dataset)
 
 
 def classes_without_sample(teacher: Any, dataset: Any) -> list[int]:

@@ -175,12 +175,6 @@ def test_weights_that_cannot_be_left_out_are_told(tmp_path):
         made(root, "scratch")
 
 
-@pytest.mark.parametrize("method", ["scratch", "student-ncm"])
-def test_a_student_without_trained_weights_is_told(root, method):
-    with pytest.raises(ConfigError, match=rf"method '{method}': models\.student_model: has no trained weights to "):
-        made(root, method)
-
-
 def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain = made(with_student(tmp_path, entry=WEIGHTS), "student-ncm")

@@ -36,7 +36,7 @@ def test_finished_cells_are_not_run_again(grid, ran, caplog):
         again = run_grid(cells)
     assert ran == []
     assert [result.summary for result in again] == [json.loads(json.dumps(result.summary)) for result in grid.results]
-    assert f"{len(cells)} of {len(cells)} cells are finished already" in caplog.messages
+    assert f"cells: 0 to run, {len(cells)} finished already" in caplog.messages
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped (KeyboardInterrupt)"])
@@ -156,6 +156,7 @@ def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, monk
     assert (failed.status, failed.reason, failed.score("top1")) == ("failed", reason, None)
     assert (finished.status, finished.score("top1")) == ("finished", 50.0)
     assert caplog.messages == [
+        "cells: 2 to run",
         f"[1/2] overlap 100 %, ce, seed 0: failed: {reason}",
         "[2/2] overlap 100 %, ce, seed 1: top1 50.00 % (2 s)",
     ]
@@ -169,7 +170,17 @@ def test_the_log_shows_the_score_of_the_table(grid, tmp_path, monkeypatch, caplo
     monkeypatch.setattr("gkd_plugin.compare.grid._run", lambda *given: summary)
     with caplog.at_level(logging.INFO):
         run_grid([replace(cell_of(grid, "ce"), folder=tmp_path / "seed0")], score=score)
-    assert caplog.messages == [f"[1/1] overlap 100 %, ce, seed 0: {shown} (2 s)"]
+    assert caplog.messages == ["cells: 1 to run", f"[1/1] overlap 100 %, ce, seed 0: {shown} (2 s)"]
+
+
+def test_warnings_of_cells_are_told_once(grid, tmp_path, monkeypatch, caplog):
+    def run(config, folder, seed, device, probe):
+        return {"final": {}, "wall_seconds": 2.0, "warnings": ["T_max: 3", f"seed {seed}"]}
+
+    monkeypatch.setattr("gkd_plugin.compare.grid._run", run)
+    run_grid([replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in (0, 1)])
+    title = "overlap 100 %, ce, seed"
+    assert caplog.messages == [f"{title} 0: T_max: 3", f"{title} 0: seed 0", f"{title} 1: seed 1"]
 
 
 def test_a_cell_that_cannot_be_served_is_not_run(grid, ran):

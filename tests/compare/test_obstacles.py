@@ -4,7 +4,7 @@ import pytest
 
 from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method
-from gkd_plugin.compare.obstacles import obstacle
+from gkd_plugin.compare.obstacles import obstacle, untrained_student
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.yaml_nodes import compose
@@ -79,3 +79,22 @@ def test_batches_with_several_views_of_an_image_serve_one_shot():
         method = load_method(name)
         config = cell_config(root, method, Setting(shots=1), Path("cell.yaml"))
         assert obstacle(method, config.root) == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("ce", ""),
+        ("teacher-ncm", ""),
+        ("scratch", "is the same as ce: random weights"),
+        ("student-ncm", "needs a student with trained weights"),
+    ],
+)
+def test_methods_about_trained_weights_need_some(method, reason, tmp_path):
+    path = write_config(tmp_path)
+    assert untrained_student(load_method(method), compose(path)) == reason
+    for weights in ("src_ckpt: 'teacher.pt'", "src_ckpt: null"):
+        given = path.read_text("utf-8").replace("    dst_ckpt:", f"    {weights}\n    dst_ckpt:")
+        (tmp_path / "trained.yaml").write_text(given, "utf-8")
+        found = untrained_student(load_method(method), compose(tmp_path / "trained.yaml"))
+        assert found == ("" if "teacher" in weights else reason)

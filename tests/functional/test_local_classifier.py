@@ -94,9 +94,11 @@ def test_any_batch_matches_the_loops(size, classes, scale, seed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0}, "temperatures must be above 0, got 0 and 1.0"),
+        ({"temperature": 0}, "^temperature: must be a finite number above 0, got 0$"),
         ({"teacher_local_logits": torch.zeros(16, 5)}, r"student \[16, 7\], teacher \[16, 5\]"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, r"labels \[3\]"),
+        ({"student_temperature": float("inf")}, "^student_temperature: must be a finite number above 0, got inf$"),
+        ({"weights": torch.ones(16, 1)}, r"^weights must be one for each sample, \[16\], got \[16, 1\]$"),
     ],
 )
 def test_bad_input_is_named(change, message):
@@ -104,3 +106,10 @@ def test_bad_input_is_named(change, message):
     arguments = {"student_logits": student, "teacher_local_logits": local, "labels": labels} | change
     with pytest.raises(ValueError, match=message):
         local_classifier_distillation(**arguments)
+
+
+def test_an_empty_batch_is_a_zero_with_a_graph():
+    student = torch.zeros(0, 3, requires_grad=True)
+    loss = local_classifier_distillation(student, torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0

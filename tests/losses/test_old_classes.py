@@ -68,7 +68,7 @@ def test_a_student_of_fewer_classes():
         loss_of()(io(torch.zeros(1, 2)), io(torch.zeros(1, 3)))
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "hot", True])
 def test_a_temperature_that_is_none(temperature):
-    with pytest.raises(ConfigError, match="temperature: must be above 0"):
+    with pytest.raises(ConfigError, match="temperature: must be a finite number above 0"):
         loss_of(temperature=temperature)

@@ -144,13 +144,19 @@ def test_adaptive_off_reads_no_teacher_logits():
         ({"stage": "embedding", "temprature": 1.0}, "takes no 'temprature': did you mean 'temperature'"),
         ({"stage": "classifier", "margin": 0.1}, "stage 'classifier' takes no 'margin'"),
         ({"stage": "embedding", "temperature": 0}, "temperature: must be a finite number above 0, got 0"),
-        ({"stage": "classifier", "student_temperature": -1}, "student_temperature: must be above 0, got -1"),
+        (
+            {"stage": "classifier", "student_temperature": -1},
+            "student_temperature: must be a finite number above 0, got -1",
+        ),
         ({"stage": "embedding", "margin": -1}, "margin: must be a number, at least 0, got -1"),
         ({"stage": "classifier", "classes": "al"}, "classes: 'al' given; did you mean 'all'"),
-        ({"stage": "joint", "relationship_weight": -1}, "relationship_weight: must be a number, at least 0, got -1"),
+        ({"stage": "joint", "relationship_weight": -1}, "relationship_weight: must be a finite number, at least 0, "),
         ({"stage": "embedding", "max_negatives": "smalest"}, "max_negatives: must be None, 'smallest' or an integer"),
-        ({"stage": "embedding", "weight": "x"}, "weight: must be a number, at least 0, got 'x'"),
-        ({"stage": "classifier", "weight": -1}, "weight: must be a number, at least 0, got -1"),
+        ({"stage": "embedding", "weight": "x"}, "weight: must be a finite number, at least 0, got 'x'"),
+        ({"stage": "classifier", "weight": -1}, "weight: must be a finite number, at least 0, got -1"),
+        ({"stage": "joint", "weight": float("inf")}, "weight: must be a finite number, at least 0, got inf"),
+        ({"stage": "classifier", "temperature": "hot"}, "temperature: must be a finite number above 0, got 'hot'"),
+        ({"stage": "classifier", "adaptive": "no"}, "adaptive: must be True or False, got 'no'"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):

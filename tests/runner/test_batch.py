@@ -137,6 +137,6 @@ def test_folders_that_cannot_be_used(configs, planned, monkeypatch):
         run_all([configs[0], Path("elsewhere/teacher.yaml")])
     Path("mine").mkdir()
     Path("mine/config.yaml").write_text("precious")
-    with pytest.raises(ConfigError, match=r"^--output: mine has a config\.yaml that is not of an earlier run"):
+    with pytest.raises(ConfigError, match=r"^--output: mine holds 'config\.yaml', and no earlier run"):
         run_all(configs[:1], output=Path("mine"))
     assert planned == []

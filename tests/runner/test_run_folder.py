@@ -3,7 +3,10 @@
 import json
 import logging
 
-from gkd_plugin.runner.run_folder import RunFolder, package_versions
+import pytest
+
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions
 
 
 def test_versions_of_what_decides_a_result():
@@ -47,7 +50,7 @@ def test_students_after_stages_of_an_earlier_run_do_not_stay(tmp_path):
         folder.student_after("stage1").parent.mkdir(exist_ok=True)
         folder.student_after("stage1").write_bytes(b"weights")
         if first == "with one":
-            folder.write_summary({})
+            folder.write_summary({"status": "finished"})
         folder.create("second")
         assert not folder.student_after("stage1").exists()
     assert (tmp_path / "x.previous/stages/stage1.safetensors").read_bytes() == b"weights"
@@ -59,6 +62,52 @@ def test_a_folder_that_is_not_a_run_is_not_moved(tmp_path):
     finished_run(tmp_path / "x", "a")
     assert (tmp_path / "x" / "mine.txt").read_text() == "keep"
     assert not (tmp_path / "x.previous").exists()
+
+
+@pytest.mark.parametrize("summary", ["no JSON", "[]", '{"mine": 1}'])
+def test_somebody_elses_summary_is_no_run(summary, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/summary.json").write_text(summary)
+    finished_run(tmp_path / "x", "a")
+    assert not (tmp_path / "x.previous").exists()
+
+
+def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for number in range(5):
+        finished_run(tmp_path / "x", f"dst_ckpt: {tmp_path}/x/teacher.pt")
+        (tmp_path / "x/teacher.pt").write_text(str(number))
+        if number in (1, 2):
+            (tmp_path / "x/notes.txt").write_text(str(number))
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["x", "x.previous", "x.previous2", "x.previous3"]
+    for number, name in ((1, "x.previous2"), (2, "x.previous3")):
+        assert (tmp_path / name / "notes.txt").read_text() == str(number)
+    assert (tmp_path / "x.previous/teacher.pt").read_text() == "3"
+    assert caplog.text.count("holds 'notes.txt', which no run has written: it is kept as") == 2
+
+
+def test_only_an_empty_folder_or_that_of_a_run_is_written_to(tmp_path):
+    check_run_folder(tmp_path / "x")
+    check_run_folder(tmp_path)
+    finished_run(tmp_path / "x", "a")
+    (tmp_path / "x/notes.txt").touch()
+    check_run_folder(tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"^--output: .* holds 'x', and no earlier run; name a new folder$"):
+        check_run_folder(tmp_path)
+    with pytest.raises(ConfigError, match=r"notes\.txt is a file$"):
+        check_run_folder(tmp_path / "x/notes.txt")
+
+
+def test_warnings_are_kept_each_once(tmp_path):
+    folder = finished_run(tmp_path / "x", "a")
+    logger = logging.getLogger("gkd_plugin.runner")
+    with folder.log_file():
+        for _ in range(2):
+            logger.warning("%s near chance", "teacher")
+        logger.info("fine")
+        logging.getLogger("torchdistill").warning("theirs")
+    logger.warning("later")
+    assert folder.warnings == ["teacher near chance"]
 
 
 def test_everything_logged_goes_to_the_file_while_it_is_open(tmp_path):

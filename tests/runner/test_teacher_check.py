@@ -58,6 +58,17 @@ def test_other_classes_of_the_same_number_give_ncm_alone(accelerator, caplog):
     assert "near chance" not in caplog.text
 
 
+@pytest.mark.parametrize(("names", "row"), [("abcd", {"top1": 0.0}), ("abce", {}), ("bacd", {}), ("wxyz", {})])
+def test_names_tell_whether_the_classes_are_shared(accelerator, names, row):
+    """Its own classifier, always wrong, is measured only where its classes are the student's."""
+    teacher = Knowing(shift=1)
+    teacher.trained_classes = list(names)
+    torch.manual_seed(0)
+    box = make_box(stage("embedding"), teacher, timm_model("test_resnet", num_classes=4), accelerator)
+    unwrapped(box.train_data_loader.dataset).classes = list("abcd")
+    assert check_teacher(box, 4, accelerator) == {"ncm_top1": 100.0, **row}
+
+
 @pytest.mark.parametrize("num_classes", [4, None])
 def test_another_number_of_classes_gives_ncm_alone(accelerator, num_classes):
     row, _ = check(Knowing(7), accelerator, num_classes)
