@@ -58,6 +58,8 @@ class ClassMap:
             _check_last(labels or [], getattr(teacher, "num_classes", None))
         elif names is not None and said_of == len(names):
             check_class_names(labels, names, dataset)
+        if self._given == "auto" and labels is None and said_of is None and names is not None:
+            _tell_common(names, class_names_of(dataset) or [])
         return SharedClassesOf(labels, said_of)
 
 
@@ -154,6 +156,17 @@ def check_class_names(shared: Sequence[int | None] | None, teacher_classes: Sequ
             "class_map: the teacher has classes named %s too, which the training set does not take to be shared; is "
             "its class_order the teacher's? (class_map: 'names' shares them)",
             ", ".join(map(repr, missed[:5])),
+        )
+
+
+def _tell_common(teacher_classes: Sequence[str], names: Sequence[str]) -> None:
+    common = [name for name in names if name in teacher_classes]
+    if common:
+        logger.info(
+            "class_map: %d classes have names of the teacher's (%s); stage 'joint' takes them to be its classes with "
+            "auxiliary_model_wrapper.kwargs.class_map: 'names'",
+            len(common),
+            ", ".join(map(repr, common[:5])),
         )
 
 

@@ -158,3 +158,16 @@ def test_only_a_map_that_is_written_is_asked_for(given, asked):
 )
 def test_whether_the_classes_are_the_teachers_own(labels, names, same, pets):
     assert are_the_teachers(labels, names, pets) is same
+
+
+def test_names_in_common_are_told_where_the_training_set_says_nothing(pets, caplog):
+    caplog.set_level("INFO")
+    teacher = SimpleNamespace(num_classes=3, trained_classes=["newt", "eft", "cat"])
+    assert ClassMap("auto", None).shared_classes(teacher, pets) == (None, None)
+    (line,) = caplog.messages
+    assert line.startswith("class_map: 2 classes have names of the teacher's ('cat', 'newt'); stage 'joint' takes the")
+    assert line.endswith("auxiliary_model_wrapper.kwargs.class_map: 'names'")
+    caplog.clear()
+    ClassMap(None, None).shared_classes(teacher, pets)
+    ClassMap("auto", None).shared_classes(SimpleNamespace(num_classes=3), pets)
+    assert not caplog.messages

@@ -21,9 +21,10 @@ from gkd_plugin.compare.plot import draw_settings
 from gkd_plugin.compare.report import comparison_table, write_csv
 from gkd_plugin.compare.scores import OF_GROUPS
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.data import class_groups_of
+from gkd_plugin.data import class_groups_of, num_classes_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
+from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.config import RunConfig, checked_config
 from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.overrides import apply_overrides
@@ -32,6 +33,8 @@ from gkd_plugin.runner.yaml_nodes import compose
 __all__ = ["Comparison", "compare"]
 
 logger = logging.getLogger(__name__)
+
+TOP = 5
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,17 @@ def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]], score: str) ->
 
 def _check_score(score: str, built: Mapping[str, Any]) -> None:
     loader = (built.get("test") or {}).get("test_data_loader")
-    if score in OF_GROUPS and not (loader and class_groups_of(built["datasets"][loader["dataset_id"]])):
+    test = built["datasets"][loader["dataset_id"]] if loader else None
+    if score in OF_GROUPS and not (test and class_groups_of(test)):
         raise ConfigError(
             f"--score {score}: the test set does not tell old classes from new, as incremental_subset does"
         )
+    stages = stage_configs(built["train"])
+    validated = [stage for stage in stages.values() if stage.get("val_data_loader")]
+    if score == "val_top1_last3" and not validated:
+        raise ConfigError(f"--score {score}: no stage has a val_data_loader")
+    if score == "top5" and test and num_classes_of(test) <= TOP:
+        raise ConfigError(f"--score {score}: is measured where there are more than {TOP} classes")
 
 
 def _write_configs(planned: Sequence[tuple[Cell, RunConfig | None]]) -> None:

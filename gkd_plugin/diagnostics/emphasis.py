@@ -26,7 +26,7 @@ from gkd_plugin.diagnostics.restore import Images, RestoredRun
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import confidence_cost, emphasis_weights
 
-__all__ = ["SCORES", "auc", "known_classes", "report_emphasis", "sample_scores", "teacher_scores"]
+__all__ = ["SCORES", "auc", "check_known", "known_classes", "report_emphasis", "sample_scores", "teacher_scores"]
 
 # score of a sample → how it is named; the larger, the more the teacher should know of the sample
 SCORES = {
@@ -69,6 +69,13 @@ def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None)
     return report
 
 
+def check_known(given: Sequence[int], count: int) -> None:
+    """Raises ConfigError where a label is none of ``count`` classes."""
+    wrong = [label for label in given if not 0 <= label < count]
+    if wrong:
+        raise ConfigError(f"--known: class index out of range: {wrong[0]}, allowed 0 … {count - 1}")
+
+
 def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.bool_]:
     """``[C]``: whether the teacher knows each of the student's classes.
 
@@ -81,9 +88,7 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
         if run.teacher_labels is None:
             raise LeftOut(f"the training set does not say which classes the teacher knows: {_HOW}")
         given = [label for label, own in enumerate(run.teacher_labels) if own is not None]
-    wrong = [label for label in given if not 0 <= label < count]
-    if wrong:
-        raise ConfigError(f"--known: class index out of range: {wrong[0]}, allowed 0 … {count - 1}")
+    check_known(given, count)
     mask = np.zeros(count, dtype=np.bool_)
     mask[list(given)] = True
     if mask.all() or not mask.any():

@@ -19,6 +19,7 @@ from gkd_plugin.centres import clean_loader, fit_class_centres
 from gkd_plugin.data import classes_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.fingerprint import teacher_key
 from gkd_plugin.local_classifier import LocalClassifier
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
 from gkd_plugin.runner.config import RunConfig, load_config
@@ -103,7 +104,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
 
     Raises:
         ConfigError: this is no folder of a finished run, it has no teacher in the wrapper ``refilled_teacher``, or
-            weights or data are not there any more.
+            weights or data are not there any more, or the teacher's weights are others.
     """
     summary = _finished_summary(path)
     folder = RunFolder(path)
@@ -127,6 +128,11 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         box.clean_modules()
         if not isinstance(box.teacher_model, RefilledTeacher):
             raise ConfigError(f"{section_name(stage_name)}.teacher: is not the wrapper 'refilled_teacher' alone")
+        if summary.get("teacher_weights") not in (None, teacher_key(box.teacher_model.teacher)):
+            raise ConfigError(
+                f"{TEACHER}: has other weights than in the run, which diagnose would say nothing true of; was its "
+                "src_ckpt written anew since?"
+            )
         train = Images("train", clean_loader(box.train_data_loader))
         if not classes_without_sample(box.teacher_model, box.train_data_loader.dataset):
             fit_class_centres(box.teacher_model, box.train_data_loader)

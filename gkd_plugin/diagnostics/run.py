@@ -10,7 +10,7 @@ from typing import Any
 
 from gkd_plugin.diagnostics.confusion import report_confusion
 from gkd_plugin.diagnostics.embedding import PROJECTIONS, report_embedding
-from gkd_plugin.diagnostics.emphasis import SCORES, report_emphasis
+from gkd_plugin.diagnostics.emphasis import SCORES, check_known, report_emphasis
 from gkd_plugin.diagnostics.figures import SUFFIXES
 from gkd_plugin.diagnostics.left_out import LeftOut
 from gkd_plugin.diagnostics.restore import restore
@@ -59,12 +59,15 @@ def diagnose(
         "embedding": lambda: report_embedding(run, folder, projection),
         "confusion": lambda: report_confusion(run, folder),
     }
+    if known is not None:
+        check_known(known, len(run.class_names))  # before pictures of an earlier look go
     _make(folder)
     report: dict[str, Any] = {"run": str(run_folder), "seed": run.seed, "left_out": {}}
     for name in PARTS:
         _add(report, name, parts[name])
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / "diagnostics.json", lambda path: path.write_text(text, encoding="utf-8"))
+    logger.info("figures and pictures are in %s", folder)
     return report
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd_plugin.data import class_names_of, labels_of
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["check_data", "check_labels"]
+__all__ = ["check_data", "check_labels", "check_trained_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,38 @@ def check_labels(
             _check_centres(name, counts, kind, num_classes or max(counts) + 1, where)
 
 
+def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, dataset: Any, where: str) -> None:
+    """Compares the names of the classes that weights were trained with, where they say so, with those of a test set.
+
+    Args:
+        trained: names in the order of the labels; ``None`` where they are not known.
+        dataset_id: the test set's name in ``datasets``.
+        dataset: the test set; one that names no classes is not compared.
+        where: what names the weights, for messages.
+
+    Raises:
+        ConfigError: a class has another label there.
+    """
+    ours, theirs = _by_name(trained or []), _by_name(class_names_of(dataset) or [])
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
+            raise ConfigError(
+                f"{where}: its class {name!r} has label {ours[name]}, and label {theirs[name]} in "
+                f"datasets.{dataset_id}: the figures would be of other classes"
+            )
+    if ours and theirs and not ours.keys() & theirs.keys():
+        logger.warning(
+            "%s: its classes %s are none of the classes %s of datasets.%s",
+            where,
+            list(ours)[:5],
+            list(theirs)[:5],
+            dataset_id,
+        )
+
+
 def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str) -> None:
     """One class under two labels is a mistake; names that have nothing in common may only be spelt otherwise."""
-    ours, theirs = (_labels_by_name(datasets[name]) for name in (trained, measured))
+    ours, theirs = (_by_name(class_names_of(datasets[name]) or []) for name in (trained, measured))
     if not ours or not theirs:
         return
     common = ours.keys() & theirs.keys()
@@ -107,9 +136,8 @@ def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str
         )
 
 
-def _labels_by_name(dataset: Any) -> dict[str, int]:
+def _by_name(names: Sequence[str]) -> dict[str, int]:
     """The label of each class with a name of its own."""
-    names = class_names_of(dataset) or []
     return {name: label for label, name in enumerate(names) if names.count(name) == 1}
 
 

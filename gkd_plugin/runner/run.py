@@ -20,15 +20,16 @@ from torchdistill.common.main_util import set_seed
 
 from gkd_plugin.data import ImageInput, class_names_of, normalisation_of
 from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.fingerprint import teacher_key
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
-from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
+from gkd_plugin.runner.checkpoints import read_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.runner.classifier_start import is_asked_for, start_at_centres
 from gkd_plugin.runner.compiling import compile_models
 from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.crd_check import check_crd
-from gkd_plugin.runner.data_checks import check_data
+from gkd_plugin.runner.data_checks import check_data, check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.forward_check import check_forward, first_images
 from gkd_plugin.runner.hook_checks import check_hooks
@@ -39,6 +40,7 @@ from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.runner.teacher_check import check_teacher
 from gkd_plugin.runner.training import LAST_EPOCHS, train_epochs
 from gkd_plugin.runner.weights import load_weights
+from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["RunOptions", "evaluate_checkpoint", "run_config"]
 
@@ -100,7 +102,8 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
     """Accuracy of a saved student on the test set of its configuration.
 
     Raises:
-        ConfigError: the checkpoint cannot be read or does not fit the student, or there is no test set.
+        ConfigError: the checkpoint cannot be read, does not fit the student or is of classes in another order, or
+            there is no test set.
     """
     with told_at(f"{config.path}: "):
         section = {**(config.plain.get("device") or {}), "teacher": None}
@@ -108,10 +111,14 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
         accelerator = make_accelerator(placement)
         where, entry = student_entry(config.plain)
         student = build_model(where, {**entry, "src_ckpt": None})
-        loader = build_test_loader(config.build(), accelerator)
+        built = config.build()
+        loader = build_test_loader(built, accelerator)
         if loader is None:
             raise ConfigError("has no test.test_data_loader to evaluate on")
     load_weights(student, checkpoint, "--checkpoint")
+    dataset_id = built["test"]["test_data_loader"]["dataset_id"]
+    trained = read_weights(checkpoint, "--checkpoint").classes
+    check_trained_classes(trained, dataset_id, built["datasets"][dataset_id], f"--checkpoint: {checkpoint}")
     student.to(accelerator.device).eval()
     with accelerator.autocast():
         accuracy = evaluate(student, loader, accelerator)
@@ -210,6 +217,8 @@ def _train(
     try:
         if hasattr(parts.box, "teacher_model"):
             summary["teacher"] = check_teacher(parts.box, parts.num_classes, parts.accelerator)
+            if isinstance(parts.box.teacher_model, RefilledTeacher):
+                summary["teacher_weights"] = teacher_key(parts.box.teacher_model.teacher)
         for row in train_epochs(
             parts.box, parts.student, parts.stages, parts.accelerator, parts.cache, val_freq=parts.val_freq
         ):

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -131,10 +132,19 @@ def test_a_student_that_starts_from_trained_weights(here):
     assert moved[1] < 0.5 < moved[0]
 
 
-def test_a_score_that_no_cell_would_have_is_told_before_anything_trains(here):
-    config = write_config(here)
-    wanted = Comparison(config, methods=["ce"], seeds=[0], output=here / "grid", score="harmonic_mean", device="cpu")
-    with pytest.raises(ConfigError, match="--score harmonic_mean: the test set does not tell old classes from new"):
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        ("harmonic_mean", "the test set does not tell old classes from new"),
+        ("top5", "is measured where there are more than 5 classes"),
+        ("val_top1_last3", "no stage has a val_data_loader"),
+    ],
+)
+def test_a_score_that_no_cell_would_have_is_told_before_anything_trains(here, score, reason):
+    text = re.sub(r"    val_data_loader: *\n(      .*\n)+", "", CONFIG) if score.startswith("val") else CONFIG
+    config = write_config(here, text)
+    wanted = Comparison(config, methods=["ce"], seeds=[0], output=here / "grid", score=score, device="cpu")
+    with pytest.raises(ConfigError, match=f"--score {score}: {reason}"):
         compare(wanted)
     assert not (here / "grid").exists()
 

@@ -166,3 +166,13 @@ def test_a_summary_of_the_seed_is_used(here, finished):
     summary = json.loads(Path("runs/student/summary.json").read_text("utf-8"))
     Path("runs/student/summary.json").write_text(json.dumps({**summary, "seed": 4}), encoding="utf-8")
     assert not same(dict(restore(Path("runs/student"), "cpu").initial), finished.initial)
+
+
+def test_another_teacher_in_the_same_file_is_refused(here):
+    path = Path("runs/teacher/teacher.pt")
+    checkpoint = torch.load(path, weights_only=False)
+    name = next(iter(checkpoint["model"]))
+    checkpoint["model"][name] = checkpoint["model"][name] + 1e-3
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigError, match=r"config\.yaml: models\.teacher_model: has other weights than in the run"):
+        restore(Path("runs/student"), "cpu")

@@ -109,3 +109,12 @@ def test_without_the_extra(here, capsys, monkeypatch):
 def test_an_unknown_projection(here):
     with pytest.raises(ConfigError, match=r"^--projection: there is no 'tsn'; did you mean 'tsne'"):
         diagnose(Path("runs/student"), projection="tsn")
+
+
+def test_a_label_that_there_is_not_leaves_the_last_look_as_it_is(here):
+    diagnose(Path("runs/student"), output=Path("look"), device="cpu", known=[0])
+    before = {path.name: path.read_bytes() for path in Path("look").iterdir()}
+    assert "confusion.png" in before
+    with pytest.raises(ConfigError, match=r"^--known: class index out of range: 9, allowed 0 … 3$"):
+        diagnose(Path("runs/student"), output=Path("look"), device="cpu", known=[9])
+    assert {path.name: path.read_bytes() for path in Path("look").iterdir()} == before

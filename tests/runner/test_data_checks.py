@@ -6,7 +6,7 @@ import re
 import pytest
 
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.data_checks import check_data, check_labels
+from gkd_plugin.runner.data_checks import check_data, check_labels, check_trained_classes
 from tests.fakes import TinyImages, loader, stage
 
 
@@ -182,3 +182,18 @@ def test_without_validation_or_test_set():
     section = stage("embedding")
     del section["val_data_loader"]
     check_data({"datasets": {"train": TinyImages()}, "test": None}, "m", 4, {"stage1": section})
+
+
+@pytest.mark.parametrize(("trained", "warned"), [(None, 0), (["a", "b"], 0), (["a", "b", "c"], 0), (["x", "y"], 1)])
+def test_classes_that_weights_were_trained_with(trained, warned, caplog):
+    data = TinyImages(classes=2)
+    data.classes = ["a", "b"]
+    check_trained_classes(trained, "d/test", data, "--checkpoint: s.pt")
+    assert sum("are none of the classes ['a', 'b'] of datasets.d/test" in line for line in caplog.messages) == warned
+
+
+def test_weights_of_another_class_order_are_refused():
+    data = TinyImages(classes=3)
+    data.classes = ["a", "b", "c"]
+    with pytest.raises(ConfigError, match=r"^--checkpoint: s\.pt: its class 'b' has label 2, and label 1 in datasets"):
+        check_trained_classes(["a", "c", "b"], "d/test", data, "--checkpoint: s.pt")
