@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -111,7 +111,7 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="refilled", description="Knowledge distillation when teacher and student do not share their classes."
     )
     parser.add_argument("--version", action="version", version=f"refilled {__version__}")
@@ -184,6 +184,13 @@ def _parser() -> argparse.ArgumentParser:
             help="change a value that the YAML has; may be repeated",
         )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as every other."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"refilled: error: {message} (options: {self.prog} --help)\n")
 
 
 def _seed(text: str) -> int:

@@ -91,7 +91,7 @@ def test_usage_errors(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
-    assert "usage: refilled" in capsys.readouterr().err
+    assert re.fullmatch(r"refilled: error: .+ \(options: refilled.* --help\)\n", capsys.readouterr().err)
 
 
 def test_version(capsys):
@@ -334,8 +334,9 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     words = grid_of("--methods", "ce,kd", "--overlap", "0,100", "--seeds", "0,1", "--set", "train.stage2.num_epochs=1")
     assert main(words) == 0
     out, err = capsys.readouterr()
-    header, _, ce, kd, note = out.strip().splitlines()
-    assert note == "top1 in %, mean ± standard error over seeds; − ce: paired difference, p of the t-test"
+    header, _, ce, kd, note, teacher = out.strip().splitlines()
+    assert note.startswith("top1 in %, mean ± standard error over seeds (the teacher is the same in all); − ce: paired")
+    assert re.fullmatch(r"the teacher's NCM accuracy on validation images in %: overlap 100 % \d+\.\d", teacher)
     assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce", header)
     assert re.fullmatch(r"cross-entropy +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d", ce)
     assert re.fullmatch(r"KD +needs the same classes +\d+\.\d ± \d+\.\d +[+-]\d+\.\d ± \d+\.\d(?: \(p [\d.]+\))?", kd)
@@ -455,7 +456,8 @@ def test_usage_errors_of_a_grid(words, message, tiny, capsys):
     with pytest.raises(SystemExit) as caught:
         main(grid_of(*words))
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"refilled: error: {message}")
     assert not (tiny / "grid").exists()
 
 

@@ -89,11 +89,12 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         for notice in apply_overrides(root, wanted.overrides):
             logger.info("%s", notice)
     config = checked_config(wanted.config, root)
+    stages = stage_configs(config.plain["train"])
     with told_at(f"{wanted.config}: "):
         read_placement(config.plain, wanted.device)
-        base_stages(root)
+        _warn_of_updates([stages[name] for name in base_stages(root).values()])
         planned = list(_plan(root, methods, wanted))
-    _check_data(planned, wanted.score)
+    _check_data(wanted.config, planned, wanted.score)
     cells = [cell for cell, _ in planned]
     _write_configs(planned)
     results = run_grid(cells, wanted.device, wanted.jobs, wanted.score)
@@ -103,6 +104,15 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     draw_settings(results, wanted.score, wanted.output)
     logger.info("results.csv, table.txt and the cells' run folders are in %s", wanted.output)
     return table, results
+
+
+def _warn_of_updates(stages: Sequence[Mapping[str, Any]]) -> None:
+    """Methods of one stage take one loader for the epochs of both: with other batches, other numbers of updates."""
+    if stages[0]["train_data_loader"] != stages[1]["train_data_loader"]:
+        logger.warning(
+            "train: the two stages' train_data_loader differ; methods of one stage take that of stage 'classifier' for "
+            "all epochs, so the number of their updates may be another"
+        )
 
 
 def _methods(names: Sequence[str]) -> list[Method]:
@@ -155,14 +165,14 @@ def _settings(wanted: Comparison) -> list[Setting]:
     ]
 
 
-def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]], score: str) -> None:
+def _check_data(source: Path, planned: Sequence[tuple[Cell, RunConfig | None]], score: str) -> None:
     """Builds the data sets of each setting once: what they cannot give is told before anything trains."""
     checked: set[tuple[Setting, bool]] = set()
     for cell, config in planned:
         data = (cell.setting, cell.method.keeps_all_samples)
         if config is not None and data not in checked:
             checked.add(data)
-            with told_at(f"{cell.setting.title}: "):
+            with told_at(f"{source}: {cell.setting.title}: "):
                 _check_score(score, config.build())
 
 

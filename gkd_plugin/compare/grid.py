@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -29,6 +30,7 @@ __all__ = ["Cell", "Result", "run_grid"]
 
 logger = logging.getLogger(__name__)
 
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 FINISHED, FAILED, NOT_SERVED = "finished", "failed", "not served"
 
 
@@ -255,8 +257,9 @@ def _log_plan(known: Sequence[Result], waiting: int) -> None:
 
 
 def _log_warnings(result: Result, told: set[str]) -> None:
-    """What the log of a cell warns of; of equal texts the first."""
+    """What the log of a cell warns of; of texts that are equal but for their numbers the first."""
     for text in result.summary.get("warnings", []):
-        if text not in told:
-            told.add(text)
+        kind = _NUMBER.sub("0", text)
+        if kind not in told:
+            told.add(kind)
             logger.warning("%s: %s", result.cell.title, text)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from gkd_plugin.compare.grid import FAILED, FINISHED, NOT_SERVED, Result
 from gkd_plugin.compare.method import CONTROL, Method
@@ -31,7 +32,7 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
         [method.title, *(cell for setting in settings for cell in _cells(results, method, setting, score, has_control))]
         for method in methods
     ]
-    notes = [_note(results, score, has_control), *_reasons(results)]
+    notes = [_note(results, score, has_control), *_teacher(results), *_reasons(results)]
     return "\n".join([aligned([header, *rows]), *notes])
 
 
@@ -39,6 +40,17 @@ def _note(results: Sequence[Result], score: str, has_control: bool) -> str:
     difference = f"; − {CONTROL}: paired difference, p of the t-test" if has_control else ""
     same = "" if error_of(results).startswith("one") else " (the teacher is the same in all)"
     return f"{score} in %, {error_of(results)}{same}{difference}"
+
+
+def _teacher(results: Sequence[Result]) -> list[str]:
+    """What the teacher knows of each setting's classes, on average over tasks: how much it may help."""
+    found: dict[Setting, list[float]] = {}
+    for result in results:
+        ncm = result.summary.get("teacher", {}).get("ncm_top1")
+        if ncm is not None:
+            found.setdefault(result.cell.setting, []).append(ncm)
+    texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items()]
+    return [f"the teacher's NCM accuracy on validation images in %: {', '.join(texts)}"] if texts else []
 
 
 def _reasons(results: Sequence[Result]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,16 @@ def ordered_classes(
 
 def _permutation(class_order: Sequence[int], total_classes: int | None) -> list[int]:
     size = len(class_order) if total_classes is None else total_classes
-    order = [whole_number("class_order", entry, low=0, high=max(size - 1, 0)) for entry in class_order]
-    if sorted(order) != list(range(size)):
-        raise ConfigError(
-            f"class_order must hold each of the {size} class indices once, got {len(order)} entries, "
-            f"{len(set(order))} of them different"
-        )
+    order = [
+        whole_number(f"class_order: entry {place}", entry, low=0, high=max(size - 1, 0))
+        for place, entry in enumerate(class_order)
+    ]
+    counts = Counter(order)
+    twice = [label for label, count in counts.items() if count > 1]
+    missing = [label for label in range(size) if label not in counts]
+    if twice or missing:
+        wrong = [f"{name} {labels[:5]}" for name, labels in (("twice", twice), ("missing", missing)) if labels]
+        raise ConfigError(f"class_order must hold each of the {size} class indices once; {', '.join(wrong)}")
     return order
 
 

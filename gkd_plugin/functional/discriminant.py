@@ -86,8 +86,8 @@ def fit_discriminant(
         shrinkages: the γ to try, each in (0, 1].
 
     Raises:
-        ValueError: shapes do not fit, values are not finite, a label is out of range, or a class has fewer than two
-            samples.
+        ValueError: shapes do not fit, values are not finite, a label is out of range, a class has fewer than two
+            samples, or folds or shrinkages are not as above.
 
     Example:
         >>> import torch
@@ -112,6 +112,10 @@ def fit_discriminant(
         raise ValueError(f"class {int(counts.argmin())} has {smallest} samples, a discriminant needs 2")
     if not bool(torch.isfinite(embedding).all()):
         raise ValueError("embeddings are not finite")
+    if folds < 2:
+        raise ValueError(f"folds must be 2 or more, got {folds}")
+    if not shrinkages or not all(0 < shrinkage <= 1 for shrinkage in shrinkages):
+        raise ValueError(f"shrinkages must be above 0 and at most 1, at least one, got {list(shrinkages)}")
     rows = embedding.detach().to(exact_dtype(embedding))
     origin = rows.mean(dim=0)
     rows = rows - origin  # for the digits

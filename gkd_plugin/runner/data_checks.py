@@ -128,12 +128,17 @@ def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str
         if ours[name] != theirs[name]:
             raise ConfigError(
                 f"datasets.{measured}: class {name!r} has label {theirs[name]}, and label {ours[name]} in the training "
-                f"set, datasets.{trained}; give both the same classes in the same order"
+                f"set, datasets.{trained}; give both the same classes in the same order{_missing(ours, theirs)}"
             )
     if not common:
         logger.warning(
             "datasets.%s: its classes %s are none of the training set's %s", measured, list(theirs)[:5], list(ours)[:5]
         )
+
+
+def _missing(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str:
+    missing = [name for name in ours if name not in theirs]
+    return f" ({', '.join(map(repr, missing[:3]))} missing there)" if missing else ""
 
 
 def _by_name(names: Sequence[str]) -> dict[str, int]:

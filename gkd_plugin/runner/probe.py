@@ -101,7 +101,8 @@ def _logistic_regression(
 ) -> Score:
     """Multinomial, C = 1, on embeddings of length 1, as Tian et al. 2020 ("Rethinking Few-Shot Image Classification").
 
-    A class without a sample has probability 0.
+    Classes weigh the same, whatever the number of their samples: old classes with a few exemplars would otherwise
+    never be predicted. A class without a sample has probability 0.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -109,7 +110,9 @@ def _logistic_regression(
         (normalize(teacher.embed(batch[0].to(accelerator.device))), batch[1]) for batch in clean_loader(train_loader)
     ]
     embeddings, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
-    model = LogisticRegression(C=1.0, max_iter=1000).fit(embeddings.double().numpy(), labels.numpy())
+    model = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced").fit(
+        embeddings.double().numpy(), labels.numpy()
+    )
 
     def score(images: Tensor) -> Tensor:
         rows = normalize(teacher.embed(images)).cpu().double().numpy()

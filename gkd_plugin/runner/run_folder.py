@@ -22,6 +22,7 @@ from gkd_plugin.runner.checkpoints import write_atomically
 __all__ = ["RunFolder", "check_run_folder", "package_versions"]
 
 PACKAGES = ("gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy")
+_EXTRAS = {"numba": "numba", "scikit-learn": "sklearn"}
 _CONFIG, _SUMMARY = "config.yaml", "summary.json"
 _OURS = {_CONFIG, _SUMMARY, "metrics.jsonl", "log.txt", "student.safetensors", "inputs.json", "stages", "diagnostics"}
 """What runs write into their folders, besides checkpoints that their configurations name."""
@@ -29,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a result; Numba's is ``None`` where it is not installed."""
-    compiled = version("numba") if find_spec("numba") else None
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "numba": compiled}
+    """Versions of Python and of the packages that decide a result; of extras ``None`` where they are not installed."""
+    extras = {name: version(name) if find_spec(module) else None for name, module in _EXTRAS.items()}
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **extras}
 
 
 def check_run_folder(folder: Path) -> None:

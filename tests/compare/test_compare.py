@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare.compare import Comparison, compare
+from gkd_plugin.compare.grid import Result
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.config import load_config
@@ -147,6 +148,14 @@ def test_a_score_that_no_cell_would_have_is_told_before_anything_trains(here, sc
     with pytest.raises(ConfigError, match=f"--score {score}: {reason}"):
         compare(wanted)
     assert not (here / "grid").exists()
+
+
+@pytest.mark.parametrize("size", [12, 4])
+def test_other_batches_in_the_second_stage_are_warned_of(here, size, caplog, monkeypatch):
+    monkeypatch.setattr("gkd_plugin.compare.compare.run_grid", lambda cells, *given: [Result(cells[0], "finished")])
+    path = f"train.stage2.train_data_loader.kwargs.batch_size={size}"
+    compare(Comparison(write_config(here), ["ce"], seeds=[0], output=here / "grid", overrides=[path]))
+    assert ("the two stages' train_data_loader differ" in caplog.text) == (size == 4)
 
 
 def test_incremental_learning(here):

@@ -175,12 +175,12 @@ def test_the_log_shows_the_score_of_the_table(grid, tmp_path, monkeypatch, caplo
 
 def test_warnings_of_cells_are_told_once(grid, tmp_path, monkeypatch, caplog):
     def run(config, folder, seed, device, probe):
-        return {"final": {}, "wall_seconds": 2.0, "warnings": ["T_max: 3", f"seed {seed}"]}
+        return {"final": {}, "wall_seconds": 2.0, "warnings": ["T_max: 3", f"near chance: {25 + seed}.5 %", "ab"[seed]]}
 
     monkeypatch.setattr("gkd_plugin.compare.grid._run", run)
     run_grid([replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in (0, 1)])
-    title = "overlap 100 %, ce, seed"
-    assert caplog.messages == [f"{title} 0: T_max: 3", f"{title} 0: seed 0", f"{title} 1: seed 1"]
+    told = [line.removeprefix("overlap 100 %, ce, seed ") for line in caplog.messages]
+    assert told == ["0: T_max: 3", "0: near chance: 25.5 %", "0: a", "1: b"]
 
 
 def test_a_cell_that_cannot_be_served_is_not_run(grid, ran):

@@ -82,3 +82,16 @@ def test_a_seed_draws_whatever_the_global_random_state():
     torch.manual_seed(2)
     assert ordered_classes(None, 3, 50) == first != ordered_classes(None, 4, 50)
     assert sorted(first) == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([0, 2, 2], r"once; twice \[2\], missing \[1\]$"),
+        ([0, 2], r"once; missing \[1\]$"),
+        ([0, 1, 7], r"^class_order: entry 2 must be a whole number in 0 … 2, got 7$"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_named(order, message):
+    with pytest.raises(ConfigError, match=message):
+        ordered_classes(order, None, 3)

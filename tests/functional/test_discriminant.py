@@ -309,3 +309,16 @@ def test_logits_are_on_the_scale_of_the_labels():
 def test_what_cannot_be_fitted(rows, labels, classes, message):
     with pytest.raises(ValueError, match=message):
         fit_discriminant(rows, labels, classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"folds": 1}, "folds must be 2 or more, got 1"),
+        ({"shrinkages": ()}, r"shrinkages must be above 0 and at most 1, at least one, got \[\]"),
+        ({"shrinkages": (0, 0.5)}, r"shrinkages must be .* got \[0, 0.5\]"),
+    ],
+)
+def test_settings_out_of_range(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit_discriminant(torch.randn(8, 3), torch.arange(8) % 2, 2, **change)
