@@ -116,62 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"refilled {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
     run = commands.add_parser("run", help="train what each configuration says, in turn")
-    run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-    run.add_argument(
-        "--output", type=Path, metavar="DIR", help="run folder (one CONFIG) or the folder of the run folders (several)"
-    )
-    run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
-    run.set_defaults(command=_run, log="gkd_plugin", stopped="")
-
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
-    evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
-    evaluate.set_defaults(command=_evaluate, log="gkd_plugin", stopped="")
-
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
-    compare.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages")
-    compare.add_argument(
-        "--methods", type=_items(str), default=["ce", "refilled"], metavar="M,…", help="names or YAML files"
-    )
-    compare.add_argument(
-        "--overlap", type=_items(_percentage), default=[], metavar="P,…", help="shares of common classes in per cent"
-    )
-    compare.add_argument(
-        "--ways", type=_items(_count), default=[], metavar="N,…", help="classes of the configuration's few-shot tasks"
-    )
-    compare.add_argument("--shots", type=_items(_count), default=[], metavar="K,…", help="labelled images of each")
-    compare.add_argument(
-        "--tasks", type=_tasks, default=[], metavar="T", help="how many few-shot tasks, or a list of their numbers: 0,5"
-    )
-    compare.add_argument(
-        "--memory", type=_items(_seed), default=[], metavar="M,…", help="exemplars of each old class, incrementally"
-    )
-    compare.add_argument("--seeds", type=_items(_seed), default=[0], metavar="N,…", help="default: 0")
-    compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
-    compare.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes at once (default: 1)")
-    compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
-    compare.set_defaults(
-        command=_compare,
-        log="gkd_plugin.compare",  # each run has its own log.txt
-        stopped="; finished cells are kept, and the same command goes on with the others",
-    )
-
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
-    diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
-    diagnose.add_argument(
-        "--output", type=Path, metavar="DIR", help="where the files go (default: RUN_FOLDER/diagnostics)"
-    )
-    diagnose.add_argument(
-        "--known",
-        type=_items(_label),
-        metavar="0,1,…",
-        help="the student's labels of the classes that the teacher knows",
-    )
-    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
-    diagnose.set_defaults(command=_diagnose, log="gkd_plugin", stopped="")
-
+    _add_run(run)
+    _add_evaluate(evaluate)
+    _add_compare(compare)
+    _add_diagnose(diagnose)
     for command in (run, evaluate, compare, diagnose):
         command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -184,6 +136,58 @@ def _parser() -> argparse.ArgumentParser:
             help="change a value that the YAML has; may be repeated",
         )
     return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
+    run.add_argument(
+        "--output", type=Path, metavar="DIR", help="run folder (one CONFIG) or the folder of the run folders (several)"
+    )
+    run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
+    run.set_defaults(command=_run, log="gkd_plugin", stopped="")
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
+    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
+    evaluate.set_defaults(command=_evaluate, log="gkd_plugin", stopped="")
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages")
+    for name, convert, default, metavar, text in (
+        ("--methods", _items(str), ["ce", "refilled"], "M,…", "names or YAML files (default: ce,refilled)"),
+        ("--overlap", _items(_percentage), [], "P,…", "shares of common classes in per cent"),
+        ("--ways", _items(_count), [], "N,…", "classes of the configuration's few-shot tasks"),
+        ("--shots", _items(_count), [], "K,…", "labelled images of each"),
+        ("--tasks", _tasks, [], "T", "how many few-shot tasks, or a list of their numbers: 0,5"),
+        ("--memory", _items(_seed), [], "M,…", "exemplars of each old class, incrementally"),
+        ("--seeds", _items(_seed), [0], "N,…", "default: 0"),
+        ("--jobs", _count, 1, "N", "processes at once (default: 1)"),
+    ):
+        compare.add_argument(name, type=convert, default=default, metavar=metavar, help=text)
+    compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
+    compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
+    compare.set_defaults(
+        command=_compare,
+        log="gkd_plugin.compare",  # each run has its own log.txt
+        stopped="; finished cells are kept, and the same command goes on with the others",
+    )
+
+
+def _add_diagnose(diagnose: argparse.ArgumentParser) -> None:
+    diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
+    diagnose.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the files go (default: RUN_FOLDER/diagnostics)"
+    )
+    diagnose.add_argument(
+        "--known",
+        type=_items(_label),
+        metavar="0,1,…",
+        help="the student's labels of the classes that the teacher knows",
+    )
+    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
+    diagnose.set_defaults(command=_diagnose, log="gkd_plugin", stopped="")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,14 +13,14 @@ from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
 from gkd_plugin.class_map import ClassMap
-from gkd_plugin.data import ImageInput, normalisation_of
+from gkd_plugin.data import normalisation_of
 from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
 from gkd_plugin.hooks import Capture, check_module_path, hooked_tensor
 from gkd_plugin.local_classifier import KINDS, Evidence, LocalClassifier
 from gkd_plugin.local_features import LocalFeatures
 from gkd_plugin.projection import make_projection
 from gkd_plugin.registry import register
-from gkd_plugin.teacher_input import TeacherInput, checked_numbers, checked_size, own_input
+from gkd_plugin.teacher_input import TeacherInput, given_data_input, given_input, own_input
 from gkd_plugin.teacher_log import TeacherLog
 
 __all__ = ["DTYPES", "Answers", "RefilledTeacher"]
@@ -125,17 +125,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self._features = LocalFeatures(teacher_model, local_features)
             if embedding in self._features.paths:
                 raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
-            own = own_input(teacher_model, preprocessing)
-            self._own_input = ImageInput(
-                mean=checked_numbers("mean", mean) or own.mean,
-                std=checked_numbers("std", std) or own.std,
-                size=checked_size(input_size) or own.size,
-            )
-            self._data_input = ImageInput(
-                checked_numbers("data_mean", data_mean), checked_numbers("data_std", data_std)
-            )
-            if (data_mean is None) != (data_std is None):
-                raise ConfigError("data_mean: goes with data_std; give both, or neither to have them read off the data")
+            self._own_input = given_input(own_input(teacher_model, preprocessing), mean, std, input_size)
+            self._data_input = given_data_input(data_mean, data_std)
             _check_num_classes(num_classes)
             own_device = None if teacher_device is None else _device(teacher_device)
         with told_at("auxiliary_model_wrapper: "):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["PREPROCESSING", "TeacherInput", "checked_numbers", "checked_size", "own_input"]
+__all__ = ["PREPROCESSING", "TeacherInput", "checked_size", "given_data_input", "given_input", "own_input"]
 
 PREPROCESSING = ("auto", "pretrained", "data")
 
@@ -42,6 +42,30 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
     if mean is None or std is None or {len(mean), len(std)} - {1, channels}:
         return ImageInput(size=(height, width))  # timm describes the RGB weights of a model built for other channels
     return ImageInput(tuple(mean), tuple(std), (height, width))
+
+
+def given_input(known: ImageInput, mean: Any, std: Any, input_size: Any) -> ImageInput:
+    """What the wrapper's keywords say of the teacher's images, and what is ``known`` where they say nothing.
+
+    Raises:
+        ConfigError: one is no such value.
+    """
+    return ImageInput(
+        mean=_numbers("mean", mean) or known.mean,
+        std=_numbers("std", std) or known.std,
+        size=checked_size(input_size) or known.size,
+    )
+
+
+def given_data_input(data_mean: Any, data_std: Any) -> ImageInput:
+    """What the wrapper's keywords say of the student's images.
+
+    Raises:
+        ConfigError: one is no such value, or given alone.
+    """
+    if (data_mean is None) != (data_std is None):
+        raise ConfigError("data_mean: goes with data_std; give both, or neither to have them read off the data")
+    return ImageInput(_numbers("data_mean", data_mean), _numbers("data_std", data_std))
 
 
 class TeacherInput(nn.Module):
@@ -113,7 +137,7 @@ class TeacherInput(nn.Module):
         return x.float() * self.scale + self.shift
 
 
-def checked_numbers(name: str, values: Any) -> tuple[float, ...] | None:
+def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
     """One number for each channel, or ``None``; what is called ``…std`` must be above 0.
 
     Raises:

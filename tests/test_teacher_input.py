@@ -12,7 +12,7 @@ from torchvision import transforms
 from gkd_plugin import ConfigError
 from gkd_plugin.data import ImageInput
 from gkd_plugin.models import timm_model
-from gkd_plugin.teacher_input import TeacherInput, checked_numbers, checked_size, own_input
+from gkd_plugin.teacher_input import TeacherInput, checked_size, given_data_input, given_input, own_input
 
 IMAGENET = ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ImageInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -137,7 +137,9 @@ def test_a_misspelt_preprocessing_offers_the_nearest():
 )
 def test_numbers_that_are_none_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"^{name}: must be a number.* for each channel"):
-        checked_numbers(name, value)
+        given_input(ImageInput(), **{"mean": None, "std": None, "input_size": None, name: value})
+    with pytest.raises(ConfigError, match=f"^data_{name}: must be a number.* for each channel"):
+        given_data_input(**{"data_mean": 0.5, "data_std": 0.5, f"data_{name}": value})
 
 
 @pytest.mark.parametrize("value", ["224", 0, [1, 2, 3], [1.5, 2], True])
@@ -147,7 +149,10 @@ def test_sizes_that_are_none_are_refused(value):
 
 
 def test_settings_are_read():
-    assert checked_numbers("mean", 0.5) == (0.5,)
-    assert checked_numbers("std", [1, 2.0]) == (1.0, 2.0)
+    assert given_input(ImageInput(), 0.5, [1, 2.0], 32) == ImageInput((0.5,), (1.0, 2.0), (32, 32))
+    known = ImageInput((0.1,), (0.2,), (8, 8))
+    assert given_input(known, None, None, None) == known
+    assert given_data_input(0.5, [1, 2.0]) == ImageInput((0.5,), (1.0, 2.0))
+    assert given_data_input(None, None) == ImageInput()
     assert checked_size(32) == checked_size([32, 32]) == (32, 32)
     assert checked_size(None) is None
