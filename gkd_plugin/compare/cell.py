@@ -256,7 +256,10 @@ def _set_models(root: MappingNode, method: Method) -> None:
     if method.starts_untrained:
         _leave_weights_out(student)
     if method.probes_student:
-        put(models, "teacher_model", copy.deepcopy(student))
+        probed = copy.deepcopy(student)
+        if to_plain(probed).get("src_ckpt_classifier"):
+            put(probed, "src_ckpt_classifier", _node("new" if to_plain(probed).get("src_ckpt") else None))
+        put(models, "teacher_model", probed)
     if method.has_teacher or method.probe:
         put(models, "student_model", student)
     else:
@@ -288,7 +291,8 @@ def _student_like_teacher(student: MappingNode, teacher: MappingNode, *, is_exte
     put(own, "kwargs", kwargs)
     put(kwargs, "num_classes", _node(num_classes))
     if to_plain(own).get("src_ckpt"):
-        put(own, "src_ckpt_classifier", _node("extended" if is_extended else "new"))
+        kind = to_plain(student).get("src_ckpt_classifier")
+        put(own, "src_ckpt_classifier", _node("extended" if is_extended else "centres" if kind == "centres" else "new"))
     return own
 
 

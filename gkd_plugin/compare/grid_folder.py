@@ -14,14 +14,20 @@ RESULTS, TABLE = "results.csv", "table.txt"
 
 
 def check_grid_folder(folder: Path) -> None:
-    """Refuses a folder that holds something else than an earlier grid, before anything is written there.
+    """Refuses a folder that holds something and no earlier grid, before anything is written there.
+
+    Where there are cells of a grid, other things may lie beside them (notes, logs), but for files of the names that a
+    comparison writes.
 
     Raises:
         ConfigError: it is a file, or holds something that no comparison has written.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    others = [path.name for path in sorted(folder.iterdir()) if not _is_ours(path)] if folder.exists() else []
+    paths = sorted(folder.iterdir()) if folder.exists() else []
+    others = [path.name for path in paths if not _is_ours(path) and path.suffix != ".log"]
+    if any(path.is_dir() and _is_ours(path) for path in paths):
+        others = [name for name in others if name == RESULTS]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ConfigError(f"--output: {folder} holds {others[0]!r}{more}, which is of no comparison; name a new folder")

@@ -44,12 +44,12 @@ def _note(results: Sequence[Result], score: str, has_control: bool) -> str:
 
 def _teacher(results: Sequence[Result]) -> list[str]:
     """What the teacher knows of each setting's classes, on average over tasks: how much it may help."""
-    found: dict[Setting, list[float]] = {}
+    found: dict[Setting, list[float]] = {result.cell.setting: [] for result in results}
     for result in results:
         ncm = result.summary.get("teacher", {}).get("ncm_top1")
         if ncm is not None:
-            found.setdefault(result.cell.setting, []).append(ncm)
-    texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items()]
+            found[result.cell.setting].append(ncm)
+    texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items() if values]
     return [f"the teacher's NCM accuracy on validation images in %: {', '.join(texts)}"] if texts else []
 
 

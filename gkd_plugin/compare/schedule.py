@@ -47,5 +47,6 @@ def scaled(scheduler: Mapping[str, Any], lr_factor: float) -> dict[str, Any]:
     """The scheduler's section for ``lr_factor`` times the learning rate, which OneCycleLR has one of its own for."""
     kwargs = dict(scheduler.get("kwargs") or {})
     if scheduler["key"] == "OneCycleLR" and "max_lr" in kwargs:
-        kwargs["max_lr"] *= lr_factor
+        peak = kwargs["max_lr"]  # one for each group of parameters, or one for all
+        kwargs["max_lr"] = [lr * lr_factor for lr in peak] if isinstance(peak, list) else peak * lr_factor
     return {**scheduler, "kwargs": kwargs} if kwargs else dict(scheduler)

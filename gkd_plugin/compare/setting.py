@@ -96,8 +96,8 @@ def keep_all_samples(root: MappingNode) -> None:
 def shares_classes(root: MappingNode) -> bool | None:
     """Whether the student's classes are the teacher's own; ``None`` where the configuration's text does not show it.
 
-    An ``overlap_subset`` of the student shows it; few-shot tasks are of other classes, and so are more or fewer
-    classes than the teacher has.
+    An ``overlap_subset`` of the student shows it; few-shot tasks are of other classes, and so are those of a student
+    whose ``num_classes`` is not written as the teacher's is.
     """
     found = list(_student_subsets(root))
     if found:
@@ -106,7 +106,7 @@ def shares_classes(root: MappingNode) -> bool | None:
         return False
     models = to_plain(root)["models"]
     counts = [((models.get(name) or {}).get("kwargs") or {}).get("num_classes") for name in _MODELS]
-    return False if None not in counts and counts[0] != counts[1] else None
+    return None if counts[0] == counts[1] else False
 
 
 def is_trained(root: MappingNode) -> bool:

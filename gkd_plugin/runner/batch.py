@@ -54,6 +54,8 @@ def run_all(
             config = load_config(path, [*overrides, *moves], produced=tuple(written.values()))
         with told_at(f"{path}: "):
             read_placement(config.plain, device)
+        destination = student_entry(config.plain)[1].get("dst_ckpt")
+        check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
     return [
         run_config(config, RunOptions(output=folder, seed=seed, device=device))
@@ -107,5 +109,4 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
     for folder in folders:
         if here.is_relative_to(folder.resolve()):
             raise ConfigError(f"--output: {folder} holds the working directory, so it cannot be a run folder")
-        check_run_folder(folder)
     return folders

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from gkd_plugin.centres import clean_loader
 from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator
-from gkd_plugin.hooks import Capture
 from gkd_plugin.runner.weights import classifier_paths
 
 __all__ = ["is_asked_for", "start_at_centres"]
@@ -55,15 +54,19 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     for path in _linear_paths(place, student):
         linear = student.get_submodule(path)
         assert isinstance(linear, nn.Linear)
-        captured = Capture.of(student, path, "input")
+        given: list[Any] = []
+        hook = linear.register_forward_pre_hook(lambda _, inputs, kept=given: kept.append(inputs[0]))
         centres, lengths = ClassCentreAccumulator(linear.out_features), []
-        with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
-            for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
-                student(batch[0].to(accelerator.device))
-                rows = _rows(place, captured.take("student", path))
-                centres.update(rows, batch[1])
-                lengths.append(rows.norm(dim=1).cpu())
-            weight = centres.result() * (SCALE / torch.cat(lengths).mean())
+        try:
+            with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
+                for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
+                    student(batch[0].to(accelerator.device))
+                    rows = given.pop().float()
+                    centres.update(rows, batch[1])
+                    lengths.append(rows.norm(dim=1).cpu())
+                weight = centres.result() * (SCALE / torch.cat(lengths).mean())
+        finally:
+            hook.remove()
         linear.weight.copy_(weight.to(linear.weight))
         if linear.bias is not None:
             linear.bias.zero_()
@@ -77,9 +80,3 @@ def _linear_paths(place: str, student: nn.Module) -> list[str]:
         found = f"{others[0]!r} is a {type(student.get_submodule(others[0])).__name__}" if others else "none is found"
         raise ConfigError(f"{place}: needs classifiers that are Linear, {found} in {type(student).__name__}")
     return paths
-
-
-def _rows(place: str, given: Tensor) -> Tensor:
-    if given.ndim != 2:
-        raise ConfigError(f"{place}: the classifier is given {list(given.shape)}, not rows [B, D]")
-    return given.float()

@@ -175,7 +175,7 @@ class _Parts:
         images = first_images(dataset)
         check_forward(where, student.to(accelerator.device).eval(), images, accelerator)
         if is_asked_for(entry):
-            start_at_centres(where, student, DataLoader(dataset, batch_size=128), accelerator)
+            start_at_centres(where, student, _plain_loader(dataset, next(iter(stages.values()))), accelerator)
         destination = entry.get("dst_ckpt")
         if placement.channels_last:
             for model in filter(None, (student, teacher)):
@@ -225,7 +225,7 @@ def _train(
             summary["stages"][row["stage"]]["epochs"].append(row)
             folder.add_metrics(row)
             _save(parts, folder, summary, row)
-            if is_asked_for(parts.student_entry) and _ends_stage(row, parts.stages) and _trained_embedding(parts.box):
+            if is_asked_for(parts.student_entry) and _ends_stage(row, parts.stages) and _left_classifier(parts.box):
                 start_at_centres(parts.student_path, parts.student, parts.box.train_data_loader, parts.accelerator)
             logger.info("%s", _line(row, parts.stages))
         if parts.cache is not None:
@@ -301,9 +301,9 @@ def _save(parts: _Parts, folder: RunFolder, summary: Mapping[str, Any], row: Map
         )
 
 
-def _trained_embedding(box: Any) -> bool:
+def _left_classifier(box: Any) -> bool:
     """Whether the box is in a stage that leaves the classifier as it is, which then fits the embedding no more."""
-    return isinstance(box.criterion, EmbeddingStage)
+    return isinstance(box.criterion, EmbeddingStage) and not box.criterion.term_dict
 
 
 def _ends_stage(row: Mapping[str, Any], stages: Mapping[str, int]) -> bool:
@@ -362,6 +362,12 @@ def _log_final(final: Mapping[str, Any]) -> None:
     logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], shown)
     if "ncm_top1" in final:
         logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
+
+
+def _plain_loader(dataset: Any, stage: Mapping[str, Any]) -> DataLoader[Any]:
+    """The stage's training set in batches and workers like the stage's own."""
+    kwargs = stage["train_data_loader"].get("kwargs") or {}
+    return DataLoader(dataset, batch_size=kwargs.get("batch_size") or 128, num_workers=kwargs.get("num_workers", 0))
 
 
 def _last_training_set(built: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,10 @@ __all__ = ["RunFolder", "check_run_folder", "package_versions"]
 PACKAGES = ("gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy")
 _EXTRAS = {"numba": "numba", "scikit-learn": "sklearn"}
 _CONFIG, _SUMMARY = "config.yaml", "summary.json"
-_OURS = {_CONFIG, _SUMMARY, "metrics.jsonl", "log.txt", "student.safetensors", "inputs.json", "stages", "diagnostics"}
+_FILES = {_CONFIG, _SUMMARY, "metrics.jsonl", "log.txt", "student.safetensors", "inputs.json"}
+_FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
 """What runs write into their folders, besides checkpoints that their configurations name."""
+_DESTINATION = re.compile(r"""dst_ckpt: *['"]?([^'"\n]+)""")
 logger = logging.getLogger(__name__)
 
 
@@ -35,15 +38,22 @@ def package_versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **extras}
 
 
-def check_run_folder(folder: Path) -> None:
+def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
     """Refuses a folder that holds something, and no earlier run.
+
+    Args:
+        folder: the run folder.
+        checkpoint: what the run will write in torchdistill's format, and a run of torchdistill's may have written;
+            such a file and logs (``*.log``) are no reason.
 
     Raises:
         ConfigError: it is a file, or others' files are in it.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    names = sorted(path.name for path in folder.iterdir() if path.suffix != ".log") if folder.exists() else []
+    if checkpoint is not None and checkpoint.parent == folder:
+        names = [name for name in names if name != checkpoint.name]
     if names and not _holds_run(folder):
         shown = f"{', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
         raise ConfigError(f"--output: {folder} holds {shown}, and no earlier run; name a new folder")
@@ -146,9 +156,7 @@ def _make_room(previous: Path) -> None:
     """Deletes an older run; where something lies in it that no run has written, it goes to a free name instead."""
     if not previous.exists():
         return
-    config = previous / _CONFIG
-    text = config.read_text("utf-8") if config.exists() else ""
-    others = [path.name for path in previous.iterdir() if path.name not in _OURS and path.name not in text]
+    others = _others_files(previous)
     if not others:
         shutil.rmtree(previous)
         return
@@ -156,3 +164,17 @@ def _make_room(previous: Path) -> None:
     free = previous.with_name(f"{previous.name}{number}")
     previous.rename(free)
     logger.info("%s holds %r, which no run has written: it is kept as %s", previous, others[0], free)
+
+
+def _others_files(folder: Path) -> list[str]:
+    """What lies in the folder of a run and no run has written."""
+    config = folder / _CONFIG
+    named = _DESTINATION.findall(config.read_text("utf-8")) if config.exists() else []
+    ours = _FILES | {Path(name).name for name in named}
+    found = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        is_ours = path.suffix in _FOLDERS.get(inside.parts[0], ()) if len(inside.parts) == 2 else path.name in ours
+        if path.is_file() and not is_ours:
+            found.append(str(inside))
+    return found

@@ -353,3 +353,12 @@ def test_the_configuration_of_a_probe_keeps_both_models(root):
     plain = made(root, "teacher-ncm")
     assert set(plain["models"]) == {"teacher_model", "student_model"}
     assert "dst_ckpt" not in plain["models"]["student_model"]
+
+
+def test_a_student_that_begins_at_class_centres_does_so_whoever_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = with_student(tmp_path, entry=WEIGHTS.replace("'new'", "'centres'"))
+    for method in ("ce", "refilled-joint", "finetune", "refilled-from-teacher"):
+        models = made(root, method)["models"]
+        assert models.get("student_model", models.get("model"))["src_ckpt_classifier"] == "centres"
+    assert made(root, "student-ncm")["models"]["teacher_model"]["src_ckpt_classifier"] == "new"

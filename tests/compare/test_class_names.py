@@ -12,7 +12,7 @@ from gkd_plugin.compare.grid import Result
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.checkpoints import save_student
+from gkd_plugin.runner.checkpoints import WeightFile, save_student
 from gkd_plugin.runner.yaml_nodes import compose
 from tests.compare.fakes import CONFIG
 
@@ -95,3 +95,44 @@ def test_what_nothing_shows_is_warned_of(made, caplog, monkeypatch):
     compare(Comparison(Path("tiny.yaml"), ["kd"], seeds=[0], output=Path("grid")))
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line.startswith("kd: nothing shows whether the student's classes are the teacher's, in the same order")
+
+
+WRAPPER = "auxiliary_model_wrapper: {key: 'refilled_teacher', kwargs: {preprocessing: 'data'"
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "reason"),
+    [
+        ("class_map: {'0': 0, '2': 1, '4': 2, '6': 3}", list("wxyz"), ""),
+        ("class_map: {'0': 'w', '2': 'x', '4': 'y', '6': 'z'}", list("wxyz"), ""),
+        ("class_map: {'0': 1, '2': 0, '4': 2, '6': 3}", None, "needs the same class order"),
+        ("class_map: {'0': 0, '2': 1, '4': 2}", list("0246"), "needs the same classes"),
+        ("class_map: 'names', teacher_classes: ['6', '4', '2', '0']", None, "needs the same class order"),
+        ("class_map: 'names', teacher_classes: ['0', '2', '4', '6']", None, ""),
+        ("class_map: 'names'", list("wxyz"), "needs the same classes"),
+        ("teacher_classes: ['0', '2', '4', '6']", None, ""),
+        ("teacher_classes: ['0', '2', '6', '4']", list("0246"), "needs the same class order"),
+    ],
+)
+def test_what_the_wrapper_says_goes_first(made, asked, names, reason):
+    made((0, 2, 4, 6), names)
+    text = Path("tiny.yaml").read_text("utf-8")
+    assert WRAPPER in text
+    Path("tiny.yaml").write_text(text.replace(WRAPPER, f"{WRAPPER}, {asked}"), encoding="utf-8")
+    config = cell_config(compose("tiny.yaml"), load_method("kd"), Setting(), Path("cell.yaml"))
+    assert are_compared(config)
+    assert different_classes(config) == reason
+
+
+def test_weights_from_an_address_name_no_classes(made, monkeypatch):
+    config = made((0, 2, 4, 6), list("0246"))
+    asked = []
+
+    def read(path, where):
+        asked.append(path)
+        return WeightFile({}, None)
+
+    monkeypatch.setattr("gkd_plugin.compare.class_names.read_weights", read)
+    config.plain["models"]["teacher_model"]["src_ckpt"] = "http://127.0.0.1:1/teacher.pt"
+    assert not are_compared(config)
+    assert asked == ["http://127.0.0.1:1/teacher.pt"]

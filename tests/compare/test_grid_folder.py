@@ -17,6 +17,17 @@ def test_what_a_comparison_has_written_may_be_written_again(tmp_path):
         (tmp_path / cell).mkdir(parents=True)
         (tmp_path / cell / "config.yaml").write_text("")
     check_grid_folder(tmp_path)
+    (tmp_path / "notes.md").write_text("mine")
+    (tmp_path / "results.csv").unlink()
+    check_grid_folder(tmp_path)  # still that of a grid
+    (tmp_path / "results.csv").write_text("mine,1")
+    with pytest.raises(ConfigError, match=r"holds 'results\.csv', which is of no comparison"):
+        check_grid_folder(tmp_path)
+
+
+def test_a_log_may_be_there_already(tmp_path):
+    (tmp_path / "console.log").touch()
+    check_grid_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "results.csv", "photos/1.jpg", "config.yaml", "digits/config.yaml"])

@@ -49,6 +49,8 @@ def test_a_peak_is_scaled_with_the_learning_rate():
     cycle = {"key": "OneCycleLR", "kwargs": {"max_lr": 0.5, "total_steps": 20}, "scheduling_step": 1}
     assert scaled(cycle, 0.5) == {**cycle, "kwargs": {"max_lr": 0.25, "total_steps": 20}}
     assert cycle["kwargs"]["max_lr"] == 0.5
+    grouped = {"key": "OneCycleLR", "kwargs": {"max_lr": [0.5, 0.2], "total_steps": 20}}
+    assert scaled(grouped, 0.5)["kwargs"]["max_lr"] == [0.25, 0.1]
     cosine = {"key": "CosineAnnealingLR", "kwargs": {"T_max": 10, "eta_min": 0.1}}
     assert scaled(cosine, 0.5) == cosine
     assert scaled({"key": "ConstantLR"}, 0.5) == {"key": "ConstantLR"}

@@ -77,7 +77,8 @@ def test_subsets_show_whether_the_classes_are_shared(overlap, shared):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "shared"), [(4, 4, None), (5, 4, False), ("null", "null", None), (4, "null", None)]
+    ("teacher", "student", "shared"),
+    [(4, 4, None), (5, 4, False), ("null", "null", None), (4, "null", False), ("null", 4, False)],
 )
 def test_without_subsets_only_another_number_of_classes_shows_it(teacher, student, shared):
     assert shares_classes(compose_value(NO_SUBSET.format(teacher, student), "test")) is shared

@@ -83,3 +83,21 @@ def test_a_classifier_that_is_no_linear_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ConfigError, match=r"'centres': needs classifiers that are Linear, none is found in Sequential"):
         started(model)
+
+
+def test_nothing_stays_on_the_model():
+    model = timm_model("test_resnet", num_classes=4)
+    before = {
+        name: len(module._forward_pre_hooks) + len(module._forward_hooks) for name, module in model.named_modules()
+    }
+    started(model)
+    after = {
+        name: len(module._forward_pre_hooks) + len(module._forward_hooks) for name, module in model.named_modules()
+    }
+    assert after == before
+
+
+def test_a_classifier_of_tokens_is_told_with_its_key():
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(1024, 4))
+    with pytest.raises(ConfigError, match=r"^models\.student_model\.src_ckpt_classifier: 'centres': .*\[7, 3, 1024\]"):
+        started(model)

@@ -12,11 +12,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
 from gkd_plugin.runner import run as run_module
 from gkd_plugin.runner.accuracy import student_ncm
+from gkd_plugin.runner.classifier_start import start_at_centres
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.models import build_model, student_entry
@@ -464,7 +466,38 @@ def test_a_new_classifier_may_begin_at_class_centres(here, caplog):
     lines = [line for line in caplog.messages if "begins at 4 class centres" in line]
     assert lines == ["models.student_model: the classifier 'head' begins at 4 class centres"] * 2
     made, random = (load_file(f"{name}/stages/stage1.safetensors") for name in ("begun", "new"))
+    run("begun", "still", "train.stage2.optimizer.kwargs.lr=0.0")
+    config = load_config("begun.yaml").build()
+    student = build_model(*student_entry(config))
+    student.load_state_dict(made)
+    loader = DataLoader(config["datasets"]["train"], batch_size=12)
+    start_at_centres(
+        "models.student_model", student, loader, make_accelerator(Placement(torch.device("cpu"), None, "no"))
+    )
+    torch.testing.assert_close(load_file("still/student.safetensors")["head.weight"], student.head.weight.detach())
+    assert not torch.allclose(made["head.weight"], student.head.weight)  # which stage embedding has moved
     assert torch.equal(made["head.bias"], torch.zeros(4))  # as at the start: the stage does not train it
     assert not torch.equal(made["head.weight"], random["head.weight"])
     backbone = [key for key in made if not key.startswith("head.")]
     assert all(torch.equal(made[key], random[key]) for key in backbone)
+
+
+def test_a_classifier_that_stage_embedding_has_trained_stays(here, caplog):
+    term = {
+        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
+        "criterion_wrapper": {
+            "key": "SimpleLossWrapper",
+            "kwargs": {
+                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+                "target": {"uses_label": True},
+            },
+        },
+        "weight": 1.0,
+    }
+    shutil.copy("runs/student/student.safetensors", "trained.safetensors")
+    section = "    src_ckpt: 'trained.safetensors'\n    src_ckpt_classifier: 'centres'\n    dst_ckpt"
+    text = Path("student.yaml").read_text("utf-8").replace("    dst_ckpt", section, 1)
+    Path("begun.yaml").write_text(text, encoding="utf-8")
+    kwargs = {"stage": "embedding", "sub_terms": {"labels": term}}
+    run("begun", "begun", f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
+    assert caplog.text.count("begins at 4 class centres") == 1

@@ -77,13 +77,17 @@ def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
     for number in range(5):
         finished_run(tmp_path / "x", f"dst_ckpt: {tmp_path}/x/teacher.pt")
         (tmp_path / "x/teacher.pt").write_text(str(number))
-        if number in (1, 2):
-            (tmp_path / "x/notes.txt").write_text(str(number))
+        if number == 1:
+            (tmp_path / "x/dst_ckpt").write_text(str(number))  # a word of its configuration
+        if number == 2:
+            (tmp_path / "x/stages").mkdir()
+            (tmp_path / "x/stages/mine.txt").write_text(str(number))
+            (tmp_path / "x/stages/stage1.safetensors").touch()
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["x", "x.previous", "x.previous2", "x.previous3"]
-    for number, name in ((1, "x.previous2"), (2, "x.previous3")):
-        assert (tmp_path / name / "notes.txt").read_text() == str(number)
+    assert (tmp_path / "x.previous2/dst_ckpt").read_text() == "1"
+    assert (tmp_path / "x.previous3/stages/mine.txt").read_text() == "2"
     assert (tmp_path / "x.previous/teacher.pt").read_text() == "3"
-    assert caplog.text.count("holds 'notes.txt', which no run has written: it is kept as") == 2
+    assert caplog.text.count("which no run has written: it is kept as") == 2
 
 
 def test_only_an_empty_folder_or_that_of_a_run_is_written_to(tmp_path):
@@ -96,6 +100,15 @@ def test_only_an_empty_folder_or_that_of_a_run_is_written_to(tmp_path):
         check_run_folder(tmp_path)
     with pytest.raises(ConfigError, match=r"notes\.txt is a file$"):
         check_run_folder(tmp_path / "x/notes.txt")
+
+
+def test_a_checkpoint_of_torchdistills_script_and_logs_are_no_reason(tmp_path):
+    (tmp_path / "student.pt").touch()
+    (tmp_path / "console.log").touch()
+    check_run_folder(tmp_path, tmp_path / "student.pt")
+    for other in (None, tmp_path / "other.pt", tmp_path / "elsewhere/student.pt"):
+        with pytest.raises(ConfigError, match=r"holds 'student\.pt', and no earlier run"):
+            check_run_folder(tmp_path, other)
 
 
 def test_warnings_are_kept_each_once(tmp_path):

@@ -76,3 +76,11 @@ def test_checkpoints_that_exist_or_will(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "teacher.pt").touch()
     assert found(PLAIN_TRAINING, change) == []
+
+
+def test_only_a_students_classifier_begins_at_class_centres():
+    for value in ("new", "centres", "extended", "null"):
+        lines = found(STAGES, f"models.teacher_model.src_ckpt_classifier={value}")
+        told = [line for line in lines if "models.teacher_model.src_ckpt_classifier" in line]
+        assert len(told) == (value == "centres"), told
+        assert not found(PLAIN_TRAINING, f"models.model.src_ckpt_classifier={value}")
