@@ -150,6 +150,7 @@ def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[
         futures = {threads.submit(workers.run, *_arguments(cell, device)): cell for cell in cells}
         for future in as_completed(futures):
             yield _result(futures[future], future.result)
+        workers.close()
     finally:  # after Ctrl-C too: neither the cells that wait are started nor those that run finished
         threads.shutdown(wait=False, cancel_futures=True)
         workers.stop()
@@ -191,14 +192,17 @@ class _Workers:
         finally:
             self._idle.put(pool)
 
+    def close(self) -> None:
+        """Lets the idle processes end; without that, Python warns of the semaphores that they leave."""
+        while not self._idle.empty():
+            self._idle.get().shutdown()
+
     def stop(self) -> None:
         """Ends the processes; none is started any more."""
         with self._lock:
             self._is_stopped = True
         for process in self._started:
             process.terminate()
-        while not self._idle.empty():  # frees their semaphores, which are warned of otherwise
-            self._idle.get().shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:

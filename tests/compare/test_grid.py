@@ -179,7 +179,8 @@ def test_warnings_of_cells_are_told_once(grid, tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr("gkd_plugin.compare.grid._run", run)
     run_grid([replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in (0, 1)])
-    told = [line.removeprefix("overlap 100 %, ce, seed ") for line in caplog.messages]
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    told = [line.removeprefix("overlap 100 %, ce, seed ") for line in told]
     assert told == ["0: T_max: 3", "0: near chance: 25.5 %", "0: a", "1: b"]
 
 
