@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gkd_plugin.diagnostics.restore import restore
-from gkd_plugin.runner import run as run_module
+from gkd_plugin.runner import parts as parts_module
 from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.run import RunOptions, run_config
 from tests.runner.fakes import write_configs
@@ -19,7 +19,7 @@ def finished(tmp_path_factory):
     """``folder`` with the runs of a teacher and its student, and the student's ``initial`` weights."""
     folder = tmp_path_factory.mktemp("diagnosed")
     initial = {}
-    check_hooks = run_module.check_hooks
+    check_hooks = parts_module.check_hooks
 
     def noted(stages, teacher, student):
         initial.update({key: value.clone() for key, value in student.state_dict().items()})
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
         write_configs(folder)
         logging.getLogger().setLevel(logging.INFO)
         run_config(load_config("teacher.yaml"), RunOptions(Path("runs/teacher"), 0, "cpu"))
-        patch.setattr(run_module, "check_hooks", noted)
+        patch.setattr(parts_module, "check_hooks", noted)
         config = load_config("student.yaml", ["train.stage1.num_epochs=2"])
         run_config(config, RunOptions(Path("runs/student"), 3, "cpu"))
     return SimpleNamespace(folder=folder, initial=initial)

@@ -444,17 +444,6 @@ def test_a_stages_own_checkpoint_is_read_safely(here):
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize(("epochs", "warned"), [(1, False), (2, True)])
-def test_a_cosine_that_does_not_end_with_its_stage_is_told(here, tmp_path, caplog, epochs, warned):
-    text = Path("teacher.yaml").read_text("utf-8")
-    section = "  scheduler: {key: 'CosineAnnealingLR', kwargs: {T_max: 1}}\n"
-    at = text.index("  criterion:")
-    Path("cosine.yaml").write_text(f"{text[:at]}{section}{text[at:]}", encoding="utf-8")
-    run("cosine", tmp_path / "run", f"train.num_epochs={epochs}", "models.model.dst_ckpt=")
-    line = f"train.scheduler.kwargs.T_max: 1, but the stage has {epochs} epochs"
-    assert (line in caplog.text) is warned
-
-
 def test_a_new_classifier_may_begin_at_class_centres(here, caplog):
     """Again after stage ``embedding``, which leaves the classifier as it is."""
     shutil.copy("runs/student/student.safetensors", "trained.safetensors")
