@@ -43,7 +43,9 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     teacher.eval()
     row: dict[str, Any] = {}
     are_shared = _are_shared(teacher, box.train_data_loader.dataset)
-    own = best = None if are_shared is False else _own_accuracy(teacher, loader, num_classes, accelerator)
+    own = best = _own_accuracy(teacher, loader, num_classes, accelerator)  # draws from torch's random state: always
+    if are_shared is False:
+        own = best = None
     missing = classes_without_sample(teacher, box.train_data_loader.dataset)
     if missing:
         logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))

@@ -69,6 +69,19 @@ def test_names_tell_whether_the_classes_are_shared(accelerator, names, row):
     assert check_teacher(box, 4, accelerator) == {"ncm_top1": 100.0, **row}
 
 
+def test_training_begins_with_the_same_random_state_whatever_is_known_of_the_classes(accelerator):
+    states = []
+    for names in ("abcd", "abce", "wxyz"):
+        teacher = Knowing()
+        teacher.trained_classes = list(names)
+        torch.manual_seed(0)
+        box = make_box(stage("embedding"), teacher, timm_model("test_resnet", num_classes=4), accelerator)
+        unwrapped(box.train_data_loader.dataset).classes = list("abcd")
+        check_teacher(box, 4, accelerator)
+        states.append(torch.get_rng_state())
+    assert all(torch.equal(state, states[0]) for state in states)
+
+
 @pytest.mark.parametrize("num_classes", [4, None])
 def test_another_number_of_classes_gives_ncm_alone(accelerator, num_classes):
     row, _ = check(Knowing(7), accelerator, num_classes)
