@@ -21,12 +21,13 @@ from gkd_plugin.compare.plot import draw_settings
 from gkd_plugin.compare.report import comparison_table, write_csv
 from gkd_plugin.compare.scores import OF_GROUPS
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.data import class_groups_of, num_classes_of
+from gkd_plugin.data import class_groups_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
 from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.config import RunConfig, checked_config
 from gkd_plugin.runner.devices import read_placement
+from gkd_plugin.runner.models import student_entry
 from gkd_plugin.runner.overrides import apply_overrides
 from gkd_plugin.runner.yaml_nodes import compose
 
@@ -187,7 +188,8 @@ def _check_score(score: str, built: Mapping[str, Any]) -> None:
     validated = [stage for stage in stages.values() if stage.get("val_data_loader")]
     if score == "val_top1_last3" and not validated:
         raise ConfigError(f"--score {score}: no stage has a val_data_loader")
-    if score == "top5" and test and num_classes_of(test) <= TOP:
+    classes = (student_entry(built)[1].get("kwargs") or {}).get("num_classes")
+    if score == "top5" and isinstance(classes, int) and classes <= TOP:
         raise ConfigError(f"--score {score}: is measured where there are more than {TOP} classes")
 
 
