@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from gkd_plugin.data import FixedViews, labels_of
 from gkd_plugin.data._checks import inner_datasets, layers_of, length_of
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["Fingerprint", "data_key", "teacher_key", "views_key"]
+__all__ = ["Fingerprint", "data_key", "image_keys", "teacher_key", "views_key"]
 
 _ARRAY_ATTRIBUTES = ("data", "images", "tensors")  # arrays in memory
 _FILE_ATTRIBUTES = ("samples", "_samples", "imgs", "_image_files", "_images")  # paths or (path, label), torchvision's
@@ -130,6 +130,43 @@ def data_key(dataset: Dataset[Any]) -> str:
         elif hasattr(layer, "indices"):
             key.text("indices")
             key.array(np.asarray([int(index) for index in layer.indices], dtype=np.int64))
+    return key.hex()
+
+
+def image_keys(dataset: Any) -> list[str] | None:
+    """What tells the images of a data set apart, one key a sample: its file, or a digest of its pixels untransformed.
+
+    Looks into whatever keeps or picks samples: wrappers, subsets, concatenations. ``None`` where images are neither
+    files that are listed (``samples`` and the like) nor arrays in memory.
+    """
+    parts = inner_datasets(dataset)
+    if not parts:
+        return _own_image_keys(dataset)
+    inside = [image_keys(part) for part in parts]
+    if None in inside or (len(inside) > 1 and not isinstance(dataset, ConcatDataset)):
+        return None
+    keys = [key for part in inside for key in part or ()]
+    indices = getattr(dataset, "indices", None)
+    picked = keys if indices is None else [keys[int(index)] for index in indices]
+    return picked if len(picked) == length_of(dataset) else None
+
+
+def _own_image_keys(dataset: Any) -> list[str] | None:
+    count = length_of(dataset)
+    for name in _FILE_ATTRIBUTES:
+        paths = _paths(getattr(dataset, name, None))
+        if len(paths) == count > 0:
+            return [os.path.abspath(path) for path in paths]  # noqa: PTH100  # Path.absolute() keeps '..'
+    for name in _ARRAY_ATTRIBUTES:
+        rows = getattr(dataset, name, None)
+        if isinstance(rows, (np.ndarray, Tensor)) and rows.ndim > 1 and len(rows) == count:
+            return [_digest(row) for row in rows]
+    return None
+
+
+def _digest(row: NDArray[Any] | Tensor) -> str:
+    key = _Key()
+    key.array(row)
     return key.hex()
 
 

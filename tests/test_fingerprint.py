@@ -14,9 +14,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from gkd_plugin.data import ArrayImages, FixedViews, class_subset
+from gkd_plugin.data import ArrayImages, FixedViews, class_subset, with_evaluation_view
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.fingerprint import Fingerprint, data_key, teacher_key, views_key
+from gkd_plugin.fingerprint import Fingerprint, data_key, image_keys, teacher_key, views_key
 from tests.data.fakes import FakeImages
 from tests.fakes import TinyImages, TinyNet
 
@@ -223,3 +223,47 @@ def test_the_keys_are_the_same_in_another_process():
     script = "from tests.test_fingerprint import keys; print(*keys())"
     run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert run.stdout.split() == keys()
+
+
+def pictures(count=6, seed=0):
+    rows = np.random.default_rng(seed).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
+    return ArrayImages(rows, [index % 2 for index in range(count)])
+
+
+def test_images_in_memory_are_told_apart_by_their_pictures():
+    keys = image_keys(pictures())
+    assert len(set(keys)) == 6
+    assert image_keys(pictures()) == keys
+    assert not set(image_keys(pictures(seed=1))) & set(keys)
+    doubled = pictures()
+    doubled.data[3] = doubled.data[1]
+    assert image_keys(doubled)[3] == keys[1]
+
+
+def test_subsets_and_concatenations_pick_keys():
+    data = pictures()
+    keys = image_keys(data)
+    assert image_keys(Subset(data, [4, 0])) == [keys[4], keys[0]]
+    assert image_keys(class_subset(data, [1])) == keys[1::2]
+    assert image_keys(Subset(class_subset(data, [1]), [2])) == [keys[5]]
+    assert image_keys(ConcatDataset([data, Subset(data, [2])])) == [*keys, keys[2]]
+    assert image_keys(with_evaluation_view(data, data)) == keys
+
+
+def test_files_are_told_apart_by_their_paths(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    folder = ImageFolder(tmp_path)
+    assert image_keys(folder) == [str(tmp_path / name) for name in ("a/1.png", "a/2.png", "b/1.png")]
+    assert image_keys(ImageFolder(tmp_path / "a/..")) == image_keys(folder)
+
+
+def test_other_data_sets_have_no_keys():
+    class Made(Dataset):
+        def __len__(self):
+            return 3
+
+    assert image_keys(Made()) is None
+    assert image_keys(Subset(Made(), [0])) is None
+    assert image_keys(ConcatDataset([Made(), pictures()])) is None

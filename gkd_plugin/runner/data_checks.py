@@ -9,10 +9,14 @@ from typing import Any
 
 from gkd_plugin.data import class_names_of, labels_of
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.fingerprint import image_keys
 
 __all__ = ["check_data", "check_labels", "check_trained_classes"]
 
 logger = logging.getLogger(__name__)
+
+MANY = 0.02
+"""Share of a test set's images that may be training images, too, before that is told."""
 
 
 def check_data(
@@ -46,6 +50,7 @@ def check_data(
         if dataset_id not in by_training_set:
             check_labels(dataset_id, config["datasets"][dataset_id], where, num_classes, {})
             _check_same_classes(config["datasets"], trained, dataset_id)
+            _warn_of_training_images(config["datasets"], trained, dataset_id)
 
 
 def check_labels(
@@ -133,6 +138,22 @@ def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str
     if not common:
         logger.warning(
             "datasets.%s: its classes %s are none of the training set's %s", measured, list(theirs)[:5], list(ours)[:5]
+        )
+
+
+def _warn_of_training_images(datasets: Mapping[str, Any], trained: str, measured: str) -> None:
+    """An accuracy on images that the student was trained on says little; a few doubles may lie in any data."""
+    ours, theirs = image_keys(datasets[trained]), image_keys(datasets[measured])
+    if not ours or not theirs:
+        return
+    count = len(set(theirs) & set(ours))
+    if count > MANY * len(theirs):
+        logger.warning(
+            "datasets.%s: %d of its %d images are training images too (datasets.%s)",
+            measured,
+            count,
+            len(theirs),
+            trained,
         )
 
 

@@ -3,8 +3,10 @@
 import logging
 import re
 
+import numpy as np
 import pytest
 
+from gkd_plugin.data import ArrayImages
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.data_checks import check_data, check_labels, check_trained_classes
 from tests.fakes import TinyImages, loader, stage
@@ -197,3 +199,15 @@ def test_weights_of_another_class_order_are_refused():
     data.classes = ["a", "b", "c"]
     with pytest.raises(ConfigError, match=r"^--checkpoint: s\.pt: its class 'b' has label 2, and label 1 in datasets"):
         check_trained_classes(["a", "c", "b"], "d/test", data, "--checkpoint: s.pt")
+
+
+@pytest.mark.parametrize(("shared", "warned"), [(0, False), (1, False), (2, True), (60, True)])
+def test_training_images_in_a_test_set_are_warned_of(shared, warned, caplog):
+    rows = np.random.default_rng(0).integers(0, 255, (120, 4, 4, 3), dtype=np.uint8)
+    train = ArrayImages(rows[:60], [index % 2 for index in range(60)])
+    test = ArrayImages(rows[60 - shared : 120 - shared], [index % 2 for index in range(60)])
+    stages = {"train": stage("classifier", train_data_loader=loader("train"), val_data_loader=loader("test"))}
+    config = {"datasets": {"train": train, "test": test}, "train": {}, "test": {"test_data_loader": loader("test")}}
+    check_data(config, "models.model", 2, stages)
+    line = f"datasets.test: {shared} of its 60 images are training images too (datasets.train)"
+    assert (line in caplog.messages) == warned
