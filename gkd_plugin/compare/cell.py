@@ -85,8 +85,9 @@ def cell_config(root: MappingNode, method: Method, setting: Setting, path: Path,
             for node in nodes.values():
                 _merge(node, "student", {"src_ckpt": None})
         if method.probes_student:
+            assert embedding is not None  # a probed student is not the teacher's network
             for like, name in names.items():
-                _read_like_student(nodes[like], str(embedding))
+                _read_like_student(nodes[like], embedding)
                 put(train, name, nodes[like])
             put(own, "train", train)
         if method.probe:

@@ -20,10 +20,10 @@ from gkd_plugin.runner.models import TEACHER
 from gkd_plugin.runner.yaml_construct import construct
 from gkd_plugin.runner.yaml_nodes import compose_value, dump, entries, put
 
-__all__ = ["are_compared", "different_classes"]
+__all__ = ["different_classes"]
 
 
-def different_classes(config: RunConfig) -> str:
+def different_classes(config: RunConfig) -> str | None:
     """Why a method that needs the teacher's own classes cannot serve the configuration, by the names of the classes.
 
     What the teacher wrapper's ``class_map`` and ``teacher_classes`` say goes first. Otherwise the teacher's names are
@@ -31,25 +31,19 @@ def different_classes(config: RunConfig) -> str:
     nothing in common may only be spelt otherwise where the configuration's text says that the classes are the same.
 
     Returns:
-        Empty where nothing is in the way, or the names are not known.
+        Empty where nothing is in the way, ``None`` where neither names nor the text show whether something is.
     """
     asked = _asked(config)
     if asked is not None:
         own = list(range(len(asked)))
         return _verdict(asked == own, set(asked) == set(own))
     ours, theirs = _names(config)
+    says_so = shares_classes(config.root)
     if ours is None or theirs is None:
-        return ""
+        return "" if says_so else None
     if not set(ours) & set(theirs):
-        return "" if shares_classes(config.root) else NOT_SAME
+        return "" if says_so else NOT_SAME
     return _verdict(ours == theirs, set(ours) == set(theirs))
-
-
-def are_compared(config: RunConfig) -> bool:
-    """Whether anything shows if the classes are the same: a class map, the configuration's text, or names."""
-    if _asked(config) is not None or shares_classes(config.root) is not None:
-        return True
-    return None not in _names(config)
 
 
 def _verdict(are_same: bool, are_other_order: bool) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from yaml.nodes import MappingNode
 
 from gkd_plugin.compare.cell import base_stages, cell_config
-from gkd_plugin.compare.class_names import are_compared, different_classes
+from gkd_plugin.compare.class_names import different_classes
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.grid_folder import RESULTS, TABLE, check_grid_folder
 from gkd_plugin.compare.method import Method, load_method
@@ -144,16 +144,17 @@ def _plan(root: MappingNode, methods: Sequence[Method], wanted: Comparison) -> I
 
 def _obstacle(method: Method, config: RunConfig) -> str:
     """Why the method cannot serve the configuration of its cell; empty where it can, or nothing shows it."""
-    reason = obstacle(method, config.root)
-    if reason or method.classes != "same":
-        return reason
-    if not are_compared(config):
+    by_text = obstacle(method, config.root)
+    if by_text or method.classes != "same":
+        return by_text
+    reason = different_classes(config)
+    if reason is None:
         logger.warning(
             "%s: nothing shows whether the student's classes are the teacher's, in the same order (no overlap_subset, "
             "no names of classes on both sides); they are taken to be",
             method.name,
         )
-    return different_classes(config)
+    return reason or ""
 
 
 def _settings(wanted: Comparison) -> list[Setting]:

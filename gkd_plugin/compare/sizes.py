@@ -175,8 +175,6 @@ def _width_of(where: str, model: nn.Module, capture: Capture, path: str, images:
 
 def _training_set(of: Measured) -> str:
     """The stage's training set alone, as YAML."""
-    if not of.stage.get("train_data_loader"):
-        raise ConfigError("train: the stage that the method is made from has no train_data_loader of its own")
     name = of.stage["train_data_loader"]["dataset_id"]
     datasets = entries(of.root)["datasets"]
     assert isinstance(datasets, MappingNode)  # validated before

@@ -2,14 +2,13 @@ r"""Local classifier distillation: the loss of stage ``classifier`` (TPAMI 2023,
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from gkd_plugin.functional._checks import check_temperature
 from gkd_plugin.functional._precision import exact_dtype, no_autocast
 
-__all__ = ["check_temperature", "local_classifier_distillation", "local_logits", "present_classes"]
+__all__ = ["local_classifier_distillation", "local_logits", "present_classes"]
 
 
 def local_logits(embedding: Tensor, centres: Tensor) -> Tensor:
@@ -85,13 +84,6 @@ def local_classifier_distillation(
         if weights is not None:
             divergence = divergence * weights.detach().to(dtype)
         return (divergence.sum() / max(len(divergence), 1)).to(torch.promote_types(student_logits.dtype, torch.float32))
-
-
-def check_temperature(name: str, value: object) -> None:
-    """Raises ValueError, beginning with the name, unless it is a finite number above 0."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name}: must be a finite number above 0, got {value!r}")
 
 
 def _log_softmax_without(logits: Tensor, absent: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ of the paper, one softmax per tuple, is in ``_dense``.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gkd_plugin.functional._checks import check_temperature, is_number
 from gkd_plugin.functional._operator import ALL_NEGATIVES, SMALLEST, relationship_loss
 from gkd_plugin.functional._precision import no_autocast
 from gkd_plugin.functional.mining import MINING
@@ -174,16 +174,11 @@ def check_matching(temperature: float, margin: float, mining: str, max_negatives
     Raises:
         ValueError: one is of another type or out of range.
     """
-    if not _is_number(temperature) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: must be a finite number above 0, got {temperature!r}")
-    if not _is_number(margin) or not margin >= 0:
+    check_temperature("temperature", temperature)
+    if not is_number(margin) or not margin >= 0:
         raise ValueError(f"margin: must be a number, at least 0, got {margin!r}")
     if not isinstance(mining, str) or mining not in MINING:
         raise ValueError(f"mining: must be one of {', '.join(MINING)}, got {mining!r}")
     is_count = isinstance(max_negatives, int) and not isinstance(max_negatives, bool) and max_negatives >= 1
     if max_negatives is not None and max_negatives != "smallest" and not is_count:
         raise ValueError(f"max_negatives: must be None, 'smallest' or an integer ≥ 1, got {max_negatives!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from gkd_plugin.centres import clean_loader
@@ -51,32 +51,55 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     """
     place = f"{where}.src_ckpt_classifier: 'centres'"
     student.eval()
-    for path in _linear_paths(place, student):
-        linear = student.get_submodule(path)
-        assert isinstance(linear, nn.Linear)
-        given: list[Any] = []
-        hook = linear.register_forward_pre_hook(lambda _, inputs, kept=given: kept.append(inputs[0]))
-        centres, lengths = ClassCentreAccumulator(linear.out_features), []
-        try:
-            with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
-                for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
-                    student(batch[0].to(accelerator.device))
-                    rows = given.pop().float()
-                    centres.update(rows, batch[1])
-                    lengths.append(rows.norm(dim=1).cpu())
-                weight = centres.result() * (SCALE / torch.cat(lengths).mean())
-        finally:
-            hook.remove()
-        linear.weight.copy_(weight.to(linear.weight))
-        if linear.bias is not None:
-            linear.bias.zero_()
-        logger.info("%s: the classifier %r begins at %d class centres", where, path, linear.out_features)
+    starts = {path: _Start(linear) for path, linear in _linears(place, student).items()}
+    try:
+        with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
+            for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
+                student(batch[0].to(accelerator.device))
+                for start in starts.values():
+                    start.add(batch[1])
+            weights = {path: start.weight() for path, start in starts.items()}
+    finally:
+        for start in starts.values():
+            start.hook.remove()
+    for path, start in starts.items():
+        start.linear.weight.copy_(weights[path])
+        if start.linear.bias is not None:
+            start.linear.bias.zero_()
+        logger.info("%s: the classifier %r begins at %d class centres", where, path, start.linear.out_features)
 
 
-def _linear_paths(place: str, student: nn.Module) -> list[str]:
-    paths = [prefix.removesuffix(".") for prefix in classifier_paths(student)]
-    others = [path for path in paths if not isinstance(student.get_submodule(path), nn.Linear)]
-    if others or not paths:
-        found = f"{others[0]!r} is a {type(student.get_submodule(others[0])).__name__}" if others else "none is found"
+class _Start:
+    """What a classifier was given so far."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = linear
+        self.hook = linear.register_forward_pre_hook(self._keep)
+        self._rows: Tensor | None = None
+        self._centres = ClassCentreAccumulator(linear.out_features)
+        self._lengths: list[Tensor] = []
+
+    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._rows = inputs[0].float()
+
+    def add(self, labels: Tensor) -> None:
+        """The labels of what the last forward pass gave it."""
+        assert self._rows is not None
+        self._centres.update(self._rows, labels)
+        self._lengths.append(self._rows.norm(dim=1).cpu())
+
+    def weight(self) -> Tensor:
+        """``[C, D]``, as the classifier's own."""
+        rows = self._centres.result() * (SCALE / torch.cat(self._lengths).mean())
+        return rows.to(self.linear.weight)
+
+
+def _linears(place: str, student: nn.Module) -> dict[str, nn.Linear]:
+    """The student's classifiers by their paths."""
+    modules = {key[:-1]: student.get_submodule(key[:-1]) for key in classifier_paths(student)}
+    linears = {path: module for path, module in modules.items() if isinstance(module, nn.Linear)}
+    others = [f"{path!r} is a {type(module).__name__}" for path, module in modules.items() if path not in linears]
+    if others or not modules:
+        found = others[0] if others else "none is found"
         raise ConfigError(f"{place}: needs classifiers that are Linear, {found} in {type(student).__name__}")
-    return paths
+    return linears

@@ -50,7 +50,8 @@ def check_data(
         if dataset_id not in by_training_set:
             check_labels(dataset_id, config["datasets"][dataset_id], where, num_classes, {})
             _check_same_classes(config["datasets"], trained, dataset_id)
-            _warn_of_training_images(config["datasets"], trained, dataset_id)
+    others = {name: trained for name, trained in measured.items() if name not in by_training_set}
+    _warn_of_training_images(config["datasets"], others)
 
 
 def check_labels(
@@ -107,13 +108,13 @@ def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, datase
         ConfigError: a class has another label there.
     """
     ours, theirs = _by_name(trained or []), _by_name(class_names_of(dataset) or [])
-    for name in sorted(ours.keys() & theirs.keys()):
-        if ours[name] != theirs[name]:
-            raise ConfigError(
-                f"{where}: its class {name!r} has label {ours[name]}, and label {theirs[name]} in "
-                f"datasets.{dataset_id}: the figures would be of other classes"
-            )
-    if ours and theirs and not ours.keys() & theirs.keys():
+    name = _in_conflict(ours, theirs)
+    if name is not None:
+        raise ConfigError(
+            f"{where}: its class {name!r} has label {ours[name]}, and label {theirs[name]} in datasets.{dataset_id}: "
+            "the figures would be of other classes"
+        )
+    if _are_strangers(ours, theirs):
         logger.warning(
             "%s: its classes %s are none of the classes %s of datasets.%s",
             where,
@@ -124,42 +125,45 @@ def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, datase
 
 
 def _check_same_classes(datasets: Mapping[str, Any], trained: str, measured: str) -> None:
-    """One class under two labels is a mistake; names that have nothing in common may only be spelt otherwise."""
     ours, theirs = (_by_name(class_names_of(datasets[name]) or []) for name in (trained, measured))
-    if not ours or not theirs:
-        return
-    common = ours.keys() & theirs.keys()
-    for name in sorted(common):
-        if ours[name] != theirs[name]:
-            raise ConfigError(
-                f"datasets.{measured}: class {name!r} has label {theirs[name]}, and label {ours[name]} in the training "
-                f"set, datasets.{trained}; give both the same classes in the same order{_missing(ours, theirs)}"
-            )
-    if not common:
+    name = _in_conflict(ours, theirs)
+    if name is not None:
+        lacking = [other for other in ours if other not in theirs]
+        missing = f" ({', '.join(map(repr, lacking[:3]))} missing there)" if lacking else ""
+        raise ConfigError(
+            f"datasets.{measured}: class {name!r} has label {theirs[name]}, and label {ours[name]} in the training "
+            f"set, datasets.{trained}; give both the same classes in the same order{missing}"
+        )
+    if _are_strangers(ours, theirs):
         logger.warning(
             "datasets.%s: its classes %s are none of the training set's %s", measured, list(theirs)[:5], list(ours)[:5]
         )
 
 
-def _warn_of_training_images(datasets: Mapping[str, Any], trained: str, measured: str) -> None:
+def _in_conflict(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str | None:
+    """A class under two labels, which is a mistake."""
+    return next((name for name in sorted(ours.keys() & theirs.keys()) if ours[name] != theirs[name]), None)
+
+
+def _are_strangers(ours: Mapping[str, int], theirs: Mapping[str, int]) -> bool:
+    """Whether names have nothing in common: they may only be spelt otherwise."""
+    return bool(ours and theirs) and not ours.keys() & theirs.keys()
+
+
+def _warn_of_training_images(datasets: Mapping[str, Any], measured: Mapping[str, str]) -> None:
     """An accuracy on images that the student was trained on says little; a few doubles may lie in any data."""
-    ours, theirs = image_keys(datasets[trained]), image_keys(datasets[measured])
-    if not ours or not theirs:
-        return
-    count = len(set(theirs) & set(ours))
-    if count > MANY * len(theirs):
-        logger.warning(
-            "datasets.%s: %d of its %d images are training images too (datasets.%s)",
-            measured,
-            count,
-            len(theirs),
-            trained,
-        )
-
-
-def _missing(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str:
-    missing = [name for name in ours if name not in theirs]
-    return f" ({', '.join(map(repr, missing[:3]))} missing there)" if missing else ""
+    keys = {name: image_keys(datasets[name]) for name in {*measured, *measured.values()}}
+    for name, trained in measured.items():
+        ours, theirs = keys[trained] or [], keys[name] or []
+        shared = len(set(theirs) & set(ours))
+        if shared > MANY * len(theirs):
+            logger.warning(
+                "datasets.%s: %d of its %d images are training images too (datasets.%s)",
+                name,
+                shared,
+                len(theirs),
+                trained,
+            )
 
 
 def _by_name(names: Sequence[str]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from gkd_plugin.fingerprint import teacher_key
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.building import build_test_loader
-from gkd_plugin.runner.checkpoints import read_weights, save_student, save_upstream_checkpoint
+from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
 from gkd_plugin.runner.classifier_start import is_asked_for, start_at_centres
 from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.data_checks import check_trained_classes
@@ -105,9 +105,8 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
         loader = build_test_loader(built, accelerator)
         if loader is None:
             raise ConfigError("has no test.test_data_loader to evaluate on")
-    load_weights(student, checkpoint, "--checkpoint")
+    trained = load_weights(student, checkpoint, "--checkpoint").classes
     dataset_id = built["test"]["test_data_loader"]["dataset_id"]
-    trained = read_weights(checkpoint, "--checkpoint").classes
     check_trained_classes(trained, dataset_id, built["datasets"][dataset_id], f"--checkpoint: {checkpoint}")
     student.to(accelerator.device).eval()
     with accelerator.autocast():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from torchdistill.common.constant import LOGGING_FORMAT
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checkpoints import write_atomically
+from gkd_plugin.runner.yaml_nodes import compose
+from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["RunFolder", "check_run_folder", "package_versions"]
 
@@ -28,7 +29,6 @@ _CONFIG, _SUMMARY = "config.yaml", "summary.json"
 _FILES = {_CONFIG, _SUMMARY, "metrics.jsonl", "log.txt", "student.safetensors", "inputs.json"}
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
 """What runs write into their folders, besides checkpoints that their configurations name."""
-_DESTINATION = re.compile(r"""dst_ckpt: *['"]?([^'"\n]+)""")
 logger = logging.getLogger(__name__)
 
 
@@ -168,9 +168,7 @@ def _make_room(previous: Path) -> None:
 
 def _others_files(folder: Path) -> list[str]:
     """What lies in the folder of a run and no run has written."""
-    config = folder / _CONFIG
-    named = _DESTINATION.findall(config.read_text("utf-8")) if config.exists() else []
-    ours = _FILES | {Path(name).name for name in named}
+    ours = _FILES | {Path(path).name for path in _checkpoints(folder / _CONFIG)}
     found = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -178,3 +176,12 @@ def _others_files(folder: Path) -> list[str]:
         if path.is_file() and not is_ours:
             found.append(str(inside))
     return found
+
+
+def _checkpoints(config: Path) -> list[str]:
+    """The ``dst_ckpt`` of a run's configuration; none where that cannot be read."""
+    try:
+        models = to_plain(compose(config))["models"]
+    except (ConfigError, KeyError):
+        return []
+    return [str(entry["dst_ckpt"]) for entry in models.values() if (entry or {}).get("dst_ckpt")]

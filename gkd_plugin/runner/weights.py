@@ -53,7 +53,7 @@ class _Match:
         ]
 
 
-def load_weights(model: nn.Module, path: str | Path, where: str) -> None:
+def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
     """Loads every weight of the model, and nothing else, from a file; a common prefix of its keys is taken off.
 
     Args:
@@ -61,15 +61,19 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> None:
         path: as :func:`~gkd_plugin.runner.checkpoints.read_weights` takes it.
         where: key path or option that names the file, for messages.
 
+    Returns:
+        The file.
+
     Raises:
         ConfigError: the file cannot be read, or keys or shapes do not fit the model (says which); nothing is changed.
     """
-    state = _read(path, where).state
+    found = _read(path, where)
     with told_at(f"{where}: {path} "):
-        match = _match(model, state)
+        match = _match(model, found.state)
     if match.problems():
         raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(match.problems())}")
     model.load_state_dict(match.state, strict=False)
+    return found
 
 
 def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None:

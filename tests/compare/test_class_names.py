@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gkd_plugin.compare.cell import cell_config
-from gkd_plugin.compare.class_names import are_compared, different_classes
+from gkd_plugin.compare.class_names import different_classes
 from gkd_plugin.compare.compare import Comparison, compare
 from gkd_plugin.compare.grid import Result
 from gkd_plugin.compare.method import load_method
@@ -62,14 +62,12 @@ def made(tmp_path, monkeypatch):
 )
 def test_names_of_both_sides_decide(made, classes, names, reason):
     config = made(classes, names)
-    assert are_compared(config)
     assert different_classes(config) == reason
 
 
 def test_without_names_nothing_is_known(made):
     config = made((0, 2, 4, 6), None)
-    assert not are_compared(config)
-    assert different_classes(config) == ""
+    assert different_classes(config) is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,6 @@ def test_without_names_nothing_is_known(made):
 )
 def test_where_the_text_says_so_names_without_anything_in_common_may_be_spelt_otherwise(made, names, reason):
     config = made(None, list(names))
-    assert are_compared(config)
     assert different_classes(config) == reason
 
 
@@ -120,7 +117,6 @@ def test_what_the_wrapper_says_goes_first(made, asked, names, reason):
     assert WRAPPER in text
     Path("tiny.yaml").write_text(text.replace(WRAPPER, f"{WRAPPER}, {asked}"), encoding="utf-8")
     config = cell_config(compose("tiny.yaml"), load_method("kd"), Setting(), Path("cell.yaml"))
-    assert are_compared(config)
     assert different_classes(config) == reason
 
 
@@ -134,5 +130,5 @@ def test_weights_from_an_address_name_no_classes(made, monkeypatch):
 
     monkeypatch.setattr("gkd_plugin.compare.class_names.read_weights", read)
     config.plain["models"]["teacher_model"]["src_ckpt"] = "http://127.0.0.1:1/teacher.pt"
-    assert not are_compared(config)
+    assert different_classes(config) is None
     assert asked == ["http://127.0.0.1:1/teacher.pt"]

@@ -123,13 +123,10 @@ def test_training_sets_without_negatives(data, message):
     assert "\n" not in str(caught.value)
 
 
-def test_paths_and_stages_that_do_not_fit():
+def test_paths_that_do_not_fit():
     with pytest.raises(
         ConfigError, match=r"^models\.student_model: embedding: .* has no module 'avgpol'; did you mean"
     ):
         measure("{student_width}", of(WIDE, path="avgpol"))
     with pytest.raises(ConfigError, match=r"^models\.student_model: the student's 'conv1'/output has shape"):
         measure("{student_width}", of(WIDE, path="conv1"))
-    bare = of()
-    with pytest.raises(ConfigError, match="has no train_data_loader of its own"):
-        measure("{num_samples}", Measured(bare.root, {**bare.stage, "train_data_loader": None}, "embedding"))

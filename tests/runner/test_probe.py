@@ -2,11 +2,14 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
+from torch.utils.data import DataLoader, TensorDataset
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
@@ -53,6 +56,23 @@ def test_logistic_regression_is_scikit_learns(here, tmp_path):
     fit = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced").fit(rows, labels)
     expected = fit.score(test_rows, test_labels)
     assert ran(tmp_path, "logistic_regression")["final"]["top1"] == pytest.approx(100 * expected)
+
+
+def test_logistic_regression_weighs_classes_and_not_samples():
+    """Three samples of a class beside sixty of one that overlaps with it: unweighted, it is hardly ever predicted."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 3 + [1] * 60)
+    rows = torch.nn.functional.normalize(torch.randn(63, 4, generator=generator) + labels[:, None], dim=1)
+    loader = DataLoader(TensorDataset(rows, labels), batch_size=16)
+    teacher = SimpleNamespace(embed=lambda images: images)
+    score = PROBES["logistic_regression"](teacher, loader, 2, Accelerator(cpu=True))
+    got = score(rows)[:, 0].numpy()
+    balanced, plain = (
+        LogisticRegression(max_iter=1000, class_weight=weight).fit(rows.double().numpy(), labels.numpy())
+        for weight in ("balanced", None)
+    )
+    np.testing.assert_allclose(got, balanced.predict_proba(rows.double().numpy())[:, 0], rtol=1e-4)
+    assert (plain.predict_proba(rows.double().numpy())[:, 0] < got).all()
 
 
 def test_nearest_class_mean_by_hand(here, tmp_path):

@@ -25,7 +25,7 @@ from gkd_plugin.runner.models import build_model, student_entry
 from gkd_plugin.runner.run import RunOptions, evaluate_checkpoint, run_config
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import TinyImages
+from tests.fakes import TinyImages, cross_entropy
 from tests.runner.fakes import write_configs
 
 
@@ -472,21 +472,10 @@ def test_a_new_classifier_may_begin_at_class_centres(here, caplog):
 
 
 def test_a_classifier_that_stage_embedding_has_trained_stays(here, caplog):
-    term = {
-        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-        "criterion_wrapper": {
-            "key": "SimpleLossWrapper",
-            "kwargs": {
-                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-                "target": {"uses_label": True},
-            },
-        },
-        "weight": 1.0,
-    }
     shutil.copy("runs/student/student.safetensors", "trained.safetensors")
     section = "    src_ckpt: 'trained.safetensors'\n    src_ckpt_classifier: 'centres'\n    dst_ckpt"
     text = Path("student.yaml").read_text("utf-8").replace("    dst_ckpt", section, 1)
     Path("begun.yaml").write_text(text, encoding="utf-8")
-    kwargs = {"stage": "embedding", "sub_terms": {"labels": term}}
+    kwargs = {"stage": "embedding", "sub_terms": {"labels": cross_entropy()}}
     run("begun", "begun", f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
     assert caplog.text.count("begins at 4 class centres") == 1

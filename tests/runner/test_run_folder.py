@@ -75,7 +75,7 @@ def test_somebody_elses_summary_is_no_run(summary, tmp_path):
 def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for number in range(5):
-        finished_run(tmp_path / "x", f"dst_ckpt: {tmp_path}/x/teacher.pt")
+        finished_run(tmp_path / "x", f"models: {{model: {{dst_ckpt: {tmp_path}/x/teacher.pt}}}}")
         (tmp_path / "x/teacher.pt").write_text(str(number))
         if number == 1:
             (tmp_path / "x/dst_ckpt").write_text(str(number))  # a word of its configuration
