@@ -29,7 +29,8 @@ if _missing:
         stacklevel=2,
     )
 else:
-    from gkd_plugin import data, losses, models, processes, student, teacher, upstream
+    from gkd_plugin import data, losses, models, teacher
+    from gkd_plugin.box.upstream import install_prepare_hook
 
-    upstream.install_prepare_hook()
-    __all__ += ["data", "losses", "models", "processes", "student", "teacher"]
+    install_prepare_hook()
+    __all__ += ["data", "losses", "models", "teacher"]

@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from gkd_plugin.runner.config import load_config
+    from gkd_plugin.config.config import load_config
     from gkd_plugin.runner.run import evaluate_checkpoint
 
     config = load_config(options.config, options.set, needs_checkpoints=False)
@@ -97,7 +97,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     from gkd_plugin.extras import require_report
 
     require_report("diagnose")
-    from gkd_plugin.diagnostics.run import diagnose, figures_table
+    from gkd_plugin.diagnose.run import diagnose, figures_table
 
     report = diagnose(
         options.run_folder,

@@ -13,13 +13,13 @@ from torchvision.datasets import CIFAR10, cifar
 from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
+from gkd_plugin.config.config import load_config
+from gkd_plugin.config.overrides import apply_overrides
+from gkd_plugin.config.yaml_nodes import compose
 from gkd_plugin.data import evaluation_view
 from gkd_plugin.runner.building import build_box, stage_configs
-from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model, student_entry
-from gkd_plugin.runner.overrides import apply_overrides
-from gkd_plugin.runner.yaml_nodes import compose
 from tests.data.image_trees import cub_tree, image_tree
 from tests.upstream_driver import drive
 

@@ -15,11 +15,11 @@ from gkd_plugin.compare.method import EMBEDDING, Method, MethodStage
 from gkd_plugin.compare.schedule import scaled, stretched
 from gkd_plugin.compare.setting import WEIGHTS, Setting, apply_setting, is_incremental, keep_all_samples
 from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, measure
+from gkd_plugin.config.config import RunConfig, checked_config
+from gkd_plugin.config.yaml_nodes import CORE, as_node, entries, merged_pairs, put, remove
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.building import stage_configs
-from gkd_plugin.runner.config import RunConfig, checked_config
-from gkd_plugin.runner.yaml_nodes import CORE, as_node, entries, merged_pairs, put, remove
-from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["base_stages", "cell_config"]
 

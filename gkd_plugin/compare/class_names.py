@@ -9,16 +9,16 @@ from typing import Any
 
 from yaml.nodes import MappingNode
 
-from gkd_plugin.class_map import resolve_class_map
 from gkd_plugin.compare.obstacles import NOT_SAME
 from gkd_plugin.compare.setting import shares_classes
+from gkd_plugin.config.config import RunConfig
+from gkd_plugin.config.yaml_construct import construct
+from gkd_plugin.config.yaml_nodes import compose_value, dump, entries, put
 from gkd_plugin.data import class_names_of, num_classes_of
 from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.checkpoints import read_weights
-from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.models import TEACHER
-from gkd_plugin.runner.yaml_construct import construct
-from gkd_plugin.runner.yaml_nodes import compose_value, dump, entries, put
+from gkd_plugin.teacher.class_map import resolve_class_map
 
 __all__ = ["different_classes"]
 

@@ -21,15 +21,15 @@ from gkd_plugin.compare.plot import draw_settings
 from gkd_plugin.compare.report import comparison_table, write_csv
 from gkd_plugin.compare.scores import OF_GROUPS
 from gkd_plugin.compare.setting import Setting
+from gkd_plugin.config.config import RunConfig, checked_config
+from gkd_plugin.config.overrides import apply_overrides
+from gkd_plugin.config.yaml_nodes import compose
 from gkd_plugin.data import class_groups_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
 from gkd_plugin.runner.building import stage_configs
-from gkd_plugin.runner.config import RunConfig, checked_config
 from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.models import student_entry
-from gkd_plugin.runner.overrides import apply_overrides
-from gkd_plugin.runner.yaml_nodes import compose
 
 __all__ = ["Comparison", "compare"]
 

@@ -219,7 +219,7 @@ def _arguments(cell: Cell, device: str | None) -> tuple[Any, ...]:
 
 
 def _run(config: Path, folder: Path, seed: int, device: str | None, probe: str | None) -> dict[str, Any]:
-    from gkd_plugin.runner.config import load_config
+    from gkd_plugin.config.config import load_config
     from gkd_plugin.runner.probe import run_probe
     from gkd_plugin.runner.run import RunOptions, run_config
 

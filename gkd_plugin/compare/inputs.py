@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gkd_plugin.config.yaml_nodes import compose
+from gkd_plugin.config.yaml_plain import Tagged, to_plain
 from gkd_plugin.runner.checkpoints import write_atomically
 from gkd_plugin.runner.run_folder import package_versions
-from gkd_plugin.runner.yaml_nodes import compose
-from gkd_plugin.runner.yaml_plain import Tagged, to_plain
 
 __all__ = ["Inputs", "inputs_of", "keep_inputs", "stale_input"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gkd_plugin.compare.sizes import PLACEHOLDERS
+from gkd_plugin.config.yaml_nodes import compose
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.errors import ConfigError, nearest, told_at
-from gkd_plugin.runner.yaml_nodes import compose
-from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["CONTROL", "EMBEDDING", "Method", "MethodStage", "load_method", "method_names"]
 

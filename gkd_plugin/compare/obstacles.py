@@ -9,8 +9,8 @@ from yaml.nodes import MappingNode
 
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.setting import is_incremental, is_trained, shares_classes, training_memory, training_shots
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.runner.building import stage_configs
-from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["NOT_SAME", "obstacle", "untrained_student"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node
 
+from gkd_plugin.config.yaml_nodes import as_node, entries, put, remove, steps
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.data import overlap_classes
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.yaml_nodes import as_node, entries, put, remove, steps
-from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = [
     "WEIGHTS",

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from yaml.nodes import MappingNode
 
+from gkd_plugin.box.hooks import Capture, check_module_path
+from gkd_plugin.config.yaml_construct import construct
+from gkd_plugin.config.yaml_nodes import compose_value, dump, entries, merged_pairs, put, remove
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.data import labels_of
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.hooks import Capture, check_module_path
 from gkd_plugin.runner.forward_check import first_images
 from gkd_plugin.runner.models import build_model
-from gkd_plugin.runner.yaml_construct import construct
-from gkd_plugin.runner.yaml_nodes import compose_value, dump, entries, merged_pairs, put, remove
-from gkd_plugin.runner.yaml_plain import to_plain
-from gkd_plugin.teacher_input import checked_size, own_input
+from gkd_plugin.teacher.teacher_input import checked_size, own_input
 
 __all__ = ["PLACEHOLDERS", "Measured", "measure"]
 
@@ -145,7 +145,7 @@ def _width(
         path: module path of the embedding.
         training_set: as YAML; only its images' shape matters.
         io: 'output' or 'input' of that module.
-        preprocessing: what decides the size of the model's images, see :func:`gkd_plugin.teacher_input.own_input`.
+        preprocessing: what decides the size of the model's images, see :func:`~teacher_input.own_input`.
         size: goes before it.
     """
     (where, built), *_ = construct(compose_value(entry, "models")).items()

@@ -52,7 +52,7 @@ class FixedViews(Dataset[Any]):
 
     View v of sample i is ``dataset[i]`` with the global random states of ``random``, ``numpy.random`` and torch's
     CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform that draws from a
-    generator of its own is out of reach (:func:`gkd_plugin.fingerprint.views_key` finds it).
+    generator of its own is out of reach (:func:`gkd_plugin.cache.fingerprint.views_key` finds it).
 
     Samples are ``(image, label, {"bank_row": i * views + v, "sketch": …})``, see :func:`sketch`; epoch e shows view
     v = (e + i) % views of sample i.

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
+from gkd_plugin.box.hooks import hooked_tensor
+from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, nearest, user_can_mend
 from gkd_plugin.functional import check_temperature, emphasis_weights, local_classifier_distillation
-from gkd_plugin.hooks import hooked_tensor
-from gkd_plugin.registry import register
 
 __all__ = ["LocalClassifierLoss"]
 

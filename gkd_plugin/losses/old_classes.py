@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
+from gkd_plugin.box.hooks import hooked_tensor
+from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.functional import check_temperature
 from gkd_plugin.functional._precision import exact_dtype, no_autocast
-from gkd_plugin.hooks import hooked_tensor
-from gkd_plugin.registry import register
 
 __all__ = ["OldClassDistillation"]
 

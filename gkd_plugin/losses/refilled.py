@@ -13,13 +13,13 @@ from torch.nn import functional
 from torchdistill.losses.high_level import AbstractLoss
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_level_loss
 
+from gkd_plugin.box.hooks import check_module_path, hooked_tensor
+from gkd_plugin.box.registry import register
+from gkd_plugin.box.unreached import unreached_parameters
 from gkd_plugin.errors import ConfigError, nearest
-from gkd_plugin.hooks import check_module_path, hooked_tensor
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss
 from gkd_plugin.losses.relationship import RelationshipLoss
-from gkd_plugin.registry import register
 from gkd_plugin.teacher import RefilledTeacher
-from gkd_plugin.unreached import unreached_parameters
 
 __all__ = ["ClassifierStage", "EmbeddingStage", "JointStage", "RefilledStage", "refilled"]
 

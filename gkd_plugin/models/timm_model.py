@@ -11,9 +11,9 @@ from timm.models import get_arch_name, is_model, parse_model_name
 from torch import nn
 from torchdistill.models.registry import MODEL_DICT, register_model
 
+from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.embedding_tap import is_encoder, tap_embedding
-from gkd_plugin.registry import register
 
 __all__ = ["timm_model"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.config import RunConfig, load_config
 from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.models import student_entry
 from gkd_plugin.runner.run import RunOptions, run_config

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.data import class_names_of, labels_of
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.fingerprint import image_keys
 
 __all__ = ["check_data", "check_labels", "check_trained_classes"]
 

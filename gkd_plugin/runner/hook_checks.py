@@ -14,11 +14,11 @@ from torch import nn
 from torchdistill.losses.mid_level import SimpleLossWrapper
 from torchdistill.losses.registry import get_high_level_loss
 
+from gkd_plugin.box.hooks import check_module_path
 from gkd_plugin.errors import ConfigError, nearest, told_at
-from gkd_plugin.hooks import check_module_path
 from gkd_plugin.losses import LocalClassifierLoss, RefilledStage, RelationshipLoss
+from gkd_plugin.models.student import ProjectedStudent
 from gkd_plugin.runner.building import told_as_config_error
-from gkd_plugin.student import ProjectedStudent
 from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["check_hooks"]

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.data import ImageInput, class_names_of, normalisation_of
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
 from gkd_plugin.runner.classifier_start import is_asked_for, start_at_centres
@@ -24,7 +25,6 @@ from gkd_plugin.runner.forward_check import check_forward, first_images
 from gkd_plugin.runner.hook_checks import check_hooks
 from gkd_plugin.runner.models import TEACHER, build_model, student_entry
 from gkd_plugin.runner.ncm_readout import student_embedding_path
-from gkd_plugin.runner.teacher_cache import TeacherCache
 
 __all__ = ["Parts"]
 

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torchdistill.common.main_util import set_seed
 
+from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.cache.teacher_cache import TeacherCache
+from gkd_plugin.config.config import RunConfig
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.fingerprint import teacher_key
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.building import build_test_loader
 from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
 from gkd_plugin.runner.classifier_start import is_asked_for, start_at_centres
-from gkd_plugin.runner.config import RunConfig
 from gkd_plugin.runner.data_checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model, student_entry
 from gkd_plugin.runner.outcome import epoch_line, final_figures, log_final, new_summary
 from gkd_plugin.runner.parts import Parts
 from gkd_plugin.runner.run_folder import RunFolder
-from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.runner.teacher_check import check_teacher
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.runner.weights import load_weights

@@ -16,10 +16,10 @@ from typing import Any
 
 from torchdistill.common.constant import LOGGING_FORMAT
 
+from gkd_plugin.config.yaml_nodes import compose
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checkpoints import write_atomically
-from gkd_plugin.runner.yaml_nodes import compose
-from gkd_plugin.runner.yaml_plain import to_plain
 
 __all__ = ["RunFolder", "check_run_folder", "package_versions"]
 

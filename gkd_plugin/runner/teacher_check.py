@@ -8,13 +8,13 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from gkd_plugin.centres import fit_class_centres
-from gkd_plugin.class_map import are_the_teachers
 from gkd_plugin.data import labels_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import nearest_class_mean
 from gkd_plugin.runner.accuracy import Accuracy, evaluate, near_chance
 from gkd_plugin.teacher import RefilledTeacher
+from gkd_plugin.teacher.centres import fit_class_centres
+from gkd_plugin.teacher.class_map import are_the_teachers
 
 __all__ = ["check_teacher", "classes_without_sample"]
 

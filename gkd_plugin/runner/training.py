@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.data import FixedViews
 from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.errors import ConfigError
@@ -23,7 +24,6 @@ from gkd_plugin.runner.accuracy import evaluate, student_ncm
 from gkd_plugin.runner.building import told_as_config_error
 from gkd_plugin.runner.clipping import clip_unscaled
 from gkd_plugin.runner.progress import EpochProgress
-from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["EpochRow", "train_epochs"]

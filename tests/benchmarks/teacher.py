@@ -20,11 +20,11 @@ import timm
 import torch
 from torch import Tensor
 
+from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.functional import class_centres
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.building import build_box
 from gkd_plugin.runner.devices import Placement, make_accelerator
-from gkd_plugin.runner.teacher_cache import TeacherCache
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, stage

@@ -6,10 +6,10 @@ import pytest
 from gkd_plugin.compare.cell import base_stages, cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
+from gkd_plugin.config.yaml_nodes import as_node, compose, dump, entries, put, remove
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.yaml_nodes import as_node, compose, dump, entries, put, remove
-from gkd_plugin.runner.yaml_plain import to_plain
 from tests.compare.fakes import CONFIG, write_config, write_incremental
 
 CONFIGS = Path(__file__).parents[2] / "configs/digits"

@@ -11,9 +11,9 @@ from gkd_plugin.compare.compare import Comparison, compare
 from gkd_plugin.compare.grid import Result
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
+from gkd_plugin.config.yaml_nodes import compose
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.checkpoints import WeightFile, save_student
-from gkd_plugin.runner.yaml_nodes import compose
 from tests.compare.fakes import CONFIG
 
 DIGITS = [("train", "train"), ("val", "test"), ("test", "test")]

@@ -9,9 +9,9 @@ from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare.compare import Comparison, compare
 from gkd_plugin.compare.grid import Result
+from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.run import evaluate_checkpoint
 from tests.compare.conftest import METHODS
 from tests.compare.fakes import CONFIG, write_config, write_few_shot, write_incremental

@@ -6,8 +6,8 @@ from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.obstacles import obstacle, untrained_student
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.runner.overrides import apply_overrides
-from gkd_plugin.runner.yaml_nodes import compose
+from gkd_plugin.config.overrides import apply_overrides
+from gkd_plugin.config.yaml_nodes import compose
 from tests.compare.fakes import write_config, write_few_shot, write_incremental
 
 NO_OLD = dict.fromkeys(("lwf", "joint-training"), "needs old and new classes")

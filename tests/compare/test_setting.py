@@ -11,9 +11,9 @@ from gkd_plugin.compare.setting import (
     training_memory,
     training_shots,
 )
+from gkd_plugin.config.yaml_nodes import compose, compose_value
+from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.yaml_nodes import compose, compose_value
-from gkd_plugin.runner.yaml_plain import to_plain
 from tests.compare.fakes import CONFIG
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "digits"

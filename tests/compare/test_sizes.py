@@ -5,9 +5,9 @@ from torchdistill.core.forward_hook import ForwardHookManager
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, measure
+from gkd_plugin.config.yaml_nodes import compose_value
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.yaml_nodes import compose_value
 from tests.fakes import TinyImages
 
 WIDE_KWARGS = "depth: 10, k: 2, dropout_p: 0.0, num_classes: 4, pretrained: False, progress: False"

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from gkd_plugin.cache.fingerprint import data_key
 from gkd_plugin.data import FixedViews, class_subset, image_folder, image_transform, normalisation_of
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.fingerprint import data_key
 from tests.data.image_trees import image_tree
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.parts import Parts
 from tests.runner.fakes import write_configs

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader, TensorDataset
 
+from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.probe import PROBES, run_probe
 from gkd_plugin.runner.run import RunOptions
 from tests.fakes import TinyImages

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
 from gkd_plugin.runner import run as run_module
 from gkd_plugin.runner.accuracy import student_ncm
 from gkd_plugin.runner.classifier_start import start_at_centres
-from gkd_plugin.runner.config import load_config
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.models import build_model, student_entry
 from gkd_plugin.runner.run import RunOptions, evaluate_checkpoint, run_config

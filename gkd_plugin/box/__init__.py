@@ -1,0 +1,1 @@
+"""Everything that exists because of torchdistill: its registries, hooks and boxes."""

@@ -1,0 +1,1 @@
+"""A configuration before anything is built: read, changed, checked, written back."""

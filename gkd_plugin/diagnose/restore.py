@@ -1,0 +1,227 @@
+"""A finished run, rebuilt from its folder: the models, the student's weights over time, the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchdistill.common.main_util import set_seed
+from tqdm import tqdm
+
+from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.config.config import RunConfig, load_config
+from gkd_plugin.data import classes_of, teacher_labels_of, teacher_num_classes_of
+from gkd_plugin.data._checks import unwrapped
+from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
+from gkd_plugin.runner.devices import make_accelerator, read_placement
+from gkd_plugin.runner.models import TEACHER, build_model, student_entry
+from gkd_plugin.runner.ncm_readout import student_embedding_path
+from gkd_plugin.runner.run_folder import RunFolder
+from gkd_plugin.runner.teacher_check import classes_without_sample
+from gkd_plugin.runner.weights import load_weights
+from gkd_plugin.teacher import RefilledTeacher
+from gkd_plugin.teacher.centres import clean_loader, fit_class_centres
+from gkd_plugin.teacher.local_classifier import LocalClassifier
+
+__all__ = ["Images", "RestoredRun", "outputs", "restore"]
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of images to look at.
+
+    Attributes:
+        name: 'train', 'validation' or 'test'.
+        loader: (images, labels, …) batches, each sample once, in order, without augmentation where the set offers that.
+    """
+
+    name: str
+    loader: DataLoader[Any]
+
+
+@dataclass(frozen=True)
+class RestoredRun:
+    """A finished run.
+
+    Attributes:
+        folder: where it is.
+        seed: of the run.
+        train: the training images of the last stage that the teacher takes part in.
+        validation: the validation images, or the test images where there are none, or ``None``.
+        test: the test images, or the validation images where there are none, or ``None``.
+        class_names: of the student's classes.
+        teacher_labels: for each of the student's classes the teacher's own label of it, or ``None`` where the teacher
+            does not know the class; ``None`` as a whole where the training set does not say.
+        teacher: with its class centres, where each class has a training sample.
+        student: on the device, in eval mode; see :meth:`load_student`.
+        initial: the student's weights before any training.
+        embedding_stage: name of the stage ``embedding``, or ``None``.
+        embedding_path: module path of the student's embedding, or ``None`` where nothing tells it.
+        accelerator: device and precision.
+    """
+
+    folder: RunFolder
+    seed: int
+    train: Images
+    validation: Images | None
+    test: Images | None
+    class_names: list[str]
+    teacher_labels: Sequence[int | None] | None
+    teacher: RefilledTeacher
+    student: nn.Module
+    initial: Mapping[str, Tensor]
+    embedding_stage: str | None
+    embedding_path: str | None
+    accelerator: Accelerator
+
+    def load_student(self, weights: Path | None) -> None:
+        """Gives the student the weights in a file, or with ``None`` those before any training."""
+        if weights is None:
+            self.student.load_state_dict(self.initial)
+        else:
+            load_weights(self.student, weights, "run folder")
+        self.student.eval()
+
+
+def restore(path: Path, device: str | None = None) -> RestoredRun:
+    """Rebuilds a finished run as the runner built it; writes nothing.
+
+    The teacher goes to the student's device, wherever it was in training.
+
+    Args:
+        path: the run folder.
+        device: goes before the configuration's ``device.default``.
+
+    Raises:
+        ConfigError: this is no folder of a finished run, it has no teacher in the wrapper ``refilled_teacher``, or
+            weights or data are not there any more, or the teacher's weights are others.
+    """
+    summary = _finished_summary(path)
+    folder = RunFolder(path)
+    if not folder.student.is_file():
+        raise ConfigError(f"{path}: the student's weights are missing: no such file: {folder.student}")
+    config = load_config(path / "config.yaml")
+    with told_at(f"{config.path}: "):
+        stage_name, stage = _stage_of_teacher(config)
+        placement = read_placement({"device": {**(config.plain.get("device") or {}), "teacher": None}}, device)
+        accelerator = make_accelerator(placement)
+        if accelerator.num_processes > 1:
+            raise ConfigError("diagnose runs in one process")
+        set_seed(summary["seed"])  # from here to the student in the order of a run, which decides its first weights
+        built = config.build()
+        student = build_model(*student_entry(built))
+        initial = {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+        teacher = build_model(TEACHER, built["models"]["teacher_model"])
+        stage = stage_configs(built["train"])[stage_name]
+        box = build_box({**built, "train": stage}, teacher, student, placement, accelerator)
+        accelerator.unwrap_model(box.student_model, keep_fp32_wrapper=False)
+        box.clean_modules()
+        if not isinstance(box.teacher_model, RefilledTeacher):
+            raise ConfigError(f"{section_name(stage_name)}.teacher: is not the wrapper 'refilled_teacher' alone")
+        if summary.get("teacher_weights") not in (None, teacher_key(box.teacher_model.teacher)):
+            raise ConfigError(
+                f"{TEACHER}: has other weights than in the run, which diagnose would say nothing true of; was its "
+                "src_ckpt written anew since?"
+            )
+        train = Images("train", clean_loader(box.train_data_loader))
+        if not classes_without_sample(box.teacher_model, box.train_data_loader.dataset):
+            fit_class_centres(box.teacher_model, box.train_data_loader)
+        test = _held_out("test", build_test_loader(built, accelerator))
+    validation = _held_out("validation", box.val_data_loader)
+    dataset = box.train_data_loader.dataset
+    embedding_stage, embedding_path = _embedding(config, student)
+    return RestoredRun(
+        folder=folder,
+        seed=summary["seed"],
+        train=train,
+        validation=validation or test,
+        test=test or validation,
+        class_names=[_name(entry) for entry in classes_of(dataset)],
+        teacher_labels=_teacher_labels(box.teacher_model.local_classifier, dataset),
+        teacher=box.teacher_model,
+        student=student.to(accelerator.device),
+        initial=initial,
+        embedding_stage=embedding_stage,
+        embedding_path=embedding_path,
+        accelerator=accelerator,
+    )
+
+
+@torch.no_grad()
+def outputs(score: Score, images: Images, accelerator: Accelerator, title: str) -> tuple[Tensor, Tensor]:
+    """``score`` (images → ``[B, D]``) of all images, ``[N, D]`` float32, and their labels ``[N]``, both on the CPU."""
+    found, labels = [], []
+    for batch in tqdm(images.loader, desc=title, leave=False, disable=None):
+        with accelerator.autocast():
+            found.append(score(batch[0].to(accelerator.device)).float().cpu())
+        labels.append(batch[1])
+    return torch.cat(found), torch.cat(labels)
+
+
+def _finished_summary(path: Path) -> dict[str, Any]:
+    """The run's ``summary.json``."""
+    missing = [name for name in ("config.yaml", "summary.json") if not (path / name).is_file()]
+    if missing:
+        raise ConfigError(f"{path} is not a run folder: it has no {' and no '.join(missing)}")
+    try:
+        summary: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path / 'summary.json'}: is not JSON: {error}") from error
+    if summary.get("status") != "finished":
+        raise ConfigError(f"{path}: the run is not finished (status: {summary.get('status')}); diagnose needs its end")
+    return summary
+
+
+def _stage_of_teacher(config: RunConfig) -> tuple[str, Mapping[str, Any]]:
+    """(name, section) of the last stage with the teacher wrapper."""
+    if "teacher_model" not in config.plain["models"]:
+        raise ConfigError("has no models.teacher_model: diagnose looks at what a teacher does for its student")
+    for name, stage in reversed(stage_configs(config.plain["train"]).items()):
+        wrapper = (stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
+        if wrapper.get("key") == "refilled_teacher":
+            return name, stage
+    raise ConfigError(
+        "no stage has the teacher wrapper 'refilled_teacher' (teacher.auxiliary_model_wrapper.key), which diagnose asks"
+    )
+
+
+def _held_out(name: str, loader: Any) -> Images | None:
+    """The images of a loader made by torchdistill, all of them in order."""
+    if loader is None:
+        return None
+    size, workers = loader.batch_size or 128, loader.num_workers
+    return Images(name, DataLoader(unwrapped(loader.dataset), batch_size=size, num_workers=workers))
+
+
+def _teacher_labels(local: LocalClassifier, dataset: Any) -> Sequence[int | None] | None:
+    """Those of the fitted wrapper's class map, or else of the data, where they are said of a teacher like this one."""
+    if local.known:
+        return local.shared
+    return teacher_labels_of(dataset) if local.may_be_of(teacher_num_classes_of(dataset)) else None
+
+
+def _embedding(config: RunConfig, student: nn.Module) -> tuple[str | None, str | None]:
+    """(name of the last stage ``embedding``, module path of the student's embedding)."""
+    stages = stage_configs(config.plain["train"])
+    path = student_embedding_path(student_entry(config.plain)[1], stages) or "embedding"
+    found = [name for name, stage in stages.items() if _is_embedding(stage.get("criterion") or {})]
+    return found[-1] if found else None, path if path in dict(student.named_modules()) else None
+
+
+def _is_embedding(criterion: Mapping[str, Any]) -> bool:
+    return criterion.get("key") == "refilled" and (criterion.get("kwargs") or {}).get("stage") == "embedding"
+
+
+def _name(entry: object) -> str:
+    """A class name as text; of a tuple of synonyms, as torchvision's ImageNet has them, the first."""
+    return str(entry[0]) if isinstance(entry, tuple) and entry else str(entry)

@@ -1,6 +1,0 @@
-"""A frozen teacher's outputs for every fixed view, in one memory-mapped float16 array on disk."""
-
-from gkd_plugin.feature_bank.reader import FeatureBank
-from gkd_plugin.feature_bank.writer import BankWriter
-
-__all__ = ["BankWriter", "FeatureBank"]

@@ -1,0 +1,372 @@
+"""``refilled_teacher``: the teacher as an object with invariants, not a convention that callers must remember."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper
+from torchdistill.models.wrapper import AuxiliaryModelWrapper
+from typing_extensions import Self
+
+from gkd_plugin.box.hooks import Capture, check_module_path, hooked_tensor
+from gkd_plugin.box.registry import register
+from gkd_plugin.data import normalisation_of
+from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
+from gkd_plugin.models.projection import make_projection
+from gkd_plugin.teacher.class_map import ClassMap
+from gkd_plugin.teacher.local_classifier import KINDS, Evidence, LocalClassifier
+from gkd_plugin.teacher.local_features import LocalFeatures
+from gkd_plugin.teacher.teacher_input import TeacherInput, given_data_input, given_input, own_input
+from gkd_plugin.teacher.teacher_log import TeacherLog
+
+__all__ = ["DTYPES", "Answers", "RefilledTeacher"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Answers(NamedTuple):
+    """What a teacher says of a batch, ``[B, …]`` each in float32; ``None`` where it has none.
+
+    Attributes:
+        embedding: ``[B, D_t]``.
+        local_classifier: ``[B, C]``, once the class centres are known; in given answers ``None`` has it computed.
+        logits: ``[B, C_t]``, of its own classifier.
+        features: ``[B, F]``, of ``local_features``.
+    """
+
+    embedding: Tensor
+    local_classifier: Tensor | None
+    logits: Tensor | None
+    features: Tensor | None = None
+
+
+@register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, "refilled_teacher")
+class RefilledTeacher(AuxiliaryModelWrapper):
+    """Wraps any teacher for ReFilled and holds its invariants whatever the training box does.
+
+    The teacher is frozen, always in eval mode (``train()`` cannot change that, so batch-norm statistics never
+    move) and runs without gradient. It may live on a device of its own: inputs go there, results come back. It sees
+    images with its own normalisation and size, whatever those of the student are; what is done to them is logged once.
+
+    Hook paths: ``embedding`` ``[B, D_t]``; ``local_classifier`` ``[B, C]``, C the student's classes, once the class
+    centres are known (the pre-epoch process ``refilled`` computes them). The output itself (``.``) is the
+    teacher's own logits ``[B, C_t]``; for a teacher with no classifier (timm's ``num_classes: 0``) it is the local
+    classifier's, which is said once in the log. All in float32. With a ``projection`` also ``projection``
+    ``[B, D']``, computed with gradient after each training step's forward pass: it alone is trained.
+
+    Args:
+        teacher_model: the teacher; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
+        embedding: module path of the teacher's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
+            every ``timm_model``.
+        embedding_io: 'output' of that module, or its 'input' (torchvision's ViT: ``embedding: 'heads'``, 'input').
+        local_classifier: 'centres', the paper's, or 'discriminant', calibrated to the labels, see
+            :class:`LocalClassifier`; by default what the criterion's stage asks for.
+        local_features: module paths of earlier layers, which a 'discriminant' reads beside the embedding, see
+            :class:`gkd_plugin.teacher.local_features.LocalFeatures`.
+        class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' asks the
+            training set, see :func:`resolve_class_map`, and takes no class as shared where that
+            speaks of a teacher with another number of classes.
+        teacher_classes: the teacher's class names, where ``class_map`` goes by them; by default those that its weights
+            were trained with, where this package wrote them.
+        num_classes: number of the student's classes, C; by default 1 + the largest training label.
+        preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
+            student, left as they are), see :func:`~teacher_input.own_input`.
+        mean: subtracted from pixels in [0, 1] for the teacher, by default of ``preprocessing``.
+        std: divided by, likewise.
+        input_size: the teacher's, a number of pixels or [height, width], likewise.
+        data_mean: subtracted for the student, by default read from the training set's transforms.
+        data_std: divided by, likewise.
+        teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the box.
+        teacher_dtype: precision that the teacher is held in: 'float32', 'bf16' or 'fp16'.
+        projection: ``{kind, in_features, out_features}`` of what a loss puts on top of the embedding, see
+            :class:`Projection`. One with weights needs ``teacher.requires_grad: True``, which
+            puts these into the optimizer and leaves the teacher frozen, and ``embedding`` among the hooks.
+
+    Raises:
+        ConfigError: the embedding path does not exist, or a setting is none of those allowed.
+    """
+
+    def __init__(
+        self,
+        teacher_model: nn.Module,
+        *,
+        embedding: str = "embedding",
+        embedding_io: str = "output",
+        local_classifier: str | None = None,
+        local_features: Sequence[str] | None = None,
+        class_map: str | Mapping[Any, Any] | None = "auto",
+        teacher_classes: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        preprocessing: str = "auto",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_size: int | Sequence[int] | None = None,
+        data_mean: Sequence[float] | None = None,
+        data_std: Sequence[float] | None = None,
+        teacher_device: str | torch.device | None = None,
+        teacher_dtype: str | None = None,
+        projection: Mapping[str, Any] | None = None,
+        device: torch.device | None = None,
+        device_ids: list[int] | None = None,  # noqa: ARG002
+        distributed: bool = False,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        _check_embedding(teacher_model, embedding)
+        with told_at("auxiliary_model_wrapper.kwargs."):
+            self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
+            self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
+            self._asks_for = None if local_classifier is None else _choice("local_classifier", local_classifier, KINDS)
+            self._features = LocalFeatures(teacher_model, local_features)
+            if embedding in self._features.paths:
+                raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
+            self._own_input = given_input(own_input(teacher_model, preprocessing), mean, std, input_size)
+            self._data_input = given_data_input(data_mean, data_std)
+            _check_num_classes(num_classes)
+            own_device = None if teacher_device is None else _device(teacher_device)
+        with told_at("auxiliary_model_wrapper: "):
+            self.input = TeacherInput(self._data_input, self._own_input)
+        self.teacher = teacher_model.eval().requires_grad_(False)
+        self._log = TeacherLog(teacher_model, preprocessing)
+        self.embedding = nn.Identity()
+        self.local_classifier = LocalClassifier(self._asks_for or "centres")
+        self.projection = None if projection is None else make_projection(projection)
+        self._class_map = ClassMap(class_map, teacher_classes)
+        self.num_classes = num_classes
+        self._embedding_path = embedding
+        self._channels: int | None = (
+            (getattr(teacher_model, "pretrained_cfg", None) or {}).get("input_size") or [None]
+        )[0]
+        self._capture = Capture.of(teacher_model, embedding, embedding_io)
+        self._given: Answers | None = None
+        self._own_device: torch.device | None = None
+        self.train(False)
+        if self._dtype is not None:
+            self.teacher.to(self._dtype)
+        if own_device is not None or device is not None:
+            self.to(own_device or device)
+        if self._dtype == torch.float16 and self.device.type == "cpu":
+            raise ConfigError(
+                "auxiliary_model_wrapper.kwargs.teacher_dtype: 'fp16' needs a GPU; use 'bf16' or 'float32'"
+            )
+        self._own_device = own_device
+
+    def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        """Reads normalisation and shared classes off the training set; called once, before the box wraps the models.
+
+        Raises:
+            ConfigError: the class map does not fit the teacher or the names of its classes, or the projection would
+                not be trained.
+        """
+        self._check_projection(box, stage_config)
+        with told_at("teacher.auxiliary_model_wrapper.kwargs."):
+            shared = self._class_map.shared_classes(self.teacher, box.train_data_loader.dataset)
+        self.local_classifier.known, self.local_classifier.known_of = shared
+        if self._data_input.mean is None or self._data_input.std is None:
+            self._data_input = normalisation_of(box.train_data_loader.dataset)
+            with told_at("teacher.auxiliary_model_wrapper: "):
+                self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
+
+    def _check_projection(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        if self.projection is None or not list(self.projection.parameters()):
+            return
+        if not stage_config["teacher"].get("requires_grad", True):
+            raise ConfigError(
+                "teacher.requires_grad: False freezes the teacher's projection too; True trains it, and the teacher "
+                "stays frozen in the wrapper 'refilled_teacher'"
+            )
+        if getattr(box.accelerator, "num_processes", 1) > 1:
+            raise ConfigError("teacher: a projection of its embedding is trained in one process, not in several")
+
+    def suggest_local_classifier(self, kind: str) -> None:
+        """The kind of local classifier that a criterion is made for, where the wrapper's keyword leaves it open."""
+        if self._asks_for is None:
+            self.local_classifier.kind = kind
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the teacher has classes of its own."""
+        return getattr(self.teacher, "num_classes", None) != 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is."""
+        return next((p.device for p in self.teacher.parameters()), self.local_classifier.centres.device)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stays in eval mode; a projection, which only training asks for, in train mode."""
+        super().train(False)
+        if self.projection is not None:
+            self.projection.train()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Stays frozen, all but a projection."""
+        super().requires_grad_(False)
+        if self.projection is not None:
+            self.projection.requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What ``.to()`` and its kin call: a teacher with a device of its own stays there, as it is."""
+        if self._own_device is None:
+            super()._apply(fn, recurse)
+        elif self.projection is not None:
+            self.projection._apply(fn, recurse)  # type: ignore[no-untyped-call]  # noqa: SLF001  # beside the student
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, …]`` images → the teacher's logits ``[B, C_t]``, on the device of the images."""
+        answers, self._given = self._given or self.answers(x), None
+        embedding = self.embedding(_moved(answers.embedding, x.device))
+        local = answers.local_classifier
+        if local is None and self.local_classifier.is_ready:
+            local = self.local_classifier.logits(self._evidence(answers))
+        if local is not None:
+            local = self.local_classifier(embedding, _moved(local, x.device))
+        if answers.logits is not None:
+            return _moved(answers.logits, x.device)
+        self._log.has_no_classifier()
+        return cast("Tensor", local)
+
+    def secondary_forward(self, io_dict: Mapping[str, Mapping[str, Any]]) -> None:
+        """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass.
+
+        Raises:
+            ConfigError: the embedding is not among the hooks, or has another width than the projection.
+        """
+        if self.projection is not None:
+            embedding = hooked_tensor(io_dict, "teacher", "embedding")
+            with told_at("teacher.auxiliary_model_wrapper.kwargs."):
+                self.projection(embedding)
+
+    @torch.no_grad()
+    def answers(self, x: Tensor) -> Answers:
+        """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
+        logits, embedding, features = self._run(x)
+        own = logits if self.has_classifier else None
+        if not self.local_classifier.is_ready:
+            return Answers(embedding, None, logits, features)
+        return Answers(embedding, self.local_classifier.logits(Evidence(embedding, features, own)), own, features)
+
+    def answer_with(self, answers: Answers | None) -> None:
+        """Gives the answers of the next forward pass, which then does not run the teacher."""
+        self._given = answers
+
+    @torch.no_grad()
+    def embed(self, x: Tensor) -> Tensor:
+        """``[B, …]`` images → the teacher's embedding ``[B, D_t]``, on the device of the teacher."""
+        return self._run(x)[1]
+
+    def _evidence(self, answers: Answers) -> Evidence:
+        """What the local classifier reads of given answers, on the teacher's own device."""
+        features, own = (
+            None if value is None else _moved(value, self.device) for value in (answers.features, answers.logits)
+        )
+        return Evidence(_moved(answers.embedding, self.device), features, own)
+
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The teacher's logits, embedding and local features, on its own device."""
+        if self._channels is not None and x.ndim == 4 and x.shape[1] != self._channels:
+            raise ConfigError(
+                f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}; "
+                "its kwargs.in_chans builds it for others"
+            )
+        self.teacher.eval()  # whoever holds the inner model may have called train() on it
+        images = self.input(_moved(x, self.device))
+        self._log.images(self.input, x)
+        logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
+        embedding = self._capture.take("teacher", self._embedding_path)
+        with told_at("auxiliary_model_wrapper.kwargs."):
+            features = self._features.take()
+        return logits.float() if isinstance(logits, Tensor) else logits, embedding.float(), features
+
+    def adopt_centres(self, other: RefilledTeacher) -> None:
+        """Takes over the class centres of the previous stage's wrapper, fitted on the same training set.
+
+        Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
+        """
+        ours, theirs = (
+            (local.kind, local.known, local.known_of) for local in (self.local_classifier, other.local_classifier)
+        )
+        if self.teacher is other.teacher and self.settings() == other.settings() and ours == theirs:
+            self.local_classifier.adopt(other.local_classifier, self.device)
+
+    def settings(self) -> tuple[Any, ...]:
+        """What decides the teacher's answers, besides its weights and the images."""
+        path = (self._embedding_path, self._embedding_io)
+        return *path, self._features.paths, self.num_classes, self._own_input, self._data_input, self._dtype
+
+    def fit_centres(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        views: Iterable[tuple[Tensor, Tensor, Tensor]] | None = None,
+    ) -> None:
+        """Fits the local classifier, and with it the class centres, to the training set.
+
+        Args:
+            batches: (images, labels), for the class centres.
+            views: (images, labels, numbers of the samples) of the same samples as the student sees them, for a
+                'discriminant'; ``None`` for the batches themselves.
+
+        Raises:
+            ConfigError: a class has no sample, or a label is out of range.
+        """
+        with user_can_mend("class centres"):
+            if self.local_classifier.kind == "centres" and self._class_map.is_asked_for:
+                logger.warning("class_map: not used, the local classifier is of the kind 'centres'")
+            answered = ((self._for_fit(images), labels) for images, labels in batches)
+            seen = None if views is None else ((self._for_fit(x), labels, samples) for x, labels, samples in views)
+            self.local_classifier.fit(answered, self.num_classes, self.device, seen)
+
+    @torch.no_grad()
+    def _for_fit(self, images: Tensor) -> Evidence:
+        logits, embedding, features = self._run(images)
+        return Evidence(embedding, features, logits if self.has_classifier else None)
+
+
+def _check_embedding(model: nn.Module, path: str) -> None:
+    where = "auxiliary_model_wrapper.kwargs.embedding"
+    names = [name for name, _ in model.named_modules() if name]
+    if path == "embedding" and path not in names:
+        raise ConfigError(
+            f"{where}: {type(model).__name__} has no module 'embedding', as timm_model's models have; name the module "
+            f"whose output is the embedding (embedding_io: 'input' takes its input); the last ones are "
+            f"{', '.join(map(repr, names[-4:]))}"
+        )
+    check_module_path(model, path, where)
+
+
+def _check_num_classes(value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigError(f"num_classes: must be a whole number, 1 or more, got {value!r}")
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"teacher_device: there is no device {name!r}; allowed: cpu, cuda, cuda:<number>, mps"
+        ) from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"teacher_device: there is no device {str(device)!r} here; this machine has {count} GPUs")
+    return device
+
+
+def _choice(name: str, given: str, allowed: Iterable[str]) -> str:
+    if not isinstance(given, str) or given not in allowed:
+        raise ConfigError(f"{name}: there is no {given!r}; {nearest(given, allowed)}")
+    return given
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``; the host waits only for what it will read itself."""
+    return x.to(device, non_blocking=device.type != "cpu")

@@ -1,0 +1,190 @@
+"""Shims and traps of torchdistill 1.1.5 and Accelerate 1.15: a failure here means that upstream has moved."""
+
+import copy
+import socket
+import traceback
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.utils.data import SequentialSampler
+from torchdistill.core.distillation import DistillationBox
+from torchdistill.losses.mid_level import CRDLoss
+
+from gkd_plugin.box.upstream import install_prepare_hook
+from gkd_plugin.models import timm_model
+from tests.fakes import TinyNet, cross_entropy, loader, make_box, stage, train_box
+
+
+def models(student="test_resnet"):
+    torch.manual_seed(0)
+    size = {"img_size": 32} if "patch16" in student else {}
+    return timm_model("test_resnet", num_classes=7), timm_model(student, num_classes=4, **size)
+
+
+def plain_stage():
+    """Nothing of ours: torchdistill's own sum of losses over its own models."""
+    section = stage("embedding")
+    section["teacher"] = {"forward_proc": "forward_batch_only", "requires_grad": False}
+    section["student"] = {"forward_proc": "forward_batch_only"}
+    del section["pre_epoch_process"]
+    section["criterion"] = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"ce": cross_entropy()}}}
+    return section
+
+
+def test_installing_the_prepare_hook_twice_wraps_once():
+    before = DistillationBox.setup_loss
+    install_prepare_hook()
+    assert DistillationBox.setup_loss is before
+
+
+def test_trap_1_torchdistill_lets_the_teachers_batch_norm_drift():
+    teacher, student = TinyNet(4), TinyNet(4)
+    before = teacher.bn.running_mean.clone()
+    train_box(make_box(plain_stage(), teacher, student))
+    assert not torch.equal(before, teacher.bn.running_mean)
+
+
+def test_trap_2_a_stage_without_forward_proc_fails():
+    section = plain_stage()
+    del section["student"]["forward_proc"]
+    with pytest.raises(ValueError, match="No forward process function `None` registered"):
+        make_box(section, TinyNet(), TinyNet())
+
+
+def test_trap_5_processes_are_set_on_the_class_and_the_learning_rate_is_changed_in_place():
+    first = make_box(stage("embedding"), *models())
+    make_box(plain_stage(), TinyNet(), TinyNet())
+    assert first.pre_epoch_process.__func__.__name__ == "default_pre_epoch_process_with_teacher"
+    section = plain_stage()
+    from torchdistill.core.distillation import get_distillation_box
+
+    from tests.fakes import TinyImages
+
+    datasets = {"train": TinyImages(), "val": TinyImages()}
+    get_distillation_box(TinyNet(), TinyNet(), datasets, section, torch.device("cpu"), None, False, 2)
+    assert section["optimizer"]["kwargs"]["lr"] == pytest.approx(2 * 0.05)
+
+
+def test_trap_6_parameters_in_sub_terms_are_not_seen():
+    from torchdistill.losses.registry import get_high_level_loss
+
+    term = {"criterion": torch.nn.Linear(2, 2), "weight": 1.0}
+    loss = get_high_level_loss({"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"x": term}}})
+    assert list(loss.parameters()) == []
+
+
+def test_crd_cannot_draw_negatives_itself():
+    """``self.prob`` should be ``self.probs``: so ``contrast_idx`` comes from CRDDatasetWrapper."""
+    loss = CRDLoss("z", "indices", "z", input_size=2, output_size=6, num_negative_samples=3, num_samples=6)
+    student = {"z": {"output": torch.randn(2, 2)}, "indices": {"input": {"pos_idx": torch.tensor([0, 1])}}}
+    with pytest.raises(AttributeError, match="has no attribute 'prob'"):
+        loss(student, {"z": {"output": torch.randn(2, 2)}})
+
+
+def test_trap_9_misspelt_keys_pass_silently_upstream():
+    section = plain_stage()
+    section["optimzer"] = section["optimizer"]
+    make_box(section, TinyNet(), TinyNet())
+
+
+def test_trap_9_a_wrong_hook_path_ends_in_an_attribute_error():
+    section = plain_stage()
+    section["student"]["forward_hook"] = {"output": ["nowhere"]}
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'register_forward_hook'"):
+        make_box(section, TinyNet(), TinyNet())
+
+
+def test_the_student_is_ours_before_the_box_wraps_it():
+    """No part that a plugin registers is shown the student before it is wrapped: why the prepare hook exists."""
+    original = DistillationBox.setup_loss.__wrapped__
+    teacher, student = models()
+    try:
+        DistillationBox.setup_loss = original
+        make_box(stage("embedding"), teacher, student)
+        assert all(p.requires_grad for p in student.get_classifier().parameters())
+    finally:
+        del DistillationBox.setup_loss
+        DistillationBox.setup_loss = original
+        install_prepare_hook()
+    make_box(stage("embedding"), teacher, student)
+    assert not any(p.requires_grad for p in student.get_classifier().parameters())
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def run_rank(rank, port, student_name, freezes, queue):
+    import os
+
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        torch.set_num_threads(1)
+        from accelerate import Accelerator
+
+        import gkd_plugin  # noqa: F401
+        from gkd_plugin.losses import EmbeddingStage
+
+        if not freezes:
+            EmbeddingStage.prepare = lambda self, box, stage_config: None
+        accelerator = Accelerator(cpu=True)
+        accelerator.state.use_fp16 = False
+        teacher, student = models(student_name)
+        sections = {"stage1": stage("embedding", epochs=2), "stage2": stage("classifier")}
+        for section in sections.values():
+            section["val_data_loader"] = loader("val", SequentialSampler)
+        box = make_box(sections, teacher, student, accelerator)
+        train_box(box)
+        queue.put((rank, "ok", {key: value.double().sum().item() for key, value in student.state_dict().items()}))
+    except Exception:
+        queue.put((rank, "error", traceback.format_exc()))
+
+
+def two_processes(student_name, freezes=True):
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    port = free_port()
+    processes = [context.Process(target=run_rank, args=(rank, port, student_name, freezes, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    results = sorted(queue.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join(timeout=30)
+        process.kill()
+    return results
+
+
+@pytest.mark.parametrize("student_name", ["test_resnet", "deit_tiny_distilled_patch16_224"])
+def test_two_gloo_processes_train_both_stages_with_equal_weights(student_name):
+    """DDP through Accelerate; batch-norm buffers are per process, parameters are one."""
+    first, second = two_processes(student_name)
+    assert first[1] == second[1] == "ok", (first, second)
+    _, student = models(student_name)
+    names = [name for name, _ in student.named_parameters()]
+    assert {name: first[2][name] for name in names} == {name: second[2][name] for name in names}
+
+
+def test_trap_4_without_freezing_the_classifier_ddp_stops():
+    results = two_processes("test_resnet", freezes=False)
+    assert any("Expected to have finished reduction" in str(result[2]) for result in results), results
+
+
+def test_trap_3_accelerate_has_no_use_fp16():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True)
+    with pytest.raises(AttributeError, match="use_fp16"):
+        make_box(copy.deepcopy(stage("embedding")), *models(), accelerator)

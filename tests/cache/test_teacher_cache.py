@@ -1,0 +1,188 @@
+"""Training from a teacher's kept answers."""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gkd_plugin import ConfigError
+from gkd_plugin.cache.teacher_cache import TeacherCache
+from gkd_plugin.models import timm_model
+from gkd_plugin.runner.building import build_box
+from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.runner.training import train_epochs
+from tests.fakes import TinyImages, stage
+
+CPU = Placement(torch.device("cpu"), None, "no")
+
+
+class NoisyImages(TinyImages):
+    """With an augmentation that draws from torch's random state."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image + 0.1 * torch.randn(image.shape), label
+
+
+def config(**changes):
+    stages = {"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=2)}
+    for section in stages.values():
+        section.update(changes)
+    return {"datasets": {"train": NoisyImages(), "val": TinyImages(seed=1)}, "train": stages}
+
+
+def build(folder, views=3, teacher_seed=0, classes=7, precision="no", **changes):
+    torch.manual_seed(teacher_seed)
+    teacher = timm_model("test_resnet", num_classes=classes)
+    torch.manual_seed(1)
+    student = timm_model("test_resnet", num_classes=4)
+    cache = TeacherCache(views, folder)
+    placement = replace(CPU, precision=precision)
+    accelerator = make_accelerator(placement)
+    box = build_box(cache.fix_views(config(**changes)), teacher, student, placement, accelerator)
+    return box, student, cache, accelerator
+
+
+def train(box, student, cache, accelerator):
+    return [row["loss"] for row in train_epochs(box, student, {"stage1": 2, "stage2": 2}, accelerator, cache)]
+
+
+def test_the_teacher_runs_for_each_view_once_and_not_in_the_epochs(tmp_path, monkeypatch):
+    box, student, cache, accelerator = build(tmp_path)
+    images = []
+    inner = box.teacher_model.teacher
+    inner.register_forward_hook(lambda _module, args, _output: images.append(len(args[0])))
+    train(box, student, cache, accelerator)
+    samples = 24
+    assert sum(images) == 1 + 3 * samples + samples  # the widths, every view, class centres
+    assert [report["computed"] for report in cache.reports] == [True]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
+
+
+@pytest.mark.parametrize(("classes", "local_features"), [(7, None), (0, None), (7, ["layer1"])])
+def test_answers_are_those_of_the_teacher_for_the_very_images_of_the_student(tmp_path, classes, local_features):
+    """Each batch: what the hooks record is what the teacher would say of the same images, up to float16."""
+    classifier = stage("classifier")
+    hooks = {key: classifier[key] for key in ("criterion", "teacher")}
+    if local_features:
+        wrapper = hooks["teacher"]["auxiliary_model_wrapper"]
+        more = {"local_classifier": "discriminant", "local_features": local_features}
+        hooks["teacher"]["auxiliary_model_wrapper"] = {**wrapper, "kwargs": {**wrapper["kwargs"], **more}}
+    box, _, cache, accelerator = build(tmp_path, classes=classes, **hooks)
+    cache.attach(box, accelerator)
+    teacher = box.teacher_model
+    box.pre_epoch_process(epoch=0)
+    seen = {}
+    for path in ("embedding", "local_classifier"):
+        teacher.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
+    rows = set()
+    for epoch in range(3):
+        box.pre_epoch_process(epoch=epoch)
+        for images, labels, supplement in box.train_data_loader:
+            logits = box.teacher_forward_proc(teacher, images, labels, supplement)
+            given = dict(seen)
+            own = teacher.answers(images)
+            torch.testing.assert_close(given["embedding"], own.embedding, rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(given["local_classifier"], own.local_classifier, rtol=2e-3, atol=2e-3)
+            want = own.local_classifier if own.logits is None else own.logits
+            torch.testing.assert_close(logits, want, rtol=2e-3, atol=2e-3)
+            rows |= set(supplement["bank_row"].tolist())
+    assert rows == set(range(3 * 24))
+
+
+def test_a_second_run_reads_the_bank_and_trains_the_same(tmp_path, caplog):
+    first = train(*build(tmp_path))
+    with caplog.at_level(logging.INFO):
+        second_parts = build(tmp_path)
+        second = train(*second_parts)
+    assert first == second
+    assert [report["computed"] for report in second_parts[2].reports] == [False]
+    assert "found in" in caplog.text
+
+
+def test_images_that_changed_unseen_are_refused(tmp_path, monkeypatch):
+    """Neither the labels nor the views that are probed for the bank's name show it."""
+    monkeypatch.setattr("gkd_plugin.cache.teacher_cache.views_key", lambda views: "same")
+    monkeypatch.setattr("gkd_plugin.cache.teacher_cache.data_key", lambda dataset: "same")
+    train(*build(tmp_path))
+    box, student, cache, accelerator = build(tmp_path)
+    images = box.train_data_loader.dataset.dataset.images
+    images[[1, 2]] = images[[2, 1]]  # rows that opening does not ask the teacher for
+    with pytest.raises(ConfigError, match="teacher_cache: the images are not those that the teacher answered for"):
+        train(box, student, cache, accelerator)
+
+
+def test_a_teacher_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
+    """As where two models have the same weights and other settings."""
+    monkeypatch.setattr("gkd_plugin.cache.teacher_cache.teacher_key", lambda model: "same")
+    train(*build(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"^teacher_cache\.folder: the teacher's embedding .* differ from the bank's by"
+    ):
+        train(*build(tmp_path, teacher_seed=5))
+
+
+def test_another_precision_gets_a_bank_of_its_own(tmp_path):
+    for precision in ("no", "bf16"):
+        parts = build(tmp_path, precision=precision)
+        train(*parts)
+        assert [report["computed"] for report in parts[2].reports] == [True]
+
+
+def test_another_teacher_or_number_of_views_gets_a_bank_of_its_own(tmp_path):
+    for parts in (build(tmp_path), build(tmp_path, teacher_seed=5), build(tmp_path, views=2)):
+        train(*parts)
+        assert [report["computed"] for report in parts[2].reports] == [True]
+    assert len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_a_truncated_bank_is_refused(tmp_path):
+    train(*build(tmp_path))
+    file = next(tmp_path.glob("*.npy"))
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .*truncated"):
+        train(*build(tmp_path))
+
+
+def test_a_folder_that_is_a_file_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "cache").write_text("mine")
+    for folder in (tmp_path / "cache", tmp_path / "cache" / "deeper"):
+        with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .*cache is a file$"):
+            build(folder)
+    assert (tmp_path / "cache").read_text() == "mine"
+
+
+def test_a_read_only_folder_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .* cannot be written to$"):
+        build(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    parts = build(tmp_path / "new")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=0))
+    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .* has 0\.00 GB free"):
+        train(*parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_wrapper_is_refused(tmp_path):
+    plain = {"forward_proc": "forward_batch_only", "requires_grad": False}
+    with pytest.raises(ConfigError, match="teacher_cache: only the wrapper 'refilled_teacher' can answer from a cache"):
+        build(tmp_path, teacher=plain)
+
+
+@pytest.mark.parametrize("key", ["collate_fn", "dataset_wrapper"])
+def test_loaders_that_may_change_images_are_refused(tmp_path, key):
+    loader = {**stage("embedding")["train_data_loader"], key: {"key": "x"}}
+    with pytest.raises(ConfigError, match=rf"teacher_cache: train\.stage1\.train_data_loader\.{key} may change images"):
+        build(tmp_path, train_data_loader=loader)
+
+
+def test_the_section():
+    assert TeacherCache.from_section(None) is None
+    assert TeacherCache.from_section({"views": 4}).views == 4
+    assert TeacherCache.from_section({"views": 4, "folder": "~/x", "seed": 2}).folder.is_absolute()

@@ -1,0 +1,80 @@
+"""Reading the node graph, looking at it and writing it back."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torchdistill.common.yaml_util import load_yaml_file
+
+from gkd_plugin.config.yaml_construct import construct
+from gkd_plugin.config.yaml_nodes import compose, compose_value, dump, paths_to
+from gkd_plugin.config.yaml_plain import to_plain
+from gkd_plugin.errors import ConfigError
+from tests.runner.yaml_samples import RICH, comparable, write
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: [1, 2\nc: 3\n", r"x\.yaml, line 3, column 2: "),
+        ("a:\n\t- 1\n", r"x\.yaml, line 2, column 1: "),
+        ("a: *nobody\n", r"line 1, column 4: found undefined alias 'nobody'"),
+        ("train:\n  lr: 1\n  wd: 2\n  lr: 3\n", r"line 4, column 3: key 'lr' twice in one mapping \(first in line 2\)"),
+        ("a: {b: {c: 1, c: 2}}\n", "key 'c' twice"),
+        ("a: !import_cal {key: x.y}\n", r"unknown tag '!import_cal'; did you mean '!import_call'"),
+        ("a: &a [1, *a]\n", "used inside itself"),
+        ("a: {<<: 3}\n", "'<<' takes a mapping"),
+        ("- 1\n", "a config is a mapping .* this file is a list"),
+        ("", "this file is empty"),
+        ("a: 1\n---\nb: 2\n", "line 2"),
+        ("a: \x01\n", "special characters are not allowed"),
+    ],
+)
+def test_refuses_unusable_files_in_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert "x.yaml" in str(caught.value)
+
+
+def test_refuses_missing_files_folders_and_other_encodings(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        compose(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="is a directory"):
+        compose(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("a: größer".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml"):
+        compose(tmp_path / "latin.yaml")
+
+
+def test_dump_loads_again_with_torchdistill(tmp_path):
+    original = write(tmp_path, RICH)
+    text = dump(compose(original))
+    again = load_yaml_file(str(write(tmp_path, text, "again.yaml")))
+    assert text.isascii()
+    assert comparable(again) == comparable(load_yaml_file(str(original)))
+    assert again["datasets"]["pets/train"] is again["datasets"]["pets/again"]
+    assert again["datasets"]["pets/train"] is not again["datasets"]["pets/val"]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_any_data_survives_reading_and_writing(data):
+    root = compose_value(yaml.safe_dump({"a": data}), "--set a")
+    assert to_plain(root) == {"a": data}
+    assert yaml.load(dump(root), Loader=yaml.FullLoader) == {"a": data}
+    assert construct(root) == {"a": data}
+
+
+def test_paths_to_finds_every_use(tmp_path):
+    root = compose(write(tmp_path, "a: &a {x: 1}\nb: [*a]\nc: {<<: *a}\nd: {e: *a}\n"))
+    shared = root.value[0][1]
+    assert paths_to(root, shared) == [("a",), ("b", "0"), ("d", "e")]
+    assert paths_to(root, shared.value[0][1]) == [("a", "x"), ("b", "0", "x"), ("c", "x"), ("d", "e", "x")]

@@ -1,0 +1,112 @@
+"""Two valid configs, and what validation says after changes to them."""
+
+from __future__ import annotations
+
+import yaml
+
+from gkd_plugin.config.overrides import apply_overrides
+from gkd_plugin.config.validation import problems
+from gkd_plugin.config.yaml_nodes import compose_value
+from gkd_plugin.config.yaml_plain import to_plain
+
+LOADER = """
+    dataset_id: d/train
+    sampler: {class_or_func: !import_get {key: 'torch.utils.data.RandomSampler'}, kwargs: }
+    kwargs: {batch_size: 4, num_workers: 0}
+"""
+LOSS = """
+      key: WeightedSumLoss
+      kwargs:
+        sub_terms:
+          ce:
+            criterion: {key: CrossEntropyLoss, kwargs: {reduction: mean}}
+            criterion_wrapper:
+              key: SimpleLossWrapper
+              kwargs: {input: {is_from_teacher: false, module_path: '.', io: output}, target: {uses_label: true}}
+            weight: 1.0
+"""
+PLAIN_TRAINING = f"""
+dependencies: [{{name: gkd_plugin}}]
+datasets:
+  d/train: !import_call {{key: builtins.dict, init: {{kwargs: {{a: 1}}}}}}
+models:
+  model: {{key: resnet20, kwargs: {{num_classes: 3}}, src_ckpt: , dst_ckpt: runs/x.pt}}
+train:
+  log_freq: 10
+  num_epochs: 2
+  train_data_loader: {LOADER}
+  val_data_loader: {LOADER}
+  model: {{forward_proc: forward_batch_only, forward_hook: {{input: [], output: [fc]}}, requires_grad: true}}
+  optimizer: {{key: SGD, kwargs: {{lr: 0.1}}, module_wise_kwargs: [{{module: fc, kwargs: {{lr: 1.0}}}}]}}
+  scheduler: {{key: StepLR, kwargs: {{step_size: 1}}, scheduling_step: 0}}
+  criterion: {LOSS}
+test:
+  test_data_loader: {LOADER}
+"""
+STAGES = f"""
+_note: &role {{forward_proc: forward_batch_only, forward_hook: {{output: [fc]}}, wrapper: DataParallel}}
+x-note: 1
+datasets:
+  d/train: !import_call {{_any: 1, key: builtins.dict, init: }}
+models:
+  teacher_model: {{key: resnet34, kwargs: {{weights: !getattr [!import_get {{key: sys.modules}}, x]}}, _note: 1}}
+  student_model: {{key: timm_model, kwargs: {{model_name: resnet18.a1_in1k, num_classes: 3}}, experiment: e}}
+train:
+  student: {{dst_ckpt: runs/stage.pt}}
+  stage1: &stage1
+    num_epochs: 1
+    train_data_loader: {LOADER.replace("    ", "      ")}
+      cache_output:
+    teacher: *role
+    student:
+      <<: *role
+      auxiliary_model_wrapper: {{key: EmptyModule, kwargs: {{a: 1}}}}
+      sequential: [conv1, +extra]
+      adaptations: {{extra: {{key: Conv2d, kwargs: {{in_channels: 1, out_channels: 1, kernel_size: 1}}}}}}
+      frozen_modules: []
+    optimizer:
+      key: SGD
+      kwargs: {{lr: 0.1}}
+      module_wise_configs: [{{module: fc, is_teacher: false}}]
+    criterion: {LOSS}
+  stage2:
+    num_epochs: 1
+    teacher: *role
+    student: *role
+    criterion: {{key: WeightedSumLoss, kwargs: }}
+    pre_epoch_process: default_pre_epoch_process_with_teacher
+device: {{default: cuda:0, teacher: cuda:1, precision: bf16}}
+tracker: {{engine: }}
+"""
+MODULE = "train.model"
+LOAD = "train.train_data_loader"
+TERM = "train.criterion.kwargs.sub_terms.ce"
+
+
+def found(text, *changes, drop=(), **options):
+    """Problems after ``--set`` changes, ``path=value`` additions and dropped paths."""
+    root = compose_value(text, "--test")
+    paths = {change.partition("=")[0] for change in changes}
+    for path in paths | set(drop):
+        make(root, path)
+    apply_overrides(root, list(changes))
+    plain = to_plain(root)
+    for path in drop:
+        *parents, last = path.split(".")
+        section = plain
+        for parent in parents:
+            section = getattr(section[parent], "value", section[parent])
+        del section[last]
+    return problems(plain, **options)
+
+
+def make(root, path):
+    """Adds the last key of a path where it is absent."""
+    *parents, last = path.split(".")
+    node = root
+    for parent in parents:
+        node = node.value[int(parent)] if parent.isdigit() else {k.value: v for k, v in node.value}[parent]
+    if not last.isdigit() and last not in [key.value for key, _ in node.value]:
+        node.value.append(
+            (yaml.ScalarNode("tag:yaml.org,2002:str", last), yaml.ScalarNode("tag:yaml.org,2002:null", ""))
+        )

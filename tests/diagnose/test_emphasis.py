@@ -1,0 +1,132 @@
+"""Known against unknown classes: figures against loops, and what is left out."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from gkd_plugin.diagnose.emphasis import SCORES, auc, known_classes, report_emphasis, sample_scores, teacher_scores
+from gkd_plugin.diagnose.left_out import LeftOut
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.teacher import Answers, RefilledTeacher
+from tests.fakes import TinyImages
+
+KNOWN = np.array([True, False, True, True])
+
+
+def test_scores_of_a_batch_against_loops():
+    generator = torch.Generator().manual_seed(0)
+    own, local = torch.randn(6, 5, generator=generator), 3 * torch.randn(6, 4, generator=generator)
+    labels = torch.tensor([0, 3, 1, 2, 2, 0])
+    known = np.array([True, False, True, False, True])  # a data set may name more classes than it has
+    found = sample_scores(own, local, labels, known)
+    costs = []
+    for i in range(6):
+        logits = own[i].tolist()
+        energy = math.log(sum(math.exp(value) for value in logits))
+        costs.append(energy - max(logits))
+        assert found["max_logit"][i] == pytest.approx(max(logits))
+        assert found["energy"][i] == pytest.approx(energy)
+        total = math.log(sum(math.exp(value) for value in local[i].tolist()))
+        assert found["label_agreement"][i] == pytest.approx(float(local[i, labels[i]]) - total)
+        of_known = math.log(sum(math.exp(local[i, k]) for k in (0, 2)))
+        assert found["known_mass"][i] == pytest.approx(math.exp(of_known - total))
+    assert found["confidence_cost"] == pytest.approx(costs)
+    assert found["confidence"] == pytest.approx([-cost for cost in costs])
+    scaled = [(cost - min(costs)) / (max(costs) - min(costs)) for cost in costs]
+    assert found["emphasis"] == pytest.approx([2 / (1 + math.exp(value)) for value in scaled])
+
+
+def test_auc_is_the_share_of_pairs_in_order():
+    score = np.array([0.1, 0.4, 0.35, 0.8, 0.4])
+    is_known = np.array([False, False, True, True, True])
+    pairs = [(k, u) for k in score[is_known] for u in score[~is_known]]
+    expected = sum(1.0 if k > u else 0.5 if k == u else 0.0 for k, u in pairs) / len(pairs)
+    assert auc(score, is_known) == pytest.approx(expected)
+    assert auc(score, np.ones(5, bool)) is None
+    assert auc(score, np.zeros(5, bool)) is None
+
+
+def test_the_teacher_is_asked_in_shuffled_batches_of_the_training_size(run):
+    scores, labels = teacher_scores(run, run.train, 8, KNOWN)
+    logits = run.teacher.answers(TinyImages(seed=0).images).logits
+    assert np.sort(scores["max_logit"]) == pytest.approx(np.sort(logits.amax(1).numpy()), rel=1e-5)
+    assert sorted(labels) == TinyImages().targets
+    assert list(labels) != TinyImages().targets
+    for start in range(0, 24, 8):  # the most and the least certain sample of each batch
+        batch = scores["emphasis"][start : start + 8]
+        assert (batch.max(), batch.min()) == pytest.approx((1, 2 / (1 + math.e)))
+    again, _ = teacher_scores(run, run.train, 8, KNOWN)
+    assert all(np.array_equal(scores[name], again[name]) for name in scores)
+
+
+def test_report(run, tmp_path):
+    made = report_emphasis(run, tmp_path, [0, 2, 3])
+    assert {path.name for path in tmp_path.iterdir()} == {"emphasis.png", "emphasis.svg"}
+    assert (made["known_classes"], made["confidence_of"], made["batch_size"]) == ([0, 2, 3], "own classifier", 12)
+    assert list(made["images"]) == ["train", "validation"]
+    for figures in made["images"].values():
+        assert (figures["known"], figures["unknown"]) == (18, 6)
+        assert figures["auc"].keys() == SCORES.keys()
+        for kind in ("emphasis", "confidence_cost"):
+            assert (sum(figures[kind]["known"]), sum(figures[kind]["unknown"])) == (18, 6)
+    scores, labels = teacher_scores(run, run.validation, 12, KNOWN)
+    of_known = np.isin(labels, [0, 2, 3])
+    figures = made["images"]["validation"]
+    assert figures["auc"]["confidence"] == pytest.approx(auc(-scores["confidence_cost"], of_known))
+    assert figures["confidence_cost"]["known_mean"] == pytest.approx(scores["confidence_cost"][of_known].mean())
+    assert figures["emphasis"]["unknown_mean"] == pytest.approx(scores["emphasis"][~of_known].mean())
+
+
+def test_confidence_in_the_known_classes_alone_tells_them(run, tmp_path, monkeypatch):
+    data = TinyImages(seed=0)
+    labels = torch.tensor(data.targets)
+
+    def answers(images):
+        of = torch.stack([labels[(data.images == image).flatten(1).all(1)][0] for image in images])
+        logits = torch.where((of < 2).unsqueeze(1), torch.tensor([[9.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+        return Answers(logits, torch.zeros(len(images), 4), logits)
+
+    monkeypatch.setattr(run.teacher, "answers", answers)
+    made = report_emphasis(replace(run, validation=None), tmp_path, [0, 1])["images"]["train"]
+    assert made["auc"]["confidence"] == made["auc"]["emphasis"] == 1
+    assert made["auc"]["label_agreement"] == 0.5
+
+
+def test_a_teacher_without_classifier_has_the_local_ones_confidence(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(RefilledTeacher, "has_classifier", property(lambda self: False))
+    scores, _ = teacher_scores(run, run.train, 24, KNOWN)
+    local = run.teacher.answers(TinyImages(seed=0).images).local_classifier
+    assert np.sort(scores["max_logit"]) == pytest.approx(np.sort(local.amax(1).numpy()), rel=1e-5)
+    assert report_emphasis(run, tmp_path, [0])["confidence_of"] == "local classifier"
+
+
+def fake(labels):
+    return SimpleNamespace(class_names=["a", "b", "c"], teacher_labels=labels)
+
+
+def test_known_classes():
+    assert known_classes(fake([4, None, 0]), None).tolist() == [True, False, True]
+    assert known_classes(fake([4, None, 0]), [1]).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "message"),
+    [
+        (None, None, r"^the training set does not say which classes the teacher knows: .*--known 0,1,2$"),
+        ([0, 1, 2], None, r"^the teacher knows all of the classes: nothing to tell apart$"),
+        ([None] * 3, None, r"^the teacher knows none of the classes"),
+        (None, [0, 1, 2], r"^the teacher knows all of the classes"),
+    ],
+)
+def test_left_out(labels, given, message):
+    with pytest.raises(LeftOut, match=message):
+        known_classes(fake(labels), given)
+
+
+def test_a_label_that_there_is_not():
+    with pytest.raises(ConfigError, match=r"^--known: class index out of range: 3, allowed 0 … 2$"):
+        known_classes(fake(None), [0, 3])

@@ -1,0 +1,178 @@
+"""A run comes back as it was built, and what cannot come back is said in one line."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.models import resnet18
+
+from gkd_plugin.data import overlap_subset
+from gkd_plugin.diagnose.restore import _embedding, _name, _teacher_labels, outputs, restore
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.teacher.local_classifier import LocalClassifier
+from tests.fakes import TinyImages
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_students_first_weights_are_those_of_the_run(run, finished):
+    assert same(dict(run.initial), finished.initial)
+    run.load_student(None)
+    assert same(run.student.state_dict(), finished.initial)
+
+
+def test_the_students_last_weights(run):
+    run.load_student(run.folder.student)
+    assert same(run.student.state_dict(), load_file(run.folder.student))
+    assert not run.student.training
+
+
+def test_what_a_run_says(run):
+    assert run.seed == 3
+    assert run.class_names == ["0", "1", "2", "3"]
+    assert run.teacher_labels is None
+    assert (run.embedding_stage, run.embedding_path) == ("stage1", "embedding")
+    assert [images.name for images in (run.train, run.validation, run.test)] == ["train", "validation", "test"]
+    assert run.teacher.local_classifier.is_ready
+    for images, seed in ((run.train, 0), (run.validation, 1), (run.test, 2)):
+        shown = torch.cat([batch[0] for batch in images.loader])
+        assert torch.equal(shown, TinyImages(seed=seed).images)
+
+
+def test_shared_classes_are_those_of_the_map_or_else_of_the_data():
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    local = LocalClassifier()
+    local.own_classes = 4
+    assert _teacher_labels(local, student) == [2, 3, None, None]
+    local.known = [0, None, None, None]
+    assert _teacher_labels(local, student) == [0, None, None, None]
+
+
+def test_a_teacher_of_other_classes_shares_none():
+    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+    local = LocalClassifier()
+    local.own_classes = 1000
+    assert _teacher_labels(local, student) is None
+    local.known, local.known_of = [2, 3, None, None], 4
+    assert _teacher_labels(local, student) is None
+
+
+def test_nothing_is_written(here):
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    restore(Path("runs/student"), "cpu")
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_without_validation_set_the_test_set_is_shown_and_the_reverse(here):
+    text = Path("runs/student/config.yaml").read_text("utf-8")
+    Path("runs/student/config.yaml").write_text(text[: text.index("\ntest:")], encoding="utf-8")
+    restored = restore(Path("runs/student"), "cpu")
+    assert (restored.validation.name, restored.test.name) == ("validation", "validation")
+
+
+def test_the_teacher_comes_to_the_students_device(here):
+    with Path("runs/student/config.yaml").open("a", encoding="utf-8") as file:
+        file.write("\ndevice: {teacher: 'cuda:7'}\n")
+    assert restore(Path("runs/student"), "cpu").teacher.device.type == "cpu"
+
+
+def test_outputs_are_in_the_order_of_the_images(run):
+    data = TinyImages(seed=1)
+    means, labels = outputs(lambda images: images.mean(dim=(2, 3)).double(), run.validation, run.accelerator, "mean")
+    assert torch.equal(labels, torch.tensor(data.targets))
+    assert means.dtype == torch.float32
+    torch.testing.assert_close(means, data.images.mean(dim=(2, 3)))
+
+
+def test_class_names():
+    assert [_name(entry) for entry in ("cat", 3, ("tench", "Tinca tinca"))] == ["cat", "3", "tench"]
+
+
+def test_the_embedding_of_a_student_that_is_not_timms():
+    def config(**stages):
+        train = {name: {"criterion": {"key": "refilled", "kwargs": kwargs}} for name, kwargs in stages.items()}
+        return SimpleNamespace(plain={"models": {"student_model": {"key": "resnet18"}}, "train": train})
+
+    student = resnet18()
+    assert _embedding(config(stage1={"stage": "embedding"}), student) == ("stage1", None)
+    named = {"stage": "embedding", "student_embedding": "avgpool"}
+    assert _embedding(config(stage1=named, stage2={"stage": "classifier"}), student) == ("stage1", "avgpool")
+    assert _embedding(config(stage1={**named, "stage": "joint"}), student) == (None, "avgpool")
+    assert _embedding(config(stage1={"stage": "classifier"}), student) == (None, None)
+
+
+def edit(name, old, new):
+    def change():
+        path = Path("runs/student", name)
+        text = path.read_text("utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    return change
+
+
+BAD = {
+    "no folder": (lambda: Path("runs/student").rename("runs/x"), "runs/student is not a run folder: it has no config"),
+    "no summary": (
+        Path("runs/student/summary.json").unlink,
+        "runs/student is not a run folder: it has no summary.json",
+    ),
+    "broken summary": (edit("summary.json", "{", "<"), "runs/student/summary.json: is not JSON: "),
+    "unfinished": (
+        edit("summary.json", '"finished"', '"stopped (KeyboardInterrupt)"'),
+        "runs/student: the run is not finished (status: stopped (KeyboardInterrupt)); diagnose needs its end",
+    ),
+    "no student": (
+        Path("runs/student/student.safetensors").unlink,
+        "runs/student: the student's weights are missing: no such file: runs/student/student.safetensors",
+    ),
+    "no teacher's weights": (
+        Path("runs/teacher/teacher.pt").unlink,
+        "runs/student/config.yaml: models.teacher_model.src_ckpt: no such file: runs/teacher/teacher.pt",
+    ),
+    "no wrapper": (
+        edit("config.yaml", "key: 'refilled_teacher'", "key: null"),
+        "runs/student/config.yaml: no stage has the teacher wrapper 'refilled_teacher'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_restored(here, name):
+    spoil, message = BAD[name]
+    spoil()
+    with pytest.raises(ConfigError) as caught:
+        restore(Path("runs/student"), "cpu")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_teacher(here):
+    with pytest.raises(ConfigError, match=r"^runs/teacher/config\.yaml: has no models\.teacher_model: "):
+        restore(Path("runs/teacher"), "cpu")
+
+
+def test_a_device_that_does_not_exist(here):
+    with pytest.raises(ConfigError, match=r"^runs/student/config\.yaml: --device: there is no device 'cuda:99' here"):
+        restore(Path("runs/student"), "cuda:99")
+
+
+def test_a_summary_of_the_seed_is_used(here, finished):
+    summary = json.loads(Path("runs/student/summary.json").read_text("utf-8"))
+    Path("runs/student/summary.json").write_text(json.dumps({**summary, "seed": 4}), encoding="utf-8")
+    assert not same(dict(restore(Path("runs/student"), "cpu").initial), finished.initial)
+
+
+def test_another_teacher_in_the_same_file_is_refused(here):
+    path = Path("runs/teacher/teacher.pt")
+    checkpoint = torch.load(path, weights_only=False)
+    name = next(iter(checkpoint["model"]))
+    checkpoint["model"][name] = checkpoint["model"][name] + 1e-3
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigError, match=r"config\.yaml: models\.teacher_model: has other weights than in the run"):
+        restore(Path("runs/student"), "cpu")

@@ -1,0 +1,158 @@
+"""From the student's images to the teacher's."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from gkd_plugin import ConfigError
+from gkd_plugin.data import ImageInput
+from gkd_plugin.models import timm_model
+from gkd_plugin.teacher.teacher_input import TeacherInput, checked_size, given_data_input, given_input, own_input
+
+IMAGENET = ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ImageInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+GREY = ImageInput((0.5,), (0.5,))
+
+
+def pixels(size=40):
+    generator = np.random.default_rng(0)
+    return Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def given_as(image, known, size=None):
+    steps = [transforms.ToTensor(), transforms.Normalize(known.mean, known.std)]
+    return transforms.Compose(([transforms.Resize(size)] if size else []) + steps)(image)[None]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    numbers=st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(0.05, 3), st.floats(-1, 1), st.floats(0.05, 3)), min_size=3, max_size=3
+    )
+)
+def test_it_is_what_the_teachers_own_transform_gives(numbers):
+    mean_d, std_d, mean_t, std_t = zip(*numbers, strict=True)
+    data, teacher = ImageInput(mean_d, std_d), ImageInput(mean_t, std_t)
+    image = pixels(8)
+    got = TeacherInput(data, teacher)(given_as(image, data))
+    torch.testing.assert_close(got, given_as(image, teacher), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("data", [HALF, ImageInput((0.0,), (1.0,)), ImageInput((0.0,), (1 / 255,)), GREY])
+def test_any_range_of_pixels(data):
+    image = pixels()
+    got = TeacherInput(data, IMAGENET)(given_as(image, data))
+    torch.testing.assert_close(got, given_as(image, IMAGENET), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [16, 32, 61, 224])
+def test_sizes_are_changed_as_torchvision_does(size):
+    x = given_as(pixels(), HALF)
+    got = TeacherInput(HALF, ImageInput(HALF.mean, HALF.std, (size, size)))(x)
+    want = transforms.functional.resize(x, [size, size], transforms.InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("size", [16, 80])
+def test_size_and_normalisation_together(size):
+    x = given_as(pixels(), HALF)
+    both = TeacherInput(HALF, ImageInput(IMAGENET.mean, IMAGENET.std, (size, size)))
+    one_by_one = TeacherInput(HALF, IMAGENET)(TeacherInput(HALF, ImageInput(size=(size, size)))(x))
+    torch.testing.assert_close(both(x), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "teacher"),
+    [
+        (HALF, HALF),
+        (HALF, ImageInput(HALF.mean, HALF.std, (40, 40))),
+        (GREY, HALF),
+        (ImageInput(), IMAGENET),
+        (HALF, ImageInput()),
+    ],
+)
+def test_nothing_is_done_where_nothing_differs(data, teacher):
+    x = given_as(pixels(), HALF)
+    own = TeacherInput(data, teacher)
+    assert own(x) is x
+    assert own.describe(x) == []
+
+
+def test_it_says_what_it_does():
+    own = TeacherInput(HALF, ImageInput(IMAGENET.mean, IMAGENET.std, (224, 224)))
+    assert own.describe(torch.zeros(1, 3, 32, 48)) == [
+        "resized from 32 × 48 to 224 × 224 pixels (bicubic, antialias)",
+        (
+            "normalised with mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225) instead of the student's "
+            "(0.5, 0.5, 0.5) and (0.5, 0.5, 0.5)"
+        ),
+    ]
+
+
+def test_half_precision_images_are_computed_in_float32():
+    x = given_as(pixels(), HALF).bfloat16()
+    got = TeacherInput(HALF, ImageInput(IMAGENET.mean, IMAGENET.std, (64, 64)))(x)
+    assert got.dtype == torch.float32
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(ConfigError, match=r"takes images of 3 channels \(mean .*\), the data has 2"):
+        TeacherInput(ImageInput((0.0, 0.0), (1.0, 1.0)), IMAGENET)
+    with pytest.raises(ConfigError, match="takes images of 3 channels, the data has 1"):
+        TeacherInput(GREY, IMAGENET)(torch.zeros(1, 1, 8, 8))
+
+
+def test_own_input_of_a_timm_model():
+    model = timm_model("test_vit", num_classes=2)
+    cfg = timm.create_model("test_vit").pretrained_cfg
+    assert own_input(model, "auto") == ImageInput(cfg["mean"], cfg["std"], cfg["input_size"][1:])
+    assert own_input(model, "data") == ImageInput()
+    model.image_input = ImageInput((0.1,), (0.2,), (8, 8))
+    assert own_input(model, "auto") == model.image_input
+    assert own_input(model, "pretrained").size == (160, 160)
+
+
+def test_own_input_follows_what_the_model_was_built_for():
+    assert own_input(timm_model("test_vit", img_size=48), "auto").size == (48, 48)
+    grey = own_input(timm_model("test_vit", in_chans=1), "auto")
+    assert grey == ImageInput(size=(160, 160))
+
+
+def test_own_input_of_other_models_is_open():
+    assert own_input(torch.nn.Linear(2, 2), "pretrained") == ImageInput()
+
+
+def test_a_misspelt_preprocessing_offers_the_nearest():
+    with pytest.raises(ConfigError, match="preprocessing: there is no 'pretraind'; did you mean 'pretrained'"):
+        own_input(torch.nn.Linear(2, 2), "pretraind")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mean", "x"), ("mean", []), ("std", [0.0]), ("std", -1), ("mean", [True]), ("mean", [None])]
+)
+def test_numbers_that_are_none_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"^{name}: must be a number.* for each channel"):
+        given_input(ImageInput(), **{"mean": None, "std": None, "input_size": None, name: value})
+    with pytest.raises(ConfigError, match=f"^data_{name}: must be a number.* for each channel"):
+        given_data_input(**{"data_mean": 0.5, "data_std": 0.5, f"data_{name}": value})
+
+
+@pytest.mark.parametrize("value", ["224", 0, [1, 2, 3], [1.5, 2], True])
+def test_sizes_that_are_none_are_refused(value):
+    with pytest.raises(ConfigError, match="input_size: must be a number of pixels or"):
+        checked_size(value)
+
+
+def test_settings_are_read():
+    assert given_input(ImageInput(), 0.5, [1, 2.0], 32) == ImageInput((0.5,), (1.0, 2.0), (32, 32))
+    known = ImageInput((0.1,), (0.2,), (8, 8))
+    assert given_input(known, None, None, None) == known
+    assert given_data_input(0.5, [1, 2.0]) == ImageInput((0.5,), (1.0, 2.0))
+    assert given_data_input(None, None) == ImageInput()
+    assert checked_size(32) == checked_size([32, 32]) == (32, 32)
+    assert checked_size(None) is None
