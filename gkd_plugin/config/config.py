@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from yaml.nodes import MappingNode
 
+from gkd_plugin.config.nodes import compose
 from gkd_plugin.config.overrides import apply_overrides
+from gkd_plugin.config.stages import Stage, stages_of
+from gkd_plugin.config.tree import build, dump, plain_tree
 from gkd_plugin.config.validation import problems
-from gkd_plugin.config.yaml_aliases import late_aliases
-from gkd_plugin.config.yaml_construct import construct
-from gkd_plugin.config.yaml_nodes import compose, dump
-from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["RunConfig", "checked_config", "load_config"]
@@ -26,16 +26,34 @@ class RunConfig:
 
     Attributes:
         path: the file it came from.
-        text: the config with overrides applied, as YAML that torchdistill loads.
-        plain: the config as plain data; read it, do not change it (aliased sections are one dict).
+        tree: the config as a plain tree; read it, do not change it (aliased sections are one dict).
         notices: what the user should know about the overrides, one line each.
     """
 
     path: Path
-    text: str
-    plain: Mapping[str, Any]
-    notices: tuple[str, ...]
-    root: MappingNode = field(repr=False, compare=False)
+    tree: dict[str, Any]
+    notices: tuple[str, ...] = ()
+    root: Any = None  # the node graph, while compare still works on it
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The tree, by its older name."""
+        return self.tree
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """Its stages in order."""
+        return stages_of(self.tree)
+
+    @cached_property
+    def text(self) -> str:
+        """The config as YAML that torchdistill loads."""
+        return dump(self.tree)
+
+    @property
+    def stem(self) -> str:
+        """The file's name without folder and suffix."""
+        return self.path.stem
 
     def build(self) -> dict[str, Any]:
         """Constructs datasets and whatever else the tags name. Each call builds anew: call it once.
@@ -43,20 +61,12 @@ class RunConfig:
         Raises:
             ConfigError: an object could not be built; names its key path and the reason.
         """
-        return construct(self.root)
-
-    @property
-    def stem(self) -> str:
-        """The file's name without folder and suffix."""
-        return self.path.stem
+        built: dict[str, Any] = build(self.tree)
+        return built
 
 
 def load_config(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    produced: Collection[str] = (),
-    needs_checkpoints: bool = True,
+    path: str | Path, overrides: Sequence[str] = (), *, produced: Collection[str] = (), needs_checkpoints: bool = True
 ) -> RunConfig:
     """Reads, overrides and validates a config; builds nothing.
 
@@ -70,25 +80,27 @@ def load_config(
         ConfigError: the file cannot be read, an override does not apply, or the config is not valid (all problems, one
             line each).
     """
-    path = Path(path)
     root = compose(path)
     notices = apply_overrides(root, overrides)
-    return checked_config(path, root, notices, produced=produced, needs_checkpoints=needs_checkpoints)
+    tree = plain_tree(root)
+    return checked_config(Path(path), tree, notices, produced=produced, needs_checkpoints=needs_checkpoints)
 
 
 def checked_config(
     path: Path,
-    root: MappingNode,
+    tree: Any,
     notices: Sequence[str] = (),
     *,
     produced: Collection[str] = (),
     needs_checkpoints: bool = True,
 ) -> RunConfig:
-    """The config that a node graph holds, validated; arguments and errors as :func:`load_config`."""
-    plain = to_plain(root)
-    found = [*problems(plain, produced=produced, needs_checkpoints=needs_checkpoints), *late_aliases(root)]
+    """The config of a tree, validated; arguments and errors as :func:`load_config`."""
+    root = None
+    if isinstance(tree, MappingNode):
+        root, tree = tree, plain_tree(tree)
+    found = problems(tree, produced=produced, needs_checkpoints=needs_checkpoints)
     if len(found) == 1:
         raise ConfigError(f"{path}: {found[0]}")
     if found:
         raise ConfigError("\n".join([f"{path}: {len(found)} problems", *(f"  {line}" for line in found)]))
-    return RunConfig(path=path, text=dump(root), plain=plain, notices=tuple(notices), root=root)
+    return RunConfig(path, tree, tuple(notices), root)

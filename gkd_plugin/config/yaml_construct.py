@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from yaml.nodes import Node
 
-from gkd_plugin.config.import_targets import resolve_target, summary
+from gkd_plugin.config.tagged import resolve_target, summary
 from gkd_plugin.config.yaml_nodes import first_paths, is_tagged, located, place, register_tags
 from gkd_plugin.config.yaml_plain import to_plain
 from gkd_plugin.errors import ConfigError

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.yaml_nodes import CORE, first_paths, is_tagged, located, merged_pairs, place, register_tags
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["Tagged", "to_plain"]
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """A node with a tag of its own in plain data: what ``!import_call`` and its kind would build.
-
-    Attributes:
-        tag: the tag as written, e.g. ``!import_call``.
-        value: the plain data under it.
-    """
-
-    tag: str
-    value: Any
 
 
 def to_plain(node: Node) -> Any:

@@ -16,8 +16,7 @@ from typing import Any
 
 from torchdistill.common.constant import LOGGING_FORMAT
 
-from gkd_plugin.config.yaml_nodes import compose
-from gkd_plugin.config.yaml_plain import to_plain
+from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checkpoints import write_atomically
 
@@ -181,7 +180,7 @@ def _others_files(folder: Path) -> list[str]:
 def _checkpoints(config: Path) -> list[str]:
     """The ``dst_ckpt`` of a run's configuration; none where that cannot be read."""
     try:
-        models = to_plain(compose(config))["models"]
+        models = read(config)["models"]
     except (ConfigError, KeyError):
         return []
     return [str(entry["dst_ckpt"]) for entry in models.values() if (entry or {}).get("dst_ckpt")]

@@ -37,14 +37,14 @@ def test_builds_what_torchdistill_would(tmp_path):
 def test_resolved_text_is_a_config_again(tmp_path):
     first = load_config(write(tmp_path, STAGES), ["train.stage1.teacher.wrapper=", "train.stage1.num_epochs=2"])
     again = load_config(write(tmp_path, first.text, "resolved.yaml"))
-    assert again.plain == first.plain
+    assert again.tree == first.tree
     assert first.notices == (
         (
             "train.stage1.teacher.wrapper: 3 other paths (train.stage1.student.wrapper, train.stage2.teacher.wrapper, "
             "train.stage2.student.wrapper) keep the earlier value"
         ),
     )
-    assert first.plain["train"]["stage2"]["teacher"]["wrapper"] == "DataParallel"
+    assert first.tree["train"]["stage2"]["teacher"]["wrapper"] == "DataParallel"
 
 
 def test_notices_where_an_object_is_shared(tmp_path):
@@ -73,8 +73,8 @@ def test_checkpoints(tmp_path):
     override = [f"models.model.src_ckpt={tmp_path}/teacher.pt"]
     with pytest.raises(ConfigError, match="no such file"):
         load_config(path, override)
-    assert load_config(path, override, produced=[f"{tmp_path}/teacher.pt"]).plain["models"]["model"]["src_ckpt"]
-    assert load_config(path, override, needs_checkpoints=False).plain["models"]["model"]["src_ckpt"]
+    assert load_config(path, override, produced=[f"{tmp_path}/teacher.pt"]).tree["models"]["model"]["src_ckpt"]
+    assert load_config(path, override, needs_checkpoints=False).tree["models"]["model"]["src_ckpt"]
 
 
 def test_unusable_files_and_overrides(tmp_path):
@@ -82,11 +82,3 @@ def test_unusable_files_and_overrides(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="did you mean 'train'"):
         load_config(write(tmp_path, PLAIN_TRAINING), ["trian.num_epochs=1"])
-
-
-def test_an_alias_that_is_filled_too_late(tmp_path):
-    text = "_sizes: {a: &a [1]}\n" + PLAIN_TRAINING.replace("kwargs: {a: 1}", "kwargs: {a: *a}", 1)
-    path = write(tmp_path, text)
-    with pytest.raises(ConfigError, match=r"pets\.yaml: datasets\.d/train\.init\.kwargs\.a \(line 5\): an alias of a "):
-        load_config(path)
-    assert load_config(path, ["datasets.d/train.init.kwargs.a=[1]"]).build()["datasets"]["d/train"] == {"a": [1]}

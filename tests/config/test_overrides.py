@@ -7,10 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gkd_plugin.config.nodes import compose, compose_value
 from gkd_plugin.config.overrides import apply_overrides
-from gkd_plugin.config.yaml_construct import construct
-from gkd_plugin.config.yaml_nodes import compose, compose_value, dump
-from gkd_plugin.config.yaml_plain import to_plain
+from gkd_plugin.config.tree import build, dump, plain_tree
 from gkd_plugin.errors import ConfigError
 
 CONFIG = """\
@@ -44,16 +43,16 @@ def root_of(text=CONFIG):
 
 def changed(*assignments, text=CONFIG):
     """The plain config after the overrides, and the paths that differ from before."""
-    before, root = to_plain(root_of(text)), root_of(text)
+    before, root = plain_tree(root_of(text)), root_of(text)
     notices = apply_overrides(root, assignments)
-    after = to_plain(root)
+    after = plain_tree(root)
     flat_before, flat_after = dict(leaves(before)), dict(leaves(after))
     differing = {
         path: flat_after.get(path, "gone")
         for path in flat_before.keys() | flat_after.keys()
         if flat_before.get(path, "none") != flat_after.get(path, "gone")
     }
-    assert to_plain(root_of(dump(root))) == after
+    assert plain_tree(root_of(dump(plain_tree(root)))) == after
     return differing, notices
 
 
@@ -99,7 +98,7 @@ def test_lists_mappings_and_tags_are_values():
     assert differing == {"train.stage3.cls": "gone", "train.stage3.cls.0": 1, "train.stage3.cls.1.a": 2}
     root = root_of()
     apply_overrides(root, ["train.stage3.cls=!import_call {key: builtins.int, init: {args: ['12']}}"])
-    assert construct(root)["train"]["stage3"]["cls"] == 12
+    assert build(plain_tree(root))["train"]["stage3"]["cls"] == 12
 
 
 def test_notice_where_other_users_keep_their_value():
@@ -131,7 +130,7 @@ def test_a_section_inside_a_shared_object_is_not_shared_with_other_objects():
 def test_replacing_a_whole_object_changes_one_path():
     root = root_of()
     apply_overrides(root, ["datasets.d/again={}"])
-    built = construct(root)["datasets"]
+    built = build(plain_tree(root))["datasets"]
     assert built["d/again"] == {}
     assert built["d/train"]["root"] == "here"
 
@@ -167,13 +166,13 @@ def test_a_value_that_was_taken_from_an_anchor_is_set_alone():
     assert apply_overrides(root, ["x-overlap=0.4"]) == [
         "x-overlap: changes 2 paths (a.init.kwargs.overlap, b), which use it"
     ]
-    assert construct(root) == {"x-overlap": 0.4, "a": {"overlap": 0.4}, "b": 0.4}
+    assert build(plain_tree(root)) == {"x-overlap": 0.4, "a": {"overlap": 0.4}, "b": 0.4}
 
 
 def test_merge_source_stays_and_key_becomes_local():
     root = root_of("base: &base {a: {x: 1, y: 2}, b: 3}\nuser: {<<: *base}\n")
     apply_overrides(root, ["user.a.x=9"])
-    assert to_plain(root) == {"base": {"a": {"x": 1, "y": 2}, "b": 3}, "user": {"a": {"x": 9, "y": 2}, "b": 3}}
+    assert plain_tree(root) == {"base": {"a": {"x": 1, "y": 2}, "b": 3}, "user": {"a": {"x": 9, "y": 2}, "b": 3}}
 
 
 def test_keys_may_contain_dots():
@@ -186,6 +185,29 @@ def test_later_assignments_see_earlier_ones():
 
 
 @pytest.mark.parametrize(
+    ("assignment", "path", "value"),
+    [
+        ("train.stage1.optimizer.kwargs.wd=3", "train.stage1.optimizer.kwargs.wd", 3),
+        ("train.stage2.optimizer.kwargs.wd=3", "train.stage2.optimizer.kwargs.wd", 3),
+        ("train.stage3.scheduler.kwargs.gamma=0.5", "train.stage3.scheduler.kwargs.gamma", 0.5),
+        ("train.stage3.empty.x=3", "train.stage3.empty.x", 3),
+        ("trian.stage1=3", "trian.stage1", 3),
+        ("datasets.d/val.init.args=[1]", "datasets.d/val.init.args.0", 1),
+    ],
+)
+def test_keys_that_the_file_lacks_are_added(assignment, path, value):
+    differing, notices = changed(assignment)
+    assert {key: item for key, item in differing.items() if item != "gone"} == {path: value}
+    assert notices == []
+
+
+def test_a_key_added_in_a_shared_object_is_told():
+    differing, notices = changed("datasets.d/train.init.kwargs.x=1")
+    assert differing == {"datasets.d/train.init.kwargs.x": 1, "datasets.d/again.init.kwargs.x": 1}
+    assert "datasets.d/again.init.kwargs.x" in notices[0]
+
+
+@pytest.mark.parametrize(
     "assignments",
     [["device.default=cpu"], ["device={default: cpu}"], ["device.precision=bf16", "device.default=cpu"]],
 )
@@ -193,8 +215,8 @@ def test_later_assignments_see_earlier_ones():
 def test_optional_paths_may_be_created(assignments, text):
     root = root_of(text)
     apply_overrides(root, assignments)
-    assert to_plain(root)["device"]["default"] == "cpu"
-    assert to_plain(root_of(dump(root))) == to_plain(root)
+    assert plain_tree(root)["device"]["default"] == "cpu"
+    assert plain_tree(root_of(dump(plain_tree(root)))) == plain_tree(root)
 
 
 @pytest.mark.parametrize(
@@ -203,20 +225,11 @@ def test_optional_paths_may_be_created(assignments, text):
         ("train.num_epochs", r"--set train\.num_epochs: write key\.path=value"),
         ("=3", "write key.path=value"),
         ("train..x=3", "write key.path=value"),
-        ("trian.stage1=3", "no 'trian' in the config; did you mean 'train'"),
-        (
-            "train.stage1.optimiser.kwargs.lr=3",
-            (
-                r"no 'optimiser' in train\.stage1; did you mean 'optimizer'\? "
-                r"\(allowed: 'num_epochs', 'optimizer', 'scheduler'\)"
-            ),
-        ),
-        ("train.stage2.optimizer.kwargs.wd=3", r"no 'wd' in train\.stage2\.optimizer\.kwargs; .*'betas', 'lr'"),
+        ("datasets.d/trian.key=3", r"no 'd/trian' in datasets; did you mean 'd/train'"),
+        ("x-overlap=3", r"no 'x-overlap' in the config"),
         ("train.stage1.optimizer.kwargs.betas.2=3", r"betas is a list of 2, it has no item '2'"),
         ("train.stage1.optimizer.kwargs.betas.x=3", "it has no item 'x'"),
         ("train.stage1.num_epochs.x=3", r"train\.stage1\.num_epochs is a value \(3\), it has no 'x'"),
-        ("train.stage3.empty.x=3", r"is a value \(null\)"),
-        ("device.defualt=cpu", "is not there and cannot be created; did you mean 'device.default'"),
         ("train.stage1.num_epochs=[1, 2", r"--set train\.stage1\.num_epochs, line 1, column 6"),
         ("train.stage1.num_epochs={a: 1, a: 2}", "key 'a' twice"),
         ("train.stage1.num_epochs=!import_cal {}", "unknown tag"),
@@ -231,7 +244,7 @@ def test_an_object_given_on_the_command_line_names_it_when_it_fails():
     root = root_of()
     apply_overrides(root, ["train.stage3.cls=!import_call {key: builtins.nix}"])
     with pytest.raises(ConfigError, match=r"^train\.stage3\.cls \(--set train\.stage3\.cls\): builtins\.nix: no such"):
-        construct(root)
+        build(plain_tree(root))
 
 
 @given(
@@ -244,7 +257,7 @@ def test_an_object_given_on_the_command_line_names_it_when_it_fails():
 def test_any_value_arrives(value):
     root = root_of()
     apply_overrides(root, [f"train.stage2.optimizer.kwargs.lr={yaml.safe_dump(value, default_flow_style=True)}"])
-    for plain in (to_plain(root), to_plain(root_of(dump(root)))):
+    for plain in (plain_tree(root), plain_tree(root_of(dump(plain_tree(root))))):
         assert plain["train"]["stage2"]["optimizer"]["kwargs"]["lr"] == value
         assert plain["train"]["stage1"]["optimizer"]["kwargs"]["lr"] == 0.1
 
@@ -253,4 +266,4 @@ def test_applies_to_a_file(tmp_path):
     (tmp_path / "x.yaml").write_text(CONFIG)
     root = compose(tmp_path / "x.yaml")
     apply_overrides(root, ["train.stage1.num_epochs=1"])
-    assert to_plain(root)["train"]["stage1"]["num_epochs"] == 1
+    assert plain_tree(root)["train"]["stage1"]["num_epochs"] == 1

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkd_plugin.config import schema
-from gkd_plugin.config.import_targets import summary
+from gkd_plugin.config.tagged import Tagged, summary
 from gkd_plugin.config.validation.registries import check_registered, registered_key
 from gkd_plugin.config.validation.report import Report, at, shown
 from gkd_plugin.config.validation.sections import optional_section, required_section
 from gkd_plugin.config.validation.tags import holds_tag
-from gkd_plugin.config.yaml_plain import Tagged
 from gkd_plugin.errors import nearest
 
 __all__ = ["check_criterion"]

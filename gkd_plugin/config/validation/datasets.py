@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkd_plugin.config import schema
-from gkd_plugin.config.import_targets import summary
+from gkd_plugin.config.tagged import summary
 from gkd_plugin.config.validation.report import Report, at
 from gkd_plugin.config.validation.sections import required_section
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkd_plugin.config import schema
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.validation.registries import check_registered, registered_key
 from gkd_plugin.config.validation.report import Report, at, shown
 from gkd_plugin.config.validation.sections import check_flag, optional_section, required_section
 from gkd_plugin.config.validation.signatures import check_arguments
 from gkd_plugin.config.validation.tags import tag_target
-from gkd_plugin.config.yaml_plain import Tagged
 from gkd_plugin.errors import nearest
 
 __all__ = ["check_loader"]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gkd_plugin.config import schema
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.validation.registries import registered_key
 from gkd_plugin.config.validation.report import Report, at, shown
 from gkd_plugin.config.validation.sections import check_flag, optional_section, required_section
 from gkd_plugin.config.validation.signatures import check_arguments
-from gkd_plugin.config.yaml_plain import Tagged
 from gkd_plugin.errors import nearest
 
 __all__ = ["check_checkpoints", "check_models", "has_teacher"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkd_plugin.config import schema
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.validation.registries import check_registered
 from gkd_plugin.config.validation.report import Report, at, shown
 from gkd_plugin.config.validation.sections import (
@@ -16,7 +17,6 @@ from gkd_plugin.config.validation.sections import (
     optional_section,
     required_section,
 )
-from gkd_plugin.config.yaml_plain import Tagged
 
 __all__ = ["check_optimizer", "check_scheduler"]
 

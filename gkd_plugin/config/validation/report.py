@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from gkd_plugin.config.yaml_plain import Tagged
+from gkd_plugin.config.tagged import Tagged
 
 __all__ = ["Report", "at", "shown"]
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from gkd_plugin.config import schema
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.validation.report import Report, at, shown
-from gkd_plugin.config.yaml_plain import Tagged
 from gkd_plugin.errors import nearest
 
 __all__ = ["check_count", "check_flag", "check_keys", "check_module_paths", "optional_section", "required_section"]

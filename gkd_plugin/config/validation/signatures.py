@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.validation.report import Report, at, shown
-from gkd_plugin.config.yaml_plain import Tagged
 from gkd_plugin.errors import nearest
 
 __all__ = ["check_arguments", "check_call"]

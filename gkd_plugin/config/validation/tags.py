@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gkd_plugin.config import schema
-from gkd_plugin.config.import_targets import resolve_target
+from gkd_plugin.config.tagged import Tagged, resolve_target
 from gkd_plugin.config.validation.report import Report, at, shown
 from gkd_plugin.config.validation.sections import check_keys
 from gkd_plugin.config.validation.signatures import check_arguments
-from gkd_plugin.config.yaml_plain import Tagged
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["check_tags", "check_text_numbers", "holds_tag", "tag_target"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.validation.report import Report, at, shown
-from gkd_plugin.config.yaml_plain import Tagged
 
 
 def test_each_line_once():

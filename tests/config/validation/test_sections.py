@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gkd_plugin.config.tagged import Tagged
 from gkd_plugin.config.validation.report import Report
 from gkd_plugin.config.validation.sections import (
     check_count,
@@ -13,7 +14,6 @@ from gkd_plugin.config.validation.sections import (
     optional_section,
     required_section,
 )
-from gkd_plugin.config.yaml_plain import Tagged
 
 
 @pytest.fixture

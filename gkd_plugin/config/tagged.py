@@ -1,17 +1,32 @@
-"""What the tags of a config import: the object behind a dotted name, or why there is none."""
+"""A value under a tag (``!import_call`` …), and the object that the tag names."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NoReturn
 
-from gkd_plugin.config.yaml_plain import Tagged
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["resolve_target", "summary"]
+__all__ = ["Tagged", "resolve_target", "summary"]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A value with a tag of its own: what ``!import_call`` and its kind would build.
+
+    Attributes:
+        tag: the tag as written, e.g. ``!import_call``.
+        value: the plain data under it.
+        line: where it was written: ``line 7``, or ``--set key.path``.
+    """
+
+    tag: str
+    value: Any
+    line: str = field(default="", compare=False, repr=False)
 
 
 def resolve_target(tagged: Tagged) -> Any:

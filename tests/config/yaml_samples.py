@@ -40,15 +40,15 @@ _base: &base {size: 3, flag: yes, nothing: , day: 2024-01-02}
 datasets:
   &train pets/train: &object !import_call
     _root: &root !join ['~/data/', *name]
-    key: 'tests.runner.yaml_samples.Built'
+    key: 'tests.config.yaml_samples.Built'
     init:
       kwargs: &kwargs {root: *root, mean: [0.5, 1.0e-3]}
   pets/again: *object
   pets/val: !import_call
-    key: 'tests.runner.yaml_samples.Built'
+    key: 'tests.config.yaml_samples.Built'
     init: {kwargs: *kwargs}
 merged:
-  <<: [{size: 5, more: 1}, *base]
+  <<: [{length: 5, more: 1}, *base]
   flag: no
 id: *train
 text: 'größer: ok'

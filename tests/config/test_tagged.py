@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_plugin.config.import_targets import resolve_target
-from gkd_plugin.config.yaml_plain import Tagged
+from gkd_plugin.config.tagged import Tagged, resolve_target
 from gkd_plugin.errors import ConfigError
-from tests.runner.yaml_samples import write
+from tests.config.yaml_samples import write
 
 
 def test_module_that_fails_to_import(tmp_path, monkeypatch):

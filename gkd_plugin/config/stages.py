@@ -1,0 +1,147 @@
+"""The stages of a config, seen once for everybody: their order, kind, loaders, models and criterion.
+
+Works on a valid tree and on what was built from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Role", "Stage", "has_teacher", "stages_of", "student_entry"]
+
+LOADERS = ("train_data_loader", "val_data_loader")
+_STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a stage says about one of its models.
+
+    Attributes:
+        path: key path, e.g. ``train.stage1.teacher``.
+        section: the section itself.
+    """
+
+    path: str
+    section: Mapping[str, Any]
+
+    @property
+    def wrapper(self) -> str | None:
+        """Key of the auxiliary wrapper, e.g. ``refilled_teacher``; ``None`` without one."""
+        return self._wrapper.get("key")
+
+    @property
+    def wrapper_kwargs(self) -> Mapping[str, Any]:
+        """Keywords of the auxiliary wrapper."""
+        return self._wrapper.get("kwargs") or {}
+
+    @property
+    def is_redesigned(self) -> bool:
+        """Whether torchdistill makes a new model of parts of this one (``sequential``)."""
+        return bool(self.section.get("sequential") or self._wrapper.get("sequential"))
+
+    def hooks(self, io: str = "output") -> list[str]:
+        """Module paths whose ``'input'`` or ``'output'`` torchdistill records."""
+        return list((self.section.get("forward_hook") or {}).get(io) or [])
+
+    @property
+    def _wrapper(self) -> Mapping[str, Any]:
+        return self.section.get("auxiliary_model_wrapper") or {}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training.
+
+    Attributes:
+        name: ``stage1``; ``train`` where the config has only one, in ``train`` itself.
+        path: its key path, ``train.stage1`` or ``train``.
+        section: the section, with the loaders that it keeps from the stage before.
+    """
+
+    name: str
+    path: str
+    section: Mapping[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """Its number of epochs."""
+        return int(self.section["num_epochs"])
+
+    @property
+    def criterion(self) -> Mapping[str, Any]:
+        """Its criterion's section."""
+        return self.section.get("criterion") or {}
+
+    @property
+    def kind(self) -> str | None:
+        """Of criterion ``refilled``: ``'embedding'``, ``'classifier'`` or ``'joint'``; ``None`` with another one."""
+        return (self.criterion.get("kwargs") or {}).get("stage") if self.criterion.get("key") == "refilled" else None
+
+    @property
+    def teacher(self) -> Role | None:
+        """What it says about the teacher; ``None`` where it trains without one."""
+        section = self.section.get("teacher")
+        return None if section is None else Role(f"{self.path}.teacher", section)
+
+    @property
+    def student(self) -> Role:
+        """What it says about the model that it trains: ``student``, or ``model`` without a teacher."""
+        name = "student" if "student" in self.section else "model"
+        return Role(f"{self.path}.{name}", self.section.get(name) or {})
+
+    @property
+    def roles(self) -> list[Role]:
+        """Teacher, if any, and student."""
+        return [role for role in (self.teacher, self.student) if role is not None]
+
+    @property
+    def loader(self) -> Mapping[str, Any]:
+        """The section of its training data."""
+        section: Mapping[str, Any] = self.section["train_data_loader"]
+        return section
+
+    @property
+    def val_loader(self) -> Mapping[str, Any] | None:
+        """The section of its validation data, if any."""
+        return self.section.get("val_data_loader") or None
+
+    @property
+    def batch_sampler(self) -> Mapping[str, Any]:
+        """Keywords of the training data's batch sampler."""
+        return (self.loader.get("batch_sampler") or {}).get("kwargs") or {}
+
+    def dataset(self, config: Mapping[str, Any]) -> Any:
+        """Its training set in ``config['datasets']``."""
+        return config["datasets"][self.loader["dataset_id"]]
+
+
+def stages_of(config: Mapping[str, Any]) -> list[Stage]:
+    """The stages in order; one without a loader of its own keeps that of the stage before, as torchdistill has it."""
+    return list(_stages(config["train"]))
+
+
+def _stages(train: Mapping[str, Any]) -> Iterator[Stage]:
+    numbers = sorted(int(match[1]) for key in train if (match := _STAGE_NAME.fullmatch(str(key))))
+    if not numbers:
+        yield Stage("train", "train", train)
+    loaders: dict[str, Any] = {}
+    for name in [f"stage{number}" for number in numbers]:
+        section = train[name]
+        loaders |= {key: section[key] for key in LOADERS if section.get(key)}
+        yield Stage(name, f"train.{name}", {**section, **loaders})
+
+
+def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(key path, entry) of the model to train: ``models.student_model``, or ``models.model`` without a teacher."""
+    name = "student_model" if "student_model" in config["models"] else "model"
+    return f"models.{name}", config["models"][name]
+
+
+def has_teacher(config: Mapping[str, Any]) -> bool:
+    """Whether the config names a teacher model."""
+    models = config.get("models")
+    return isinstance(models, Mapping) and models.get("teacher_model") is not None
