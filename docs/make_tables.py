@@ -1,0 +1,120 @@
+"""Writes the table of keywords into configuration.md: ``python docs/make_tables.py``.
+
+A row comes from the signature and the ``Args`` section of what a key names. tests/test_docs.py holds the table current.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT
+from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT
+
+import gkd_plugin
+from gkd_plugin import data, functional, losses
+
+PAGE = Path(__file__).parent / "configuration.md"
+START, END = "<!-- keywords: written by docs/make_tables.py -->", "<!-- keywords: end -->"
+
+REGISTRIES = (MODEL_DICT, AUXILIARY_MODEL_WRAPPER_DICT, HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT)
+STAGES = (losses.EmbeddingStage, losses.ClassifierStage, losses.JointStage)
+DATA = (
+    *("image_folder", "image_transform", "with_evaluation_view", "class_subset", "few_shot_subset", "overlap_subset"),
+    *("class_split", "few_shot_task", "incremental_subset", "npz_images", "cub200", "digits"),
+)
+PLACES = (data, losses, functional)
+SUPPLIED = {"self", "teacher_model", "student_model", "device", "device_ids", "distributed"}
+"""What torchdistill gives a part by itself."""
+EXPLAINED_BY = {"overlap_subset": (data.overlap_classes, data.class_subset)}
+"""Functions whose docstrings explain what a function takes over from them."""
+
+
+class Part(NamedTuple):
+    """A key of a YAML file, what it names, and what explains its keywords."""
+
+    key: str
+    call: Callable[..., Any]
+    explained_by: tuple[Any, ...]
+
+
+def parts() -> Iterator[Part]:
+    """Every part of this package that a YAML may name."""
+    for registry in REGISTRIES:
+        for key, part in sorted(registry.items()):
+            if not getattr(part, "__module__", "").startswith(gkd_plugin.__name__):
+                continue
+            if part is losses.refilled:
+                yield from (Part(f"{key}, stage {stage.stage}", stage, (stage,)) for stage in STAGES)
+            else:
+                yield Part(key, part, (part,))
+    sampler = data.ClassBalancedBatchSampler
+    yield Part(sampler.__name__, sampler, (sampler,))
+    for name in DATA:
+        function = getattr(data, name)
+        yield Part(f"data.{name}", function, (function, *EXPLAINED_BY.get(name, ())))
+
+
+def table() -> str:
+    """The Markdown table."""
+    lines = ["| key | keyword | default | meaning |", "| --- | --- | --- | --- |"]
+    for part in parts():
+        for name, default in keywords(part.call):
+            text = as_markdown(explanation(name, part.explained_by))
+            lines.append(f"| `{part.key}` | `{name}` | {default} | {text} |")
+    return "\n".join(lines)
+
+
+def keywords(call: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """(name, default as Markdown) of what a YAML may write."""
+    for name, parameter in inspect.signature(call).parameters.items():
+        if name in SUPPLIED or parameter.kind == parameter.VAR_POSITIONAL:
+            continue
+        if parameter.kind == parameter.VAR_KEYWORD:
+            yield name, "any"
+        else:
+            yield name, "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+
+
+def explanation(name: str, sources: Sequence[Any]) -> str:
+    """What the docstrings say of a keyword; where they say "as in" or "see" another part, what that one says."""
+    text = next((found for source in sources if (found := arguments(inspect.getdoc(source) or "").get(name))), "")
+    reference = re.match(r"(?:as in|see) :\w+:`~?(?:[\w.]*\.)?(\w+)`", text)
+    other = next((part for place in PLACES if reference and (part := getattr(place, reference[1], None))), None)
+    if reference is None or other is None:
+        return text
+    there = explanation(name, (other, *EXPLAINED_BY.get(reference[1], ())))
+    return there.rstrip(".") + text[reference.end() :] if there else text
+
+
+def arguments(docstring: str) -> dict[str, str]:
+    """Name → text of a Google-style ``Args`` section."""
+    found: dict[str, str] = {}
+    section = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", docstring, re.MULTILINE)
+    name = ""
+    for line in section[1].splitlines() if section else ():
+        entry = re.fullmatch(r" {4}(\w+): (.*)", line)
+        if entry:
+            name, found[entry[1]] = entry[1], entry[2]
+        elif line.strip():
+            found[name] += f" {line.strip()}"
+    return found
+
+
+def as_markdown(text: str) -> str:
+    """Without the roles and double backticks of reStructuredText, in one table cell."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def with_table(page: str) -> str:
+    """The page with the table as it is now."""
+    before, rest = page.split(START)
+    return f"{before}{START}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

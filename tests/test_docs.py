@@ -1,0 +1,139 @@
+"""README.md and docs/: short, linked, current; what they print can be run."""
+
+import importlib.util
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gkd_plugin import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+METHODS = sorted(path.stem for path in (ROOT / "gkd_plugin/compare/methods").glob("*.yaml"))
+
+
+@cache
+def script(name):
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    """The code blocks of a language, without the indentation of a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text_of(page), re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+def anchors(page):
+    """The link targets of its headings, as forges make them."""
+    headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands():
+    """Every ``refilled`` command that a page or the head of a configuration prints."""
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for part in re.split(r"&&|\n", block):
+                if part.strip().startswith("refilled "):
+                    yield pytest.param(shlex.split(part)[1:], id=f"{page.stem}: {part.strip()[:60]}")
+
+
+def test_readme_is_one_screen_and_a_bit():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+
+
+def test_table_of_keywords_is_current():
+    tables = script("make_tables")
+    assert tables.with_table(text_of(tables.PAGE)) == text_of(tables.PAGE), "run python docs/make_tables.py"
+
+
+def test_data_functions_of_the_configurations_are_in_the_table():
+    used = {
+        name
+        for path in (ROOT / "configs").rglob("*.yaml")
+        for name in re.findall(r"gkd_plugin\.data\.(\w+)", path.read_text(encoding="utf-8"))
+    }
+    assert used <= {*script("make_tables").DATA, "ClassBalancedBatchSampler"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_in_the_table(method):
+    assert f"\n| `{method}` | " in text_of(ROOT / "docs/compare.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page))
+    for path, anchor in targets:
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_yaml_blocks_are_yaml(page):
+    for block in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.mark.parametrize("words", commands())
+def test_commands_are_commands(words):
+    options = cli._parser().parse_args(words)
+    given = getattr(options, "config", [])
+    for config in given if isinstance(given, list) else [given]:
+        assert (ROOT / config).is_file()
+
+
+def test_python_of_the_method_runs():
+    for block in blocks(ROOT / "docs/method.md", "python"):
+        exec(block, {})
+
+
+@pytest.mark.parametrize(
+    ("method", "row"),
+    [
+        ("ce", "cross-entropy"),
+        ("refilled", "ReFilled, TPAMI"),
+        ("refilled-unweighted", "– without ω"),
+        ("refilled-stage1-only", "– stage `embedding`"),
+        ("refilled-stage2-only", "– stage `classifier`"),
+        ("refilled-truncated", "– tuples cut"),
+        ("refilled-joint", "**ReFilled, stage `joint`"),
+        ("kd-tuned", "KD "),
+        ("dist-tuned", "DIST "),
+        ("srd", "SRD "),
+        ("pkt", "PKT "),
+        ("spkd-tuned", "SPKD "),
+        ("rkd", "RKD "),
+        ("crd", "CRD "),
+        ("cckd", "CCKD "),
+    ],
+)
+def test_main_table_is_that_of_the_recorded_results(method, row):
+    section = text_of(ROOT / "docs/results.md").partition("## Every overlap")[2]
+    line = re.search(rf"^\| {re.escape(row)}.*$", section, re.MULTILINE)[0]
+    shown = [re.findall(r"[\d.]+", cell) for cell in line.split("|")[2:-1] if re.search(r"\d\.\d", cell)]
+    recorded = script("make_figure").means()[method].values()
+    assert len(shown) == len(recorded)
+    for numbers, mean in zip(shown, recorded, strict=True):
+        expected = [value for value in mean if value is not None]
+        assert [float(number) for number in numbers] == pytest.approx(expected, abs=0.05 + 1e-6)
+
+
+def test_the_figure_can_be_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    script("make_figure").draw(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
