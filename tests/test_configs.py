@@ -79,7 +79,7 @@ def write_cifar100(folder):
 
 def overrides_for(path, stand_ins):
     """What makes the configuration buildable here: stand-in data, small batches and models, no trained weights."""
-    plain = load_config(path, needs_checkpoints=False).plain
+    plain = load_config(path, needs_checkpoints=False).tree
     family = path.parts[1]
     sets = ["device.default=cpu"]
     if family in stand_ins:
@@ -118,7 +118,7 @@ def test_methods_are_valid_cells(path):
     root = compose(config)
     apply_overrides(root, ["models.teacher_model.src_ckpt=null"])
     cell = cell_config(root, load_method(str(path)), Setting(overlap=100.0), Path("cell.yaml"))
-    loss = next(term for name, term in sub_terms(cell.plain).items() if name != "cross_entropy")
+    loss = next(term for name, term in sub_terms(cell.tree).items() if name != "cross_entropy")
     assert MIDDLE_LEVEL_LOSS_DICT[loss["criterion"]["key"]](**loss["criterion"]["kwargs"])
 
 
@@ -141,15 +141,15 @@ def test_starts_with_its_own_command(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_checkpoints_it_loads_are_written_by_the_configurations_of_its_command(path):
     words = path.read_text(encoding="utf-8").splitlines()[0].split()[3:]
-    written = [student_entry(load_config(word, needs_checkpoints=False).plain)[1]["dst_ckpt"] for word in words]
-    for model in load_config(path, needs_checkpoints=False).plain["models"].values():
+    written = [student_entry(load_config(word, needs_checkpoints=False).tree)[1]["dst_ckpt"] for word in words]
+    for model in load_config(path, needs_checkpoints=False).tree["models"].values():
         assert model.get("src_ckpt") in (None, *written[:-1])
     assert Path(written[-1]).parent == Path("runs") / path.stem
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_schedules_are_as_long_as_their_stages(path):
-    for stage in stage_configs(load_config(path, needs_checkpoints=False).plain["train"]).values():
+    for stage in stage_configs(load_config(path, needs_checkpoints=False).tree["train"]).values():
         kwargs = (stage.get("scheduler") or {"kwargs": {}})["kwargs"]
         assert {kwargs[key] for key in ("T_max", "total_steps") if key in kwargs} <= {stage["num_epochs"]}
 
@@ -179,7 +179,7 @@ def test_one_value_sets_the_overlap(teacher, student, num_classes, overlap, stan
 )
 def test_builds_and_steps_in_every_stage(path, stand_ins):
     config = load_config(path, overrides_for(path, stand_ins))
-    placement = read_placement(config.plain)
+    placement = read_placement(config.tree)
     accelerator = make_accelerator(placement)
     built = config.build()
     where, entry = student_entry(built)

@@ -69,7 +69,7 @@ def _names(config: RunConfig) -> tuple[list[str] | None, list[str] | None]:
 
 def _wrapper(config: RunConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The keywords of the teacher wrapper of the last stage, and that stage."""
-    stage = list(stage_configs(config.plain["train"]).values())[-1]
+    stage = list(stage_configs(config.tree["train"]).values())[-1]
     wrapper = (stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
     return wrapper.get("kwargs") or {}, stage
 
@@ -77,7 +77,7 @@ def _wrapper(config: RunConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def _teacher_names(config: RunConfig, kwargs: Mapping[str, Any]) -> list[str] | None:
     if kwargs.get("teacher_classes") is not None:
         return list(kwargs["teacher_classes"])
-    path = str((config.plain["models"].get("teacher_model") or {}).get("src_ckpt") or "")
+    path = str((config.tree["models"].get("teacher_model") or {}).get("src_ckpt") or "")
     written = Path(path).stat().st_mtime_ns if Path(path).is_file() else 0  # a file written anew is read anew
     return _of_checkpoint(path if not written else str(Path(path).resolve()), written) if path else None
 

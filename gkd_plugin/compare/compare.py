@@ -90,9 +90,9 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         for notice in apply_overrides(root, wanted.overrides):
             logger.info("%s", notice)
     config = checked_config(wanted.config, root)
-    stages = stage_configs(config.plain["train"])
+    stages = stage_configs(config.tree["train"])
     with told_at(f"{wanted.config}: "):
-        read_placement(config.plain, wanted.device)
+        read_placement(config.tree, wanted.device)
         _warn_of_updates([stages[name] for name in base_stages(root).values()])
         planned = list(_plan(root, methods, wanted))
     _check_data(wanted.config, planned, wanted.score)

@@ -35,11 +35,6 @@ class RunConfig:
     notices: tuple[str, ...] = ()
     root: Any = None  # the node graph, while compare still works on it
 
-    @property
-    def plain(self) -> dict[str, Any]:
-        """The tree, by its older name."""
-        return self.tree
-
     @cached_property
     def stages(self) -> list[Stage]:
         """Its stages in order."""

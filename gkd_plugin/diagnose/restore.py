@@ -113,7 +113,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
     config = load_config(path / "config.yaml")
     with told_at(f"{config.path}: "):
         stage_name, stage = _stage_of_teacher(config)
-        placement = read_placement({"device": {**(config.plain.get("device") or {}), "teacher": None}}, device)
+        placement = read_placement({"device": {**(config.tree.get("device") or {}), "teacher": None}}, device)
         accelerator = make_accelerator(placement)
         if accelerator.num_processes > 1:
             raise ConfigError("diagnose runs in one process")
@@ -184,9 +184,9 @@ def _finished_summary(path: Path) -> dict[str, Any]:
 
 def _stage_of_teacher(config: RunConfig) -> tuple[str, Mapping[str, Any]]:
     """(name, section) of the last stage with the teacher wrapper."""
-    if "teacher_model" not in config.plain["models"]:
+    if "teacher_model" not in config.tree["models"]:
         raise ConfigError("has no models.teacher_model: diagnose looks at what a teacher does for its student")
-    for name, stage in reversed(stage_configs(config.plain["train"]).items()):
+    for name, stage in reversed(stage_configs(config.tree["train"]).items()):
         wrapper = (stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
         if wrapper.get("key") == "refilled_teacher":
             return name, stage
@@ -212,8 +212,8 @@ def _teacher_labels(local: LocalClassifier, dataset: Any) -> Sequence[int | None
 
 def _embedding(config: RunConfig, student: nn.Module) -> tuple[str | None, str | None]:
     """(name of the last stage ``embedding``, module path of the student's embedding)."""
-    stages = stage_configs(config.plain["train"])
-    path = student_embedding_path(student_entry(config.plain)[1], stages) or "embedding"
+    stages = stage_configs(config.tree["train"])
+    path = student_embedding_path(student_entry(config.tree)[1], stages) or "embedding"
     found = [name for name, stage in stages.items() if _is_embedding(stage.get("criterion") or {})]
     return found[-1] if found else None, path if path in dict(student.named_modules()) else None
 

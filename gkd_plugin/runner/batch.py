@@ -53,8 +53,8 @@ def run_all(
         if moves:
             config = load_config(path, [*overrides, *moves], produced=tuple(written.values()))
         with told_at(f"{path}: "):
-            read_placement(config.plain, device)
-        destination = student_entry(config.plain)[1].get("dst_ckpt")
+            read_placement(config.tree, device)
+        destination = student_entry(config.tree)[1].get("dst_ckpt")
         check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
     return [
@@ -73,11 +73,11 @@ def _moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str])
             is added.
     """
     moves = {}
-    for name, entry in config.plain["models"].items():
+    for name, entry in config.tree["models"].items():
         source = (entry or {}).get("src_ckpt")
         if source is not None and _absolute(source) in written:
             moves[f"models.{name}.src_ckpt"] = source, written[_absolute(source)]
-    where, student = student_entry(config.plain)
+    where, student = student_entry(config.tree)
     destination = student.get("dst_ckpt")
     if destination is not None:
         default = RUNS / config.stem

@@ -46,7 +46,7 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
     """
     start = time.perf_counter()
     with told_at(f"{config.path}: "):
-        placement = read_placement(config.plain, options.device)
+        placement = read_placement(config.tree, options.device)
         accelerator = make_accelerator(placement)
         set_seed(options.seed)
         built = config.build()

@@ -66,10 +66,10 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
             of it was built.
     """
     with told_at(f"{config.path}: "):
-        placement = read_placement(config.plain, options.device)
+        placement = read_placement(config.tree, options.device)
         accelerator = make_accelerator(placement)
         set_seed(options.seed)
-        cache = TeacherCache.from_section(config.plain.get("teacher_cache"))
+        cache = TeacherCache.from_section(config.tree.get("teacher_cache"))
         with _held_back() as records:
             parts = Parts.build(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
@@ -96,10 +96,10 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
             there is no test set.
     """
     with told_at(f"{config.path}: "):
-        section = {**(config.plain.get("device") or {}), "teacher": None}
+        section = {**(config.tree.get("device") or {}), "teacher": None}
         placement = read_placement({"device": section}, device)
         accelerator = make_accelerator(placement)
-        where, entry = student_entry(config.plain)
+        where, entry = student_entry(config.tree)
         student = build_model(where, {**entry, "src_ckpt": None})
         built = config.build()
         loader = build_test_loader(built, accelerator)

@@ -27,7 +27,7 @@ def root(tmp_path, monkeypatch):
 
 
 def made(root, method, overlap=None, memory=None):
-    return cell_config(root, load_method(method), Setting(overlap, memory=memory), Path("cell.yaml")).plain
+    return cell_config(root, load_method(method), Setting(overlap, memory=memory), Path("cell.yaml")).tree
 
 
 def test_both_stages_are_found_by_what_they_do(tmp_path):
@@ -87,7 +87,7 @@ def test_every_shipped_configuration_of_both_stages_can_be_compared(path, monkey
         remove(model, "src_ckpt")
         remove(model, "src_ckpt_classifier")
     for method in ("ce", "kd", "rkd", "refilled", "refilled-joint", "refilled-from-teacher", "finetune"):
-        assert cell_config(root, load_method(method), Setting(), Path("cell.yaml")).plain["train"]
+        assert cell_config(root, load_method(method), Setting(), Path("cell.yaml")).tree["train"]
 
 
 def test_the_input_of_a_module_is_no_embedding_of_a_student(tmp_path, monkeypatch):

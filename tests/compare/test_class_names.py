@@ -129,6 +129,6 @@ def test_weights_from_an_address_name_no_classes(made, monkeypatch):
         return WeightFile({}, None)
 
     monkeypatch.setattr("gkd_plugin.compare.class_names.read_weights", read)
-    config.plain["models"]["teacher_model"]["src_ckpt"] = "http://127.0.0.1:1/teacher.pt"
+    config.tree["models"]["teacher_model"]["src_ckpt"] = "http://127.0.0.1:1/teacher.pt"
     assert different_classes(config) is None
     assert asked == ["http://127.0.0.1:1/teacher.pt"]

@@ -28,7 +28,7 @@ def planned(monkeypatch):
 def checkpoints(config):
     return {
         f"{name}.{key}": entry[key]
-        for name, entry in config.plain["models"].items()
+        for name, entry in config.tree["models"].items()
         for key in ("src_ckpt", "dst_ckpt")
         if key in entry
     }

@@ -188,7 +188,7 @@ def test_the_student_is_kept_at_the_end_of_each_stage_but_the_last(here, monkeyp
     kept, final = load_file("out/stages/stage1.safetensors"), load_file("out/student.safetensors")
     assert all(torch.equal(kept[key], value) for key, value in trained["stage1.safetensors"].items())
     assert any(not torch.equal(kept[key], final[key]) for key in kept)
-    student = build_model(*student_entry(load_config("student.yaml").plain))
+    student = build_model(*student_entry(load_config("student.yaml").tree))
     load_weights(student, "out/stages/stage1.safetensors", "stage1")
     box_loaders = [torch.utils.data.DataLoader(TinyImages(seed=seed), batch_size=12) for seed in (0, 1)]
     accelerator = make_accelerator(Placement(torch.device("cpu"), None, "no"))
@@ -239,7 +239,7 @@ def test_bf16_runs_and_is_evaluated_alike(here):
 def test_the_resolved_config_has_the_overrides_and_runs_again(here):
     run("student", "out", "train.stage2.num_epochs=2", "models.student_model.kwargs.num_classes=4")
     text = Path("out/config.yaml").read_text("utf-8")
-    assert load_config("out/config.yaml").plain["train"]["stage2"]["num_epochs"] == 2
+    assert load_config("out/config.yaml").tree["train"]["stage2"]["num_epochs"] == 2
     run("out/config", "again")
     assert Path("again/config.yaml").read_text("utf-8") == text
     states = [load_file(f"{folder}/student.safetensors") for folder in ("out", "again")]
