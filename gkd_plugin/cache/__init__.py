@@ -1,6 +1,5 @@
-"""A frozen teacher's outputs for every fixed view, in one memory-mapped float16 array on disk."""
+"""A teacher that answers once: its outputs for fixed views of the training set, kept on disk."""
 
-from gkd_plugin.cache.reader import FeatureBank
-from gkd_plugin.cache.writer import BankWriter
+from gkd_plugin.cache.teacher_cache import TeacherCache
 
-__all__ = ["BankWriter", "FeatureBank"]
+__all__ = ["TeacherCache"]

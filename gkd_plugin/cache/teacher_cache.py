@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gkd_plugin.cache import BankWriter, FeatureBank
-from gkd_plugin.cache.fingerprint import Fingerprint, data_key, teacher_key, views_key
+from gkd_plugin.cache.bank import Bank
+from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_key
 from gkd_plugin.data import FixedViews
 from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.data.fixed_views import sketch
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.building import section_name, stage_configs
 from gkd_plugin.teacher import Answers, RefilledTeacher
 
 __all__ = ["TeacherCache"]
@@ -35,20 +33,20 @@ CLOSE = 0.02  # relative; float16 and other processors stay below it
 
 @dataclass
 class TeacherCache:
-    """The banks of a run.
+    """The banks of a run, each named after what it was computed from.
 
     Attributes:
         views: K.
-        folder: where the banks are kept; each is named after what it was computed from.
+        folder: where the banks are kept, for other runs too.
         seed: of the views; runs of different seeds share a bank.
-        reports: one line of figures for each bank, for the summary.
+        reports: of each bank its file, size, time, and whether it was computed; for the summary.
     """
 
     views: int
     folder: Path = FOLDER
     seed: int = 0
     reports: list[dict[str, Any]] = field(default_factory=list)
-    _banks: dict[str, FeatureBank] = field(default_factory=dict)
+    _banks: dict[Path, Bank] = field(default_factory=dict)
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any] | None) -> TeacherCache | None:
@@ -61,129 +59,113 @@ class TeacherCache:
             raise ConfigError(f"teacher_cache.folder: {error}") from error
         return cls(views=section["views"], folder=folder, seed=section.get("seed", 0))
 
-    def fix_views(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The config with fixed views in place of every stage's training set.
+    def fix_views(self, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The configuration with fixed views in place of every stage's training set.
+
+        Args:
+            config: with its data sets built.
+            stages: key path → section of each stage, with the loader in force.
 
         Raises:
-            ConfigError: the folder cannot be written to, a stage's teacher is not wrapped in ``refilled_teacher``, or
-                its loader may change images after the data set made them.
+            ConfigError: a stage's teacher is not wrapped in ``refilled_teacher``, or a loader may change images after
+                the data set made them.
         """
-        _check_folder(self.folder)
-        train = dict(config["train"])
-        datasets = dict(config["datasets"])
-        for name, stage in stage_configs(train).items():
-            where = section_name(name)
-            self._check_stage(where, stage)
+        train, datasets = dict(config["train"]), dict(config["datasets"])
+        for where, stage in stages.items():
+            _check_stage(where, stage)
             loader = stage["train_data_loader"]
             fixed = f"{loader['dataset_id']} (fixed views)"
             if fixed not in datasets:
                 datasets[fixed] = FixedViews(unwrapped(datasets[loader["dataset_id"]]), self.views, self.seed)
-            stage["train_data_loader"] = {**loader, "dataset_id": fixed, "requires_supp": False}
-            train = stage if name == "train" else {**train, name: stage}
+            changed = {**stage, "train_data_loader": {**loader, "dataset_id": fixed, "requires_supp": False}}
+            train = changed if where == "train" else {**train, where.removeprefix("train."): changed}
         return {**config, "train": train, "datasets": datasets}
 
-    def _check_stage(self, where: str, stage: Mapping[str, Any]) -> None:
-        wrapper = (stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
-        if wrapper.get("key") != "refilled_teacher":
-            raise ConfigError(
-                f"teacher_cache: only the wrapper 'refilled_teacher' can answer from a cache; set "
-                f"{where}.teacher.auxiliary_model_wrapper.key to it"
-            )
-        for key in ("collate_fn", "dataset_wrapper"):
-            if stage["train_data_loader"].get(key) is not None:
-                raise ConfigError(
-                    f"teacher_cache: {where}.train_data_loader.{key} may change images that the teacher has answered "
-                    "for; remove it, or the cache"
-                )
-
-    def open(self, box: Any, accelerator: Accelerator) -> None:
-        """Finds or computes the bank of the box's present stage, before anything of the run is written.
+    def open(self, box: Any, accelerator: Accelerator) -> Bank:
+        """The bank of the box's present stage, computed where there is none; random states stay as they are.
 
         Raises:
-            ConfigError: a bank is damaged or cannot be written.
+            ConfigError: the bank is damaged, cannot be written, or the teacher answers otherwise now.
         """
-        with torch.random.fork_rng(devices=[]):  # the run is the same whether the bank was there or not
-            self._bank(box, accelerator)
+        teacher: RefilledTeacher = box.teacher_model
+        views: FixedViews = box.train_data_loader.dataset
+        with torch.random.fork_rng(devices=[]):
+            made_from = (teacher_key(teacher.teacher), data_key(views.dataset), views_key(views))
+            path = self.folder / f"{digest(*made_from, teacher.settings(), accelerator.mixed_precision)}.npy"
+            if path not in self._banks:
+                self._banks[path] = self._find(path, teacher, box.train_data_loader, accelerator)
+        return self._banks[path]
 
     def attach(self, box: Any, accelerator: Accelerator) -> None:
-        """Lets the teacher of the box's present stage answer from a bank, which is computed where there is none.
+        """Lets the teacher of the box's present stage answer from its bank.
 
         Raises:
-            ConfigError: a bank is damaged or cannot be written.
+            ConfigError: as :meth:`open`; in training, that an image is not the one that the teacher answered for.
         """
-        with torch.random.fork_rng(devices=[]):
-            bank = self._bank(box, accelerator)
+        bank = self.open(box, accelerator)
         forward = box.teacher_forward_proc
 
         def answer(teacher: RefilledTeacher, images: Tensor, targets: Any, supplement: Any, **more: Any) -> Any:
             found = bank.read(supplement["bank_row"])
-            self._check_images(supplement["sketch"].cpu(), found["sketch"])
+            if not torch.allclose(supplement["sketch"].cpu(), found.pop("sketch"), rtol=5e-3, atol=5e-3):
+                raise ConfigError(
+                    "teacher_cache: the images are not those that the teacher answered for: data or transform changed "
+                    f"in a way that the name of the kept answers does not show; delete them in {self.folder}"
+                )
             teacher.answer_with(Answers(found["embedding"], None, found.get("logits"), found.get("features")))
             return forward(teacher, images, targets, supplement, **more)
 
         box.teacher_forward_proc = answer
 
-    def _check_images(self, seen: Tensor, kept: Tensor) -> None:
-        """Whether the student's images are those that the teacher answered for."""
-        if not torch.allclose(seen, kept, rtol=5e-3, atol=5e-3):
-            raise ConfigError(
-                "teacher_cache: the images are not those that the teacher answered for: data or transform changed "
-                f"in a way that the bank's name does not show; delete the bank in {self.folder}"
-            )
-
-    def _bank(self, box: Any, accelerator: Accelerator) -> FeatureBank:
-        teacher: RefilledTeacher = box.teacher_model
-        views: FixedViews = box.train_data_loader.dataset
-        fingerprint = _fingerprint(teacher, views, accelerator)
-        if fingerprint.digest not in self._banks:
-            self._banks[fingerprint.digest] = self._opened(teacher, box.train_data_loader, fingerprint, accelerator)
-        return self._banks[fingerprint.digest]
-
-    def _opened(
-        self, teacher: RefilledTeacher, loader: Any, fingerprint: Fingerprint, accelerator: Accelerator
-    ) -> FeatureBank:
+    def _find(self, path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> Bank:
         start = time.perf_counter()
-        accelerator.wait_for_everyone()  # no process looks while another one puts the bank in place
-        bank = FeatureBank.open(self.folder, fingerprint)
+        accelerator.wait_for_everyone()  # no process looks while the main one puts the bank in place
+        bank = Bank.open(path)
         was_there = bank is not None
-        if bank is None and accelerator.is_main_process:
-            _compute(teacher, loader, self.folder, fingerprint, accelerator)
+        if bank is not None:
+            _ask_again(path, bank, teacher, loader.dataset, accelerator)
+        elif accelerator.is_main_process:
+            _compute(path, teacher, loader, accelerator)
         accelerator.wait_for_everyone()
-        bank = bank or FeatureBank.open(self.folder, fingerprint)
-        if bank is None or bank.rows != len(loader.dataset) * self.views:
-            raise ConfigError(f"teacher_cache.folder: {self.folder} does not hold the bank that was written there")
-        if was_there:
-            _check_teacher(teacher, loader.dataset, bank, accelerator)
+        bank = bank or Bank.open(path)
+        if bank is None:
+            raise ConfigError(f"teacher_cache.folder: {self.folder} is not where the main process wrote; share one")
         report = {
-            "file": str(self.folder / f"{fingerprint.digest}.npy"),
-            "rows": bank.rows,
-            "bytes": bank.nbytes,
+            "file": str(path),
+            "rows": len(bank.records),
+            "bytes": bank.records.nbytes,
             "computed": not was_there,
             "seconds": time.perf_counter() - start,
         }
         self.reports.append(report)
         logger.info(
             "teacher cache: %d views, %.1f MiB, %s in %.1f s: %s",
-            bank.rows,
-            bank.nbytes / 2**20,
+            report["rows"],
+            bank.records.nbytes / 2**20,
             "found" if was_there else "computed",
             report["seconds"],
-            report["file"],
+            path,
         )
         return bank
 
 
-def _check_folder(folder: Path) -> None:
-    """Whether there can be such a folder; whether the disk has room shows when the size of the bank is known."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"teacher_cache.folder: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"teacher_cache.folder: {there} cannot be written to")
+def _check_stage(where: str, stage: Mapping[str, Any]) -> None:
+    wrapper = (stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
+    if wrapper.get("key") != "refilled_teacher":
+        raise ConfigError(
+            f"teacher_cache: only the wrapper 'refilled_teacher' can answer from a cache; set "
+            f"{where}.teacher.auxiliary_model_wrapper.key to it"
+        )
+    for key in ("collate_fn", "dataset_wrapper"):
+        if stage["train_data_loader"].get(key) is not None:
+            raise ConfigError(
+                f"teacher_cache: {where}.train_data_loader.{key} may change images that the teacher has answered for; "
+                "remove it, or the cache"
+            )
 
 
 class _AllViews(Dataset[Any]):
-    """Every view of every sample, in the order of the bank's rows: images alone."""
+    """The images of every view of every sample, in the order of the bank's rows."""
 
     def __init__(self, views: FixedViews) -> None:
         self.views = views
@@ -191,64 +173,45 @@ class _AllViews(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.views) * self.views.views
 
-    def __getitem__(self, row: int) -> Any:
-        return self.views.view(*divmod(row, self.views.views))[0]
+    def __getitem__(self, row: int) -> Tensor:
+        image: Tensor = self.views.view(*divmod(row, self.views.views))[0]
+        return image
 
 
-def _fingerprint(teacher: RefilledTeacher, views: FixedViews, accelerator: Accelerator) -> Fingerprint:
-    return Fingerprint(
-        teacher=teacher_key(teacher.teacher),
-        data=data_key(views.dataset),
-        views=views_key(views),
-        preprocessing=f"{teacher.settings()} {accelerator.mixed_precision}",
-    )
-
-
-@torch.no_grad()
-def _compute(
-    teacher: RefilledTeacher, loader: Any, folder: Path, fingerprint: Fingerprint, accelerator: Accelerator
-) -> None:
+def _compute(path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> None:
     data = _AllViews(loader.dataset)
     batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 128
     batches = DataLoader(data, batch_size=batch_size, num_workers=loader.num_workers)
-    first = _columns(teacher, next(iter(batches))[:1], accelerator)
-    widths = {name: value.shape[1] for name, value in first.items()}
-    with BankWriter(folder, fingerprint, len(data), widths) as writer:
-        for images in tqdm(batches, desc="teacher cache", leave=False, disable=None):
-            writer.write(_columns(teacher, images, accelerator))
+    shown = tqdm(batches, desc="teacher cache", leave=False, disable=None)
+    Bank.write(path, len(data), (_fields(teacher, images, accelerator) for images in shown))
 
 
-def _columns(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:
-    """A bank's columns: local logits are left to be computed from the embedding, with the centres of the run."""
+def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:
+    """What a bank keeps of a batch: no local logits, which follow from the embedding and the centres of the run."""
     with accelerator.autocast():
         answers = teacher.answers(images.to(accelerator.device))
-    columns = {"embedding": answers.embedding, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
+    fields = {"embedding": answers.embedding, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
     if teacher.has_classifier and answers.logits is not None:
-        columns["logits"] = answers.logits
+        fields["logits"] = answers.logits
     if answers.features is not None:
-        columns["features"] = answers.features
-    return columns
+        fields["features"] = answers.features
+    return fields
 
 
-@torch.no_grad()
-def _check_teacher(teacher: RefilledTeacher, views: FixedViews, bank: FeatureBank, accelerator: Accelerator) -> None:
-    """Asks the teacher for a few rows of a bank that was there, spread evenly.
+def _ask_again(path: Path, bank: Bank, teacher: RefilledTeacher, views: FixedViews, accelerator: Accelerator) -> None:
+    """Compares a few rows of a bank that was there, spread evenly, with what the teacher says now.
 
     Raises:
-        ConfigError: it answers otherwise than the bank.
+        ConfigError: they differ.
     """
-    rows = torch.linspace(0, bank.rows - 1, min(8, bank.rows)).long()
-    images = torch.stack([views.view(*divmod(int(row), views.views))[0] for row in rows])
-    with accelerator.autocast():
-        answers = teacher.answers(images.to(accelerator.device))
-    kept = bank.read(rows)
-    for name in ("embedding", "logits", "features"):
-        value = getattr(answers, name)
-        if value is None or name not in kept:
-            continue
-        error = (value.cpu() - kept[name]).norm() / value.cpu().norm().clamp_min(1e-6)
+    data = _AllViews(views)
+    rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
+    asked = _fields(teacher, torch.stack([data[int(row)] for row in rows]), accelerator)
+    for name, kept in bank.read(rows).items():
+        now = asked[name].cpu()
+        error = (now - kept).norm() / now.norm().clamp_min(1e-6)
         if not error < CLOSE:
             raise ConfigError(
-                f"teacher_cache.folder: the teacher's {name} of the first rows asked for differ from the bank's by "
-                f"{100 * error:.1f} %: another teacher, precision or transform; delete the bank"
+                f"teacher_cache.folder: asked again, the teacher's {name} differs by {100 * error:.1f} % from that in "
+                f"{path}: another teacher, precision or transform; delete the file"
             )

@@ -16,55 +16,29 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gkd_plugin.data._checks import length_of, whole_number
-from gkd_plugin.data.evaluation_view import evaluation_view
 from gkd_plugin.data.labels import classes_of, labels_of
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["FixedViews", "seeded", "sketch"]
 
-SKETCH_WIDTH = 8
 _PIXELS = 4096
-
-
-def sketch(image: Tensor) -> Tensor:
-    """Eight numbers by which an image is known again: sums of up to 4096 of its values with fixed random signs.
-
-    Args:
-        image: any shape, at least one value.
-
-    Returns:
-        ``[8]`` float32, each sum divided by the root of the number of values.
-    """
-    values = image.detach().reshape(-1).float()
-    values = values[:: -(-len(values) // _PIXELS)]
-    sums: Tensor = (_signs()[:, : len(values)] * values).sum(1)
-    return sums / math.sqrt(len(values))
-
-
-@functools.cache
-def _signs() -> Tensor:
-    bits = np.random.default_rng(0).integers(0, 2, (SKETCH_WIDTH, _PIXELS))
-    return torch.from_numpy(2 * bits - 1).float()
 
 
 class FixedViews(Dataset[Any]):
     """K random augmentations of each sample that are the same in every process, worker, order and run.
 
     View v of sample i is ``dataset[i]`` with the global random states of ``random``, ``numpy.random`` and torch's
-    CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform that draws from a
-    generator of its own is out of reach (:func:`gkd_plugin.cache.fingerprint.views_key` finds it).
-
-    Samples are ``(image, label, {"bank_row": i * views + v, "sketch": …})``, see :func:`sketch`; epoch e shows view
-    v = (e + i) % views of sample i.
+    CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform that draws from a generator
+    of its own is out of reach. Samples are ``(image, label, {"bank_row": i * views + v, "sketch": …})``, see
+    :func:`sketch`; epoch e shows view v = (e + i) % views of sample i.
 
     Args:
-        dataset: a map dataset of ``(image, label)``.
+        dataset: a map dataset of ``(image tensor, label)``.
         views: K.
         seed: of the augmentations.
 
     Attributes:
-        dataset: the dataset given; also ``org_dataset``, by which this package and torchdistill see through
-            wrappers (so class centres are computed on its evaluation view).
+        org_dataset: the dataset given, under torchdistill's name for what a wrapper holds; also ``dataset``.
         views: K.
         seed: of the augmentations.
         targets: the labels, a list of ``int``.
@@ -75,17 +49,16 @@ class FixedViews(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], views: int, seed: int = 0) -> None:
-        self.dataset = dataset
+        self.dataset = self.org_dataset = dataset
         self.views = whole_number("views", views, low=1)
         self.seed = whole_number("seed", seed, low=0)
         self.targets = labels_of(dataset)
         self.classes = classes_of(dataset)
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._share_epoch()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._share_epoch()  # a copy's memory is not shared; a spawned worker's is, and stays as it is
+        self._epoch.share_memory_()  # a copy's memory is not shared as it comes
 
     def __len__(self) -> int:
         return length_of(self.dataset)
@@ -93,33 +66,7 @@ class FixedViews(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Any, Any, dict[str, Any]]:
         view = (int(self._epoch) + index) % self.views
         image, label = self.view(index, view)
-        if not isinstance(image, Tensor):
-            raise ConfigError(
-                f"dataset {type(self.dataset).__name__}: only images that the transform made tensors can be cached, "
-                f"sample {index} is {type(image).__name__}"
-            )
         return image, label, {"bank_row": index * self.views + view, "sketch": sketch(image)}
-
-    @property
-    def org_dataset(self) -> Dataset[Any]:
-        """The dataset given, under torchdistill's name for what a wrapper holds."""
-        return self.dataset
-
-    @property
-    def evaluation_view(self) -> Dataset[Any]:
-        """The evaluation view of the dataset given.
-
-        Raises:
-            AttributeError: it offers none.
-        """
-        view, found = evaluation_view(self.dataset)
-        if not found:
-            raise AttributeError(f"dataset {type(view).__name__} offers no evaluation_view")
-        return view
-
-    def _share_epoch(self) -> None:
-        """Puts the epoch where DataLoader workers that run already see it change."""
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the views of an epoch, in DataLoader workers that already run too.
@@ -128,22 +75,23 @@ class FixedViews(Dataset[Any]):
         """
         self._epoch.fill_(epoch)
 
-    def view(self, index: int, view: int) -> tuple[Any, Any]:
+    def view(self, index: int, view: int) -> tuple[Tensor, Any]:
         """One view of one sample: ``(image, label)``.
 
         Raises:
             IndexError: there is no such sample or view.
-            ConfigError: the dataset's samples are not ``(image, label)``.
+            ConfigError: the dataset's samples are not ``(image tensor, label)``.
         """
         if not (0 <= index < len(self) and 0 <= view < self.views):
             raise IndexError(f"sample {index}, view {view}: there are {len(self)} samples of {self.views} views")
         with seeded(f"{self.seed},{index},{view}"):
             sample = self.dataset[index]
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-            found = f"{len(sample)} elements" if isinstance(sample, (tuple, list)) else type(sample).__name__
+        is_pair = isinstance(sample, (tuple, list)) and len(sample) == 2
+        if not is_pair or not isinstance(sample[0], Tensor):
+            parts = sample if isinstance(sample, (tuple, list)) else [sample]
             raise ConfigError(
-                f"dataset {type(self.dataset).__name__}: only samples of (image, label) can be cached, "
-                f"sample {index} is {found}"
+                f"dataset {type(self.dataset).__name__}: only samples of (image tensor, label) can be cached, "
+                f"sample {index} is ({', '.join(type(part).__name__ for part in parts)})"
             )
         return sample[0], sample[1]
 
@@ -163,3 +111,24 @@ def seeded(key: str) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+def sketch(image: Tensor) -> Tensor:
+    """Eight numbers by which an image is known again: sums of up to 4096 of its values with fixed random signs.
+
+    Args:
+        image: any shape, at least one value.
+
+    Returns:
+        ``[8]`` float32, each sum divided by the root of the number of values.
+    """
+    values = image.detach().reshape(-1).float()
+    values = values[:: -(-len(values) // _PIXELS)]
+    sums: Tensor = (_signs()[:, : len(values)] * values).sum(1)
+    return sums / math.sqrt(len(values))
+
+
+@functools.cache
+def _signs() -> Tensor:
+    bits = np.random.default_rng(0).integers(0, 2, (8, _PIXELS))
+    return torch.from_numpy(2 * bits - 1).float()

@@ -87,7 +87,7 @@ class Parts:
         if placement.channels_last:
             for model in filter(None, (student, teacher)):
                 model.to(memory_format=torch.channels_last)
-        box = build_box(cache.fix_views(built) if cache else built, teacher, student, placement, accelerator)
+        box = build_box(cache.fix_views(built, sections) if cache else built, teacher, student, placement, accelerator)
         if teacher is not None:
             check_forward(TEACHER, box.teacher_model.eval(), images, accelerator)
         if cache is not None:

@@ -100,7 +100,9 @@ def _epochs(teacher_name: str, student_name: str, cache: TeacherCache | None, pe
         section["train_data_loader"]["kwargs"]["batch_size"] = 64
     accelerator = make_accelerator(CPU)
     teacher, student = timm_model(teacher_name), timm_model(student_name, num_classes=10)
-    box = build_box(cache.fix_views(config) if cache else config, teacher, student, CPU, accelerator)
+    if cache:
+        config = cache.fix_views(config, {f"train.{name}": section for name, section in config["train"].items()})
+    box = build_box(config, teacher, student, CPU, accelerator)
     return list(train_epochs(box, student, {"stage1": 3, "stage2": 3}, accelerator, cache))
 
 

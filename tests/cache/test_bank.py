@@ -1,0 +1,187 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gkd_plugin.cache.bank import Bank
+from gkd_plugin.errors import ConfigError
+
+WIDTHS = {"embedding": 5, "logits": 2}
+ROWS = 6
+
+
+def batch(rows=ROWS, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(rows, width, generator=generator) for name, width in WIDTHS.items()}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "bank.npy"
+
+
+@pytest.fixture
+def written(path):
+    Bank.write(path, ROWS, [batch()])
+    return path
+
+
+def refuses(path, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        Bank.open(path)
+    text = str(caught.value)
+    assert text.startswith(f"teacher_cache.folder: {path} cannot be used: ")
+    assert text.endswith("; delete it to have it computed anew")
+    assert "\n" not in text
+
+
+def assert_same(bank, values):
+    got = bank.read(torch.arange(len(bank.records)))
+    assert got.keys() == values.keys()
+    assert all(torch.equal(got[name], value.half().float()) for name, value in values.items())
+
+
+def test_rows_come_back_rounded_to_float16(path):
+    parts = [batch(4, seed=1), batch(2, seed=2)]
+    Bank.write(path, ROWS, iter(parts))
+    got = Bank.open(path).read(torch.tensor([5, 0, 3, 3]))
+    for name, width in WIDTHS.items():
+        assert (got[name].dtype, got[name].shape) == (torch.float32, (4, width))
+        assert got[name].is_contiguous()
+        assert torch.equal(got[name], torch.cat([part[name] for part in parts])[[5, 0, 3, 3]].half().float())
+
+
+@given(st.lists(st.floats(-65504, 65504, width=32), min_size=1, max_size=8))
+def test_any_value_within_float16_is_rounded_once(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("bank") / "x.npy"
+    column = torch.tensor(values).unsqueeze(1)
+    Bank.write(path, len(values), [{"x": column}])
+    got = Bank.open(path).read(torch.arange(len(values)))["x"]
+    assert torch.equal(got, column.half().float())
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.bfloat16, torch.Tensor.double, torch.Tensor.requires_grad_])
+def test_any_floating_type_can_be_written(path, convert):
+    values = {name: convert(value) for name, value in batch().items()}
+    Bank.write(path, ROWS, [values])
+    assert_same(Bank.open(path), values)
+
+
+def test_it_is_one_ordinary_npy_file(written):
+    assert list(written.parent.iterdir()) == [written]
+    loaded = np.load(written)
+    assert loaded.shape == (ROWS,)
+    assert np.array_equal(loaded["embedding"], batch()["embedding"].half().numpy())
+
+
+def test_a_bank_may_be_written_again(written):
+    Bank.write(written, ROWS, [batch(seed=9)])
+    assert_same(Bank.open(written), batch(seed=9))
+
+
+def test_where_there_is_no_file_there_is_no_bank(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert Bank.open(tmp_path / "missing" / "bank.npy") is None
+    assert Bank.open(tmp_path / "file" / "bank.npy") is None
+
+
+class Failing:
+    """Batches, then an error."""
+
+    def __init__(self, error, batches=1):
+        self.error, self.batches = error, batches
+
+    def __iter__(self):
+        yield from [batch(3)] * self.batches
+        raise self.error
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        (Failing(KeyboardInterrupt("stopped")), KeyboardInterrupt, "^stopped$"),
+        (Failing(OSError("an image cannot be read")), OSError, "^an image cannot be read$"),
+        ([batch(3), {**batch(3), "logits": torch.full((3, 2), -7e4)}], ConfigError, "'logits' reach 70000;"),
+        ([batch(3), {**batch(3), "embedding": torch.full((3, 5), torch.nan)}], ConfigError, "'embedding' reach nan;"),
+        ([batch(3), {**batch(3), "embedding": torch.full((3, 5), -torch.inf)}], ConfigError, "'embedding' reach inf;"),
+    ],
+)
+def test_what_fails_leaves_everything_as_it_was(path, batches, error, message, before):
+    if before:
+        Bank.write(path, ROWS, [batch()])
+    content = path.read_bytes() if before else None
+    with pytest.raises(error, match=message):
+        Bank.write(path, ROWS, batches)
+    assert list(path.parent.iterdir()) == [path] * before
+    assert not before or path.read_bytes() == content
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("rows", [3, 3000])
+def test_a_disk_that_fills_up_leaves_nothing(path, monkeypatch, rows):
+    """Few rows are buffered and fail at the end."""
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: real(Path("/dev/full"), "wb"))
+    with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .*deep cannot be written to: No space left"):
+        Bank.write(path, rows, [batch(rows)])
+    assert list(path.parent.iterdir()) == []
+
+
+def test_room_is_looked_for_after_the_first_batch(path, monkeypatch):
+    needed = 10**7 * 14
+    usage = shutil.disk_usage(path.parent.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    asked = []
+    with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .*deep has 0.14 GB free, .* need 0.14 GB$"):
+        Bank.write(path, 10**7, (asked.append(k) or batch() for k in range(2)))
+    assert asked == [0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=ROWS * 14))
+    Bank.write(path, ROWS, [batch()])
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_file_in_the_folders_place_is_told_before_anything_is_computed(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .* cannot be written to: (File exists|Not a dir)"):
+        Bank.write(tmp_path / "file" / below / "bank.npy", ROWS, Failing(AssertionError, batches=0))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_flipped_bit_never_gives_other_values(written):
+    content = written.read_bytes()
+    refused = 0
+    for position in range(len(content)):
+        written.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        try:
+            bank = Bank.open(written)
+        except ConfigError:
+            refused += 1
+        else:
+            assert position < len(content) - ROWS * 14 - 16  # of the header's spaces
+            assert_same(bank, batch())
+    assert refused > ROWS * 14 + 16
+
+
+def test_a_file_of_another_length_is_refused(written):
+    content = written.read_bytes()
+    for size in (0, 5, 127, len(content) - 17, len(content) - 16, len(content) - 1):
+        written.write_bytes(content[:size])
+        refuses(written, ".")
+    written.write_bytes(content + b"\0")
+    refuses(written, "its checksum is wrong")
+
+
+def test_another_banks_file_is_refused(written):
+    refuses(written.rename(written.with_name("other.npy")), "its checksum is wrong")
+
+
+@pytest.mark.parametrize("values", [np.zeros((ROWS, 7), np.float16), np.array([{"a": 1}], dtype=object)])
+def test_another_array_is_refused(path, values):
+    path.parent.mkdir()
+    np.save(path, values)
+    refuses(path, ".")
