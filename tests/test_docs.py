@@ -49,6 +49,10 @@ def commands():
             for part in re.split(r"&&|\n", block):
                 if part.strip().startswith("refilled "):
                     yield pytest.param(shlex.split(part)[1:], id=f"{page.stem}: {part.strip()[:60]}")
+    for path in sorted((ROOT / "configs").glob("*/*.yaml")):
+        head = re.match(r"(#.*\n)+", text_of(path))[0]
+        for command in re.findall(r"^# *refilled (.*(?:\n# +--.*)*)", head, re.MULTILINE):
+            yield pytest.param(shlex.split(command.replace("\n#", "")), id=f"{path.stem}: {command[:60]}")
 
 
 def test_readme_is_one_screen_and_a_bit():
