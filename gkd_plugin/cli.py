@@ -1,4 +1,7 @@
-"""The command ``refilled``."""
+"""The command ``refilled``: reads the command line, then imports what the command needs.
+
+``refilled.py`` runs this file without the package around it. Import nothing of the package at the top.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
-
-from gkd_plugin import __version__
-from gkd_plugin.compare.scores import SCORES
-from gkd_plugin.errors import ConfigError
 
 __all__ = ["main"]
 
@@ -25,14 +25,20 @@ EXIT_FAILED_CELLS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", "harmonic_mean")
+"""What ``--score`` takes; ``compare`` has the same list, and a test compares the two."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 where cells of a grid failed, 2 for bad input, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
+    from gkd_plugin.errors import ConfigError
+
     _make_local_modules_importable()
     with _console_log(options.log):
         try:
-            return _finished(options.command(options))
+            code: int = options.command(options)
+            _leave_process_group()
         except (ConfigError, OSError) as error:
             if options.debug:
                 raise
@@ -42,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"refilled: stopped{options.stopped}", file=sys.stderr)
             return EXIT_INTERRUPTED
+    return code
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -114,9 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="refilled", description="Knowledge distillation when teacher and student do not share their classes."
     )
-    parser.add_argument("--version", action="version", version=f"refilled {__version__}")
+    parser.add_argument("--version", action="version", version=f"refilled {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="train what each configuration says, in turn")
+    run = commands.add_parser("run", help="train each configuration in turn")
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
@@ -125,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(compare)
     _add_diagnose(diagnose)
     for command in (run, evaluate, compare, diagnose):
-        command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; goes before device.default")
+        command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for command in (run, evaluate, compare):
         command.add_argument(
@@ -133,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="key.path=value",
-            help="change a value that the YAML has; may be repeated",
+            help="change or add a value of the configuration; may be repeated",
         )
     return parser
 
@@ -171,7 +178,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.set_defaults(
         command=_compare,
         log="gkd_plugin.compare",  # each run has its own log.txt
-        stopped="; finished cells are kept, and the same command goes on with the others",
+        stopped="; finished cells are kept, and the same command continues with the others",
     )
 
 
@@ -191,10 +198,18 @@ def _add_diagnose(diagnose: argparse.ArgumentParser) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as every other."""
+    """Reports a usage error in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, f"refilled: error: {message} (options: {self.prog} --help)\n")
+
+
+def _version() -> str:
+    """As ``gkd_plugin.__version__``."""
+    try:
+        return metadata.version("gkd-plugin")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
 
 
 def _seed(text: str) -> int:
@@ -224,13 +239,13 @@ def _percentage(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of per cent from 0 to 100")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100")
     return value
 
 
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
@@ -252,8 +267,10 @@ def _make_local_modules_importable() -> None:
         sys.path.append(here)
 
 
-def _lines(error: ConfigError | OSError) -> list[str]:
-    """A ConfigError's lines, one per problem; of what a data worker raised the last, not its traceback."""
+def _lines(error: Exception) -> list[str]:
+    """A ConfigError's lines, one per problem; the last line of any other error and of a data worker's traceback."""
+    from gkd_plugin.errors import ConfigError
+
     lines = str(error).strip().splitlines() or [type(error).__name__]
     is_from_worker = "in DataLoader worker process" in lines[0]
     if isinstance(error, ConfigError) and not is_from_worker:
@@ -271,7 +288,7 @@ class _Console(logging.Handler):
 
 @contextmanager
 def _console_log(name: str) -> Iterator[None]:
-    """The lines of a logger of ours to the console; torchdistill's go only to log.txt."""
+    """Shows the lines of one of our loggers on the console; torchdistill's only go to log.txt."""
     logging.getLogger().setLevel(logging.INFO)
     ours = logging.getLogger(name)
     console = _Console(logging.INFO if _is_main_process() else logging.ERROR)
@@ -286,10 +303,9 @@ def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _finished(code: int) -> int:
-    """Leaves the process group that Accelerate joined under torchrun."""
+def _leave_process_group() -> None:
+    """Accelerate joined it under torchrun."""
     from torch import distributed
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    return code

@@ -1,0 +1,51 @@
+"""The command starts at once: what it only has to say about itself imports nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+import gkd_plugin
+from gkd_plugin.cli import SCORES
+from gkd_plugin.compare import scores
+
+STARTED = """
+import sys
+import refilled
+try:
+    refilled.main(sys.argv[1:])
+except SystemExit as ended:
+    loaded = sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'torchvision', 'torchdistill', 'timm'})
+    print(ended.code, loaded)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown"),
+    [
+        (["--help"], 0, "COMMAND"),
+        (["run", "--help"], 0, "--seed"),
+        (["evaluate", "--help"], 0, "--checkpoint"),
+        (["compare", "--help"], 0, "--score"),
+        (["diagnose", "--help"], 0, "--projection"),
+        (["--version"], 0, f"refilled {gkd_plugin.__version__}\n"),
+        (["fly"], 2, "invalid choice: 'fly'"),
+        (["compare", "x.yaml", "--output", "x", "--score", "top2"], 2, "invalid choice: 'top2'"),
+    ],
+)
+def test_no_heavy_import_before_there_is_something_to_do(words, code, shown):
+    command = [sys.executable, "-c", STARTED, *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert shown in result.stdout + result.stderr
+    assert result.stdout.endswith(f"{code} []\n")
+
+
+def test_scores_that_compare_knows():
+    assert SCORES == scores.SCORES
+
+
+def test_a_command_runs_in_the_package(tmp_path):
+    command = [sys.executable, "-m", "refilled", "run", str(tmp_path / "nowhere.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr == f"refilled: error: {tmp_path}/nowhere.yaml: No such file or directory\n"
