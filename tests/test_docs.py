@@ -10,10 +10,16 @@ import pytest
 import yaml
 
 from gkd_plugin import cli
+from gkd_plugin.config.config import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 METHODS = sorted(path.stem for path in (ROOT / "gkd_plugin/compare/methods").glob("*.yaml"))
+DATASETS = "datasets: {own: !import_call {key: 'gkd_plugin.data.image_folder', init: {kwargs: {root: 'data/own'}}}}\n"
+LOADER = (
+    "{dataset_id: 'own', sampler: {class_or_func: !import_get {key: 'torch.utils.data.RandomSampler'}}, kwargs: {}}"
+)
+"""What ``{...}`` stands for in the examples."""
 
 
 @cache
@@ -99,6 +105,18 @@ def test_commands_are_commands(words):
     given = getattr(options, "config", [])
     for config in given if isinstance(given, list) else [given]:
         assert (ROOT / config).is_file()
+        if options.set:
+            load_config(ROOT / config, options.set, needs_checkpoints=False)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["two stages", "joint"])
+def test_whole_examples_are_valid(number, tmp_path):
+    examples = [block for block in blocks(ROOT / "docs/configuration.md", "yaml") if "criterion:" in block]
+    head = examples[0].partition("train:")[0]
+    text = examples[number] if number == 0 else head + examples[number]
+    path = tmp_path / "example.yaml"
+    path.write_text(DATASETS + text.replace("{...}", LOADER), encoding="utf-8")
+    load_config(path)
 
 
 def test_python_of_the_method_runs():
