@@ -6,10 +6,11 @@ Imports nothing, so every layer may raise it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["ConfigError", "nearest", "told_at", "user_can_mend"]
+__all__ = ["ConfigError", "nearest", "nearest_beside", "one_of", "told_at", "user_can_mend", "whole_number"]
 
 
 class ConfigError(ValueError):
@@ -62,3 +63,27 @@ def nearest(given: object, allowed: Iterable[str], *, count: int = 3) -> str:
     if hint and listing:
         return f"{hint} ({listing})"
     return hint or listing or f"none of the {len(names)} known names is close"
+
+
+def nearest_beside(path: Path) -> str:
+    """Ends a message about a missing file or folder: the nearest names beside it with the same ending, if any."""
+    names = [other.name for other in path.parent.glob(f"*{path.suffix}")]
+    return f"; in its folder {nearest(path.name, names)}" if names else ""
+
+
+def one_of(argument: str, value: object, allowed: Collection[str]) -> None:
+    """Raises ConfigError where the value is none of ``allowed``."""
+    if value not in allowed:
+        raise ConfigError(f"{argument}: {value!r} is unknown; {nearest(value, allowed)}")
+
+
+def whole_number(argument: str, value: object, *, low: int, high: int | None = None) -> int:
+    """The value as ``int``.
+
+    Raises:
+        ConfigError: it is not a whole number, or lies outside [low, high].
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        allowed = f"a whole number from {low} up" if high is None else f"a whole number in {low} … {high}"
+        raise ConfigError(f"{argument} must be {allowed}, got {value!r}")
+    return value

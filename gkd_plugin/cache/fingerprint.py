@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from gkd_plugin.data import FixedViews, labels_of
-from gkd_plugin.data._checks import inner_datasets, layers_of, length_of
+from gkd_plugin.data.labels import inner_datasets, layers_of, length_of
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["data_key", "digest", "image_keys", "teacher_key", "views_key"]

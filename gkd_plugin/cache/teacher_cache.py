@@ -18,8 +18,8 @@ from tqdm import tqdm
 from gkd_plugin.cache.bank import Bank
 from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_key
 from gkd_plugin.data import FixedViews
-from gkd_plugin.data._checks import unwrapped
 from gkd_plugin.data.fixed_views import sketch
+from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.teacher import Answers, RefilledTeacher
 

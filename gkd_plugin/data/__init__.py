@@ -4,28 +4,22 @@ Everything takes any torchvision-style map dataset: ``dataset[i]`` is ``(image, 
 ``dataset.targets`` holds the labels.
 """
 
-from gkd_plugin.data.class_split import class_split
-from gkd_plugin.data.class_subset import (
-    ClassSubset,
+from gkd_plugin.data.fixed_views import FixedViews, seeded
+from gkd_plugin.data.images import ArrayImages, ImageFiles, cub200, digits, image_folder, npz_images
+from gkd_plugin.data.labels import (
     class_groups_of,
-    class_subset,
-    few_shot_subset,
+    class_names_of,
+    classes_of,
+    labels_of,
+    num_classes_of,
     teacher_labels_of,
     teacher_num_classes_of,
 )
-from gkd_plugin.data.cub200 import cub200
-from gkd_plugin.data.digits import digits
-from gkd_plugin.data.evaluation_view import DatasetWithView, evaluation_view, with_evaluation_view
-from gkd_plugin.data.few_shot_task import few_shot_task
-from gkd_plugin.data.fixed_views import FixedViews, seeded
-from gkd_plugin.data.image_files import ImageFiles, image_folder
-from gkd_plugin.data.image_input import ImageInput, normalisation_of
-from gkd_plugin.data.images import ArrayImages, npz_images
-from gkd_plugin.data.incremental import incremental_subset
-from gkd_plugin.data.labels import class_names_of, classes_of, labels_of, num_classes_of
-from gkd_plugin.data.overlap import overlap_classes, overlap_subset
 from gkd_plugin.data.samplers import ClassBalancedBatchSampler
-from gkd_plugin.data.transforms import image_transform
+from gkd_plugin.data.splits import class_split, incremental_subset, overlap_classes, overlap_subset
+from gkd_plugin.data.subsets import ClassSubset, class_subset, few_shot_subset, few_shot_task
+from gkd_plugin.data.transforms import ImageInput, image_transform, normalisation_of
+from gkd_plugin.data.views import DatasetWithView, evaluation_view, with_evaluation_view
 
 __all__ = [
     "ArrayImages",

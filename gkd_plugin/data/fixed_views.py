@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gkd_plugin.data._checks import length_of, whole_number
-from gkd_plugin.data.labels import classes_of, labels_of
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.data.labels import classes_of, labels_of, length_of
+from gkd_plugin.errors import ConfigError, whole_number
 
 __all__ = ["FixedViews", "seeded", "sketch"]
 

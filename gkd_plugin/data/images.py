@@ -1,10 +1,11 @@
-"""Image datasets from arrays in memory and from ``.npz`` files."""
+"""Image datasets: arrays in memory, ``.npz`` files, scikit-learn's digits, folders of classes, and CUB-200-2011."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,64 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import pil_loader
 
-from gkd_plugin.data._checks import whole_number
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, nearest, nearest_beside, one_of, whole_number
 
-__all__ = ["ArrayImages", "npz_images"]
+__all__ = ["ArrayImages", "ImageFiles", "TransformedImages", "cub200", "digits", "image_folder", "npz_images"]
 
 Transform = Callable[[Any], Any]
 
+_CUB_FLAGS = {"train": "1", "test": "0"}  # in train_test_split.txt: is_training_image
 
-class ArrayImages(Dataset[Any]):
-    """A torchvision-style dataset of images in memory; samples are ``(transform(PIL image), int label)``.
 
-    With ``eval_transform`` the dataset has the attribute ``evaluation_view``: the same images, transformed by it.
+class TransformedImages(Dataset[Any], ABC):
+    """A torchvision-style dataset whose samples are ``(transform(PIL image), int label)``.
+
+    With ``eval_transform`` it offers an evaluation view (:func:`gkd_plugin.data.evaluation_view`): the same images,
+    transformed by it.
+
+    Args:
+        targets: the labels.
+        classes: the class names in the order of the labels.
+        transform: takes a PIL image; ``None`` returns the PIL image.
+        eval_transform: the transform of the evaluation view.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[int] | NDArray[Any],
+        classes: Sequence[Any],
+        transform: Transform | None = None,
+        eval_transform: Transform | None = None,
+    ) -> None:
+        self.targets = [int(label) for label in targets]
+        self.classes = [str(name) for name in classes]
+        self.transform = transform
+        self.eval_transform = eval_transform
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The image of a sample, before any transform."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.image(index)
+        return (image if self.transform is None else self.transform(image)), self.targets[index]
+
+
+class ArrayImages(TransformedImages):
+    """Images in memory.
 
     Args:
         images: uint8, ``[N, H, W]`` (grey) or ``[N, H, W, 3]`` (RGB).
         targets: N labels.
         classes: the class names in the order of the labels; ``None`` takes the labels 0, 1, … as names.
-        transform: takes a PIL image; ``None`` returns the PIL image.
-        eval_transform: the transform of the evaluation view.
+        transform: as in :class:`TransformedImages`.
+        eval_transform: as in :class:`TransformedImages`.
 
     Raises:
         ConfigError: the images are of another type or shape, or there is not one label for each image.
@@ -49,30 +88,51 @@ class ArrayImages(Dataset[Any]):
         _check_images(images)
         if len(images) != len(targets):
             raise ConfigError(f"targets: {len(targets)} labels for {len(images)} images; one for each is needed")
+        names = range(max(map(int, targets), default=-1) + 1) if classes is None else classes
+        super().__init__(targets, names, transform, eval_transform)
         self.data = images
-        self.targets = [int(label) for label in targets]
-        count = max(self.targets, default=-1) + 1
-        self.classes = [str(name) for name in (range(count) if classes is None else classes)]
-        self.transform = transform
-        self.eval_transform = eval_transform
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    def image(self, index: int) -> Image.Image:
+        """The image of a sample, before any transform."""
+        return Image.fromarray(self.data[index])
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = Image.fromarray(self.data[index])
-        return (image if self.transform is None else self.transform(image)), self.targets[index]
 
-    @property
-    def evaluation_view(self) -> ArrayImages:
-        """The same images with ``eval_transform``.
+class ImageFiles(TransformedImages):
+    """Image files, which are read as RGB when they are asked for.
+
+    Args:
+        samples: (path, label) pairs.
+        classes: the class names in the order of the labels.
+        root: the folder that the paths lie in.
+        transform: as in :class:`TransformedImages`.
+        eval_transform: as in :class:`TransformedImages`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[str, int]],
+        classes: Sequence[str],
+        root: str | Path,
+        transform: Transform | None = None,
+        eval_transform: Transform | None = None,
+    ) -> None:
+        super().__init__([label for _, label in samples], classes, transform, eval_transform)
+        self.samples = list(samples)
+        self.root = str(root)
+
+    def image(self, index: int) -> Image.Image:
+        """The image of a sample, before any transform.
 
         Raises:
-            AttributeError: there is no ``eval_transform``.
+            ConfigError: the file is gone, or no image that Pillow reads.
         """
-        if self.eval_transform is None:
-            raise AttributeError("ArrayImages has no evaluation_view without eval_transform")
-        return ArrayImages(self.data, self.targets, self.classes, self.eval_transform)
+        path = self.samples[index][0]
+        try:
+            image: Image.Image = pil_loader(path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
+            reason = getattr(error, "strerror", None) or "it is damaged, or of no format that Pillow reads"
+            raise ConfigError(f"image {path} cannot be read: {reason}") from error
+        return image
 
 
 def npz_images(
@@ -88,21 +148,118 @@ def npz_images(
         path: the file; ``~`` is allowed.
         split: ``'train'``, ``'test'`` or any other that the file has.
         pool: p replaces each p × p square of pixels by its rounded mean.
-        transform: as in :class:`ArrayImages`.
-        eval_transform: as in :class:`ArrayImages`.
+        transform: as in :class:`TransformedImages`.
+        eval_transform: as in :class:`TransformedImages`.
 
     Raises:
         ConfigError: the file is missing or unreadable, has no such split, or ``pool`` does not divide the images.
     """
     whole_number("pool", pool, low=1)
-    arrays = _read_npz(Path(path).expanduser(), split)
-    return ArrayImages(
-        _pooled(arrays[f"x_{split}"], pool),
-        arrays[f"y_{split}"],
-        arrays.get("class_names"),
-        transform,
-        eval_transform,
-    )
+    images, labels, names = _read_npz(Path(path).expanduser(), split)
+    return ArrayImages(_pooled(images, pool), labels, names, transform, eval_transform)
+
+
+def digits(
+    split: str = "train",
+    test_fraction: float = 1 / 3,
+    seed: int = 0,
+    *,
+    transform: Transform | None = None,
+    eval_transform: Transform | None = None,
+    size: int | None = None,
+    rgb: bool = False,
+) -> ArrayImages:
+    """``sklearn.datasets.load_digits``: 1,797 grey images of 8 × 8 pixels in 10 classes.
+
+    Args:
+        split: ``'train'`` or ``'test'``; the two are disjoint, and have the classes in equal parts.
+        test_fraction: the part of the images that ``'test'`` has.
+        seed: of the split, which does not depend on the global random state.
+        transform: as in :class:`TransformedImages`.
+        eval_transform: as in :class:`TransformedImages`.
+        size: scales the images to size × size pixels (bilinear); ``None`` leaves them at 8 × 8.
+        rgb: three equal channels, as most pretrained models take them.
+
+    Raises:
+        ConfigError: scikit-learn is not installed, or an argument is out of range.
+    """
+    one_of("split", split, ("train", "test"))
+    if not 0 < test_fraction < 1:
+        raise ConfigError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
+    images, labels = _digits(split, test_fraction, whole_number("seed", seed, low=0))
+    if size is not None:
+        shape = (whole_number("size", size, low=1), size)
+        images = np.stack(
+            [np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR)) for image in images]
+        )
+    if rgb:
+        images = np.repeat(images[..., None], 3, axis=-1)
+    return ArrayImages(images, labels, [str(digit) for digit in range(10)], transform, eval_transform)
+
+
+def image_folder(
+    root: str | Path, transform: Transform | None = None, eval_transform: Transform | None = None
+) -> ImageFiles:
+    """A folder with a folder of images for each class: ``root/<class>/….jpg``, as torchvision's ``ImageFolder``.
+
+    The labels are the positions of the class folders in alphabetical order.
+
+    Args:
+        root: the folder; ``~`` is allowed.
+        transform: as in :class:`TransformedImages`.
+        eval_transform: as in :class:`TransformedImages`; training sets need it for class centres on clean images.
+
+    Raises:
+        ConfigError: there is no such folder, no class folder in it, or one without images.
+    """
+    folder = _existing_folder(root)
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise ConfigError(f"root: {folder}: {error}; it needs a folder of images for each class") from error
+    return ImageFiles(found.samples, found.classes, folder, transform, eval_transform)
+
+
+def cub200(
+    root: str | Path,
+    split: str = "train",
+    transform: Transform | None = None,
+    eval_transform: Transform | None = None,
+) -> ImageFiles:
+    """Caltech-UCSD Birds-200-2011 with its official split: 5,994 training and 5,794 test images of 200 species.
+
+    Args:
+        root: the folder with ``classes.txt``, ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt`` and
+            ``images``, or the folder with ``CUB_200_2011`` in it; ``~`` is allowed.
+        split: ``'train'`` or ``'test'``.
+        transform: as in :class:`TransformedImages`.
+        eval_transform: as in :class:`TransformedImages`.
+
+    Returns:
+        The images in the order of ``images.txt``; ``classes`` are the names of ``classes.txt`` in its order.
+
+    Raises:
+        ConfigError: a file is missing or malformed (with the line), the files contradict each other, or an image is not
+            there.
+    """
+    one_of("split", split, tuple(_CUB_FLAGS))
+    folder = _existing_folder(root)
+    if (folder / "CUB_200_2011").is_dir() and not (folder / "images.txt").exists():
+        folder /= "CUB_200_2011"
+    names = _cub_table(folder / "classes.txt")
+    images = _cub_table(folder / "images.txt")
+    classes = _cub_column(folder / "image_class_labels.txt", images, names)
+    flags = _cub_column(folder / "train_test_split.txt", images, _CUB_FLAGS.values())
+    labels = {number: label for label, number in enumerate(names)}
+    samples = [
+        (str(folder / "images" / name), labels[classes[number]])
+        for number, name in images.items()
+        if flags[number] == _CUB_FLAGS[split]
+    ]
+    missing = [path for path, _ in samples if not Path(path).is_file()]
+    if missing:
+        raise ConfigError(f"root: {len(missing)} of {len(samples)} images of images.txt are missing, e.g. {missing[0]}")
+    return ImageFiles(samples, list(names.values()), folder, transform, eval_transform)
 
 
 def _check_images(images: NDArray[Any]) -> None:
@@ -110,42 +267,27 @@ def _check_images(images: NDArray[Any]) -> None:
         raise ConfigError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
 
 
-def _read_npz(path: Path, split: str) -> dict[str, Any]:
-    """The arrays of the split, and the class names where the file has them."""
+def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], Any]:
+    """Images, labels and class names (``None`` where the file has none) of the split."""
     if not path.is_file():
-        raise ConfigError(f"path: there is no file {path}{_neighbours(path)}")
-    with _opened(path) as archive:
-        _check_split(path, split, archive.files)
-        names = [name for name in (f"x_{split}", f"y_{split}", "class_names") if name in archive.files]
-        try:
-            return {name: archive[name] for name in names}
-        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise ConfigError(f"path: {path} has damaged or pickled arrays, which are not read") from error
-
-
-def _opened(path: Path) -> np.lib.npyio.NpzFile:
+        raise ConfigError(f"path: there is no file {path}{nearest_beside(path)}")
     try:
         archive = np.load(path, allow_pickle=False)
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ConfigError(f"path: {path} is not a readable .npz file") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ConfigError(f"path: {path} holds a single array, not an .npz of several")
-    return archive
-
-
-def _neighbours(path: Path) -> str:
-    names = [file.name for file in path.parent.glob("*.npz")] if path.parent.is_dir() else []
-    return f"; {path.parent}: {nearest(path.name, names)}" if names else ""
-
-
-def _check_split(path: Path, split: str, keys: Iterable[str]) -> None:
-    present = set(keys)
-    splits = [key[2:] for key in present if key.startswith("x_") and f"y_{key[2:]}" in present]
-    if split not in splits:
-        raise ConfigError(
-            f"split: {path} has no x_{split} and y_{split}; {nearest(split, splits)}; "
-            f"it holds {', '.join(sorted(present))}"
-        )
+    with archive:
+        splits = [key[2:] for key in archive.files if key.startswith("x_") and f"y_{key[2:]}" in archive.files]
+        if split not in splits:
+            raise ConfigError(
+                f"split: {path} has no x_{split} and y_{split}; {nearest(split, splits)}; "
+                f"it holds {', '.join(sorted(archive.files))}"
+            )
+        try:
+            return archive[f"x_{split}"], archive[f"y_{split}"], archive.get("class_names")
+        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ConfigError(f"path: {path} has damaged or pickled arrays, which are not read") from error
 
 
 def _pooled(images: NDArray[np.uint8], pool: int) -> NDArray[np.uint8]:
@@ -161,3 +303,61 @@ def _pooled(images: NDArray[np.uint8], pool: int) -> NDArray[np.uint8]:
         total += images[:, row::pool, column::pool]
     pooled: NDArray[np.uint8] = np.rint(total / pool**2).astype(np.uint8)
     return pooled
+
+
+def _digits(split: str, test_fraction: float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 ``[N, 8, 8]`` and labels ``[N]`` of the split."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ConfigError("the digits dataset needs scikit-learn: pip install 'gkd-plugin[digits]'") from error
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    try:
+        train, test = train_test_split(
+            np.arange(len(images)), test_size=test_fraction, random_state=seed, stratify=bunch.target
+        )
+    except ValueError as error:
+        raise ConfigError(f"test_fraction={test_fraction} leaves a class without samples: {error}") from error
+    chosen = np.sort(train if split == "train" else test)
+    return images[chosen], bunch.target[chosen]
+
+
+def _existing_folder(root: str | Path) -> Path:
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"root: there is no folder {folder}{nearest_beside(folder)}")
+    return folder
+
+
+def _cub_table(path: Path) -> dict[str, str]:
+    """Number → the rest of the line, in the order of the file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ConfigError(f"root: there is no file {path}; CUB_200_2011.tgz has it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"root: {path} cannot be read: {error}") from error
+    table: dict[str, str] = {}
+    for count, line in enumerate(lines, start=1):
+        number, _, value = line.strip().partition(" ")
+        if not number.isdecimal() or not value:
+            raise ConfigError(f"root: {path}, line {count}: {line!r} given; must be a number and a value")
+        if number in table:
+            raise ConfigError(f"root: {path}, line {count}: number {number} is there twice")
+        table[number] = value
+    if not table:
+        raise ConfigError(f"root: {path} is empty")
+    return table
+
+
+def _cub_column(path: Path, images: dict[str, str], allowed: Collection[str]) -> dict[str, str]:
+    """The value of each image, which must be one of ``allowed``."""
+    table = _cub_table(path)
+    for number, name in images.items():
+        if number not in table:
+            raise ConfigError(f"root: {path} has no line for image {number} ({name})")
+        if table[number] not in allowed:
+            raise ConfigError(f"root: {path}: image {number} has {table[number]!r}; {nearest(table[number], allowed)}")
+    return table

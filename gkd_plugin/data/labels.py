@@ -1,31 +1,80 @@
-"""The labels and classes of a dataset, read without loading an image."""
+"""Labels and classes of a dataset, and what is known of them, read through its wrappers without loading an image."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from gkd_plugin.data._checks import inner_datasets, unwrapped
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["classes_of", "has_own", "keeps_labels", "labels_of", "num_classes_of"]
+__all__ = [
+    "class_groups_of",
+    "class_names_of",
+    "classes_of",
+    "has_own",
+    "inner_datasets",
+    "keeps_labels",
+    "labels_of",
+    "layers_of",
+    "length_of",
+    "num_classes_of",
+    "teacher_labels_of",
+    "teacher_num_classes_of",
+    "unwrapped",
+]
+
+logger = logging.getLogger(__name__)
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")  # the names that torchvision's datasets use
 _PAIR_ATTRIBUTES = ("samples", "_samples")  # (path, label) pairs
+
+
+def unwrapped(dataset: Dataset[Any]) -> Dataset[Any]:
+    """What is inside torchdistill's ``BaseDatasetWrapper`` (its ``org_dataset``), however often wrapped."""
+    while hasattr(dataset, "org_dataset"):
+        dataset = dataset.org_dataset
+    return dataset
+
+
+def length_of(dataset: Dataset[Any]) -> int:
+    """The number of samples; torch's ``Dataset`` type does not declare ``__len__``."""
+    return len(cast("Sized", dataset))
+
+
+def inner_datasets(dataset: Any) -> list[Dataset[Any]]:
+    """What a wrapper, subset or concatenation holds; nothing for any other dataset."""
+    for name in ("org_dataset", "dataset"):
+        if isinstance(getattr(dataset, name, None), Dataset):
+            return [getattr(dataset, name)]
+    parts = getattr(dataset, "datasets", None)
+    return list(parts) if isinstance(parts, (list, tuple)) else []
+
+
+def layers_of(dataset: Any) -> Iterator[Any]:
+    """The dataset and everything in it, from the outside in."""
+    yield dataset
+    for part in inner_datasets(dataset):
+        yield from layers_of(part)
+
+
+def has_own(dataset: Any, name: str) -> bool:
+    """Whether the dataset has the attribute itself, rather than through a ``__getattr__`` that asks another."""
+    missing = object()
+    return inspect.getattr_static(dataset, name, missing) is not missing
 
 
 def labels_of(dataset: Dataset[Any]) -> list[int]:
     """The label of every sample, as ``dataset[i][1]`` would give it, without loading an image.
 
     Reads ``targets`` (list, array or tensor) or the other names that torchvision uses, applies the dataset's
-    ``target_transform`` where it has one, and looks into ``Subset``, ``ConcatDataset`` and torchdistill's
-    wrappers.
+    ``target_transform``, and looks into ``Subset``, ``ConcatDataset`` and torchdistill's wrappers.
 
     Raises:
         ConfigError: there are no labels to find, or they are not one whole number for each sample.
@@ -74,7 +123,7 @@ def classes_of(dataset: Dataset[Any]) -> list[Any]:
         ConfigError: as :func:`num_classes_of`.
     """
     count = num_classes_of(dataset)
-    names = _class_names(unwrapped(dataset))
+    names = _class_names(dataset)
     return names if names is not None and len(names) >= count else list(range(count))
 
 
@@ -84,7 +133,7 @@ def class_names_of(dataset: Dataset[Any]) -> list[str] | None:
     Numbers are no names. A class with several names (a tuple, as torchvision's ImageNet has) goes by the first.
     """
     try:
-        count, names = num_classes_of(dataset), _class_names(unwrapped(dataset))
+        count, names = num_classes_of(dataset), _class_names(dataset)
     except (ConfigError, TypeError):  # ``classes`` may be anything, in a dataset that is not torchvision's
         return None
     names = [name[0] if isinstance(name, tuple) and name else name for name in names or ()]
@@ -92,18 +141,12 @@ def class_names_of(dataset: Dataset[Any]) -> list[str] | None:
     return [str(name) for name in names] if are_names else None
 
 
-def has_own(dataset: Any, name: str) -> bool:
-    """Whether the dataset has the attribute itself, and not by passing on what is asked of it (``__getattr__``)."""
-    missing = object()
-    return inspect.getattr_static(dataset, name, missing) is not missing
-
-
 def keeps_labels(dataset: Any) -> bool:
-    """Whether the labels of a dataset are those of what is inside it, as far as can be seen without loading an image.
+    """Whether a wrapper has the labels of the dataset inside it, as far as can be seen without loading an image.
 
-    Labels of its own (``targets``, ``target_transform``) must be those inside, for its ``indices`` where it has some;
-    where there are none, or they are of other samples, its ``classes`` must be those inside. A dataset with nothing
-    inside keeps its labels, and so does a wrapper that shows neither.
+    Its own labels (``targets``, ``target_transform``) are compared with those inside, for its ``indices`` where it
+    has some. Where it has no labels, or they are of other samples, its ``classes`` are compared with those inside.
+    True for a dataset with nothing inside, and for a wrapper with neither labels nor classes of its own.
 
     Raises:
         ConfigError: as :func:`labels_of`.
@@ -127,7 +170,7 @@ def keeps_labels(dataset: Any) -> bool:
     has_transform = has_own(dataset, "target_transform") and dataset.target_transform is not None
     shows_labels = raw is not None or has_transform
     if shows_labels:
-        inside = _labels_inside(dataset, parts)
+        inside = _labels_inside(dataset)
         outside = _transformed(dataset, inside if raw is None else _as_integers(dataset, raw))
         if len(outside) == len(inside):
             return outside == inside
@@ -137,18 +180,77 @@ def keeps_labels(dataset: Any) -> bool:
     return (bool(names) or not shows_labels) and all(list(dataset.classes) == inside for inside in names)
 
 
-def _labels_inside(dataset: Any, parts: list[Dataset[Any]]) -> list[int]:
-    """The labels of the samples that a wrapper takes from what is inside it."""
-    labels = [label for part in parts for label in labels_of(part)]
+def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
+    """For each label of the dataset the label of the same class in the teacher's own label space.
+
+    Looks into whatever keeps labels as they are: wrappers, ``Subset``, evaluation views, and concatenations whose
+    parts agree. A wrapper with other labels or classes (:func:`keeps_labels`) hides what is inside it; the log says
+    so.
+
+    Returns:
+        A list with ``None`` for each class that the teacher does not know; ``None`` where nothing is known.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> from gkd_plugin.data import overlap_subset
+        >>> images = TensorDataset(torch.zeros(6, 1))
+        >>> images.targets = [0, 1, 2, 3, 4, 5]
+        >>> teacher_labels_of(Subset(overlap_subset(images, 4, 'student', overlap=0.5), [0, 3]))
+        [2, 3, None, None]
+    """
+    labels: list[int | None] | None = _known(dataset, "teacher_labels", tell=True)
+    return labels
+
+
+def teacher_num_classes_of(dataset: Dataset[Any]) -> int | None:
+    """The size of the label space of :func:`teacher_labels_of`, found likewise; ``None`` where it is not known."""
+    count: int | None = _known(dataset, "teacher_num_classes")
+    return count
+
+
+def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
+    """Groups of classes whose accuracies are shown apart, found as :func:`teacher_labels_of` finds its labels.
+
+    Returns:
+        Name → labels; ``None`` where there are no groups.
+    """
+    groups: dict[str, list[int]] | None = _known(dataset, "class_groups")
+    return groups
+
+
+def _known(dataset: Any, name: str, *, tell: bool = False) -> Any:
+    """The attribute of the dataset, or of what is inside it where all parts agree and the labels are the same."""
+    if has_own(dataset, name):
+        return getattr(dataset, name)
+    found = [_known(part, name, tell=tell) for part in inner_datasets(dataset)]
+    known = found[0] if found and all(value == found[0] for value in found) else None
+    if known is None or keeps_labels(dataset):
+        return known
+    if tell:
+        logger.warning(
+            "dataset %s has labels or classes of its own, so the %s of the dataset inside it are not used; give it its "
+            "own %s, or write a class_map",
+            type(dataset).__name__,
+            name,
+            name,
+        )
+    return None
+
+
+def _labels_inside(dataset: Any) -> list[int]:
+    """The labels, inside a wrapper, of the samples that it takes."""
+    labels = [label for part in inner_datasets(dataset) for label in labels_of(part)]
     indices = getattr(dataset, "indices", None)
     return labels if indices is None else [labels[index] for index in indices]
 
 
 def _class_names(dataset: Dataset[Any]) -> list[Any] | None:
+    dataset = unwrapped(dataset)
     names = getattr(dataset, "classes", None)
     if names is not None:
         return list(names)
-    return _class_names(unwrapped(dataset.dataset)) if isinstance(dataset, Subset) else None
+    return _class_names(dataset.dataset) if isinstance(dataset, Subset) else None
 
 
 def _raw_labels(dataset: Dataset[Any]) -> Iterable[Any] | None:

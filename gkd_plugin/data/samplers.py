@@ -15,9 +15,8 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from torchdistill.datasets.registry import BATCH_SAMPLER_DICT, register_batch_sampler
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.data._checks import length_of, whole_number
-from gkd_plugin.data.labels import labels_of
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.data.labels import labels_of, length_of
+from gkd_plugin.errors import ConfigError, whole_number
 
 __all__ = ["ClassBalancedBatchSampler"]
 
@@ -30,9 +29,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     visited equally often (counts differ by one at most), whatever their sizes: a class that runs out of samples
     starts again with its first one, so a batch repeats a sample only where the class has fewer than K.
 
-    All randomness comes from the sampler: no random state is touched, and processes whose samplers agree (as
-    under Hugging Face Accelerate) make the same batches. Each rank of a ``DistributedSampler`` makes batches of
-    its own shard.
+    All randomness comes from the sampler, not from global random states: processes whose samplers agree (as under
+    Hugging Face Accelerate) make the same batches. Under a ``DistributedSampler`` each rank makes batches of its own
+    shard.
 
     Args:
         sampler: a sampler that knows its dataset as ``data_source`` or ``dataset``, as torch's ``RandomSampler``,
@@ -104,22 +103,23 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> Iterator[list[int]]:
     """Endless groups of ``count`` different classes, dealt from shuffled rounds of all classes.
 
-    A group that reaches over the end of a round passes over classes it already has; these keep their place in
-    the next round, so no class is ever more than one visit ahead of another.
+    A group that reaches over the end of a round skips classes it already has; these keep their place in the next round,
+    so no class is ever more than one visit ahead of another.
     """
     waiting: list[int] = []
     while True:
-        if len(waiting) >= count:
-            group, waiting = waiting[:count], waiting[count:]
-        else:
+        group, waiting = waiting[:count], waiting[count:]
+        if len(group) < count:
             fresh = draw.sample(classes, len(classes))
-            added = [label for label in fresh if label not in waiting][: count - len(waiting)]
-            group, waiting = waiting + added, [label for label in fresh if label not in added]
+            in_group = set(group)
+            added = [label for label in fresh if label not in in_group][: count - len(group)]
+            in_group = set(added)
+            group, waiting = group + added, [label for label in fresh if label not in in_group]
         yield group
 
 
 def _shuffled(dataset: Dataset[Any]) -> Sampler[int]:
-    if length_of(dataset) == 0:
+    if not length_of(dataset):
         raise ConfigError(f"dataset {type(dataset).__name__} has no samples")
     return RandomSampler(dataset)  # type: ignore[arg-type]
 

@@ -1,18 +1,23 @@
-"""The usual image transforms in one call, so that YAML files stay short."""
+"""Image transforms: the usual ones in one call, and the normalisation that a dataset's transforms apply."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import nn
+from torch.utils.data import Dataset
 from torchvision import transforms
 
-from gkd_plugin.data._checks import whole_number
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.data.labels import layers_of
+from gkd_plugin.errors import ConfigError, one_of, whole_number
 
-__all__ = ["image_transform"]
+__all__ = ["ImageInput", "image_transform", "normalisation_of", "trained_with"]
 
-_CROPS = ("random", "resized")
+_CHANGES_VALUES = {"Lambda", "LinearTransformation", "RandomApply", "RandomChoice", "RandomOrder", "ToDtype"}
+_SCALING = {"ToTensor", "MaybeToTensor", "ConvertImageDtype"}  # pixels 0 … 255 → [0, 1]
 
 
 def image_transform(
@@ -59,26 +64,117 @@ def image_transform(
     whole_number("padding", padding, low=0)
     if len(mean) != len(std) or not all(value > 0 for value in std):
         raise ConfigError(f"mean and std must be of one length, std above 0, got mean={mean} and std={std}")
-    if crop not in _CROPS:
-        raise ConfigError(f"crop: {crop!r} is unknown; {nearest(crop, _CROPS)}")
+    one_of("crop", crop, ("random", "resized"))
     if not train and (padding or flip or crop == "resized"):
         raise ConfigError(f"padding={padding}, flip={flip} and crop={crop!r} augment, so they need train=True")
-    steps = _resized_crop(size, padding, scale, resize) if crop == "resized" else [_resize(size, resize)]
-    if crop == "random":
-        steps.append(transforms.RandomCrop(size, padding=padding) if train else transforms.CenterCrop(size))
+    if crop == "resized":
+        steps = [_resized_crop(size, padding, scale, resize)]
+    else:
+        shorter_side = size if resize is None else whole_number("resize", resize, low=size)
+        cut = transforms.RandomCrop(size, padding=padding) if train else transforms.CenterCrop(size)
+        steps = [transforms.Resize(shorter_side), cut]
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(list(mean), list(std))])
 
 
-def _resize(size: int, resize: int | None) -> Any:
-    return transforms.Resize(size if resize is None else whole_number("resize", resize, low=size))
-
-
-def _resized_crop(size: int, padding: int, scale: Sequence[float], resize: int | None) -> list[Any]:
+def _resized_crop(size: int, padding: int, scale: Sequence[float], resize: int | None) -> Any:
     """``RandomResizedCrop``, which takes its crop from the image as it is."""
     if padding or resize is not None:
         raise ConfigError(f"crop='resized' has no use for padding and resize, got padding={padding}, resize={resize}")
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ConfigError(f"scale must be two numbers with 0 < smallest <= largest <= 1, got {scale}")
-    return [transforms.RandomResizedCrop(size, scale=tuple(scale))]
+    return transforms.RandomResizedCrop(size, scale=tuple(scale))
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What a model is given.
+
+    Attributes:
+        mean: subtracted, one number for each channel, of pixels in [0, 1]; ``None`` where it is not known.
+        std: divided by.
+        size: (height, width); ``None`` where it is not known or does not matter.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint; :func:`trained_with` reads it."""
+        return asdict(self)
+
+
+def trained_with(record: Mapping[str, Any]) -> ImageInput:
+    """The input that :meth:`ImageInput.as_dict` described.
+
+    Raises:
+        ConfigError: it is no such description.
+    """
+    try:
+        mean, std, size = (record.get(key) for key in ("mean", "std", "size"))
+        return ImageInput(
+            mean=None if mean is None else tuple(map(float, mean)),
+            std=None if std is None else tuple(map(float, std)),
+            size=None if size is None else (int(size[0]), int(size[1])),
+        )
+    except (TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"no description of images: {record}") from error
+
+
+def normalisation_of(dataset: Dataset[Any]) -> ImageInput:
+    """The normalisation in a dataset's transforms, looked for in wrappers and subsets too; the size stays open.
+
+    Reads torchvision's ``Normalize`` (which timm's transforms use, too); a mean or std above 4 is taken to be of pixels
+    in [0, 255]. ``ToTensor`` and its kin alone give pixels in [0, 1]: mean 0 and std 1. Mean and std are ``None`` where
+    there is neither, where a later step may change the values (a ``Lambda``, a class of the user), and where the
+    parts of a concatenated dataset differ.
+    """
+    found = {known for known in map(_normalisation, layers_of(dataset)) if known is not None}
+    return ImageInput(*found.pop()) if len(found) == 1 else ImageInput()
+
+
+def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    steps = list(_steps(getattr(dataset, "transform", None)))
+    normalising = [index for index, step in enumerate(steps) if type(step).__name__ == "Normalize"]
+    scaling = [index for index, step in enumerate(steps) if _scales(step)]
+    last = max((*normalising, *scaling), default=None)
+    if last is None or len(normalising) > 1 or not all(_keeps_values(step) for step in steps[last + 1 :]):
+        return None
+    if not normalising:
+        return (0.0,), (1.0,)
+    mean, std = (_numbers(getattr(steps[normalising[0]], name, None)) for name in ("mean", "std"))
+    if not mean or not std:
+        return None
+    unit = 255.0 if max(*mean, *std) > 4 else 1.0
+    return tuple(value / unit for value in mean), tuple(value / unit for value in std)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """A number, sequence, array or tensor of them; nothing where it is something else."""
+    try:
+        return tuple(torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist())
+    except (TypeError, ValueError, RuntimeError):
+        return ()
+
+
+def _keeps_values(step: Any) -> bool:
+    """Whether a step after the normalisation only moves or erases pixels, as far as is known."""
+    return type(step).__module__.startswith(("torchvision.", "timm.")) and type(step).__name__ not in _CHANGES_VALUES
+
+
+def _scales(step: Any) -> bool:
+    return type(step).__name__ in _SCALING or (type(step).__name__ == "ToDtype" and bool(getattr(step, "scale", False)))
+
+
+def _steps(transform: Any) -> Iterator[Any]:
+    """The single transforms of a composed one, in order; what is applied at random counts as one."""
+    inner = getattr(transform, "transforms", None) if type(transform).__name__ == "Compose" else None
+    if isinstance(transform, nn.Sequential) and type(transform).__name__ == "Sequential":
+        inner = list(transform)
+    if not isinstance(inner, Sequence | nn.ModuleList):
+        yield transform
+        return
+    for step in inner:
+        yield from _steps(step)

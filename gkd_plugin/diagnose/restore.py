@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.data import classes_of, teacher_labels_of, teacher_num_classes_of
-from gkd_plugin.data._checks import unwrapped
+from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
 from gkd_plugin.runner.devices import make_accelerator, read_placement

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchdistill.models.wrapper import Normalizer4CRD
 
-from gkd_plugin.data._checks import whole_number
-from gkd_plugin.errors import ConfigError, nearest, told_at
+from gkd_plugin.errors import ConfigError, nearest, told_at, whole_number
 
 __all__ = ["KINDS", "Projection", "make_projection"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchdistill.common.main_util import save_ckpt
 
 from gkd_plugin.data import ImageInput
-from gkd_plugin.data.image_input import trained_with
+from gkd_plugin.data.transforms import trained_with
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["WeightFile", "read_weights", "save_student", "save_upstream_checkpoint", "write_atomically"]

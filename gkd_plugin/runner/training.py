@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.data import FixedViews
-from gkd_plugin.data._checks import unwrapped
+from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate, student_ncm

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from gkd_plugin.data import evaluation_view, labels_of, seeded
-from gkd_plugin.data._checks import length_of, unwrapped
+from gkd_plugin.data.labels import length_of, unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.teacher.local_classifier import MAX_ROWS
 from gkd_plugin.teacher.teacher import RefilledTeacher

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gkd_plugin.data.class_order import ordered_classes
+from gkd_plugin.data.splits import ordered_classes
 from gkd_plugin.errors import ConfigError
 
 NAMES = ["ant", "bee", ("tench", "Tinca tinca"), "sea lion"]
@@ -39,7 +39,7 @@ def test_without_names_a_file_holds_indices(write):
         ("ant\n\nbees\n", r"class_order: .*order.txt, line 3: no class is named 'bees'; did you mean 'bee'"),
         ("ant\nbee\n0\n", r"line 3: '0' is the class of line 1 again"),
         ("tench\nTinca tinca\n", r"line 2: 'Tinca tinca' is the class of line 1 again"),
-        ("ant\n4\n", r"line 2: class index out of range: 4, allowed 0 … 3"),
+        ("ant\n4\n", r"line 2: class index must be a whole number in 0 … 3, got 4"),
         ("ant\n-1\n", r"line 2: no class is named '-1'"),
         ("ant\nbee\n", r"each of the 4 classes once, 2 missing: \('tench', 'Tinca tinca'\), 'sea lion'"),
         ("# nothing\n", r"each of the 4 classes once, 4 missing: 'ant'"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_plugin.data import class_split
+from gkd_plugin.data import class_split, evaluation_view
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, with_view
 
@@ -25,7 +25,7 @@ def test_the_parts_follow_each_other_in_the_class_order(seed):
 def test_an_explicit_order_samples_to_draw_from_and_the_view_go_along():
     novel = class_split(with_view(LABELS, NAMES), "novel", SIZES, class_order=[5, 4, 3, 2, 1, 0], per_class=1, start=2)
     assert (novel.classes, novel.indices, novel.targets) == (["bee", "ant"], [12, 13], [1, 0])
-    assert novel.evaluation_view[0] == ("clean12", 1)
+    assert evaluation_view(novel)[0][0] == ("clean12", 1)
 
 
 def test_the_order_may_be_a_file(tmp_path):

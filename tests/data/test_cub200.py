@@ -53,7 +53,7 @@ def test_an_unknown_split_is_refused(folder):
 
 
 def test_a_missing_folder_is_refused(folder):
-    with pytest.raises(ConfigError, match=r"root: there is no folder .*; in .*did you mean 'CUB_200_2011'"):
+    with pytest.raises(ConfigError, match=r"root: there is no folder .*; in its folder did you mean 'CUB_200_2011'"):
         cub200(folder.with_name("CUB_200"))
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkd_plugin.data import class_subset, few_shot_task
+from gkd_plugin.data import class_subset, evaluation_view, few_shot_task
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, with_view
 
@@ -78,9 +78,9 @@ def test_the_view_and_the_teachers_labels_go_along():
     support = few_shot_task(novel, 2, 1, 0, "support", queries=5)
     known = {"dog": 8, "elk": None, "fox": 7}
     assert support.teacher_labels == [known[name] for name in support.classes]
-    assert support.evaluation_view.teacher_labels == support.teacher_labels
-    assert support.teacher_num_classes == support.evaluation_view.teacher_num_classes == 9
-    assert support.evaluation_view[0][0].startswith("clean")
+    assert evaluation_view(support)[0].teacher_labels == support.teacher_labels
+    assert support.teacher_num_classes == evaluation_view(support)[0].teacher_num_classes == 9
+    assert evaluation_view(support)[0][0][0].startswith("clean")
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_the_view_and_the_teachers_labels_go_along():
         ({"shots": 0, "queries": 0, "role": "query"}, "queries must be a whole number from 1 up, got 0"),
         ({"task": -1}, "task must be a whole number from 0 up"),
         ({"seed": 0.5}, "seed must be a whole number"),
-        ({"shots": 13, "queries": None}, r"class '\w+' has 12 samples, shots=13 need 13"),
+        ({"shots": 13, "queries": None}, r"class '\w+' has 12 samples, shots=13 and queries=0 need 13"),
         ({"shots": 2}, r"class '\w+' has 12 samples, shots=2 and queries=15 need 17"),
         (
             {"shots": 12, "queries": None, "role": "query"},
-            r"12 samples, shots=12 and one query at least need 13",
+            r"12 samples, shots=12 and queries=1 need 13",
         ),
     ],
 )

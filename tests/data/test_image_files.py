@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from gkd_plugin.cache.fingerprint import data_key
-from gkd_plugin.data import FixedViews, class_subset, image_folder, image_transform, normalisation_of
+from gkd_plugin.data import FixedViews, class_subset, evaluation_view, image_folder, image_transform, normalisation_of
 from gkd_plugin.errors import ConfigError
 from tests.data.image_trees import image_tree
 
@@ -28,20 +28,20 @@ def test_samples_and_classes_are_those_of_torchvision(tree):
 
 
 def test_the_evaluation_view_exists_only_with_its_transform(tree):
-    assert not hasattr(image_folder(str(tree)), "evaluation_view")
+    assert not evaluation_view(image_folder(str(tree)))[1]
     dataset = image_folder(tree, transform=lambda _: "augmented", eval_transform=lambda _: "clean")
     assert dataset[3] == ("augmented", 1)
-    assert dataset.evaluation_view[3] == ("clean", 1)
-    assert dataset.evaluation_view.targets == dataset.targets
-    assert class_subset(dataset, ["cat"]).evaluation_view[0] == ("clean", 0)
-    assert not hasattr(dataset.evaluation_view, "evaluation_view")
+    assert evaluation_view(dataset)[0][3] == ("clean", 1)
+    assert evaluation_view(dataset)[0].targets == dataset.targets
+    assert evaluation_view(class_subset(dataset, ["cat"]))[0][0] == ("clean", 0)
+    assert not evaluation_view(evaluation_view(dataset)[0])[1]
 
 
 def test_the_normalisation_is_found(tree):
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     augmenting = image_transform(8, mean, std, train=True, crop="resized", flip=True)
     dataset = image_folder(tree, augmenting, image_transform(8, mean, std, resize=9))
-    for known in (dataset, dataset.evaluation_view, class_subset(dataset, [1])):
+    for known in (dataset, evaluation_view(dataset)[0], class_subset(dataset, [1])):
         assert normalisation_of(known).mean == pytest.approx(mean)
         assert normalisation_of(known).std == pytest.approx(std)
     assert FixedViews(dataset, views=2)[0][0].shape == (3, 8, 8)

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from gkd_plugin import ConfigError
 from gkd_plugin.data import ImageInput, image_transform, normalisation_of, with_evaluation_view
-from gkd_plugin.data.image_input import trained_with
+from gkd_plugin.data.transforms import trained_with
 
 
 class Images(Dataset):

@@ -5,7 +5,7 @@ import pytest
 from torch.utils.data import DataLoader
 from torchvision.transforms import ToTensor
 
-from gkd_plugin.data import ArrayImages, class_subset, npz_images
+from gkd_plugin.data import ArrayImages, class_subset, evaluation_view, npz_images
 from gkd_plugin.errors import ConfigError
 
 RGB = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
@@ -40,12 +40,12 @@ def test_class_names_default_to_the_labels():
 
 
 def test_the_evaluation_view_exists_only_with_its_transform():
-    assert not hasattr(ArrayImages(RGB, [2, 0, 1]), "evaluation_view")
+    assert not evaluation_view(ArrayImages(RGB, [2, 0, 1]))[1]
     dataset = ArrayImages(RGB, [2, 0, 1], transform=lambda _: "augmented", eval_transform=lambda _: "clean")
     assert dataset[0] == ("augmented", 2)
-    assert dataset.evaluation_view[0] == ("clean", 2)
-    assert class_subset(dataset, [1]).evaluation_view[0] == ("clean", 0)
-    assert not hasattr(dataset.evaluation_view, "evaluation_view")
+    assert evaluation_view(dataset)[0][0] == ("clean", 2)
+    assert evaluation_view(class_subset(dataset, [1]))[0][0] == ("clean", 0)
+    assert not evaluation_view(evaluation_view(dataset)[0])[1]
 
 
 @pytest.mark.parametrize("images", [RGB.astype(np.float32), RGB[0, 0], RGB[..., :2]])
@@ -77,7 +77,7 @@ def test_an_archive_is_read_by_split(archive):
 def test_transforms_reach_the_dataset(archive):
     dataset = npz_images(archive, transform=lambda _: "augmented", eval_transform=lambda _: "clean")
     assert dataset[1] == ("augmented", 1)
-    assert dataset.evaluation_view[1] == ("clean", 1)
+    assert evaluation_view(dataset)[0][1] == ("clean", 1)
 
 
 def test_class_names_are_optional(tmp_path):

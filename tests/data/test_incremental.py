@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkd_plugin.data import class_groups_of, few_shot_subset, incremental_subset, overlap_subset, teacher_labels_of
+from gkd_plugin.data import (
+    class_groups_of,
+    evaluation_view,
+    few_shot_subset,
+    incremental_subset,
+    overlap_subset,
+    teacher_labels_of,
+)
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, with_view
 
@@ -43,11 +50,11 @@ def test_without_memory_old_classes_stay_in_the_label_space():
 def test_the_view_and_draws_keep_labels_and_groups():
     subset = incremental_subset(with_view(LABELS, NAMES), 2, 1, 3)
     drawn = few_shot_subset(subset, shots=2)
-    for dataset in (subset.evaluation_view, drawn, drawn.evaluation_view):
+    for dataset in (evaluation_view(subset)[0], drawn, evaluation_view(drawn)[0]):
         assert teacher_labels_of(dataset) == [0, 1, None]
         assert dataset.teacher_num_classes == 2
         assert class_groups_of(dataset) == {"old": [0, 1], "new": [2]}
-    assert subset.evaluation_view[0] == ("clean0", 0)
+    assert evaluation_view(subset)[0][0] == ("clean0", 0)
     assert class_groups_of(IMAGES) is None
 
 

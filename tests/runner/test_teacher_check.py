@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from gkd_plugin.data._checks import unwrapped
+from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.teacher_check import check_teacher

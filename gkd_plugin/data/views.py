@@ -1,17 +1,18 @@
 """The evaluation view of a training dataset: the same samples without random augmentation.
 
-Class centres are means over the training set; they are computed on clean images where the dataset offers
-them, as its attribute ``evaluation_view``: a dataset of the same length and labels.
+Class centres are means over the training set; they are computed on clean images where the dataset offers them.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
-from gkd_plugin.data._checks import length_of, unwrapped
-from gkd_plugin.data.labels import classes_of, labels_of
+from gkd_plugin.data.images import TransformedImages
+from gkd_plugin.data.labels import classes_of, labels_of, length_of, unwrapped
+from gkd_plugin.data.subsets import ClassSubset
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["DatasetWithView", "evaluation_view", "with_evaluation_view"]
@@ -43,15 +44,21 @@ class DatasetWithView(Dataset[Any]):
 def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
     """The dataset's evaluation view and True, or the dataset itself and False where it offers none.
 
-    Looks into torchdistill's dataset wrappers (and returns what is inside them) and into ``Subset``.
+    A dataset offers one as its attribute ``evaluation_view``; this package's image datasets offer one where they have
+    an ``eval_transform``. Looks into torchdistill's dataset wrappers (and returns what is inside them), ``Subset`` and
+    :class:`gkd_plugin.data.ClassSubset`.
     """
     dataset = unwrapped(dataset)
     if hasattr(dataset, "evaluation_view"):
         return unwrapped(dataset.evaluation_view), True
-    if not isinstance(dataset, Subset):
+    if isinstance(dataset, TransformedImages) and dataset.eval_transform is not None:
+        return _changed(dataset, transform=dataset.eval_transform, eval_transform=None), True
+    if not isinstance(dataset, (Subset, ClassSubset)):
         return dataset, False
     view, found = evaluation_view(dataset.dataset)
-    return (dataset if view is dataset.dataset else Subset(view, dataset.indices)), found
+    if view is dataset.dataset:
+        return dataset, False
+    return (Subset(view, dataset.indices) if isinstance(dataset, Subset) else _changed(dataset, dataset=view)), found
 
 
 def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWithView:
@@ -77,3 +84,9 @@ def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWi
             "training dataset; they must be the same samples in the same order"
         )
     return DatasetWithView(dataset, view)
+
+
+def _changed(original: Any, **attributes: Any) -> Any:
+    changed = copy.copy(original)
+    changed.__dict__.update(attributes)
+    return changed
