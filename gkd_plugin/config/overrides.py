@@ -15,7 +15,7 @@ from gkd_plugin.errors import ConfigError, nearest
 __all__ = ["apply_overrides"]
 
 KeyPath = tuple[str, ...]
-_EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
@@ -51,12 +51,9 @@ def _apply(root: MappingNode, assignment: str) -> list[str]:
 
 def _number(node: Node) -> Node:
     """``1e-3`` as the number it is meant to be: YAML 1.1 asks for a point and a sign."""
-    if isinstance(node, ScalarNode) and node.tag == f"{CORE}str" and node.style is None:
-        match = _EXPONENT.fullmatch(node.value)
-        if match:
-            digits, fraction, sign, exponent = match.groups()
-            text = f"{digits}{fraction or '.0'}e{sign or '+'}{exponent}"
-            return ScalarNode(f"{CORE}float", text, node.start_mark, node.end_mark)
+    is_text = isinstance(node, ScalarNode) and node.tag == f"{CORE}str" and node.style is None
+    if is_text and _EXPONENT.fullmatch(node.value):
+        return ScalarNode(f"{CORE}float", node.value, node.start_mark, node.end_mark)
     return node
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_plugin.config.nodes import compose, paths_to
+from gkd_plugin.config.nodes import compose, compose_value, paths_to, put, steps
 from gkd_plugin.errors import ConfigError
 from tests.config.yaml_samples import write
 
@@ -49,3 +49,15 @@ def test_paths_to_finds_every_use(tmp_path):
     shared = root.value[0][1]
     assert paths_to(root, shared) == [("a",), ("b", "0"), ("d", "e")]
     assert paths_to(root, shared.value[0][1]) == [("a", "x"), ("b", "0", "x"), ("c", "x"), ("d", "e", "x")]
+
+
+def test_put_replaces_in_place_and_gives_a_merged_key_a_place_of_its_own(tmp_path):
+    root = compose(write(tmp_path, "a: &a {x: 1}\nb: {<<: *a}\nc: [1]\n"))
+    new = compose_value("7", "--test")
+    children = dict(steps(root))
+    put(root, "a", new)
+    put(children["b"], "x", new)
+    put(children["c"], "0", new)
+    assert [key.value for key, _ in root.value] == ["a", "b", "c"]
+    assert [dict(steps(node)) for node in (children["b"], children["c"])] == [{"x": new}, {"0": new}]
+    assert dict(steps(children["a"]))["x"] is not new

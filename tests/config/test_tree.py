@@ -164,6 +164,10 @@ def test_any_data_survives_reading_and_writing(data):
     assert build(tree) == {"a": data}
 
 
+def test_keys_keep_their_order():
+    assert list(parse(dump({"b": 1, "a": 2}), "x.yaml")) == ["b", "a"]
+
+
 def test_torchdistill_still_passes_a_late_alias_as_an_empty_list(tmp_path):
     """The day this fails, PyYAML or torchdistill has mended it, and ``dump`` need not write such sections out."""
     config = load_yaml_file(str(write(tmp_path, LATE)))
