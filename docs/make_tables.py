@@ -26,7 +26,6 @@ DATA = (
     *("image_folder", "image_transform", "with_evaluation_view", "class_subset", "few_shot_subset", "overlap_subset"),
     *("class_split", "few_shot_task", "incremental_subset", "npz_images", "cub200", "digits"),
 )
-PLACES = (data, losses, functional)
 SUPPLIED = {"self", "teacher_model", "student_model", "device", "device_ids", "distributed"}
 """What torchdistill gives a part by itself."""
 EXPLAINED_BY = {"overlap_subset": (data.overlap_classes, data.class_subset)}
@@ -81,12 +80,21 @@ def keywords(call: Callable[..., Any]) -> Iterator[tuple[str, str]]:
 
 def explanation(name: str, sources: Sequence[Any]) -> str:
     """What the docstrings say of a keyword; where they say "as in" or "see" another part, what that one says."""
-    text = next((found for source in sources if (found := arguments(inspect.getdoc(source) or "").get(name))), "")
+    for source in sources:
+        text = arguments(inspect.getdoc(source) or "").get(name)
+        if text is not None:
+            return _followed(text, name, source)
+    return ""
+
+
+def _followed(text: str, name: str, source: Any) -> str:
+    """The text, with what the part that it begins by naming says of the same keyword."""
     reference = re.match(r"(?:as in|see) :\w+:`~?(?:[\w.]*\.)?(\w+)`", text)
-    other = next((part for place in PLACES if reference and (part := getattr(place, reference[1], None))), None)
-    if reference is None or other is None:
+    if reference is None:
         return text
-    there = explanation(name, (other, *EXPLAINED_BY.get(reference[1], ())))
+    places = (inspect.getmodule(source), data, losses, functional)
+    other = next((part for place in places if (part := getattr(place, reference[1], None)) is not None), None)
+    there = "" if other is None else explanation(name, (other, *EXPLAINED_BY.get(reference[1], ())))
     return there.rstrip(".") + text[reference.end() :] if there else text
 
 

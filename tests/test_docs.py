@@ -70,6 +70,11 @@ def test_table_of_keywords_is_current():
     assert tables.with_table(text_of(tables.PAGE)) == text_of(tables.PAGE), "run python docs/make_tables.py"
 
 
+def test_every_keyword_is_explained():
+    rows = [row for row in script("make_tables").table().splitlines() if row.endswith("|  |")]
+    assert rows == []
+
+
 def test_data_functions_of_the_configurations_are_in_the_table():
     used = {
         name

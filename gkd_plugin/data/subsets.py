@@ -134,6 +134,11 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
     The draw depends on ``seed`` alone, not on the global random state; with one seed, fewer shots are a
     subset of more shots.
 
+    Args:
+        dataset: a torchvision-style map dataset.
+        shots: samples of each class, 1 or more.
+        seed: of the draw.
+
     Raises:
         ConfigError: ``shots`` < 1, or a class has fewer samples.
     """
