@@ -47,9 +47,9 @@ def parts() -> Iterator[Part]:
             if not getattr(part, "__module__", "").startswith(gkd_plugin.__name__):
                 continue
             if part is losses.refilled:
-                yield from (Part(f"{key}, stage {stage.stage}", stage, (stage,)) for stage in STAGES)
+                yield from (Part(f"{key}, stage {stage.stage}", stage, stage.__mro__) for stage in STAGES)
             else:
-                yield Part(key, part, (part,))
+                yield Part(key, part, getattr(part, "__mro__", (part,)))
     sampler = data.ClassBalancedBatchSampler
     yield Part(sampler.__name__, sampler, (sampler,))
     for name in DATA:

@@ -4,6 +4,7 @@ from gkd_plugin.losses.local_classifier import LocalClassifierLoss
 from gkd_plugin.losses.old_classes import OldClassDistillation
 from gkd_plugin.losses.refilled import ClassifierStage, EmbeddingStage, JointStage, RefilledStage, refilled
 from gkd_plugin.losses.relationship import RelationshipLoss
+from gkd_plugin.losses.term import Term
 
 __all__ = [
     "ClassifierStage",
@@ -13,5 +14,6 @@ __all__ = [
     "OldClassDistillation",
     "RefilledStage",
     "RelationshipLoss",
+    "Term",
     "refilled",
 ]

@@ -16,7 +16,7 @@ from torchdistill.losses.registry import get_high_level_loss
 
 from gkd_plugin.box.hooks import check_module_path
 from gkd_plugin.errors import ConfigError, nearest, told_at
-from gkd_plugin.losses import LocalClassifierLoss, RefilledStage, RelationshipLoss
+from gkd_plugin.losses import RefilledStage, Term
 from gkd_plugin.models.student import ProjectedStudent
 from gkd_plugin.runner.building import told_as_config_error
 from gkd_plugin.teacher import RefilledTeacher
@@ -90,7 +90,7 @@ def _check_losses(stage: Mapping[str, Any], where: str, student_role: str, has_t
         criterion = get_high_level_loss(stage["criterion"])
     terms = {name: term[0] for name, term in getattr(criterion, "term_dict", {}).items()}
     if isinstance(criterion, RefilledStage):
-        terms = {**criterion.losses, **terms}
+        terms = {f"stage {criterion.stage!r}": criterion, **terms}
     for name, loss in terms.items():
         for is_teacher, path, io in _reads(loss):
             if is_teacher and not has_teacher:
@@ -110,12 +110,9 @@ def _reads(loss: Any) -> Iterator[tuple[bool, str, str]]:
         yield bool(loss.is_input_from_teacher), loss.input_module_path, loss.input_key
         if loss.target_module_path is not None:
             yield bool(loss.is_target_from_teacher), loss.target_module_path, loss.target_key
-    elif isinstance(loss, RelationshipLoss | LocalClassifierLoss):
-        yield False, *loss.student_hook
-        if isinstance(loss, LocalClassifierLoss):
-            yield True, *loss.local_hook
-        if isinstance(loss, RelationshipLoss) or loss.adaptive:
-            yield True, *loss.teacher_hook
+    elif isinstance(loss, RefilledStage | Term):
+        for role, path, io in loss.hooks:
+            yield role == "teacher", path, io
     else:
         for role in ("student", "teacher"):
             hook = [getattr(loss, f"{role}_module_{kind}", None) for kind in ("path", "io")]

@@ -145,7 +145,7 @@ def _validate(box: Any, student: nn.Module, is_last: bool, accelerator: Accelera
             return dict(evaluate(student, loader, accelerator, "validation").as_dict())
     if not is_last:
         return {}
-    path = box.criterion.loss.student_hook[0]
+    path = box.criterion.student_embedding
     return dict(student_ncm(student, path, box.train_data_loader, loader, accelerator).as_dict("ncm_"))
 
 

@@ -123,12 +123,15 @@ def test_a_teacher_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
         train(*build(tmp_path, teacher_seed=5))
 
 
-def test_another_teacher_precision_or_number_of_views_gets_a_bank_of_its_own(tmp_path):
-    for changes in ({}, {"teacher_seed": 5}, {"views": 2}, {"precision": "bf16"}):
-        parts = build(tmp_path, **changes)
-        train(*parts)
-        assert [report["computed"] for report in parts[2].reports] == [True]
-    assert len(list(tmp_path.iterdir())) == 4
+def test_another_teacher_setting_precision_or_number_of_views_gets_a_bank_of_its_own(tmp_path):
+    resized = stage("embedding")["teacher"]
+    resized["auxiliary_model_wrapper"]["kwargs"]["input_size"] = 40
+    changes = ({}, {"teacher_seed": 5}, {"views": 2}, {"precision": "bf16"}, {"teacher": resized})
+    for made in changes:
+        box, _, cache, accelerator = build(tmp_path, **made)
+        cache.open(box, accelerator)
+        assert [report["computed"] for report in cache.reports] == [True]
+    assert len(list(tmp_path.iterdir())) == len(changes)
 
 
 def test_a_damaged_bank_is_refused_when_the_run_is_built(tmp_path):

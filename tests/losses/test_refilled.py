@@ -1,4 +1,4 @@
-"""The criterion of each stage, in torchdistill's boxes."""
+"""The criterion of each stage, on recorded tensors and in torchdistill's boxes."""
 
 import copy
 import logging
@@ -13,90 +13,145 @@ from gkd_plugin.functional import emphasis_weights, local_classifier_distillatio
 from gkd_plugin.models import timm_model
 from tests.fakes import TinyNet, cross_entropy, make_box, stage, train_box
 
+LABELS = torch.arange(12) % 3  # of 4 classes
 
-def models(name="test_resnet", classes=4, teacher_classes=7):
+
+def refilled(**kwargs):
+    return get_high_level_loss({"key": "refilled", "kwargs": kwargs})
+
+
+class Recorded:
+    """What hooks recorded of a batch, and the terms from it."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        sizes = {"student": {".": 4, "embedding": 5}, "teacher": {".": 9, "embedding": 7, "local_classifier": 4}}
+        self.io = {
+            model: {path: {"output": torch.randn(12, width, generator=generator)} for path, width in paths.items()}
+            for model, paths in sizes.items()
+        }
+
+    def __call__(self, model, path):
+        return self.io[model][path]["output"]
+
+    def ce(self):
+        return functional.cross_entropy(self("student", "."), LABELS)
+
+    def local(self, *, adaptive, **kwargs):
+        weights = emphasis_weights(self("teacher", ".")) if adaptive else None
+        student, local = self("student", "."), self("teacher", "local_classifier")
+        return local_classifier_distillation(student, local, LABELS, weights=weights, **kwargs)
+
+    def over_all_classes(self):
+        ours, theirs = self("student", ".").log_softmax(1), self("teacher", "local_classifier").softmax(1)
+        return functional.kl_div(ours, theirs, reduction="batchmean")
+
+    def match(self, **kwargs):
+        return relationship_matching(self("student", "embedding"), self("teacher", "embedding"), LABELS, **kwargs).loss
+
+
+CVPR = {"temperature": 2.0, "student_temperature": 2.0}
+MATCH = {"temperature": 3.0, "margin": 0.5, "mining": "all", "max_negatives": 2}
+HALF_CE = {"ce": cross_entropy(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "terms", "want"),
+    [
+        (
+            {"stage": "embedding"},
+            {"relationship", "tuples", "negatives"},
+            lambda of: 1000 * of.match(temperature=4.0, margin=0.2, mining="semihard", max_negatives=None),
+        ),
+        ({"stage": "embedding", "weight": 7, **MATCH}, {"relationship"}, lambda of: 7 * of.match(**MATCH)),
+        ({"stage": "embedding", "sub_terms": HALF_CE}, {"ce"}, lambda of: 1000 * of.match() + 0.5 * of.ce()),
+        (
+            {"stage": "classifier"},
+            {"cross_entropy", "local_classifier", "emphasis"},
+            lambda of: of.ce() + of.local(adaptive=True, temperature=1.0, student_temperature=1.0),
+        ),
+        (
+            {"stage": "classifier", "weight": 100.0, **CVPR},
+            {"emphasis"},
+            lambda of: of.ce() + 100 * of.local(adaptive=True, **CVPR),
+        ),
+        (
+            {"stage": "joint"},
+            {"cross_entropy", "local_classifier", "relationship", "tuples", "negatives"},
+            lambda of: of.ce() + 3 * of.over_all_classes() + 1000 * of.match(),
+        ),
+        (
+            {"stage": "joint", "classes": "batch", "relationship_weight": 0, "weight": 2.0, "adaptive": True, **CVPR},
+            {"emphasis"},
+            lambda of: of.ce() + 2 * of.local(adaptive=True, **CVPR),
+        ),
+        (
+            {"stage": "joint", "relationship_temperature": 3.0, **MATCH, "temperature": 1.0, "sub_terms": HALF_CE},
+            {"ce", "relationship"},
+            lambda of: 1.5 * of.ce() + 3 * of.over_all_classes() + 1000 * of.match(**MATCH),
+        ),
+    ],
+)
+def test_a_stage_is_its_weighted_sum(kwargs, terms, want):
+    """The defaults are the published TPAMI setting: τ₁ 4, margin 0.2, w 1000; τ₂ 1, λ 1, ω on."""
+    recorded, criterion = Recorded(), refilled(**kwargs)
+    assert criterion(recorded.io, {}, LABELS).item() == pytest.approx(want(recorded).item(), rel=1e-5)
+    assert criterion.terms.keys() >= terms
+    assert ("emphasis" in criterion.terms) == ("emphasis" in terms)
+
+
+def test_the_log_shows_every_setting_and_weight():
+    shown = str(refilled(stage="joint", margin=0.25, queue_size=8, weight=5.0, sub_terms=HALF_CE))
+    assert all(part in shown for part in ("5.0 * LocalClassifier", "margin=0.25", "queue_size=8", "1000.0 *", "0.5 *"))
+
+
+def test_stages_read_the_paths_that_they_are_told():
+    paths = {"student_embedding": "e", "teacher_embedding": "f", "student_logits": "s", "teacher_logits": "t"}
+    hooks = refilled(stage="joint", local_classifier="c", adaptive=True, **paths).hooks
+    assert [path for model, path, io in hooks if model == "student"] == ["s", "s", "e"]
+    assert [path for model, path, io in hooks if model == "teacher"] == ["c", "t", "f"]
+    assert "t" not in [path for _, path, _ in refilled(stage="joint", **paths).hooks]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"stage": "emebdding"}, "'emebdding'; did you mean 'embedding'"),
+        ({"stage": "embedding", "temprature": 1.0}, "takes no 'temprature': did you mean 'temperature'"),
+        ({"stage": "classifier", "margin": 0.1}, "stage 'classifier' takes no 'margin'"),
+        ({"stage": "embedding", "student_module_path": "x"}, "takes no 'student_module_path'"),
+        ({"stage": "embedding", "temperature": 0}, "temperature: .* above 0, got 0"),
+        ({"stage": "classifier", "temperature": "hot"}, "temperature: .* above 0, got 'hot'"),
+        ({"stage": "classifier", "student_temperature": -1}, "student_temperature: .* above 0, got -1"),
+        ({"stage": "embedding", "margin": -1}, "margin: .* at least 0, got -1"),
+        ({"stage": "embedding", "max_negatives": "smalest"}, "max_negatives: must be None, 'smallest' or an integer"),
+        ({"stage": "classifier", "classes": "al"}, "classes: 'al' given; did you mean 'all'"),
+        ({"stage": "classifier", "adaptive": "no"}, "adaptive: must be True or False, got 'no'"),
+        ({"stage": "embedding", "weight": "x"}, "^weight: .* at least 0, got 'x'"),
+        ({"stage": "classifier", "weight": -1}, "^weight: .* at least 0, got -1"),
+        ({"stage": "joint", "weight": float("inf")}, "^weight: .* finite .*, got inf"),
+        ({"stage": "joint", "relationship_weight": -1}, "^relationship_weight: .* at least 0, got -1"),
+    ],
+)
+def test_bad_settings_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        refilled(**kwargs)
+
+
+def models(name="test_resnet", classes=4):
     torch.manual_seed(0)
-    teacher = timm_model("test_resnet", num_classes=teacher_classes)
+    teacher = timm_model("test_resnet", num_classes=7)
     return teacher, timm_model(name, num_classes=classes, **({"img_size": 32} if "vit" in name else {}))
 
 
-def snapshot(module):
-    return copy.deepcopy(module.state_dict())
-
-
-def changed(module, before):
-    return {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
-
-
-def io(**tensors):
-    return {path: {"output": value} for path, value in tensors.items()}
-
-
-def test_embedding_stage_is_w_times_relationship_matching():
-    torch.manual_seed(0)
-    student, teacher, labels = torch.randn(12, 5), torch.randn(12, 9), torch.arange(12) % 3
-    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "embedding"}})
-    loss = criterion({"student": io(embedding=student), "teacher": io(embedding=teacher)}, {}, labels)
-    match = relationship_matching(student, teacher, labels, temperature=4.0, margin=0.2)
-    assert loss.item() == pytest.approx(1000 * match.loss.item())
-    assert criterion.terms["relationship"] == match.loss
-    assert criterion.terms["tuples"] == match.tuples
-    assert "1000.0" in str(criterion)
-
-
-def test_classifier_stage_is_cross_entropy_plus_lambda_times_local_classifier():
-    torch.manual_seed(0)
-    student, local, own, labels = torch.randn(12, 4), torch.randn(12, 4), torch.randn(12, 9), torch.arange(12) % 3
-    criterion = get_high_level_loss(
-        {
-            "key": "refilled",
-            "kwargs": {"stage": "classifier", "temperature": 2.0, "student_temperature": 2.0, "weight": 100.0},
-        }
-    )
-    io_dict = {"student": {".": {"output": student}}, "teacher": {".": {"output": own}, **io(local_classifier=local)}}
-    want = functional.cross_entropy(student, labels) + 100 * local_classifier_distillation(
-        student, local, labels, temperature=2.0, student_temperature=2.0, weights=emphasis_weights(own)
-    )
-    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item())
-    assert set(criterion.terms) == {"cross_entropy", "local_classifier", "emphasis"}
-
-
-def joint_io():
-    torch.manual_seed(0)
-    student, local, own = torch.randn(12, 4), torch.randn(12, 4), torch.randn(12, 9)
-    student_embedding, teacher_embedding = torch.randn(12, 5), torch.randn(12, 7)
-    return {
-        "student": {".": {"output": student}, **io(embedding=student_embedding)},
-        "teacher": {".": {"output": own}, **io(embedding=teacher_embedding, local_classifier=local)},
-    }, torch.arange(12) % 3
-
-
-def test_joint_stage_is_the_sum_of_all_three_terms():
-    io_dict, labels = joint_io()
-    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "joint"}})
-    student = io_dict["student"]["."]["output"]
-    local = io_dict["teacher"]["local_classifier"]["output"]
-    match = relationship_matching(
-        io_dict["student"]["embedding"]["output"], io_dict["teacher"]["embedding"]["output"], labels
-    )
-    over_all = functional.kl_div(student.log_softmax(1), local.softmax(1), reduction="batchmean")  # class 3 too
-    want = functional.cross_entropy(student, labels) + 3 * over_all + 1000 * match.loss
-    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
-    assert set(criterion.terms) == {"cross_entropy", "local_classifier", "relationship", "tuples", "negatives"}
-    assert "1000.0" in str(criterion)
-    assert "3.0" in str(criterion)
-
-
-def test_joint_stage_over_the_classes_of_the_batch():
-    io_dict, labels = joint_io()
-    kwargs = {"stage": "joint", "classes": "batch", "relationship_weight": 0, "weight": 2.0, "adaptive": True}
-    criterion = get_high_level_loss({"key": "refilled", "kwargs": kwargs})
-    student, own = io_dict["student"]["."]["output"], io_dict["teacher"]["."]["output"]
-    local = local_classifier_distillation(
-        student, io_dict["teacher"]["local_classifier"]["output"], labels, weights=emphasis_weights(own)
-    )
-    want = functional.cross_entropy(student, labels) + 2 * local
-    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
+def trained(train_config, teacher, student):
+    """The box, and which entries of the student's state changed."""
+    before = [copy.deepcopy(model.state_dict()) for model in (teacher, student)]
+    box = make_box(train_config, teacher, student)
+    losses = train_box(box)
+    assert torch.isfinite(torch.tensor(losses)).all()
+    assert all(torch.equal(value, before[0][key]) for key, value in teacher.state_dict().items())
+    return box, {key for key, value in student.state_dict().items() if not torch.equal(value, before[1][key])}
 
 
 def joint_stage(**wrapper):
@@ -107,141 +162,63 @@ def joint_stage(**wrapper):
 
 @pytest.mark.parametrize(("wrapper", "kind"), [({}, "discriminant"), ({"local_classifier": "centres"}, "centres")])
 def test_joint_stage_trains_and_asks_for_the_calibrated_classifier(wrapper, kind):
-    teacher, student = models()
-    before = snapshot(student)
-    box = make_box(joint_stage(**wrapper), teacher, student)
-    assert box.teacher_model.local_classifier.kind == kind
-    train_box(box)
+    box, changed = trained(joint_stage(**wrapper), *models())
     fitted = box.teacher_model.local_classifier
+    assert fitted.kind == kind
     assert torch.equal(fitted.weight, fitted.centres) == (kind == "centres")
-    assert {key.split(".")[0] for key in changed(student, before)} >= {"conv1", "fc"}
+    assert {key.split(".")[0] for key in changed} >= {"conv1", "fc"}
 
 
 def test_joint_stage_uses_the_shared_classes_that_the_wrapper_names():
-    box = make_box(joint_stage(class_map={0: 5, 2: 1}), *models())
-    train_box(box)
+    box, _ = trained(joint_stage(class_map={0: 5, 2: 1}), *models())
     assert box.teacher_model.local_classifier.teacher_labels.tolist() == [5, -1, 1, -1]
 
 
-def test_joint_stage_needs_all_its_hooks():
-    section = joint_stage()
-    section["stage1"]["student"]["forward_hook"] = {"output": []}
-    with pytest.raises(ConfigError, match=r"student\.forward_hook\.output: stage 'joint' reads 'embedding'"):
-        make_box(section, *models())
-
-
-def test_adaptive_off_reads_no_teacher_logits():
-    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "classifier", "adaptive": False}})
-    io_dict = {"student": {".": {"output": torch.randn(4, 2)}}, "teacher": io(local_classifier=torch.randn(4, 2))}
-    criterion(io_dict, {}, torch.tensor([0, 1, 0, 1]))
-    assert "emphasis" not in criterion.terms
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"stage": "emebdding"}, "there is no stage 'emebdding'; did you mean 'embedding'"),
-        ({"stage": "embedding", "temprature": 1.0}, "takes no 'temprature': did you mean 'temperature'"),
-        ({"stage": "classifier", "margin": 0.1}, "stage 'classifier' takes no 'margin'"),
-        ({"stage": "embedding", "temperature": 0}, "temperature: must be a finite number above 0, got 0"),
-        (
-            {"stage": "classifier", "student_temperature": -1},
-            "student_temperature: must be a finite number above 0, got -1",
-        ),
-        ({"stage": "embedding", "margin": -1}, "margin: must be a number, at least 0, got -1"),
-        ({"stage": "classifier", "classes": "al"}, "classes: 'al' given; did you mean 'all'"),
-        ({"stage": "joint", "relationship_weight": -1}, "relationship_weight: must be a finite number, at least 0, "),
-        ({"stage": "embedding", "max_negatives": "smalest"}, "max_negatives: must be None, 'smallest' or an integer"),
-        ({"stage": "embedding", "weight": "x"}, "weight: must be a finite number, at least 0, got 'x'"),
-        ({"stage": "classifier", "weight": -1}, "weight: must be a finite number, at least 0, got -1"),
-        ({"stage": "joint", "weight": float("inf")}, "weight: must be a finite number, at least 0, got inf"),
-        ({"stage": "classifier", "temperature": "hot"}, "temperature: must be a finite number above 0, got 'hot'"),
-        ({"stage": "classifier", "adaptive": "no"}, "adaptive: must be True or False, got 'no'"),
-    ],
-)
-def test_bad_settings_are_named(kwargs, message):
-    with pytest.raises(ConfigError, match=message):
-        get_high_level_loss({"key": "refilled", "kwargs": kwargs})
-
-
-def test_extra_sub_terms_are_added():
-    kwargs = {"stage": "embedding", "sub_terms": {"ce": cross_entropy(0.5)}}
-    criterion = get_high_level_loss({"key": "refilled", "kwargs": kwargs})
-    logits, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
-    io_dict = {
-        "student": {".": {"output": logits}, **io(embedding=torch.randn(6, 3))},
-        "teacher": io(embedding=torch.randn(6, 5)),
-    }
-    plain = (
-        1000
-        * relationship_matching(
-            io_dict["student"]["embedding"]["output"], io_dict["teacher"]["embedding"]["output"], labels
-        ).loss
-    )
-    want = plain + 0.5 * functional.cross_entropy(logits, labels)
-    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
-    assert "ce" in criterion.terms
-
-
-@pytest.mark.parametrize("student_name", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
-def test_swapping_the_backbone_changes_nothing_else(student_name):
-    """Both stages from one configuration; only the model differs. Teacher bit-identical, student trained."""
-    teacher, student = models(student_name)
-    before, teacher_before = snapshot(student), snapshot(teacher)
-    box = make_box({"stage1": stage("embedding"), "stage2": stage("classifier")}, teacher, student)
-    losses = train_box(box)
-    assert all(torch.isfinite(torch.tensor(losses)))
-    assert changed(student, before)
-    assert not changed(teacher, teacher_before)
+@pytest.mark.parametrize("student", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
+def test_swapping_the_backbone_changes_nothing_else(student):
+    _, changed = trained({"stage1": stage("embedding"), "stage2": stage("classifier")}, *models(student))
+    assert changed
 
 
 def test_stage_embedding_leaves_the_classifier_alone_though_weight_decay_is_on():
     teacher, student = models()
-    before = snapshot(student)
-    box = make_box(stage("embedding", epochs=2), teacher, student)
-    train_box(box)
-    moved = changed(student, before)
-    assert moved
-    assert not any(key.startswith("fc.") for key in moved)
+    _, changed = trained(stage("embedding", epochs=2), teacher, student)
+    assert changed
+    assert not any(key.startswith("fc.") for key in changed)
     assert all(not p.requires_grad for p in student.get_classifier().parameters())
 
 
 def test_further_terms_keep_the_classifier_in_training():
-    teacher, student = models()
     criterion = {"key": "refilled", "kwargs": {"stage": "embedding", "sub_terms": {"ce": cross_entropy()}}}
-    before = snapshot(student)
-    train_box(make_box(stage("embedding", criterion=criterion), teacher, student))
-    assert any(key.startswith("fc.") for key in changed(student, before))
+    _, changed = trained(stage("embedding", criterion=criterion), *models())
+    assert any(key.startswith("fc.") for key in changed)
 
 
 def test_models_that_are_not_timms_by_hook_path():
     torch.manual_seed(0)
-    teacher, student = TinyNet(7, 16), TinyNet(4, 8)
-    wrapper = {"key": "refilled_teacher", "kwargs": {"embedding": "pool"}}
-    first = stage(
-        "embedding", criterion={"key": "refilled", "kwargs": {"stage": "embedding", "student_embedding": "pool"}}
-    )
-    first["student"]["forward_hook"] = {"output": ["pool"]}
-    second = stage("classifier")
-    second["student"].pop("forward_hook")
-    for section in (first, second):
-        section["teacher"]["auxiliary_model_wrapper"] = wrapper
-    before = snapshot(student)
-    train_box(make_box({"stage1": first, "stage2": second}, teacher, student))
-    assert {key.split(".")[0] for key in changed(student, before)} == {"conv", "bn", "fc"}
+    kwargs = {"stage": "embedding", "student_embedding": "pool"}
+    sections = {"stage1": stage("embedding", criterion={"key": "refilled", "kwargs": kwargs})}
+    sections["stage1"]["student"]["forward_hook"] = {"output": ["pool"]}
+    sections["stage2"] = stage("classifier")
+    del sections["stage2"]["student"]["forward_hook"]
+    for section in sections.values():
+        section["teacher"]["auxiliary_model_wrapper"]["kwargs"] = {"embedding": "pool"}
+    _, changed = trained(sections, TinyNet(7, 16), TinyNet(4, 8))
+    assert {key.split(".")[0] for key in changed} == {"conv", "bn", "fc"}
 
 
 @pytest.mark.parametrize(
-    ("model", "hooks", "message"),
+    ("kind", "model", "hooks", "message"),
     [
-        ("student", ["embeding"], "student.forward_hook.output: stage 'embedding' reads 'embedding', which is not"),
-        ("student", [], "which is not listed"),
-        ("teacher", ["local_classifier"], "teacher.forward_hook.output: stage 'embedding' reads 'embedding'"),
+        ("embedding", "student", [], r"student\.forward_hook\.output: stage 'embedding' reads 'embedding'"),
+        ("embedding", "teacher", ["local_classifier"], r"teacher\.forward_hook\.output: .* reads 'embedding'"),
+        ("joint", "student", [], r"student\.forward_hook\.output: stage 'joint' reads 'embedding'"),
+        ("classifier", "teacher", ["embedding"], r"teacher\.forward_hook\.output: .* reads 'local_classifier'"),
     ],
 )
-def test_missing_hooks_are_named_before_training(model, hooks, message):
-    section = stage("embedding")
-    section[model]["forward_hook"] = {"output": [hook for hook in hooks if hook != "embeding"]}
+def test_missing_hooks_are_named_before_training(kind, model, hooks, message):
+    section = stage(kind)
+    section[model]["forward_hook"] = {"output": hooks}
     with pytest.raises(ConfigError, match=message):
         make_box(section, *models())
 
@@ -252,12 +229,16 @@ def test_a_module_path_that_does_not_exist_is_named():
         make_box(stage("embedding", criterion=criterion), *models())
 
 
+def test_a_student_without_a_classifier_is_refused():
+    with pytest.raises(ConfigError, match="stage 'classifier' trains a classifier, but ResNet has none"):
+        make_box(stage("classifier"), *models(classes=0))
+
+
 def test_stage_classifier_without_its_pre_epoch_process_says_what_is_missing():
     section = stage("classifier")
     del section["pre_epoch_process"]
-    box = make_box(section, *models())
     with pytest.raises(ConfigError, match="pre_epoch_process: 'refilled'"):
-        train_box(box)
+        train_box(make_box(section, *models()))
 
 
 def test_an_unwrapped_teacher_is_warned_about(caplog):
@@ -266,21 +247,6 @@ def test_an_unwrapped_teacher_is_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
         make_box(section, *models())
     assert "not wrapped in 'refilled_teacher'" in caplog.text
-
-
-def test_the_published_tpami_setting_is_the_default():
-    """τ₁ 4, margin 0.2, w 1000; τ₂ 1, student logits undivided, λ 1, ω on."""
-    torch.manual_seed(0)
-    student, local, own, labels = torch.randn(12, 4), torch.randn(12, 4), torch.randn(12, 9), torch.arange(12) % 3
-    io_dict = {"student": {".": {"output": student}}, "teacher": {".": {"output": own}, **io(local_classifier=local)}}
-    criterion = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "classifier"}})
-    want = functional.cross_entropy(student, labels) + local_classifier_distillation(
-        student, local, labels, temperature=1.0, student_temperature=1.0, weights=emphasis_weights(own)
-    )
-    assert criterion(io_dict, {}, labels).item() == pytest.approx(want.item())
-    first = get_high_level_loss({"key": "refilled", "kwargs": {"stage": "embedding"}})
-    settings = (first.weight, first.loss.temperature, first.loss.margin, first.loss.mining, first.loss.max_negatives)
-    assert (*settings, first.loss.queue) == (1000.0, 4.0, 0.2, "semihard", None, None)
 
 
 def test_a_stage_without_its_own_optimizer_is_refused():

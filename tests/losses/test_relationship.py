@@ -22,18 +22,18 @@ def test_in_a_weighted_sum():
     assert loss(recordings(student, teacher), {}, labels).item() == pytest.approx(7 * want.item())
 
 
-def test_a_path_that_was_not_recorded_is_named():
-    loss = get_mid_level_loss({"key": "refilled_relationship", "kwargs": {"student_module_path": "x"}})
-    io_dict = recordings(torch.randn(4, 2), torch.randn(4, 2))
-    with pytest.raises(ConfigError, match=r"the student's 'x'/output is not recorded: add it to .*allowed: 's'"):
-        loss(io_dict["student"], io_dict["teacher"], torch.tensor([0, 0, 1, 1]))
-
-
-def test_labels_that_are_not_classes_are_named():
-    loss = get_mid_level_loss({"key": "refilled_relationship", "kwargs": {}})
-    io_dict = {"embedding": {"output": torch.randn(4, 2)}}
-    with pytest.raises(ConfigError, match=r"refilled_relationship: .* integer labels, got torch.float32"):
-        loss(io_dict, io_dict, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+@pytest.mark.parametrize(
+    ("path", "labels", "message"),
+    [
+        ("x", torch.tensor([0, 0, 1, 1]), r"the student's 'x'/output is not recorded: add it to .*allowed: 's'"),
+        ("s", torch.zeros(4), r"refilled_relationship: .* integer labels, got torch.float32"),
+    ],
+)
+def test_what_does_not_fit_is_named(path, labels, message):
+    kwargs = {"student_module_path": path, "teacher_module_path": "t"}
+    loss = get_mid_level_loss({"key": "refilled_relationship", "kwargs": kwargs})
+    with pytest.raises(ConfigError, match=message):
+        loss(*recordings(torch.randn(4, 2), torch.randn(4, 2)).values(), labels)
 
 
 def test_the_queue_holds_earlier_batches():

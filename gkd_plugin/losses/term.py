@@ -1,0 +1,75 @@
+"""What every loss term of this package shares: it reads what hooks recorded of student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from gkd_plugin.box.hooks import hooked_tensor
+from gkd_plugin.errors import user_can_mend
+
+__all__ = ["Term"]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Term(nn.Module):
+    """A torchdistill mid-level loss; a subclass is a dataclass, whose fields are its keywords, with :meth:`compute`.
+
+    Args:
+        student_module_path: the module of the student that is read.
+        student_module_io: its 'output' or 'input'.
+        teacher_module_path: the module of the teacher that is read.
+        teacher_module_io: its 'output' or 'input'.
+
+    Attributes:
+        key: the registered key, at the head of messages.
+        terms: after each forward, detached figures for the log.
+    """
+
+    key: ClassVar[str]
+    student_module_path: str = "."
+    student_module_io: str = "output"
+    teacher_module_path: str = "."
+    teacher_module_io: str = "output"
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, Tensor] = {}
+
+    @property
+    def hooks(self) -> list[tuple[str, str, str]]:
+        """(model, module path, io) of what is read; the student's first."""
+        return [
+            ("student", self.student_module_path, self.student_module_io),
+            ("teacher", self.teacher_module_path, self.teacher_module_io),
+        ]
+
+    def forward(
+        self,
+        student_io_dict: Mapping[str, Any],
+        teacher_io_dict: Mapping[str, Any],
+        targets: Tensor | None = None,
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> Tensor:
+        """The loss of a batch, a scalar, on the student's device.
+
+        Raises:
+            ConfigError: a path is not recorded, or what is recorded does not fit.
+        """
+        recorded = {"student": student_io_dict, "teacher": teacher_io_dict}
+        read = [hooked_tensor(recorded[model], model, path, io) for model, path, io in self.hooks]
+        with user_can_mend(self.key):
+            return self.compute(targets, *(tensor.to(read[0].device) for tensor in read))
+
+    def compute(self, targets: Any, *read: Any) -> Tensor:
+        """The loss, a scalar, of the labels and of what the hooks recorded, in their order."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The hyper-parameters."""
+        names = [field.name for field in fields(self) if not field.name.endswith(("_path", "_io"))]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
