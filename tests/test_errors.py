@@ -2,7 +2,7 @@
 
 import pytest
 
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, nearest, nearest_beside, one_of, whole_number
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,37 @@ def test_nearest(given, allowed, want):
 
 def test_a_config_error_is_a_value_error():
     assert issubclass(ConfigError, ValueError)
+
+
+def test_nearest_beside_looks_at_names_with_the_same_ending(tmp_path):
+    for name in ("order.txt", "orders.csv"):
+        (tmp_path / name).touch()
+    assert nearest_beside(tmp_path / "ordr.txt") == "; in its folder did you mean 'order.txt'? (allowed: 'order.txt')"
+    assert nearest_beside(tmp_path / "order.json") == nearest_beside(tmp_path / "nowhere" / "order.txt") == ""
+
+
+@pytest.mark.parametrize(("value", "high"), [(2, None), (2, 2), (10**9, None)])
+def test_a_whole_number_within_bounds_is_itself(value, high):
+    assert whole_number("k", value, low=2, high=high) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "high", "message"),
+    [
+        (1, None, "k must be a whole number from 2 up, got 1"),
+        (4, 3, "k must be a whole number in 2 … 3, got 4"),
+        (2.0, None, "got 2.0"),
+        (True, None, "got True"),
+        ("2", None, "got '2'"),
+        (None, None, "got None"),
+    ],
+)
+def test_other_numbers_are_refused(value, high, message):
+    with pytest.raises(ConfigError, match=message):
+        whole_number("k", value, low=2, high=high)
+
+
+def test_a_choice_that_is_not_offered_is_refused():
+    one_of("role", "teacher", ("teacher", "student"))
+    with pytest.raises(ConfigError, match=r"role: 'techer' is unknown; did you mean 'teacher'\?"):
+        one_of("role", "techer", ("teacher", "student"))

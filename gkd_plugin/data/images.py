@@ -27,24 +27,21 @@ _CUB_FLAGS = {"train": "1", "test": "0"}  # in train_test_split.txt: is_training
 
 
 class TransformedImages(Dataset[Any], ABC):
-    """A torchvision-style dataset whose samples are ``(transform(PIL image), int label)``.
-
-    With ``eval_transform`` it offers an evaluation view (:func:`gkd_plugin.data.evaluation_view`): the same images,
-    transformed by it.
+    """A torchvision-style dataset: samples are ``(transform(PIL image), int label)``.
 
     Args:
         targets: the labels.
         classes: the class names in the order of the labels.
         transform: takes a PIL image; ``None`` returns the PIL image.
-        eval_transform: the transform of the evaluation view.
+        eval_transform: the transform of the evaluation view, without augmentation; ``None`` offers no such view.
     """
 
     def __init__(
         self,
         targets: Sequence[int] | NDArray[Any],
         classes: Sequence[Any],
-        transform: Transform | None = None,
-        eval_transform: Transform | None = None,
+        transform: Transform | None,
+        eval_transform: Transform | None,
     ) -> None:
         self.targets = [int(label) for label in targets]
         self.classes = [str(name) for name in classes]
@@ -64,7 +61,7 @@ class TransformedImages(Dataset[Any], ABC):
 
 
 class ArrayImages(TransformedImages):
-    """Images in memory.
+    """Images in memory, as :class:`TransformedImages`.
 
     Args:
         images: uint8, ``[N, H, W]`` (grey) or ``[N, H, W, 3]`` (RGB).
@@ -93,7 +90,7 @@ class ArrayImages(TransformedImages):
         self.data = images
 
     def image(self, index: int) -> Image.Image:
-        """The image of a sample, before any transform."""
+        """As in :class:`TransformedImages`."""
         return Image.fromarray(self.data[index])
 
 
@@ -121,11 +118,7 @@ class ImageFiles(TransformedImages):
         self.root = str(root)
 
     def image(self, index: int) -> Image.Image:
-        """The image of a sample, before any transform.
-
-        Raises:
-            ConfigError: the file is gone, or no image that Pillow reads.
-        """
+        """Raises ConfigError: the file is gone, or no image that Pillow reads."""
         path = self.samples[index][0]
         try:
             image: Image.Image = pil_loader(path)
@@ -186,7 +179,20 @@ def digits(
     one_of("split", split, ("train", "test"))
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
-    images, labels = _digits(split, test_fraction, whole_number("seed", seed, low=0))
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ConfigError("the digits dataset needs scikit-learn: pip install 'gkd-plugin[digits]'") from error
+    bunch = load_digits()
+    rows = np.arange(len(bunch.target))
+    seed = whole_number("seed", seed, low=0)
+    try:
+        train, test = train_test_split(rows, test_size=test_fraction, random_state=seed, stratify=bunch.target)
+    except ValueError as error:
+        raise ConfigError(f"test_fraction={test_fraction} leaves a class without samples: {error}") from error
+    chosen = np.sort(train if split == "train" else test)
+    images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
     if size is not None:
         shape = (whole_number("size", size, low=1), size)
         images = np.stack(
@@ -194,7 +200,7 @@ def digits(
         )
     if rgb:
         images = np.repeat(images[..., None], 3, axis=-1)
-    return ArrayImages(images, labels, [str(digit) for digit in range(10)], transform, eval_transform)
+    return ArrayImages(images, bunch.target[chosen], bunch.target_names, transform, eval_transform)
 
 
 def image_folder(
@@ -280,9 +286,9 @@ def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], Any]:
     with archive:
         splits = [key[2:] for key in archive.files if key.startswith("x_") and f"y_{key[2:]}" in archive.files]
         if split not in splits:
+            held = ", ".join(sorted(archive.files))
             raise ConfigError(
-                f"split: {path} has no x_{split} and y_{split}; {nearest(split, splits)}; "
-                f"it holds {', '.join(sorted(archive.files))}"
+                f"split: {path} has no x_{split} and y_{split}; {nearest(split, splits)}; it holds {held}"
             )
         try:
             return archive[f"x_{split}"], archive[f"y_{split}"], archive.get("class_names")
@@ -305,25 +311,6 @@ def _pooled(images: NDArray[np.uint8], pool: int) -> NDArray[np.uint8]:
     return pooled
 
 
-def _digits(split: str, test_fraction: float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 ``[N, 8, 8]`` and labels ``[N]`` of the split."""
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ConfigError("the digits dataset needs scikit-learn: pip install 'gkd-plugin[digits]'") from error
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    try:
-        train, test = train_test_split(
-            np.arange(len(images)), test_size=test_fraction, random_state=seed, stratify=bunch.target
-        )
-    except ValueError as error:
-        raise ConfigError(f"test_fraction={test_fraction} leaves a class without samples: {error}") from error
-    chosen = np.sort(train if split == "train" else test)
-    return images[chosen], bunch.target[chosen]
-
-
 def _existing_folder(root: str | Path) -> Path:
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -335,17 +322,13 @@ def _cub_table(path: Path) -> dict[str, str]:
     """Number → the rest of the line, in the order of the file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise ConfigError(f"root: there is no file {path}; CUB_200_2011.tgz has it") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"root: {path} cannot be read: {error}") from error
+        raise ConfigError(f"root: {path}, which CUB_200_2011.tgz has, cannot be read: {error}") from error
     table: dict[str, str] = {}
     for count, line in enumerate(lines, start=1):
         number, _, value = line.strip().partition(" ")
-        if not number.isdecimal() or not value:
-            raise ConfigError(f"root: {path}, line {count}: {line!r} given; must be a number and a value")
-        if number in table:
-            raise ConfigError(f"root: {path}, line {count}: number {number} is there twice")
+        if not number.isdecimal() or not value or number in table:
+            raise ConfigError(f"root: {path}, line {count}: {line!r} given; must be a new number and a value")
         table[number] = value
     if not table:
         raise ConfigError(f"root: {path} is empty")
@@ -358,6 +341,5 @@ def _cub_column(path: Path, images: dict[str, str], allowed: Collection[str]) ->
     for number, name in images.items():
         if number not in table:
             raise ConfigError(f"root: {path} has no line for image {number} ({name})")
-        if table[number] not in allowed:
-            raise ConfigError(f"root: {path}: image {number} has {table[number]!r}; {nearest(table[number], allowed)}")
+        one_of(f"root: {path}: image {number}", table[number], allowed)
     return table

@@ -150,17 +150,6 @@ def keeps_labels(dataset: Any) -> bool:
 
     Raises:
         ConfigError: as :func:`labels_of`.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import Subset, TensorDataset
-        >>> images = TensorDataset(torch.zeros(3, 1))
-        >>> images.targets = [0, 1, 2]
-        >>> part = Subset(images, [2, 0])
-        >>> kept = keeps_labels(part)
-        >>> part.targets = [0, 1]
-        >>> kept, keeps_labels(part)
-        (True, False)
     """
     parts = inner_datasets(dataset)
     if not parts:
@@ -189,34 +178,18 @@ def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
 
     Returns:
         A list with ``None`` for each class that the teacher does not know; ``None`` where nothing is known.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import Subset, TensorDataset
-        >>> from gkd_plugin.data import overlap_subset
-        >>> images = TensorDataset(torch.zeros(6, 1))
-        >>> images.targets = [0, 1, 2, 3, 4, 5]
-        >>> teacher_labels_of(Subset(overlap_subset(images, 4, 'student', overlap=0.5), [0, 3]))
-        [2, 3, None, None]
     """
-    labels: list[int | None] | None = _known(dataset, "teacher_labels", tell=True)
-    return labels
+    return cast("list[int | None] | None", _known(dataset, "teacher_labels", tell=True))
 
 
 def teacher_num_classes_of(dataset: Dataset[Any]) -> int | None:
     """The size of the label space of :func:`teacher_labels_of`, found likewise; ``None`` where it is not known."""
-    count: int | None = _known(dataset, "teacher_num_classes")
-    return count
+    return cast("int | None", _known(dataset, "teacher_num_classes"))
 
 
 def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
-    """Groups of classes whose accuracies are shown apart, found as :func:`teacher_labels_of` finds its labels.
-
-    Returns:
-        Name → labels; ``None`` where there are no groups.
-    """
-    groups: dict[str, list[int]] | None = _known(dataset, "class_groups")
-    return groups
+    """Groups of classes (name → labels) whose accuracies are shown apart, found likewise; ``None``: no groups."""
+    return cast("dict[str, list[int]] | None", _known(dataset, "class_groups"))
 
 
 def _known(dataset: Any, name: str, *, tell: bool = False) -> Any:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from torchdistill.datasets.registry import BATCH_SAMPLER_DICT, register_batch_sampler
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.data.labels import labels_of, length_of
+from gkd_plugin.data.labels import labels_of
 from gkd_plugin.errors import ConfigError, whole_number
 
 __all__ = ["ClassBalancedBatchSampler"]
@@ -69,11 +69,11 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.classes_per_batch = whole_number("classes_per_batch", classes_per_batch, low=1)
         self.samples_per_class = whole_number("samples_per_class", samples_per_class, low=1)
         self.num_batches = None if num_batches is None else whole_number("num_batches", num_batches, low=1)
-        self.sampler: Sampler[int] = sampler if isinstance(sampler, Sampler) else _shuffled(sampler)
         self.batch_size = self.classes_per_batch * self.samples_per_class
         self.drop_last = True
-        self._labels = labels_of(_dataset_of(self.sampler))
+        self._labels = labels_of(_dataset_of(sampler) if isinstance(sampler, Sampler) else sampler)
         self._check_classes(len(set(self._labels)))
+        self.sampler = sampler if isinstance(sampler, Sampler) else RandomSampler(sampler)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         if self.num_batches is not None:
@@ -95,8 +95,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     def _check_classes(self, present: int) -> None:
         if self.classes_per_batch > present:
             raise ConfigError(
-                f"classes_per_batch={self.classes_per_batch}, but the samples have {present} different "
-                f"classes; allowed 1 … {present}"
+                f"classes_per_batch={self.classes_per_batch}, but there are samples of {present} classes only"
             )
 
 
@@ -116,12 +115,6 @@ def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> I
             in_group = set(added)
             group, waiting = group + added, [label for label in fresh if label not in in_group]
         yield group
-
-
-def _shuffled(dataset: Dataset[Any]) -> Sampler[int]:
-    if not length_of(dataset):
-        raise ConfigError(f"dataset {type(dataset).__name__} has no samples")
-    return RandomSampler(dataset)  # type: ignore[arg-type]
 
 
 def _dataset_of(sampler: Sampler[int]) -> Dataset[Any]:

@@ -1,8 +1,8 @@
 """Splits of a dataset by an order of its classes: natural, a list, a text file, or drawn from a seed.
 
-Another split is one more function here. It cuts classes from :func:`ordered_classes` and passes them to
-:func:`class_subset`, or passes classes and samples to :func:`pick`; either adds the names and what is known of the
-teacher's classes. A YAML file then calls it as ``gkd_plugin.data.splits.<function>``.
+Another split is one more function here. It cuts classes from :func:`ordered_classes` and gives them to
+:func:`class_subset`, or chooses samples too and gives both to :func:`pick`; either adds the names of the classes and
+what is known of the teacher's. A YAML file then calls it as ``gkd_plugin.data.splits.<function>``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from gkd_plugin.data.labels import classes_of
-from gkd_plugin.data.subsets import ClassNames, ClassSubset, class_subset, members_of
-from gkd_plugin.errors import ConfigError, nearest, nearest_beside, one_of, told_at, whole_number
+from gkd_plugin.data.subsets import ClassNames, ClassSubset, check_size, class_subset, members_of
+from gkd_plugin.errors import ConfigError, nearest_beside, one_of, told_at, whole_number
 
 __all__ = ["ClassOrder", "class_split", "incremental_subset", "ordered_classes", "overlap_classes", "overlap_subset"]
 
@@ -65,17 +65,15 @@ def overlap_classes(
     whole_number("num_classes", num_classes, low=1)
     one_of("role", role, ("teacher", "student"))
     k = _shift(num_classes, shift, overlap)
+    needed = num_classes + k
     if total_classes is not None:
         whole_number("total_classes", total_classes, low=1)
     elif class_order is None and seed is None:
-        total_classes = num_classes + k
+        total_classes = needed
     order = ordered_classes(class_order, seed, total_classes, class_names)
-    if num_classes + k > len(order):
-        raise ConfigError(
-            f"num_classes={num_classes} and shift={k} need {num_classes + k} classes, there are {len(order)}"
-        )
-    first = k if role == "student" else 0
-    return order[first : first + num_classes]
+    if needed > len(order):
+        raise ConfigError(f"num_classes={num_classes} and shift={k} need {needed} classes, there are {len(order)}")
+    return order[:num_classes] if role == "teacher" else order[k:needed]
 
 
 def overlap_subset(
@@ -92,25 +90,16 @@ def overlap_subset(
 ) -> ClassSubset:
     """The teacher's or the student's part of a dataset, relabelled 0 … num_classes − 1.
 
-    Takes the arguments of :func:`overlap_classes` and, as ``per_class`` and ``start``, of :func:`class_subset`. Its
-    ``teacher_labels`` are those of the teacher of the same split, which has ``teacher_num_classes`` = n classes: the
+    Takes the arguments of :func:`overlap_classes` and, as ``per_class`` and ``start``, of :func:`class_subset`; raises
+    what they raise. The teacher of its ``teacher_labels`` is that of the same split, with ``num_classes`` classes: the
     student's label i is the teacher's label i + k, and a class that the teacher does not know from n − k on.
-
-    Raises:
-        ConfigError: as these two.
     """
     names = classes_of(dataset)
+    total = len(names)
     classes = overlap_classes(
-        num_classes,
-        role,
-        shift,
-        overlap,
-        class_order=class_order,
-        seed=seed,
-        total_classes=len(names),
-        class_names=names,
+        num_classes, role, shift, overlap, class_order=class_order, seed=seed, total_classes=total, class_names=names
     )
-    first = _shift(num_classes, shift, overlap) if role == "student" else 0
+    first = 0 if role == "teacher" else _shift(num_classes, shift, overlap)
     return _with_teacher(class_subset(dataset, classes, per_class, start), num_classes, first)
 
 
@@ -137,26 +126,18 @@ def class_split(
         start: samples of each class to leave out first.
 
     Raises:
-        ConfigError: the part is unknown, a part is empty, there are not so many classes, or as
-            :func:`class_subset` and the class order.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> images = TensorDataset(torch.zeros(5, 1))
-        >>> images.targets = [0, 1, 2, 3, 4]
-        >>> class_split(images, 'novel', {'base': 3, 'novel': 2}).classes
-        [3, 4]
+        ConfigError: the part is unknown or empty, there are too few classes, or as :func:`class_subset` and
+            :func:`ordered_classes`.
     """
     if not isinstance(sizes, Mapping):
         raise ConfigError(f"sizes must map the names of the parts to numbers of classes, got {sizes!r}")
     counts = {name: whole_number(f"sizes.{name}", size, low=1) for name, size in sizes.items()}
-    if part not in counts:
-        raise ConfigError(f"part: {part!r} is not in sizes; {nearest(part, counts)}")
-    names = classes_of(dataset)
-    if sum(counts.values()) > len(names):
-        given = " + ".join(map(str, counts.values()))
-        raise ConfigError(f"sizes: {given} = {sum(counts.values())} classes, the dataset has {len(names)}")
+    one_of("part", part, counts)
+    names, total = classes_of(dataset), sum(counts.values())
+    if total > len(names):
+        raise ConfigError(
+            f"sizes: {' + '.join(map(str, counts.values()))} = {total} classes, the dataset has {len(names)}"
+        )
     order = ordered_classes(class_order, seed, len(names), names)
     first = sum(list(counts.values())[: list(counts).index(part)])
     return class_subset(dataset, order[first : first + counts[part]], per_class, start)
@@ -176,8 +157,7 @@ def incremental_subset(
     """Old and new classes under one classifier: labels 0 … old − 1 are the teacher's, then ``new`` more follow.
 
     The teacher's own dataset is ``overlap_subset(num_classes=old, role='teacher', shift=0)`` of the same class order.
-    The subset's ``teacher_labels`` say that the first ``old`` labels are the teacher's, its ``teacher_num_classes``
-    that it has no others, and its ``class_groups`` (``{'old': […], 'new': […]}``) which accuracies are shown apart.
+    The subset's ``class_groups`` (``{'old': […], 'new': […]}``) say which accuracies are shown apart.
 
     Args:
         dataset: a torchvision-style map dataset.
@@ -191,17 +171,8 @@ def incremental_subset(
         start: samples of each class to leave out first.
 
     Raises:
-        ConfigError: an argument is out of range, there are not so many classes, an old class has fewer samples than
-            ``memory``, no sample of a new class is there, or as :func:`class_subset` and the class order.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> images = TensorDataset(torch.zeros(8, 1))
-        >>> images.targets = [0, 1, 2, 3] * 2
-        >>> subset = incremental_subset(images, old=2, new=1, memory=1)
-        >>> subset.targets, subset.classes, subset.teacher_labels
-        ([0, 1, 2, 2], [0, 1, 2], [0, 1, None])
+        ConfigError: an argument is out of range, there are too few classes, an old class has fewer samples than
+            ``memory``, a new class has none, or as :func:`class_subset` and :func:`ordered_classes`.
     """
     whole_number("old", old, low=1)
     whole_number("new", new, low=1)
@@ -236,19 +207,32 @@ def ordered_classes(
     Raises:
         ConfigError: both ``class_order`` and ``seed`` are given, the number of classes is needed and not given, the
             file cannot be read, or the order does not hold each class once.
-
-    Example:
-        >>> ordered_classes(None, None, 3), ordered_classes([2, 0, 1], None, 3)
-        ([0, 1, 2], [2, 0, 1])
     """
-    if class_order is not None and seed is not None:
+    if class_order is None:
+        return _drawn(seed, total_classes)
+    if seed is not None:
         raise ConfigError(f"give either class_order or seed, got both (seed={seed!r})")
     if isinstance(class_order, str):
-        return _from_file(Path(class_order), total_classes, class_names)
-    if class_order is not None:
-        if not isinstance(class_order, list | tuple | range):
-            raise ConfigError(f"class_order must be a list of class indices or the path to a file, got {class_order!r}")
-        return _permutation(class_order, total_classes)
+        order = _read_order(Path(class_order), total_classes, class_names)
+    elif isinstance(class_order, list | tuple | range):
+        last = max((total_classes or len(class_order)) - 1, 0)
+        order = [whole_number(f"class_order: entry {i}", k, low=0, high=last) for i, k in enumerate(class_order)]
+    else:
+        raise ConfigError(f"class_order must be a list of class indices or the path to a file, got {class_order!r}")
+    size = len(order) if total_classes is None else total_classes
+    names, counts = range(size) if class_names is None else class_names, Counter(order)
+    wrong = {
+        "twice": [names[label] for label, count in counts.items() if count > 1],
+        "missing": [names[label] for label in range(size) if label not in counts],
+    }
+    if any(wrong.values()):
+        found = ", ".join(f"{what} {classes[:5]}" for what, classes in wrong.items() if classes)
+        file = f" {class_order}" if isinstance(class_order, str) else ""
+        raise ConfigError(f"class_order{file} must hold each of the {size} classes once; {found}")
+    return order
+
+
+def _drawn(seed: int | None, total_classes: int | None) -> list[int]:
     if total_classes is None:
         raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")
     if seed is None:
@@ -257,44 +241,17 @@ def ordered_classes(
     return order
 
 
-def _permutation(class_order: Sequence[int], total_classes: int | None) -> list[int]:
-    size = len(class_order) if total_classes is None else total_classes
-    order = [
-        whole_number(f"class_order: entry {place}", entry, low=0, high=max(size - 1, 0))
-        for place, entry in enumerate(class_order)
-    ]
-    counts = Counter(order)
-    twice = [label for label, count in counts.items() if count > 1]
-    missing = [label for label in range(size) if label not in counts]
-    if twice or missing:
-        wrong = [f"{name} {labels[:5]}" for name, labels in (("twice", twice), ("missing", missing)) if labels]
-        raise ConfigError(f"class_order must hold each of the {size} class indices once; {', '.join(wrong)}")
+def _read_order(path: Path, total_classes: int | None, class_names: Sequence[Any] | None) -> list[int]:
+    lines = list(_lines(path))
+    known = ClassNames(range(total_classes or len(lines)) if class_names is None else class_names)
+    order = []
+    for number, entry in lines:
+        with told_at(f"class_order: {path}, line {number}: "):
+            order.append(known.label(int(entry) if entry.isdecimal() and entry not in known else entry))
     return order
 
 
-def _from_file(path: Path, total_classes: int | None, class_names: Sequence[Any] | None) -> list[int]:
-    entries = list(_entries(path))
-    size = len(entries) if total_classes is None else total_classes
-    names: Sequence[Any] = range(size) if class_names is None else class_names
-    known = ClassNames(names)
-    lines: dict[int, int] = {}
-    for line, entry in entries:
-        with told_at(f"class_order: {path}, line {line}: "):
-            is_index = entry.isdecimal() and entry not in known
-            label = whole_number("class index", int(entry), low=0, high=size - 1) if is_index else known.label(entry)
-            if label in lines:
-                raise ConfigError(f"{entry!r} is the class of line {lines[label]} again")
-            lines[label] = line
-    missing = [repr(names[label]) for label in range(size) if label not in lines]
-    if missing:
-        raise ConfigError(
-            f"class_order: {path}: must hold each of the {size} classes once, {len(missing)} missing: "
-            f"{', '.join(missing[:5])}"
-        )
-    return list(lines)
-
-
-def _entries(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and what stands there, without blank lines and comments."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -335,11 +292,7 @@ def _forget(subset: ClassSubset, old: int, memory: int) -> None:
     """Leaves the first ``memory`` samples of each old class, and all of the others."""
     members = members_of(subset)
     for label in range(old):
-        size = len(members[label])
-        if size < memory:
-            raise ConfigError(
-                f"class {subset.classes[label]!r} has {size} samples to draw from, memory={memory} needs {memory}"
-            )
+        check_size(subset.classes[label], members[label], memory, f"memory={memory}")
         members[label] = members[label][:memory]
     kept = sorted(position for positions in members.values() for position in positions)
     subset.indices = [subset.indices[position] for position in kept]

@@ -19,7 +19,16 @@ from gkd_plugin.data.labels import (
 )
 from gkd_plugin.errors import ConfigError, nearest, one_of, told_at, whole_number
 
-__all__ = ["ClassNames", "ClassSubset", "class_subset", "few_shot_subset", "few_shot_task", "members_of", "pick"]
+__all__ = [
+    "ClassNames",
+    "ClassSubset",
+    "check_size",
+    "class_subset",
+    "few_shot_subset",
+    "few_shot_task",
+    "members_of",
+    "pick",
+]
 
 
 class ClassSubset(Dataset[Any]):
@@ -57,11 +66,11 @@ class ClassSubset(Dataset[Any]):
         self.teacher_labels = None if teacher_labels is None else list(teacher_labels)
         self.teacher_num_classes = teacher_num_classes
         self.class_groups = None if class_groups is None else {k: list(v) for k, v in class_groups.items()}
-        if self.teacher_labels is not None and len(self.teacher_labels) != len(self.classes):
+        if teacher_labels is not None and len(teacher_labels) != len(classes):
             raise ConfigError(
-                f"teacher_labels must be one for each of {len(self.classes)} classes, got {len(self.teacher_labels)}"
+                f"teacher_labels must be one for each of {len(classes)} classes, got {len(teacher_labels)}"
             )
-        last = max((label for label in self.teacher_labels or () if label is not None), default=-1)
+        last = max((label for label in teacher_labels or () if label is not None), default=-1)
         if teacher_num_classes is not None and last >= teacher_num_classes:
             raise ConfigError(f"teacher_labels name class {last} of a teacher with {teacher_num_classes} classes")
 
@@ -116,15 +125,15 @@ def class_subset(
     if per_class is not None:
         whole_number("per_class", per_class, low=1)
     names, members = classes_of(dataset), members_of(dataset)
-    chosen = _chosen(classes, names)
-    samples = [
-        _slice(members[label], names[label], per_class, start) if members[label] or per_class is not None else []
-        for label in chosen
-    ]
+    known = ClassNames(names)
+    with told_at("classes: "):
+        chosen = [known.label(entry) for entry in classes]
+        twice = [label for label, count in Counter(chosen).items() if count > 1]
+        if twice:
+            raise ConfigError(f"each class may be given once, class index {min(twice)} is given twice or more")
+    samples = [_slice(members[label], names[label], per_class, start) for label in chosen]
     if not any(samples):
-        raise ConfigError(
-            f"classes: no sample of the {len(chosen)} classes given; the dataset has {len(names)} classes"
-        )
+        raise ConfigError(f"classes: no sample of the {len(chosen)} given; the dataset has {len(names)} classes")
     return pick(dataset, chosen, samples)
 
 
@@ -147,8 +156,7 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
     names, members = classes_of(dataset), members_of(dataset)
     generator = np.random.default_rng(whole_number("seed", seed, low=0))
     for label, name in enumerate(names):
-        if len(members[label]) < shots:
-            raise ConfigError(f"class {name!r} has {len(members[label])} samples, shots={shots} needs {shots}")
+        check_size(name, members[label], shots, f"shots={shots}")
     subset = pick(dataset, range(len(names)), [_shuffled(members[k], generator)[:shots] for k in range(len(names))])
     subset.class_groups = class_groups_of(dataset)
     return subset
@@ -166,11 +174,10 @@ def few_shot_task(
 ) -> ClassSubset:
     """One part of one N-way K-shot task, its classes relabelled 0 … N − 1.
 
-    The classes are drawn by ``seed`` and ``task`` alone, and so is, for each class, one permutation of its images: the
-    support set is cut from its front, the queries from its end. Cut from one dataset, the two are disjoint; fewer shots
-    are a subset of more shots, with the same queries. They may also be cut from two datasets with the same classes
-    (training and test images): then ``queries: 0`` for the support set and ``shots: 0`` for the queries leave no image
-    to the other role.
+    ``seed`` and ``task`` alone draw the classes and, for each class, a permutation of its images: the support set is
+    cut from its front, the queries from its end. Cut from one dataset, the two are disjoint; fewer shots are a subset
+    of more shots, with the same queries. Support set and queries may also come from two datasets with the same classes
+    (training and test images): then give ``queries: 0`` for the support set and ``shots: 0`` for the queries.
 
     Args:
         dataset: a torchvision-style map dataset of the novel classes.
@@ -185,15 +192,6 @@ def few_shot_task(
     Raises:
         ConfigError: an argument is out of range, there are fewer than N classes, a class has too few images, or the
             dataset is empty.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> images = TensorDataset(torch.zeros(40, 1))
-        >>> images.targets = [i % 4 for i in range(40)]
-        >>> support, query = (few_shot_task(images, 2, 3, 0, role, queries=None) for role in ('support', 'query'))
-        >>> len(support), len(query), support.classes == query.classes
-        (6, 14, True)
     """
     dataset = unwrapped(dataset)
     one_of("role", role, ("support", "query"))
@@ -210,23 +208,21 @@ def few_shot_task(
     others = int(not is_support) if queries is None else queries
     samples = []
     for label in drawn:
-        size = len(members[label])
-        if size < shots + others:
-            wanted = f"shots={shots} and queries={others} need {shots + others}"
-            raise ConfigError(f"class {names[label]!r} has {size} samples, {wanted}")
+        check_size(names[label], members[label], shots + others, f"shots={shots} and queries={others}")
         order = _shuffled(members[label], np.random.default_rng([*entropy, label + 1]))
-        samples.append(order[:shots] if is_support else order[size - queries if queries else shots :])
+        samples.append(order[:shots] if is_support else order[len(order) - queries if queries else shots :])
     return pick(dataset, drawn, samples)
 
 
 class ClassNames:
-    """Finds classes by name; a class may have several (torchvision's ImageNet has a tuple of synonyms for each).
+    """Finds classes by index or name; a class may have several names (torchvision's ImageNet has tuples of synonyms).
 
     Args:
         names: the name, or the tuple of names, of each class.
     """
 
     def __init__(self, names: Sequence[Any]) -> None:
+        self._count = len(names)
         self._names: list[Any] = []
         self._labels: defaultdict[str, list[int]] = defaultdict(list)
         for label, entry in enumerate(names):
@@ -238,17 +234,19 @@ class ClassNames:
     def __contains__(self, name: str) -> bool:
         return name in self._labels
 
-    def label(self, name: str) -> int:
-        """The class of this name.
+    def label(self, entry: int | str) -> int:
+        """The class of this index or name.
 
         Raises:
-            ConfigError: no class has the name, or several have.
+            ConfigError: there is no such class, or several have the name.
         """
-        labels = self._labels.get(name, [])
+        if not isinstance(entry, str):
+            return whole_number("class index", entry, low=0, high=self._count - 1)
+        labels = self._labels.get(entry, [])
         if len(labels) > 1:
-            raise ConfigError(f"name {name!r} belongs to the classes {labels}; give the index instead")
+            raise ConfigError(f"name {entry!r} belongs to the classes {labels}; give the index instead")
         if not labels:
-            raise ConfigError(f"no class is named {name!r}; {nearest(name, self._names)}")
+            raise ConfigError(f"no class is named {entry!r}; {nearest(entry, self._names)}")
         return labels[0]
 
 
@@ -260,32 +258,18 @@ def members_of(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:
     return members
 
 
+def check_size(name: Any, samples: Sequence[int], needed: int, what_for: str) -> None:
+    """Raises ConfigError where a class has too few samples."""
+    if len(samples) < needed:
+        raise ConfigError(f"class {name!r} has {len(samples)} samples, but {what_for} need {needed}")
+
+
 def _shuffled(indices: list[int], generator: np.random.Generator) -> list[int]:
     return [indices[i] for i in generator.permutation(len(indices)).tolist()]
 
 
 def _slice(indices: list[int], name: Any, per_class: int | None, start: int) -> list[int]:
-    needed = start + (per_class or 1)
-    if len(indices) < needed:
-        size = "" if per_class is None else f"per_class={per_class} and "
-        raise ConfigError(f"class {name!r} has {len(indices)} samples, {size}start={start} need {needed}")
+    if not indices and per_class is None:
+        return []
+    check_size(name, indices, start + (per_class or 1), f"start={start} and per_class={per_class}")
     return indices[start:] if per_class is None else indices[start : start + per_class]
-
-
-def _chosen(classes: Sequence[int | str], names: list[Any]) -> list[int]:
-    """The indices of classes given by index or by name."""
-    known = ClassNames(names)
-    with told_at("classes: "):
-        chosen = [_class_index(entry, known, len(names)) for entry in classes]
-        twice = [label for label, count in Counter(chosen).items() if count > 1]
-        if twice:
-            raise ConfigError(f"each class may be given once, class index {min(twice)} is given twice or more")
-    return chosen
-
-
-def _class_index(entry: int | str, known: ClassNames, count: int) -> int:
-    if isinstance(entry, str):
-        return known.label(entry)
-    if not isinstance(entry, int) or isinstance(entry, bool):
-        raise ConfigError(f"must be class indices or names, got {entry!r}")
-    return whole_number("class index", entry, low=0, high=count - 1)

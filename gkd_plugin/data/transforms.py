@@ -114,11 +114,8 @@ def trained_with(record: Mapping[str, Any]) -> ImageInput:
     """
     try:
         mean, std, size = (record.get(key) for key in ("mean", "std", "size"))
-        return ImageInput(
-            mean=None if mean is None else tuple(map(float, mean)),
-            std=None if std is None else tuple(map(float, std)),
-            size=None if size is None else (int(size[0]), int(size[1])),
-        )
+        mean, std = (None if values is None else tuple(map(float, values)) for values in (mean, std))
+        return ImageInput(mean, std, None if size is None else (int(size[0]), int(size[1])))
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"no description of images: {record}") from error
 

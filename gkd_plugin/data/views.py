@@ -6,12 +6,13 @@ Class centres are means over the training set; they are computed on clean images
 from __future__ import annotations
 
 import copy
+from itertools import zip_longest
 from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
 from gkd_plugin.data.images import TransformedImages
-from gkd_plugin.data.labels import classes_of, labels_of, length_of, unwrapped
+from gkd_plugin.data.labels import classes_of, labels_of, unwrapped
 from gkd_plugin.data.subsets import ClassSubset
 from gkd_plugin.errors import ConfigError
 
@@ -71,18 +72,13 @@ def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWi
     Raises:
         ConfigError: the lengths or the labels differ.
     """
-    if length_of(dataset) != length_of(view):
-        raise ConfigError(
-            f"evaluation view: {length_of(view)} samples, but the training dataset has {length_of(dataset)}; "
-            "they must be the same samples"
-        )
     labels, view_labels = labels_of(dataset), labels_of(view)
-    if labels != view_labels:
-        index = next(i for i, pair in enumerate(zip(labels, view_labels, strict=True)) if pair[0] != pair[1])
-        raise ConfigError(
-            f"evaluation view: sample {index} has label {view_labels[index]}, but {labels[index]} in the "
-            "training dataset; they must be the same samples in the same order"
-        )
+    for index, (label, view_label) in enumerate(zip_longest(labels, view_labels)):
+        if label != view_label:
+            raise ConfigError(
+                f"evaluation view: sample {index} has label {view_label}, but {label} in the training dataset; both "
+                f"must hold the same samples in the same order (the view {len(view_labels)}, the other {len(labels)})"
+            )
     return DatasetWithView(dataset, view)
 
 

@@ -1,4 +1,4 @@
-"""A dataset small enough to predict by hand."""
+"""Datasets small enough to predict by hand, and values that count the work done on them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,24 @@ def with_view(labels: list[int], classes: Iterable[Any] | None = None) -> FakeIm
     dataset = FakeImages(labels, classes, prefix="augmented")
     dataset.evaluation_view = FakeImages(labels, classes, prefix="clean")
     return dataset
+
+
+def samples(dataset: Any) -> list[Any]:
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def counted(kind: type) -> Any:
+    """A new kind of ``int`` or ``str`` whose attribute ``looks`` counts how often any of them is compared or hashed."""
+
+    class Counted(kind):
+        looks = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.looks += 1
+            return kind.__eq__(self, other)
+
+        def __hash__(self) -> int:
+            Counted.looks += 1
+            return kind.__hash__(self)
+
+    return Counted

@@ -1,12 +1,27 @@
 from __future__ import annotations
 
+import sys
+from collections import Counter
+
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
-from gkd_plugin.data import ArrayImages, class_subset, evaluation_view, npz_images
+from gkd_plugin.data import (
+    ArrayImages,
+    class_subset,
+    cub200,
+    digits,
+    evaluation_view,
+    image_folder,
+    image_transform,
+    normalisation_of,
+    npz_images,
+)
 from gkd_plugin.errors import ConfigError
+from tests.data.image_trees import cub_tree, image_tree
 
 RGB = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
 GREY = RGB[..., 0]
@@ -19,6 +34,26 @@ def archive(tmp_path):
     return path
 
 
+@pytest.fixture
+def tree(tmp_path):
+    return image_tree(tmp_path / "train", ["cat", "ant"], per_class=3)
+
+
+@pytest.fixture
+def cub(tmp_path):
+    return cub_tree(tmp_path, num_classes=3, per_class=4)
+
+
+def test_transforms_and_the_evaluation_view_reach_every_dataset(archive, tree, cub):
+    for make, source in ((npz_images, [archive]), (image_folder, [tree]), (cub200, [cub]), (digits, [])):
+        dataset = make(*source, transform=lambda _: "augmented", eval_transform=lambda _: "clean")
+        view, found = evaluation_view(dataset)
+        assert found
+        assert dataset[1] == ("augmented", dataset.targets[1])
+        assert view[1] == ("clean", dataset.targets[1])
+        assert (view.targets, view.classes) == (dataset.targets, dataset.classes)
+
+
 @pytest.mark.parametrize(("images", "mode"), [(RGB, "RGB"), (GREY, "L")])
 def test_samples_are_pil_images_and_integer_labels(images, mode):
     image, label = ArrayImages(images, np.array([2, 0, 1]))[0]
@@ -27,7 +62,7 @@ def test_samples_are_pil_images_and_integer_labels(images, mode):
     assert (label, type(label)) == (2, int)
 
 
-def test_the_transform_is_applied():
+def test_the_transform_is_applied_in_batches():
     dataset = ArrayImages(RGB, [2, 0, 1], transform=ToTensor())
     images, labels = next(iter(DataLoader(dataset, batch_size=3)))
     assert images.shape == (3, 3, 4, 4)
@@ -39,26 +74,10 @@ def test_class_names_default_to_the_labels():
     assert ArrayImages(RGB, [0, 0, 1], ["ant", "bee"]).classes == ["ant", "bee"]
 
 
-def test_the_evaluation_view_exists_only_with_its_transform():
-    assert not evaluation_view(ArrayImages(RGB, [2, 0, 1]))[1]
-    dataset = ArrayImages(RGB, [2, 0, 1], transform=lambda _: "augmented", eval_transform=lambda _: "clean")
-    assert dataset[0] == ("augmented", 2)
-    assert evaluation_view(dataset)[0][0] == ("clean", 2)
-    assert evaluation_view(class_subset(dataset, [1]))[0][0] == ("clean", 0)
-    assert not evaluation_view(evaluation_view(dataset)[0])[1]
-
-
 @pytest.mark.parametrize("images", [RGB.astype(np.float32), RGB[0, 0], RGB[..., :2]])
 def test_other_arrays_are_refused(images):
     with pytest.raises(ConfigError, match=r"images must be uint8 \[N, H, W\]"):
         ArrayImages(images, [0] * len(images))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_other_arrays_are_not_pooled(tmp_path, dtype):
-    np.savez(tmp_path / "a.npz", x_train=np.zeros((2, 4, 4, 3), dtype), y_train=[0, 1])
-    with pytest.raises(ConfigError, match=r"images must be uint8 \[N, H, W\]"):
-        npz_images(tmp_path / "a.npz", pool=2)
 
 
 def test_one_label_for_each_image_is_needed():
@@ -66,21 +85,11 @@ def test_one_label_for_each_image_is_needed():
         ArrayImages(RGB, [0, 1])
 
 
-def test_an_archive_is_read_by_split(archive):
+def test_an_archive_is_read_by_split(archive, tmp_path):
     train, test = npz_images(archive), npz_images(str(archive), "test")
-    assert (len(train), len(test)) == (3, 1)
-    assert train.targets == [0, 1, 1]
+    assert (train.targets, test.targets) == ([0, 1, 1], [1])
     assert train.classes == test.classes == ["ant", "bee"]
     assert np.array_equal(train.data, RGB)
-
-
-def test_transforms_reach_the_dataset(archive):
-    dataset = npz_images(archive, transform=lambda _: "augmented", eval_transform=lambda _: "clean")
-    assert dataset[1] == ("augmented", 1)
-    assert evaluation_view(dataset)[0][1] == ("clean", 1)
-
-
-def test_class_names_are_optional(tmp_path):
     np.savez(tmp_path / "plain.npz", x_val=GREY, y_val=[0, 1, 2])
     assert npz_images(tmp_path / "plain.npz", "val").classes == ["0", "1", "2"]
 
@@ -96,37 +105,189 @@ def test_pooling_is_the_rounded_mean_of_squares(tmp_path, images):
         assert np.array_equal(pooled[n, row, column], np.rint(square.mean(axis=(0, 1))))
 
 
-def test_pooling_must_divide_the_image(archive):
-    with pytest.raises(ConfigError, match=r"pool=3 does not divide images of 4 × 4"):
-        npz_images(archive, pool=3)
-    with pytest.raises(ConfigError, match="pool must be"):
-        npz_images(archive, pool=0)
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_other_arrays_are_not_pooled(tmp_path, dtype):
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((2, 4, 4, 3), dtype), y_train=[0, 1])
+    with pytest.raises(ConfigError, match=r"images must be uint8 \[N, H, W\]"):
+        npz_images(tmp_path / "a.npz", pool=2)
 
 
-def test_a_missing_file_names_its_neighbours(archive):
-    with pytest.raises(ConfigError, match=r"there is no file .*image\.npz.*did you mean 'images\.npz'"):
-        npz_images(archive.with_name("image.npz"))
-    with pytest.raises(ConfigError, match="there is no file"):
-        npz_images(archive.parent / "nowhere" / "image.npz")
-
-
-def test_an_unknown_split_says_what_the_file_holds(archive):
-    with pytest.raises(ConfigError, match=r"no x_tran and y_tran; did you mean 'train'.*class_names, x_test"):
-        npz_images(archive, "tran")
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("images.npz", {"pool": 3}, "pool=3 does not divide images of 4 × 4"),
+        ("images.npz", {"pool": 0}, "pool must be"),
+        ("images.npz", {"split": "tran"}, "no x_tran and y_tran; did you mean 'train'.*class_names, x_test"),
+        ("image.npz", {}, r"path: there is no file .*image\.npz.*did you mean 'images\.npz'"),
+        ("nowhere/image.npz", {}, "path: there is no file"),
+    ],
+)
+def test_an_unusable_archive_is_refused(archive, name, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        npz_images(archive.parent / name, **arguments)
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):
-    text = tmp_path / "text.npz"
-    text.write_text("no archive")
-    single = tmp_path / "single.npy"
-    np.save(single, RGB)
-    broken = tmp_path / "broken.npz"
-    broken.write_bytes(b"PK\x03\x04 no more")
-    empty = tmp_path / "empty.npz"
-    empty.touch()
-    pickled = tmp_path / "pickled.npz"
-    np.savez(pickled, x_train=np.array([object()]), y_train=[0])
-    for path in (text, single, broken, empty, pickled):
+    contents = {"text.npz": b"no archive", "broken.npz": b"PK\x03\x04 no more", "empty.npz": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    np.save(tmp_path / "single.npy", RGB)
+    np.savez(tmp_path / "pickled.npz", x_train=np.array([object()]), y_train=[0])
+    for name in (*contents, "single.npy", "pickled.npz"):
         with pytest.raises(ConfigError, match="path: ") as caught:
-            npz_images(path)
+            npz_images(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def rows(dataset):
+    return Counter(image.tobytes() for image in dataset.data)
+
+
+def test_the_splits_of_the_digits_share_nothing_and_lose_nothing():
+    train, test = digits("train"), digits("test")
+    assert (len(train), len(test)) == (1198, 599)
+    everything = digits("train", 0.5), digits("test", 0.5)
+    assert rows(train) + rows(test) == rows(everything[0]) + rows(everything[1])
+    assert not rows(train) & rows(test)
+    counts = Counter(train.targets), Counter(test.targets)
+    assert all(abs(counts[0][k] - 2 * counts[1][k]) <= 2 for k in range(10))
+
+
+def test_the_split_of_the_digits_depends_on_the_seed_alone():
+    np.random.seed(1)  # noqa: NPY002
+    first = digits().data
+    np.random.seed(2)  # noqa: NPY002
+    assert np.array_equal(digits().data, first)
+    assert not np.array_equal(digits(seed=1).data, first)
+
+
+def test_digits_are_grey_and_use_the_whole_range():
+    dataset = digits()
+    image, label = dataset[0]
+    assert (image.mode, image.size, type(label)) == ("L", (8, 8), int)
+    assert (dataset.data.min(), dataset.data.max()) == (0, 255)
+    assert dataset.classes == list("0123456789")
+    assert digits(size=16).data.shape == (1198, 16, 16)
+    assert digits(rgb=True).data.shape == (1198, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "tset"}, "split: 'tset' is unknown; did you mean 'test'"),
+        ({"test_fraction": 1.0}, "test_fraction must lie between 0 and 1"),
+        ({"test_fraction": 0.001}, "test_fraction=0.001 leaves a class without samples"),
+        ({"seed": -1}, "seed must be"),
+        ({"size": 0}, "size must be"),
+    ],
+)
+def test_unusable_digits_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        digits(**arguments)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install 'gkd-plugin\[digits\]'"):
+        digits()
+
+
+def test_a_folder_has_the_samples_and_classes_of_torchvision(tree):
+    dataset, reference = image_folder(tree), ImageFolder(str(tree))
+    assert dataset.classes == reference.classes == ["ant", "cat"]
+    assert dataset.targets == reference.targets == [0, 0, 0, 1, 1, 1]
+    assert dataset.samples == reference.samples
+    assert len(dataset) == 6
+    for (image, label), (expected, expected_label) in zip(dataset, reference, strict=True):
+        assert image.mode == "RGB"
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+        assert (label, type(label)) == (expected_label, int)
+
+
+def test_the_normalisation_of_a_folder_is_found(tree):
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    augmenting = image_transform(8, mean, std, train=True, crop="resized", flip=True)
+    dataset = image_folder(tree, augmenting, image_transform(8, mean, std, resize=9))
+    for known in (dataset, evaluation_view(dataset)[0], class_subset(dataset, [1])):
+        assert normalisation_of(known).mean == pytest.approx(mean)
+        assert normalisation_of(known).std == pytest.approx(std)
+
+
+def test_a_folder_that_is_missing_or_holds_no_classes_or_images_is_refused(tree, tmp_path):
+    with pytest.raises(ConfigError, match=r"root: there is no folder .*trian; .*did you mean 'train'"):
+        image_folder(tree.with_name("trian"))
+    with pytest.raises(ConfigError, match=r"root: there is no folder .*here$"):
+        image_folder(tree / "not" / "here")
+    with pytest.raises(ConfigError, match=r"root: .*needs a folder of images for each class"):
+        image_folder(tree / "cat")
+    (tree / "bee").mkdir()
+    with pytest.raises(ConfigError, match=r"root: .*Found no valid file for the classes bee"):
+        image_folder(tree)
+
+
+def test_an_unreadable_image_is_named(tree):
+    (tree / "ant" / "0.png").write_text("no image")
+    (tree / "ant" / "1.png").write_bytes((tree / "ant" / "2.png").read_bytes()[:50])
+    dataset = image_folder(tree)
+    for index in (0, 1):
+        with pytest.raises(ConfigError, match=rf"image .*{index}\.png cannot be read: it is damaged"):
+            dataset[index]
+    (tree / "ant" / "2.png").unlink()
+    with pytest.raises(ConfigError, match=r"image .*2\.png cannot be read: No such file"):
+        dataset[2]
+
+
+def red_and_green(dataset):
+    """(red, green, label): what the tree painted, class and number in it."""
+    return [(*image.getpixel((0, 0))[:2], label) for image, label in (dataset[i] for i in range(len(dataset)))]
+
+
+def test_the_official_split_and_labels_of_cub200(cub):
+    train, test = cub200(cub), cub200(str(cub), "test")
+    assert red_and_green(train) == [(10 * label, number, label) for label in range(3) for number in (0, 1)]
+    assert red_and_green(test) == [(10 * label, number, label) for label in range(3) for number in (2, 3)]
+    assert train.classes == test.classes == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
+    assert train.targets == [0, 0, 1, 1, 2, 2]
+    assert cub200(cub.parent).samples == train.samples  # the folder that the archive was unpacked in
+
+
+def test_the_order_of_the_lines_does_not_matter(cub):
+    expected = cub200(cub).samples
+    for name in ("image_class_labels.txt", "train_test_split.txt"):
+        lines = (cub / name).read_text().splitlines()
+        (cub / name).write_text("\n".join(reversed(lines)))
+    assert cub200(cub).samples == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("classes.txt", None, "root: .*classes.txt.* cannot be read"),
+        ("images.txt", None, "root: .*images.txt.* cannot be read"),
+        ("image_class_labels.txt", None, "root: .*image_class_labels.txt.* cannot be read"),
+        ("train_test_split.txt", None, "root: .*train_test_split.txt.* cannot be read"),
+        ("images.txt", b"1 \xff\xfe\n", "images.txt.* cannot be read"),
+        ("images.txt", b"1 a.png\n2\n", "line 2: '2' given; must be a new number and a value"),
+        ("images.txt", b"one a.png\n", "line 1: 'one a.png' given"),
+        ("images.txt", b"1 a.png\n1 b.png\n", "line 2: '1 b.png' given; must be a new number"),
+        ("images.txt", b"", "images.txt is empty"),
+        ("images.txt", b"13 a.png\n", "image_class_labels.txt has no line for image 13 "),
+        ("classes.txt", b"1 ant\n2 bee\n", "image 9: '3' is unknown; allowed: '1', '2'"),
+        ("train_test_split.txt", b"".join(b"%d 2\n" % n for n in range(1, 13)), "image 1: '2' .*allowed: '0', '1'"),
+        ("images/002.Bird_1/0.png", None, r"1 of 6 images of images\.txt are missing, e\.g\. .*002\.Bird_1/0\.png"),
+    ],
+)
+def test_a_missing_or_malformed_file_is_named(cub, name, content, message):
+    (cub / name).unlink()
+    if content is not None:
+        (cub / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        cub200(cub)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_split_or_folder_of_cub200_is_refused(cub):
+    with pytest.raises(ConfigError, match=r"split: 'val' is unknown; .*'test', 'train'"):
+        cub200(cub, "val")
+    with pytest.raises(ConfigError, match=r"root: there is no folder .*did you mean 'CUB_200_2011'"):
+        cub200(cub.with_name("CUB_200"))

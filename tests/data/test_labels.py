@@ -6,82 +6,23 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin.data import class_names_of, classes_of, labels_of, num_classes_of, with_evaluation_view
-from gkd_plugin.data.labels import has_own, keeps_labels
+from gkd_plugin.data import (
+    FixedViews,
+    class_names_of,
+    class_subset,
+    classes_of,
+    few_shot_subset,
+    labels_of,
+    num_classes_of,
+    teacher_labels_of,
+    teacher_num_classes_of,
+    with_evaluation_view,
+)
+from gkd_plugin.data.labels import keeps_labels
 from gkd_plugin.errors import ConfigError
-from tests.data.fakes import FakeImages
+from tests.data.fakes import FakeImages, with_view
 
 LABELS = [2, 0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "targets",
-    [LABELS, tuple(LABELS), np.array(LABELS), torch.tensor(LABELS), list(torch.tensor(LABELS)), list(np.array(LABELS))],
-    ids=["list", "tuple", "array", "tensor", "list of tensors", "list of numpy integers"],
-)
-def test_labels_of_every_container_are_plain_integers(targets):
-    labels = labels_of(FakeImages(targets))
-    assert labels == LABELS
-    assert {type(label) for label in labels} == {int}
-
-
-@pytest.mark.parametrize("attribute", ["labels", "_labels"])
-def test_labels_under_the_other_names_of_torchvision(attribute):
-    dataset = FakeImages(None)
-    setattr(dataset, attribute, LABELS)
-    assert labels_of(dataset) == LABELS
-
-
-def test_labels_of_path_label_pairs():
-    dataset = FakeImages(None)
-    dataset._samples = [("a.png", 3), ("b.png", 1)]
-    assert labels_of(dataset) == [3, 1]
-
-
-def test_labels_follow_the_target_transform():
-    dataset = FakeImages(LABELS)
-    dataset.target_transform = {0: 5, 1: 6, 2: 7}.get
-    assert labels_of(dataset) == [7, 5, 6, 7]
-
-
-def test_labels_through_subsets_wrappers_and_concatenations():
-    wrapped = BaseDatasetWrapper(BaseDatasetWrapper(FakeImages(LABELS)))
-    assert labels_of(wrapped) == LABELS
-    assert labels_of(Subset(wrapped, [3, 1])) == [2, 0]
-    assert labels_of(Subset(Subset(wrapped, torch.tensor([3, 1])), [1])) == [0]
-    assert labels_of(ConcatDataset([Subset(wrapped, [1]), FakeImages([9])])) == [0, 9]
-
-
-def test_a_dataset_without_labels_is_named():
-    with pytest.raises(ConfigError, match=r"FakeImages has no labels.*'targets'"):
-        labels_of(Subset(FakeImages(None), [0]))
-
-
-@pytest.mark.parametrize("targets", [[0.5, 1.0], [[0, 1], [1, 0]], torch.zeros(2, 2), ["cat", "dog"]])
-def test_labels_that_are_not_whole_numbers_are_refused(targets):
-    with pytest.raises(ConfigError, match="one whole number for each sample"):
-        labels_of(FakeImages(targets))
-
-
-def test_num_classes_is_the_largest_label_plus_one():
-    assert num_classes_of(FakeImages([0, 4, 1])) == 5
-
-
-def test_num_classes_refuses_negative_labels_and_empty_datasets():
-    with pytest.raises(ConfigError, match="class index out of range: label -1"):
-        num_classes_of(FakeImages([0, -1]))
-    with pytest.raises(ConfigError, match="no samples"):
-        num_classes_of(FakeImages([]))
-
-
-def test_class_names_come_from_the_dataset_or_are_the_labels():
-    named = FakeImages([0, 1], classes=["ant", "bee", "cat"])
-    assert classes_of(named) == ["ant", "bee", "cat"]
-    assert classes_of(Subset(BaseDatasetWrapper(named), [0])) == ["ant", "bee", "cat"]
-    assert classes_of(FakeImages([0, 2])) == [0, 1, 2]
-    assert classes_of(FakeImages([0, 2], classes=["too", "few"])) == [0, 1, 2]
-
-
 NAMES = ["ant", "bee", "cat"]
 
 
@@ -98,6 +39,82 @@ class Delegating(Wrapper):
 
     def __getattr__(self, name):
         return getattr(self.__dict__["dataset"], name)
+
+
+def known_by_a_teacher(dataset):
+    subset = class_subset(dataset, [0, 1, 2])
+    subset.teacher_labels, subset.teacher_num_classes = [4, None, 1], 7
+    return subset
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [LABELS, tuple(LABELS), np.array(LABELS), torch.tensor(LABELS), list(torch.tensor(LABELS)), list(np.array(LABELS))],
+    ids=["list", "tuple", "array", "tensor", "list of tensors", "list of numpy integers"],
+)
+def test_labels_of_every_container_are_plain_integers(targets):
+    labels = labels_of(FakeImages(targets))
+    assert labels == LABELS
+    assert {type(label) for label in labels} == {int}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("labels", [3, 1]), ("_labels", [3, 1]), ("_samples", [("a.png", 3), ("b.png", 1)])]
+)
+def test_labels_under_the_other_names_of_torchvision(attribute, value):
+    dataset = FakeImages(None)
+    setattr(dataset, attribute, value)
+    assert labels_of(dataset) == [3, 1]
+
+
+def test_labels_through_transforms_subsets_wrappers_and_concatenations():
+    dataset = FakeImages(LABELS)
+    wrapped = BaseDatasetWrapper(BaseDatasetWrapper(dataset))
+    assert labels_of(wrapped) == LABELS
+    dataset.target_transform = {0: 5, 1: 6, 2: 7}.get
+    assert labels_of(wrapped) == [7, 5, 6, 7]
+    assert labels_of(Subset(Subset(wrapped, torch.tensor([3, 1])), [1])) == [5]
+    assert labels_of(ConcatDataset([Subset(wrapped, [1]), FakeImages([9])])) == [5, 9]
+
+
+@pytest.mark.parametrize("targets", [None, [0.5, 1.0], [[0, 1], [1, 0]], torch.zeros(2, 2), ["cat", "dog"]])
+def test_unreadable_labels_are_refused(targets):
+    with pytest.raises(ConfigError, match=r"dataset FakeImages.* label"):
+        labels_of(Subset(FakeImages(targets), [0]))
+
+
+@pytest.mark.parametrize(("labels", "message"), [([0, -1], "label -1"), ([], "FakeImages has no samples")])
+def test_the_number_of_classes_is_the_largest_label_plus_one(labels, message):
+    assert num_classes_of(FakeImages([0, 4, 1])) == 5
+    with pytest.raises(ConfigError, match=message):
+        num_classes_of(FakeImages(labels))
+
+
+def test_classes_are_the_names_of_the_dataset_or_the_labels():
+    named = FakeImages([0, 1], classes=NAMES)
+    assert classes_of(Subset(BaseDatasetWrapper(named), [0])) == NAMES
+    assert classes_of(FakeImages([0, 2])) == [0, 1, 2]
+    assert classes_of(FakeImages([0, 2], classes=["too", "few"])) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (NAMES, NAMES),
+        ([3, 1, 2], None),
+        ([("tench", "Tinca tinca"), "dog", ("fox",)], ["tench", "dog", "fox"]),
+        (["cat", "dog"], None),
+        (10, None),
+        (np.array(NAMES), NAMES),
+        (None, None),
+    ],
+    ids=["names", "numbers", "several names", "too few", "a count", "array", "none"],
+)
+def test_class_names_where_the_dataset_names_its_classes(classes, names):
+    dataset = FakeImages(LABELS)
+    if classes is not None:
+        dataset.classes = classes
+    assert class_names_of(Subset(dataset, [0, 1])) == names
 
 
 @pytest.mark.parametrize(
@@ -126,11 +143,6 @@ def test_whether_a_wrapper_keeps_the_labels_inside(attributes, kept):
     assert keeps_labels(Delegating(FakeImages(LABELS, NAMES), **attributes)) is kept
 
 
-def test_names_that_nothing_inside_has_say_nothing():
-    assert keeps_labels(Wrapper(FakeImages(LABELS), classes=NAMES))
-    assert not keeps_labels(Wrapper(FakeImages(LABELS), targets=LABELS * 2, classes=NAMES))
-
-
 def test_the_usual_wrappers_keep_labels():
     images = FakeImages(LABELS, NAMES)
     part = Subset(images, [3, 0])
@@ -139,30 +151,35 @@ def test_the_usual_wrappers_keep_labels():
     assert keeps_labels(with_evaluation_view(images, images))
     part.targets = [1, 0]
     assert not keeps_labels(part)
+    assert keeps_labels(Wrapper(FakeImages(LABELS), classes=NAMES))  # nothing inside has names
+    assert not keeps_labels(Wrapper(FakeImages(LABELS), targets=LABELS * 2, classes=NAMES))
 
 
-def test_what_is_passed_on_is_not_a_datasets_own():
-    wrapper = Delegating(FakeImages(LABELS, NAMES), targets=LABELS)
-    assert has_own(wrapper, "targets")
-    assert wrapper.classes == NAMES
-    assert not has_own(wrapper, "classes")
+def test_teacher_labels_go_along_with_views_draws_and_wrappers():
+    subset = known_by_a_teacher(with_view(LABELS, NAMES))
+    wrapped = BaseDatasetWrapper(few_shot_subset(Subset(subset, range(4)), shots=1))
+    for dataset in (with_evaluation_view(wrapped, wrapped), FixedViews(subset, 2)):
+        assert teacher_labels_of(dataset) == [4, None, 1]
+        assert teacher_num_classes_of(dataset) == 7
 
 
-@pytest.mark.parametrize(
-    ("classes", "names"),
-    [
-        (["cat", "dog", "fox"], ["cat", "dog", "fox"]),
-        ([3, 1, 2], None),
-        ([("tench", "Tinca tinca"), "dog", ("fox",)], ["tench", "dog", "fox"]),
-        (["cat", "dog"], None),
-        (10, None),
-        (np.array(["cat", "dog", "fox"]), ["cat", "dog", "fox"]),
-        (None, None),
-    ],
-    ids=["names", "numbers", "several names", "too few", "a count", "array", "none"],
-)
-def test_class_names_where_the_dataset_names_its_classes(classes, names):
-    dataset = FakeImages(LABELS)
-    if classes is not None:
-        dataset.classes = classes
-    assert class_names_of(Subset(dataset, [0, 1])) == names
+def test_parts_that_disagree_have_no_teacher_labels():
+    first, second = known_by_a_teacher(FakeImages(LABELS)), known_by_a_teacher(FakeImages(LABELS))
+    assert teacher_labels_of(ConcatDataset([first, second])) == [4, None, 1]
+    second.teacher_labels = [4, 0, 1]
+    assert teacher_labels_of(ConcatDataset([first, second])) is None
+
+
+def test_the_teacher_labels_inside_a_dataset_that_relabels_are_not_believed(caplog):
+    permuted = Delegating(known_by_a_teacher(FakeImages(LABELS, NAMES)), targets=[0, 1, 2, 0])
+    for dataset in (permuted, Subset(permuted, range(4)), BaseDatasetWrapper(permuted)):
+        caplog.clear()
+        assert teacher_labels_of(dataset) is None
+        (record,) = caplog.records
+        assert "Delegating has labels or classes of its own, so the teacher_labels" in record.getMessage()
+        assert teacher_num_classes_of(dataset) is None
+    permuted.teacher_labels = [1, 4, None]
+    assert teacher_labels_of(Subset(permuted, range(4))) == [1, 4, None]
+    caplog.clear()
+    assert teacher_labels_of(Delegating(FakeImages(LABELS, NAMES), targets=[0, 1, 2, 0])) is None
+    assert not caplog.records

@@ -19,13 +19,10 @@ from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages
 
 LABELS = [i % 5 for i in range(60)]
+IMAGES = FakeImages(LABELS)
 
 
-def dataset_of(sizes):
-    return FakeImages([label for label, size in enumerate(sizes) for _ in range(size)])
-
-
-def seeded(dataset, seed=0):
+def seeded(dataset=IMAGES, seed=0):
     return RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
 
 
@@ -37,117 +34,82 @@ def cases(draw):
 
 @settings(deadline=None)
 @given(cases())
-def test_every_batch_has_p_classes_and_k_samples_of_each(case):
+def test_batches_have_p_classes_of_k_samples_and_use_classes_and_samples_equally_often(case):
     sizes, P, K, num_batches = case
-    dataset = dataset_of(sizes)
-    sampler = ClassBalancedBatchSampler(seeded(dataset), P, K, num_batches)
+    targets = [label for label, size in enumerate(sizes) for _ in range(size)]
+    sampler = ClassBalancedBatchSampler(seeded(FakeImages(targets)), P, K, num_batches)
     batches = list(sampler)
     assert len(batches) == len(sampler) == num_batches
-    visits = Counter(dict.fromkeys(range(len(sizes)), 0))
+    visits, uses = Counter(dict.fromkeys(range(len(sizes)), 0)), Counter()
     for batch in batches:
-        counts = Counter(dataset.targets[index] for index in batch)
+        counts = Counter(targets[index] for index in batch)
         assert list(counts.values()) == [K] * P
         visits.update(counts.keys())
+        uses.update(batch)
         for label in counts:
-            drawn = {index for index in batch if dataset.targets[index] == label}
-            assert len(drawn) == min(K, sizes[label])
+            assert len({index for index in batch if targets[index] == label}) == min(K, sizes[label])
     assert max(visits.values()) - min(visits.values()) <= 1
-
-
-@settings(deadline=None)
-@given(cases())
-def test_the_samples_of_a_class_are_used_equally_often(case):
-    sizes, P, K, num_batches = case
-    dataset = dataset_of(sizes)
-    uses = Counter(i for batch in ClassBalancedBatchSampler(seeded(dataset), P, K, num_batches) for i in batch)
     for label in range(len(sizes)):
-        counts = [uses[i] for i in range(len(dataset)) if dataset.targets[i] == label]
+        counts = [uses[i] for i, target in enumerate(targets) if target == label]
         assert max(counts) - min(counts) <= 1
 
 
 def test_by_default_an_epoch_has_as_many_samples_as_the_sampler():
-    assert len(ClassBalancedBatchSampler(seeded(FakeImages(LABELS)), 5, 4)) == 3
-    assert len(ClassBalancedBatchSampler(seeded(FakeImages(LABELS)), 4, 4)) == 3
-    assert len(ClassBalancedBatchSampler(seeded(FakeImages(LABELS)), 5, 100)) == 1
-
-
-def test_an_epoch_of_equal_classes_sees_every_sample_once():
-    batches = list(ClassBalancedBatchSampler(seeded(FakeImages(LABELS)), 5, 4))
+    assert [len(ClassBalancedBatchSampler(seeded(), P, K)) for P, K in ((5, 4), (4, 4), (5, 100))] == [3, 3, 1]
+    batches = list(ClassBalancedBatchSampler(seeded(), 5, 4))
     assert sorted(index for batch in batches for index in batch) == list(range(60))
 
 
 def test_the_sampler_alone_decides_the_batches():
-    dataset = FakeImages(LABELS)
-    first = list(ClassBalancedBatchSampler(seeded(dataset, 1), 2, 3))
+    first = list(ClassBalancedBatchSampler(seeded(seed=1), 2, 3))
     state = torch.get_rng_state()
-    assert list(ClassBalancedBatchSampler(seeded(dataset, 1), 2, 3)) == first
+    assert list(ClassBalancedBatchSampler(seeded(seed=1), 2, 3)) == first
     assert torch.equal(torch.get_rng_state(), state)
-    assert list(ClassBalancedBatchSampler(seeded(dataset, 2), 2, 3)) != first
+    assert list(ClassBalancedBatchSampler(seeded(seed=2), 2, 3)) != first
 
 
-def test_every_epoch_of_a_random_sampler_differs():
-    sampler = ClassBalancedBatchSampler(seeded(FakeImages(LABELS)), 2, 3)
-    assert list(sampler) != list(sampler)
-
-
-def test_a_dataset_in_place_of_the_sampler_is_shuffled():
-    torch.manual_seed(0)
-    sampler = ClassBalancedBatchSampler(FakeImages(LABELS), 2, 3)
+@pytest.mark.parametrize("source", [IMAGES, seeded()], ids=["dataset", "random sampler"])
+def test_every_epoch_is_shuffled_anew(source):
+    sampler = ClassBalancedBatchSampler(source, 2, 3)
     assert isinstance(sampler.sampler, RandomSampler)
     assert list(sampler) != list(sampler)
 
 
 def test_each_distributed_rank_stays_in_its_shard():
-    dataset = FakeImages(LABELS)
-    shards = [DistributedSampler(dataset, num_replicas=2, rank=rank, shuffle=True) for rank in (0, 1)]
+    shards = [DistributedSampler(IMAGES, num_replicas=2, rank=rank, shuffle=True) for rank in (0, 1)]
     drawn = [{i for batch in ClassBalancedBatchSampler(shard, 2, 3) for i in batch} for shard in shards]
     assert not drawn[0] & drawn[1]
     assert len(ClassBalancedBatchSampler(shards[0], 2, 3)) == 5
 
 
-def test_a_shard_of_too_few_classes_says_so():
-    dataset = FakeImages([0, 1, 0, 1])  # rank 0 of 2 without shuffling sees class 0 alone
-    sampler = ClassBalancedBatchSampler(DistributedSampler(dataset, 2, 0, shuffle=False), 2, 1)
-    with pytest.raises(ConfigError, match="classes_per_batch=2, but the samples have 1 different classes"):
-        list(sampler)
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("source", "arguments", "message"),
     [
-        ({"classes_per_batch": 6}, r"classes_per_batch=6, but the samples have 5 different classes; allowed 1 … 5"),
-        ({"classes_per_batch": 0}, "classes_per_batch must be a whole number from 1 up, got 0"),
-        ({"samples_per_class": 0}, "samples_per_class must be"),
-        ({"samples_per_class": 2.5}, "samples_per_class must be"),
-        ({"num_batches": 0}, "num_batches must be"),
+        (IMAGES, {"classes_per_batch": 6}, "classes_per_batch=6, but there are samples of 5 classes only"),
+        (IMAGES, {"classes_per_batch": 0}, "classes_per_batch must be a whole number from 1 up, got 0"),
+        (IMAGES, {"samples_per_class": 0}, "samples_per_class must be"),
+        (IMAGES, {"samples_per_class": 2.5}, "samples_per_class must be"),
+        (IMAGES, {"num_batches": 0}, "num_batches must be"),
+        (FakeImages([]), {}, "samples of 0 classes"),
+        (SubsetRandomSampler([0, 1]), {}, "SubsetRandomSampler does not know its dataset"),
+        # rank 0 of 2 without shuffling sees class 0 alone
+        (DistributedSampler(FakeImages([0, 1, 0, 1]), 2, 0, shuffle=False), {}, "classes_per_batch=2, .* 1 classes"),
     ],
 )
-def test_unusable_arguments_are_refused(arguments, message):
+def test_unusable_arguments_are_refused(source, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        ClassBalancedBatchSampler(FakeImages(LABELS), **{"classes_per_batch": 2, "samples_per_class": 2, **arguments})
-
-
-def test_a_sampler_without_dataset_is_named():
-    with pytest.raises(ConfigError, match=r"SubsetRandomSampler does not know its dataset"):
-        ClassBalancedBatchSampler(SubsetRandomSampler([0, 1]), 1, 1)
-
-
-def test_an_empty_dataset_is_refused():
-    with pytest.raises(ConfigError, match="no samples"):
-        ClassBalancedBatchSampler(FakeImages([]), 1, 1)
+        list(ClassBalancedBatchSampler(source, **{"classes_per_batch": 2, "samples_per_class": 2, **arguments}))
 
 
 def loader(requires_supp=False, sampler=RandomSampler):
+    kwargs = {"classes_per_batch": 3, "samples_per_class": 4}
     config = {
         "requires_supp": requires_supp,
         "sampler": {"class_or_func": sampler},
-        "batch_sampler": {
-            "key": "ClassBalancedBatchSampler",
-            "kwargs": {"classes_per_batch": 3, "samples_per_class": 4},
-        },
+        "batch_sampler": {"key": "ClassBalancedBatchSampler", "kwargs": kwargs},
         "kwargs": {"num_workers": 0},
     }
-    return build_data_loader(FakeImages(LABELS), config, distributed=False)
+    return build_data_loader(IMAGES, config, distributed=False)
 
 
 def assert_balanced(batches):
@@ -156,13 +118,10 @@ def assert_balanced(batches):
         assert sorted(Counter(labels.tolist()).values()) == [4, 4, 4]
 
 
-def test_it_is_registered_with_torchdistill():
-    assert BATCH_SAMPLER_DICT["ClassBalancedBatchSampler"] is ClassBalancedBatchSampler
-
-
 @pytest.mark.parametrize("requires_supp", [False, True])
 @pytest.mark.parametrize("sampler", [RandomSampler, SequentialSampler])
 def test_torchdistill_builds_a_loader_of_balanced_batches(requires_supp, sampler):
+    assert BATCH_SAMPLER_DICT["ClassBalancedBatchSampler"] is ClassBalancedBatchSampler
     assert_balanced(list(loader(requires_supp, sampler)))
 
 
@@ -174,11 +133,10 @@ def test_accelerate_prepares_the_loader():
 
 
 def test_accelerate_deals_whole_batches_to_processes():
-    dataset = FakeImages(LABELS)
-    shards = [BatchSamplerShard(ClassBalancedBatchSampler(seeded(dataset), 3, 4), 2, rank) for rank in (0, 1)]
+    shards = [BatchSamplerShard(ClassBalancedBatchSampler(seeded(), 3, 4), 2, rank) for rank in (0, 1)]
     batches = [list(shard) for shard in shards]
     assert [len(part) for part in batches] == [len(shard) for shard in shards] == [2, 2]
-    whole = list(ClassBalancedBatchSampler(seeded(dataset), 3, 4))
+    whole = list(ClassBalancedBatchSampler(seeded(), 3, 4))
     assert [batches[0][0], batches[1][0], batches[0][1], batches[1][1]] == whole[:4]
 
 

@@ -3,11 +3,33 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
+from torch import nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision import transforms
+from torchvision.transforms import v2
 
-from gkd_plugin.data import image_transform
+from gkd_plugin.data import ImageInput, image_transform, normalisation_of, with_evaluation_view
+from gkd_plugin.data.transforms import trained_with
 from gkd_plugin.errors import ConfigError
 
 HALF = [0.5, 0.5, 0.5]
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+NORMALISE = transforms.Normalize(MEAN, STD)
+
+
+class Images(Dataset):
+    def __init__(self, transform=None):
+        self.transform = transform
+        self.targets = [0, 1]
+
+    def __len__(self):
+        return 2
+
+
+def results(transform, image, count=20):
+    torch.manual_seed(0)
+    return {tuple(transform(image).flatten().tolist()) for _ in range(count)}
 
 
 def test_evaluation_only_normalises_an_image_of_that_size():
@@ -23,28 +45,20 @@ def test_every_image_gets_the_size(shape, train):
     assert image_transform(8, HALF, HALF, train=train)(Image.new("RGB", shape)).shape == (3, 8, 8)
 
 
-def test_grey_images_have_one_channel():
-    assert image_transform(8, [0.5], [0.5])(Image.new("L", (8, 8))).shape == (1, 8, 8)
-
-
 def test_padding_and_flip_augment():
     image = Image.linear_gradient("L").resize((8, 8)).rotate(90)
-    torch.manual_seed(0)
-    padded = image_transform(8, [0.0], [1.0], train=True, padding=2)
-    assert len({tuple(padded(image).flatten().tolist()) for _ in range(20)}) > 2
-    flipped = image_transform(8, [0.0], [1.0], train=True, flip=True)
-    seen = {tuple(flipped(image).flatten().tolist()) for _ in range(20)}
+    assert len(results(image_transform(8, [0.0], [1.0], train=True, padding=2), image)) > 2
     plain = image_transform(8, [0.0], [1.0])(image)
+    assert plain.shape == (1, 8, 8)
+    seen = results(image_transform(8, [0.0], [1.0], train=True, flip=True), image)
     assert seen == {tuple(plain.flatten().tolist()), tuple(plain.flip(2).flatten().tolist())}
 
 
 def test_a_part_of_the_image_is_stretched_to_the_size():
     image = Image.linear_gradient("L").resize((12, 20))
-    torch.manual_seed(0)
-    part = image_transform(8, [0.0], [1.0], train=True, crop="resized", scale=[0.1, 0.2])
-    spans = [float(tensor.max() - tensor.min()) for tensor in (part(image) for _ in range(20))]
-    assert part(image).shape == (1, 8, 8)
-    assert max(spans) < 0.7  # at most √(0.2 · 4/3 · 12 / 20) of the height, with the pixels at both ends
+    seen = results(image_transform(8, [0.0], [1.0], train=True, crop="resized", scale=[0.1, 0.2]), image)
+    assert {len(values) for values in seen} == {64}
+    assert max(max(values) - min(values) for values in seen) < 0.7  # ≤ √(0.2 · 4/3 · 12 / 20) of the height
     whole = image_transform(8, [0.0], [1.0])(image)
     assert float(whole.max() - whole.min()) > 0.5
 
@@ -53,9 +67,7 @@ def test_the_shorter_side_before_the_crop_may_be_larger():
     image = Image.new("L", (8, 8), 0)
     image.paste(255, (2, 2, 6, 6))
     assert torch.equal(image_transform(4, [0.0], [1.0], resize=8)(image), torch.ones(1, 4, 4))
-    torch.manual_seed(0)
-    crops = {tuple(image_transform(4, [0.0], [1.0], train=True, resize=8)(image).flatten().tolist()) for _ in range(20)}
-    assert len(crops) > 2
+    assert len(results(image_transform(4, [0.0], [1.0], train=True, resize=8), image)) > 2
 
 
 @pytest.mark.parametrize(
@@ -80,3 +92,68 @@ def test_the_shorter_side_before_the_crop_may_be_larger():
 def test_unusable_arguments_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         image_transform(**{"size": 8, "mean": HALF, "std": HALF, **arguments})
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        transforms.Compose([transforms.ToTensor(), NORMALISE]),
+        transforms.Compose([transforms.Compose([transforms.ToTensor()]), transforms.Compose([NORMALISE])]),
+        v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]),
+        nn.Sequential(transforms.RandomHorizontalFlip(), NORMALISE),
+        transforms.Normalize([255 * m for m in MEAN], [255 * s for s in STD]),
+        transforms.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        transforms.Compose([lambda x: x, transforms.ToTensor(), NORMALISE, transforms.RandomErasing()]),
+        image_transform(32, MEAN, STD, train=True, padding=2),
+        create_transform(32, is_training=True, auto_augment="rand-m9", mean=MEAN, std=STD, re_prob=0.2),
+        create_transform(32, is_training=False, mean=MEAN, std=STD),
+    ],
+)
+def test_a_normalisation_is_found(transform):
+    found = normalisation_of(Images(transform))
+    assert found.mean == pytest.approx(MEAN)
+    assert found.std == pytest.approx(STD)
+    assert found.size is None
+
+
+def test_scaling_alone_is_mean_0_and_std_1():
+    for scaling in (transforms.ToTensor(), v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])):
+        assert normalisation_of(Images(scaling)) == ImageInput((0.0,), (1.0,))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        None,
+        transforms.PILToTensor(),
+        lambda x: x,
+        transforms.Compose([NORMALISE, NORMALISE]),
+        v2.ToDtype(torch.float32),
+        transforms.Compose([NORMALISE, v2.ToDtype(torch.uint8)]),
+        transforms.Compose([transforms.ToTensor(), transforms.Lambda(lambda x: (x - 0.5) / 0.25)]),
+        transforms.Compose([transforms.ToTensor(), NORMALISE, transforms.Lambda(lambda x: 255 * x)]),
+        transforms.Compose([transforms.ToTensor(), lambda x: 2 * x]),
+        transforms.Compose([transforms.ToTensor(), transforms.RandomApply([NORMALISE])]),
+        type("Normalize", (), {})(),
+        type("Compose", (), {})(),
+        transforms.Normalize("x", "y"),
+    ],
+)
+def test_what_cannot_be_told_stays_open(transform):
+    assert normalisation_of(Images(transform)) == ImageInput()
+
+
+def test_wrappers_are_seen_through():
+    known = Images(NORMALISE)
+    for dataset in (Subset(known, [0]), with_evaluation_view(known, Images()), ConcatDataset([known, known])):
+        assert normalisation_of(dataset).mean == pytest.approx(MEAN)
+    assert normalisation_of(ConcatDataset([known, Images(transforms.ToTensor())])) == ImageInput()
+
+
+def test_a_record_is_read_back():
+    known = ImageInput((0.5,), (0.25,), (32, 48))
+    assert trained_with(known.as_dict()) == known
+    assert trained_with(ImageInput().as_dict()) == ImageInput()
+    for record in ({"mean": "x"}, {"size": [3]}, {"std": 1}):
+        with pytest.raises(ConfigError, match="no description of images"):
+            trained_with(record)
