@@ -168,7 +168,8 @@ def _warn_of_training_images(datasets: Mapping[str, Any], measured: Mapping[str,
 
 def _by_name(names: Sequence[str]) -> dict[str, int]:
     """The label of each class with a name of its own."""
-    return {name: label for label, name in enumerate(names) if names.count(name) == 1}
+    counts = Counter(names)
+    return {name: label for label, name in enumerate(names) if counts[name] == 1}
 
 
 def _refilled_stage(stage: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ import pytest
 from gkd_plugin.data import ArrayImages
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.data_checks import check_data, check_labels, check_trained_classes
+from tests.data.fakes import counted
 from tests.fakes import TinyImages, loader, stage
 
 
@@ -199,6 +200,13 @@ def test_weights_of_another_class_order_are_refused():
     data.classes = ["a", "b", "c"]
     with pytest.raises(ConfigError, match=r"^--checkpoint: s\.pt: its class 'b' has label 2, and label 1 in datasets"):
         check_trained_classes(["a", "c", "b"], "d/test", data, "--checkpoint: s.pt")
+
+
+def test_the_work_on_names_grows_with_the_number_of_classes_and_not_with_its_square():
+    name, data = counted(str), Labels(*range(400))
+    data.classes = [f"class {label}" for label in range(400)]
+    check_trained_classes([name(known) for known in data.classes], "d/test", data, "--checkpoint: s.pt")
+    assert name.looks < 20 * 400
 
 
 @pytest.mark.parametrize(("shared", "warned"), [(0, False), (1, False), (2, True), (60, True)])
