@@ -75,8 +75,7 @@ class TeacherCache:
             _check_stage(where, stage)
             loader = stage["train_data_loader"]
             fixed = f"{loader['dataset_id']} (fixed views)"
-            if fixed not in datasets:
-                datasets[fixed] = FixedViews(unwrapped(datasets[loader["dataset_id"]]), self.views, self.seed)
+            datasets[fixed] = FixedViews(unwrapped(datasets[loader["dataset_id"]]), self.views, self.seed)
             changed = {**stage, "train_data_loader": {**loader, "dataset_id": fixed, "requires_supp": False}}
             train = changed if where == "train" else {**train, where.removeprefix("train."): changed}
         return {**config, "train": train, "datasets": datasets}

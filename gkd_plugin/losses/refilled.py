@@ -48,8 +48,13 @@ class CrossEntropy(Term):
         return loss
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RefilledStage(AbstractLoss):
-    """A weighted sum of loss terms and of the ``sub_terms``. A subclass is a dataclass, whose fields are its keywords.
+    """A weighted sum of loss terms; a subclass is a dataclass, whose fields are its keywords.
+
+    Args:
+        weight: factor of the stage's term.
+        sub_terms: further torchdistill loss terms, added.
 
     Attributes:
         losses: (factor, term) in the order of the sum.
@@ -57,8 +62,8 @@ class RefilledStage(AbstractLoss):
     """
 
     stage: ClassVar[str]
-    weight: float
-    sub_terms: Mapping[str, Any] | None
+    weight: float = 1.0
+    sub_terms: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_weight("weight", self.weight)
@@ -133,7 +138,7 @@ class _MatchesEmbeddings(RelationshipSettings):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class EmbeddingStage(_MatchesEmbeddings, RefilledStage):
+class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
     r"""Stage ``embedding``: w · relationship matching, TPAMI section 4.1.
 
     The student's classifier takes no part. Where there are no further terms, every parameter that the embedding does
@@ -141,12 +146,10 @@ class EmbeddingStage(_MatchesEmbeddings, RefilledStage):
 
     Args:
         weight: w.
-        sub_terms: further torchdistill loss terms, added.
     """
 
     stage = "embedding"
     weight: float = 1000.0
-    sub_terms: Mapping[str, Any] | None = None
 
     def _losses(self) -> list[tuple[float, Term]]:
         return [(self.weight, self._matching())]
@@ -166,7 +169,7 @@ class EmbeddingStage(_MatchesEmbeddings, RefilledStage):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ClassifierStage(LocalClassifierSettings, RefilledStage):
+class ClassifierStage(RefilledStage, LocalClassifierSettings):
     r"""Stage ``classifier``: cross-entropy + λ · local classifier distillation, TPAMI sections 4.2 and 4.3.
 
     Args:
@@ -174,15 +177,12 @@ class ClassifierStage(LocalClassifierSettings, RefilledStage):
         student_logits: module path of the student's logits.
         teacher_logits: module path of the teacher's own logits.
         local_classifier: module path of the teacher's local classifier.
-        sub_terms: further torchdistill loss terms, added.
     """
 
     stage = "classifier"
-    weight: float = 1.0
     student_logits: str = "."
     teacher_logits: str = "."
     local_classifier: str = "local_classifier"
-    sub_terms: Mapping[str, Any] | None = None
 
     def _losses(self) -> list[tuple[float, Term]]:
         local = LocalClassifierLoss(
@@ -204,7 +204,7 @@ class ClassifierStage(LocalClassifierSettings, RefilledStage):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class JointStage(_MatchesEmbeddings, ClassifierStage):
+class JointStage(ClassifierStage, _MatchesEmbeddings):
     r"""Stage ``joint``: cross-entropy + λ · local classifier distillation + w · relationship matching, all the time.
 
     Not in the paper, which trains the embedding first and the classifier after it. With both terms at once the

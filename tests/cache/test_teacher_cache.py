@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
 from gkd_plugin import ConfigError
 from gkd_plugin.cache.teacher_cache import TeacherCache
@@ -29,7 +30,7 @@ def config(**changes):
     stages = {"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=2)}
     for section in stages.values():
         section.update(changes)
-    return {"datasets": {"train": NoisyImages(), "val": TinyImages(seed=1)}, "train": stages}
+    return {"datasets": {"train": BaseDatasetWrapper(NoisyImages()), "val": TinyImages(seed=1)}, "train": stages}
 
 
 def build(folder, views=3, teacher_seed=0, classes=7, precision="no", **changes):
