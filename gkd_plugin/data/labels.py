@@ -14,21 +14,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from gkd_plugin.errors import ConfigError
 
-__all__ = [
-    "class_groups_of",
-    "class_names_of",
-    "classes_of",
-    "has_own",
-    "inner_datasets",
-    "keeps_labels",
-    "labels_of",
-    "layers_of",
-    "length_of",
-    "num_classes_of",
-    "teacher_labels_of",
-    "teacher_num_classes_of",
-    "unwrapped",
-]
+__all__ = ["class_groups_of", "class_names_of", "classes_of", "has_own", "inner_datasets", "keeps_labels", "labels_of"]
+__all__ += ["layers_of", "length_of", "num_classes_of", "teacher_labels_of", "teacher_num_classes_of", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +65,6 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
 
     Raises:
         ConfigError: there are no labels to find, or they are not one whole number for each sample.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import Subset, TensorDataset
-        >>> images = TensorDataset(torch.zeros(3, 1))
-        >>> images.targets = torch.tensor([4, 5, 6])
-        >>> labels_of(Subset(images, [2, 0]))
-        [6, 4]
     """
     dataset = unwrapped(dataset)
     raw = _raw_labels(dataset)

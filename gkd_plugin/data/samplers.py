@@ -49,14 +49,6 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     Raises:
         ConfigError: P, K or ``num_batches`` is below 1, P is larger than the number of classes present, or
             the sampler does not know its dataset. A shard of too few classes raises when it is iterated.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import SequentialSampler, TensorDataset
-        >>> dataset = TensorDataset(torch.zeros(5, 1))
-        >>> dataset.targets = [0, 1, 0, 1, 1]
-        >>> [sorted(batch) for batch in ClassBalancedBatchSampler(SequentialSampler(dataset), 2, 2)]
-        [[0, 1, 2, 3]]
     """
 
     def __init__(

@@ -54,11 +54,6 @@ def image_transform(
 
     Raises:
         ConfigError: a number is out of range, ``mean`` and ``std`` differ in length, or arguments contradict.
-
-    Example:
-        >>> from PIL import Image
-        >>> image_transform(224, [0.5], [0.5], resize=256)(Image.new('L', (400, 300))).shape
-        torch.Size([1, 224, 224])
     """
     whole_number("size", size, low=1)
     whole_number("padding", padding, low=0)

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader
-from torchdistill.common import yaml_util
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin.data import ClassSubset, class_subset, few_shot_subset, few_shot_task, labels_of, teacher_labels_of
+from gkd_plugin.data import ClassSubset, class_subset, few_shot_subset, few_shot_task, teacher_labels_of
 from gkd_plugin.data.subsets import pick
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, counted, samples
@@ -230,23 +229,3 @@ def test_subsets_travel_to_worker_processes():
     subset = class_subset(FakeImages(LABELS), [1, 2])
     batches = list(DataLoader(subset, batch_size=5, num_workers=1))
     assert batches[0][1].tolist() == subset.targets
-
-
-def test_a_yaml_file_can_nest_the_calls(tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        """
-dataset: !import_call
-  key: 'gkd_plugin.data.class_subset'
-  init:
-    kwargs:
-      dataset: !import_call
-        key: 'tests.data.fakes.FakeImages'
-        init:
-          kwargs: {labels: [0, 1, 2, 1], classes: ['ant', 'bee', 'cat']}
-      classes: ['cat', 'bee']
-      per_class: 1
-"""
-    )
-    subset = yaml_util.load_yaml_file(str(config))["dataset"]
-    assert labels_of(subset) == [1, 0]
