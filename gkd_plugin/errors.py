@@ -73,7 +73,7 @@ def nearest_beside(path: Path) -> str:
 
 def one_of(argument: str, value: object, allowed: Collection[str]) -> None:
     """Raises ConfigError where the value is none of ``allowed``."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ConfigError(f"{argument}: {value!r} is unknown; {nearest(value, allowed)}")
 
 

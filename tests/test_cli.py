@@ -159,7 +159,7 @@ BAD = {
     ),
     "preprocessing misspelt": (
         sets("train.stage2.teacher.auxiliary_model_wrapper={key: refilled_teacher, kwargs: {preprocessing: dat}}"),
-        r"train\.stage2\.teacher\.auxiliary_model_wrapper\.kwargs\.preprocessing: there is no 'dat'; did you mean",
+        r"train\.stage2\.teacher\.auxiliary_model_wrapper\.kwargs\.preprocessing: 'dat' is unknown; did you mean",
     ),
     "missing configuration": (["run", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
     "unknown registry key": (

@@ -14,11 +14,11 @@ from gkd_plugin.compare.setting import shares_classes
 from gkd_plugin.config.config import RunConfig
 from gkd_plugin.config.yaml_construct import construct
 from gkd_plugin.config.yaml_nodes import compose_value, dump, entries, put
-from gkd_plugin.data import class_names_of, num_classes_of
+from gkd_plugin.data import class_names_of
 from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.checkpoints import read_weights
 from gkd_plugin.runner.models import TEACHER
-from gkd_plugin.teacher.class_map import resolve_class_map
+from gkd_plugin.teacher import ClassMap
 
 __all__ = ["different_classes"]
 
@@ -57,8 +57,7 @@ def _asked(config: RunConfig) -> list[int | None] | None:
     if class_map in ("auto", None):
         return None
     dataset = _training_set(config, stage)
-    labels = resolve_class_map(class_map, _teacher_names(config, kwargs), dataset)
-    return labels or [None] * num_classes_of(dataset)
+    return list(ClassMap.of(dataset, class_map, _teacher_names(config, kwargs)).said or ())
 
 
 def _names(config: RunConfig) -> tuple[list[str] | None, list[str] | None]:

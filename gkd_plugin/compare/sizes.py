@@ -21,7 +21,7 @@ from gkd_plugin.data import labels_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.forward_check import first_images
 from gkd_plugin.runner.models import build_model
-from gkd_plugin.teacher.teacher_input import checked_size, own_input
+from gkd_plugin.teacher.input import checked_size, own_input
 
 __all__ = ["PLACEHOLDERS", "Measured", "measure"]
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.config.config import RunConfig, load_config
-from gkd_plugin.data import classes_of, teacher_labels_of, teacher_num_classes_of
+from gkd_plugin.data import classes_of
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
@@ -27,9 +27,7 @@ from gkd_plugin.runner.ncm_readout import student_embedding_path
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.teacher_check import classes_without_sample
 from gkd_plugin.runner.weights import load_weights
-from gkd_plugin.teacher import RefilledTeacher
-from gkd_plugin.teacher.centres import clean_loader, fit_class_centres
-from gkd_plugin.teacher.local_classifier import LocalClassifier
+from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
 __all__ = ["Images", "RestoredRun", "outputs", "restore"]
 
@@ -147,7 +145,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         validation=validation or test,
         test=test or validation,
         class_names=[_name(entry) for entry in classes_of(dataset)],
-        teacher_labels=_teacher_labels(box.teacher_model.local_classifier, dataset),
+        teacher_labels=box.teacher_model.class_map.labels,
         teacher=box.teacher_model,
         student=student.to(accelerator.device),
         initial=initial,
@@ -201,13 +199,6 @@ def _held_out(name: str, loader: Any) -> Images | None:
         return None
     size, workers = loader.batch_size or 128, loader.num_workers
     return Images(name, DataLoader(unwrapped(loader.dataset), batch_size=size, num_workers=workers))
-
-
-def _teacher_labels(local: LocalClassifier, dataset: Any) -> Sequence[int | None] | None:
-    """Those of the fitted wrapper's class map, or else of the data, where they are said of a teacher like this one."""
-    if local.known:
-        return local.shared
-    return teacher_labels_of(dataset) if local.may_be_of(teacher_num_classes_of(dataset)) else None
 
 
 def _embedding(config: RunConfig, student: nn.Module) -> tuple[str | None, str | None]:

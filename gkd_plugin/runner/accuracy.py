@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gkd_plugin.box.hooks import hooked_tensor
 from gkd_plugin.data import class_groups_of
 from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
-from gkd_plugin.teacher.centres import clean_loader
+from gkd_plugin.teacher import clean_loader
 
 __all__ = ["Accuracy", "embedding_of", "evaluate", "near_chance", "student_ncm"]
 

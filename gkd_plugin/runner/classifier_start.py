@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator
 from gkd_plugin.runner.weights import classifier_paths
-from gkd_plugin.teacher.centres import clean_loader
+from gkd_plugin.teacher import clean_loader
 
 __all__ = ["is_asked_for", "start_at_centres"]
 

@@ -22,8 +22,7 @@ from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model, student_entry
 from gkd_plugin.runner.run import RunOptions
 from gkd_plugin.runner.run_folder import RunFolder, package_versions
-from gkd_plugin.teacher import RefilledTeacher
-from gkd_plugin.teacher.centres import clean_loader, fit_class_centres
+from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
 __all__ = ["PROBES", "run_probe"]
 

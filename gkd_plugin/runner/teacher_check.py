@@ -8,13 +8,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from gkd_plugin.data import labels_of, teacher_labels_of, teacher_num_classes_of
+from gkd_plugin.data import labels_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import nearest_class_mean
 from gkd_plugin.runner.accuracy import Accuracy, evaluate, near_chance
-from gkd_plugin.teacher import RefilledTeacher
-from gkd_plugin.teacher.centres import fit_class_centres
-from gkd_plugin.teacher.class_map import are_the_teachers
+from gkd_plugin.teacher import RefilledTeacher, fit_class_centres
 
 __all__ = ["check_teacher", "classes_without_sample"]
 
@@ -42,9 +40,9 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         return {}
     teacher.eval()
     row: dict[str, Any] = {}
-    are_shared = _are_shared(teacher, box.train_data_loader.dataset)
+    relation = teacher.class_map.relation if isinstance(teacher, RefilledTeacher) else None
     own = best = _own_accuracy(teacher, loader, num_classes, accelerator)  # draws from torch's random state: always
-    if are_shared is False:
+    if relation not in ("same", None):
         own = best = None
     missing = classes_without_sample(teacher, box.train_data_loader.dataset)
     if missing:
@@ -57,7 +55,7 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         )
         row |= ncm.as_dict("ncm_")
         is_poor = own is not None and (near_chance(own) or own.top1 < ncm.top1 / 2)
-        own = None if is_poor and not are_shared else own
+        own = None if is_poor and relation is None else own
         best = max((ncm, own), key=lambda accuracy: -1 if accuracy is None else accuracy.top1) or ncm
         logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%", ncm.classes, ncm.top1)
     if own is not None:
@@ -71,15 +69,6 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
             100 / best.classes,
         )
     return row
-
-
-def _are_shared(teacher: Any, dataset: Any) -> bool | None:
-    """Whether the student's classes are the teacher's own; ``None`` where nothing shows it."""
-    if not isinstance(teacher, RefilledTeacher):
-        return None
-    local = teacher.local_classifier
-    said = teacher_labels_of(dataset) if local.may_be_of(teacher_num_classes_of(dataset)) else None
-    return are_the_teachers(local.known or said, getattr(teacher.teacher, "trained_classes", None), dataset)
 
 
 def classes_without_sample(teacher: Any, dataset: Any) -> list[int]:

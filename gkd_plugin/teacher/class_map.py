@@ -1,230 +1,252 @@
-"""Which class of the teacher each class of the student is."""
+"""Which class of the teacher each class of the student is: the one object to ask about two label spaces."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from gkd_plugin.data import class_names_of, classes_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError, nearest
 
-__all__ = ["ClassMap", "SharedClassesOf", "are_the_teachers", "check_class_names", "resolve_class_map"]
+__all__ = ["ClassMap"]
 
 logger = logging.getLogger(__name__)
 
-_WHERE = "class_map"
+Written = str | Mapping[Any, Any] | None
+Labels = Sequence[int | None]
 
 
-class SharedClassesOf(NamedTuple):
-    """What is known of the classes that student and teacher share.
+@dataclass
+class ClassMap:
+    """What is known of the classes that student and teacher have in common; made by :meth:`of`.
+
+    Ask :attr:`relation` whether the student's classes are the teacher's own, :attr:`labels` which one is which, and
+    :attr:`shared` which of the teacher's own logits a local classifier may read.
 
     Attributes:
-        labels: for each class of the student the teacher's label of it, ``None`` where it has none; ``None`` for all
-            where no class is known to be shared.
-        num_classes: the number of classes of the teacher that this was said of; ``None`` where it is of this teacher.
+        said: for each class of the student the teacher's label of it, ``None`` for a class that the teacher does not
+            have; ``None`` for all where nothing tells.
+        said_of: the number of classes of the teacher that the training set speaks of, where it is the training set that
+            tells; ``None``: of this teacher. A teacher with another number of classes has other classes.
+        written: the wrapper's keyword ``class_map``.
+        student_names: of the student's classes, ``None`` where they have none.
+        teacher_names: of the teacher's classes, likewise.
+        teacher_size: the number of the teacher's classes; ``None`` where it is not known yet, or there are none.
     """
 
-    labels: list[int | None] | None
-    num_classes: int | None
+    said: Labels | None = None
+    said_of: int | None = None
+    written: Written = "auto"
+    student_names: Sequence[str] | None = None
+    teacher_names: Sequence[str] | None = None
+    teacher_size: int | None = None
 
+    @classmethod
+    def of(
+        cls,
+        dataset: Any,
+        written: Written = "auto",
+        teacher_names: Sequence[str] | None = None,
+        teacher_size: int | None = None,
+    ) -> ClassMap:
+        """The map for a student's training set.
 
-class ClassMap:
-    """The teacher wrapper's keywords ``class_map`` and ``teacher_classes``, see :func:`resolve_class_map`."""
-
-    def __init__(self, class_map: str | Mapping[Any, Any] | None, teacher_classes: Sequence[str] | None) -> None:
-        self._given = class_map
-        self._teacher_classes = teacher_classes
-
-    @property
-    def is_asked_for(self) -> bool:
-        """Whether the user wrote one."""
-        return self._given not in ("auto", None)
-
-    def shared_classes(self, teacher: Any, dataset: Any) -> SharedClassesOf:
-        """The shared classes of a teacher and a student's training set.
-
-        Where the names of the teacher's classes are not given, they are those that its weights were trained with
-        (``trained_classes``, where this package wrote the checkpoint), and what the training set says is compared
-        with them.
+        Args:
+            dataset: the training set.
+            written: 'auto' asks the training set (``overlap_subset`` and ``incremental_subset`` know), and compares
+                what it says with the names; 'names' takes classes of one name to be one class; a mapping gives, for a
+                student's class (its name or its index), the teacher's (its index, or its name in ``teacher_names``)
+                or null, and what it leaves out is not shared; ``None`` keeps the teacher's own logits out of the local
+                classifier.
+            teacher_names: the teacher's class names, in the order of its logits.
+            teacher_size: see above; 0 for a teacher without a classifier.
 
         Raises:
-            ConfigError: the map does not fit the teacher, the training set or the names of the classes.
+            ConfigError: a class that does not exist, one teacher class for two, names that nobody knows, or a training
+                set that contradicts the names.
         """
-        names = getattr(teacher, "trained_classes", None) if self._teacher_classes is None else self._teacher_classes
-        labels = resolve_class_map(self._given, names, dataset)
-        said_of = teacher_num_classes_of(dataset) if self._given == "auto" else None
-        if said_of is None:
-            _check_last(labels or [], getattr(teacher, "num_classes", None))
-        elif names is not None and said_of == len(names):
-            check_class_names(labels, names, dataset)
-        if self._given == "auto" and labels is None and said_of is None and names is not None:
-            _tell_common(names, class_names_of(dataset) or [])
-        return SharedClassesOf(labels, said_of)
-
-
-def are_the_teachers(
-    labels: Sequence[int | None] | None, teacher_classes: Sequence[str] | None, dataset: Any
-) -> bool | None:
-    """Whether the student's classes are the teacher's own, in one order; ``None`` where nothing shows it.
-
-    Args:
-        labels: for each class of the student the teacher's label of it, ``None`` where it has none; where that is not
-            known, ``None`` for all.
-        teacher_classes: the names of the teacher's classes, or ``None``.
-        dataset: the student's training set.
-    """
-    if labels is not None:
-        return list(labels) == list(range(len(labels)))
-    names = class_names_of(dataset)
-    if names is None or teacher_classes is None or not set(names) & set(teacher_classes):
-        return None
-    return names == list(teacher_classes)
-
-
-def resolve_class_map(
-    class_map: str | Mapping[Any, Any] | None, teacher_classes: Sequence[str] | None, dataset: Any
-) -> list[int | None] | None:
-    """For each class of the student the teacher's index of it, or ``None`` for a class that the teacher does not know.
-
-    Args:
-        class_map: 'auto' asks the training set (``overlap_subset`` and ``incremental_subset`` know); 'names' takes
-            classes of one name to be one class; a mapping gives, for a student's class (its name or its index), the
-            teacher's (its index, or its name in ``teacher_classes``) or null, and what it leaves out is not known;
-            ``None`` for no map.
-        teacher_classes: the teacher's class names, in the order of its logits.
-        dataset: the student's training set.
-
-    Returns:
-        ``None`` where no class is known to be shared.
-
-    Raises:
-        ConfigError: a class that does not exist, one teacher class for two, or names that nobody knows.
-    """
-    if teacher_classes is not None and not _are_names(teacher_classes):
-        raise ConfigError(f"teacher_classes: must be a list of class names, got {teacher_classes!r}")
-    if class_map is None:
-        return None
-    if class_map == "auto":
-        labels = teacher_labels_of(dataset)
-    elif class_map == "names":
-        labels = _same_names(_names(dataset), _given(teacher_classes))
-        if not any(label is not None for label in labels):
-            logger.warning("class_map: no class of the student has the name of a class of the teacher")
-    elif isinstance(class_map, Mapping):
-        labels = _mapped(class_map, _names(dataset), teacher_classes)
-    else:
-        raise ConfigError(f"{_WHERE}: {class_map!r} given; 'auto', 'names', null or a mapping of classes")
-    _refuse_twice(labels or [])
-    return labels if labels and any(label is not None for label in labels) else None
-
-
-def check_class_names(shared: Sequence[int | None] | None, teacher_classes: Sequence[str], dataset: Any) -> None:
-    """Compares what a training set says of shared classes with the names of the teacher's classes.
-
-    Names that have nothing in common may be spelt otherwise: that is a warning.
-
-    Args:
-        shared: for each class of the student the teacher's index of it, or ``None``.
-        teacher_classes: names.
-        dataset: the student's training set; one that names no classes is not compared.
-
-    Raises:
-        ConfigError: a class is said to be one of the teacher's that has another name.
-    """
-    names = class_names_of(dataset)
-    if names is None:
-        return
-    if shared and not set(names) & set(teacher_classes):
-        logger.warning(
-            "class_map: the training set takes classes (%s, …) to be the teacher's, none of which has such a name "
-            "(%s, …): are they spelt otherwise, or is its class_order not the teacher's?",
-            names[0],
-            teacher_classes[0],
+        if teacher_names is not None and not _are_names(teacher_names):
+            raise ConfigError(f"teacher_classes: must be a list of class names, got {teacher_names!r}")
+        names = class_names_of(dataset)
+        found = cls(
+            written=written, student_names=names, teacher_names=teacher_names, teacher_size=teacher_size or None
         )
-        return
-    labels = list(shared or [None] * len(names))
-    for name, label in zip(names, labels, strict=False):
-        if label is not None and label < len(teacher_classes) and teacher_classes[label] != name:
-            raise ConfigError(
-                f"{_WHERE}: the training set takes its class {name!r} to be the teacher's class {label}, which is "
-                f"{teacher_classes[label]!r} by its names; give both one class_order, or {_WHERE}: 'names'"
+        if not found.is_written:
+            found.said, found.said_of = teacher_labels_of(dataset), teacher_num_classes_of(dataset)
+        elif written == "names" or isinstance(written, Mapping):
+            names = names or [str(name) for name in classes_of(dataset)]
+            mapping = _same_names(names, teacher_names) if isinstance(written, str) else written
+            found.said = _mapped(mapping or {}, names, teacher_names)
+        else:
+            raise ConfigError(f"class_map: {written!r} given; 'auto', 'names', null or a mapping of classes")
+        if written is not None:
+            found._check()
+        return found
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the user wrote one."""
+        return self.written not in ("auto", None)
+
+    @property
+    def is_of_another_teacher(self) -> bool:
+        """Whether the training set speaks of a teacher with another number of classes."""
+        return self.said_of is not None and self.teacher_size not in (None, self.said_of)
+
+    @property
+    def labels(self) -> Labels | None:
+        """``said``, unless that is of another teacher."""
+        return None if self.is_of_another_teacher else self.said
+
+    @property
+    def shared(self) -> Labels | None:
+        """``labels`` for a local classifier; ``None`` where no class is shared, or ``class_map`` is null."""
+        return self.labels if self.written is not None and _any(self.labels) else None
+
+    @property
+    def relation(self) -> Literal["same", "reordered", "different"] | None:
+        """Whether the student's classes are the teacher's own, in the same order; ``None`` where nothing tells.
+
+        Where there are no labels it goes by the names; names that have nothing in common may be spelt otherwise, and
+        then tell nothing.
+        """
+        ours: list[Any]
+        theirs: list[Any]
+        if self.labels is not None:
+            ours, theirs = list(self.labels), list(range(self.teacher_size or len(self.labels)))
+        elif self.student_names and self.teacher_names and set(self.student_names) & set(self.teacher_names):
+            ours, theirs = list(self.student_names), list(self.teacher_names)
+        else:
+            return None
+        if ours == theirs:
+            return "same"
+        return "reordered" if set(ours) == set(theirs) else "different"
+
+    def tell_use(self, is_used: bool) -> None:
+        """Warns of a map that the local classifier, which uses it or not, leaves out."""
+        if self.is_written and not is_used:
+            logger.warning("class_map: not used, this local classifier reads the class centres alone")
+        if is_used and self.written is not None and self.is_of_another_teacher and _any(self.said):
+            logger.warning(
+                "class_map: the training set speaks of a teacher with %s classes, this one has %s, so no class is "
+                "shared; write the map {student class: teacher class}, or null for no shared class",
+                self.said_of,
+                self.teacher_size,
             )
-    missed = [name for name, label in zip(names, labels, strict=False) if label is None and name in teacher_classes]
-    if missed:
-        logger.warning(
-            "class_map: the teacher has classes named %s too, which the training set does not take to be shared; is "
-            "its class_order the teacher's? (class_map: 'names' shares them)",
-            ", ".join(map(repr, missed[:5])),
-        )
+
+    def _check(self) -> None:
+        given = [label for label in self.said or () if label is not None]
+        label, times = Counter(given).most_common(1)[0] if given else (0, 1)
+        if times > 1:
+            raise ConfigError(f"class_map: class {label} of the teacher is given for two classes of the student")
+        if self.said_of is None:
+            self._check_last(max(given, default=-1))
+        elif self.teacher_names is not None and self.said_of == len(self.teacher_names):
+            self._check_names(self.teacher_names)
+        if self.said_of is None and not given and self.teacher_names and self.written == "auto":
+            self._tell_common(self.teacher_names)
+
+    def _check_last(self, last: int) -> None:
+        if self.teacher_size is not None and last >= self.teacher_size:
+            raise ConfigError(
+                f"class_map: names class {last} of a teacher with {self.teacher_size} classes "
+                f"(0 … {self.teacher_size - 1})"
+            )
+
+    def _check_names(self, teacher_names: Sequence[str]) -> None:
+        """Compares what the training set says with the names; those that have nothing in common are a warning."""
+        names = self.student_names
+        if names is None:
+            return
+        known = set(teacher_names)
+        if _any(self.said) and not known & set(names):
+            logger.warning(
+                "class_map: the training set takes classes (%s, …) to be the teacher's, none of which has such a name "
+                "(%s, …): are they spelt otherwise, or is its class_order not the teacher's?",
+                names[0],
+                teacher_names[0],
+            )
+            return
+        labels = self.said or [None] * len(names)
+        for name, label in zip(names, labels, strict=False):
+            if label is not None and label < len(teacher_names) and teacher_names[label] != name:
+                raise ConfigError(
+                    f"class_map: the training set takes its class {name!r} to be the teacher's class {label}, which is "
+                    f"{teacher_names[label]!r} by its names; give both one class_order, or class_map: 'names'"
+                )
+        missed = [name for name, label in zip(names, labels, strict=False) if label is None and name in known]
+        if missed:
+            logger.warning(
+                "class_map: the teacher has classes named %s too, which the training set does not take to be shared; "
+                "is its class_order the teacher's? (class_map: 'names' shares them)",
+                ", ".join(map(repr, missed[:5])),
+            )
+
+    def _tell_common(self, teacher_names: Sequence[str]) -> None:
+        known = set(teacher_names)
+        common = [name for name in self.student_names or () if name in known]
+        if common:
+            logger.info(
+                "class_map: %d classes have names of the teacher's (%s); stage 'joint' takes them to be its classes "
+                "with auxiliary_model_wrapper.kwargs.class_map: 'names'",
+                len(common),
+                ", ".join(map(repr, common[:5])),
+            )
 
 
-def _tell_common(teacher_classes: Sequence[str], names: Sequence[str]) -> None:
-    common = [name for name in names if name in teacher_classes]
-    if common:
-        logger.info(
-            "class_map: %d classes have names of the teacher's (%s); stage 'joint' takes them to be its classes with "
-            "auxiliary_model_wrapper.kwargs.class_map: 'names'",
-            len(common),
-            ", ".join(map(repr, common[:5])),
-        )
+class _Classes:
+    """Finds classes by name or index; without names any index is one."""
+
+    def __init__(self, names: Sequence[str] | None, whose: str) -> None:
+        self.names = names
+        self.whose = whose
+        self._places: dict[str, list[int]] = {}
+        for place, name in enumerate(names or ()):
+            self._places.setdefault(name, []).append(place)
+
+    def index(self, entry: Any, where: str) -> int:
+        """The index of a class in a map; ``where`` it stands goes before messages."""
+        if isinstance(entry, str):
+            if self.names is None:
+                raise ConfigError("teacher_classes: the teacher's class names are needed to find a class by its name")
+            places = self._places.get(entry, [])
+            if len(places) > 1:
+                raise ConfigError(f"{where}: {self.whose} has several classes {entry!r}; give the index instead")
+            if not places:
+                raise ConfigError(f"{where}: {self.whose} has no class {entry!r}; {nearest(entry, self.names)}")
+            return places[0]
+        if type(entry) is not int or entry < 0 or (self.names is not None and entry >= len(self.names)):
+            allowed = "from 0 up" if self.names is None else f"in 0 … {len(self.names) - 1}, or a name"
+            raise ConfigError(f"{where}: {self.whose} has no class {entry!r}; allowed: an index {allowed}")
+        return entry
 
 
-def _check_last(labels: Sequence[int | None], classes: object) -> None:
-    """Where the number of the teacher's classes is known, none beyond its last may be named."""
-    last = max((label for label in labels if label is not None), default=-1)
-    if isinstance(classes, int) and 0 < classes <= last:
-        raise ConfigError(f"{_WHERE}: names class {last} of a teacher with {classes} classes (0 … {classes - 1})")
+def _same_names(names: Sequence[str], teacher_names: Sequence[str] | None) -> dict[int, str]:
+    """The map of classes that have a teacher's class's name."""
+    if teacher_names is None:
+        raise ConfigError("teacher_classes: the teacher's class names are needed for class_map: 'names'")
+    known = set(teacher_names)
+    common = {index: name for index, name in enumerate(names) if name in known}
+    if not common:
+        logger.warning("class_map: no class of the student has the name of a class of the teacher")
+    return common
+
+
+def _mapped(written: Mapping[Any, Any], names: Sequence[str], teacher_names: Sequence[str] | None) -> Labels:
+    labels: list[int | None] = [None] * len(names)
+    student, teacher = _Classes(names, "the student"), _Classes(teacher_names, "the teacher")
+    for ours, theirs in written.items():
+        label = student.index(ours, "class_map")
+        labels[label] = None if theirs is None else teacher.index(theirs, f"class_map.{ours}")
+    return labels
+
+
+def _any(labels: Labels | None) -> bool:
+    return any(label is not None for label in labels or ())
 
 
 def _are_names(given: object) -> bool:
     return isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
-
-
-def _same_names(student: list[str], teacher: Sequence[str]) -> list[int | None]:
-    return [_index(name, list(teacher), f"{_WHERE}: the teacher") if name in teacher else None for name in student]
-
-
-def _mapped(class_map: Mapping[Any, Any], names: list[str], teacher: Sequence[str] | None) -> list[int | None]:
-    labels: list[int | None] = [None] * len(names)
-    for student_class, teacher_class in class_map.items():
-        label = _index(student_class, names, f"{_WHERE}: the student")
-        labels[label] = None if teacher_class is None else _teacher_index(student_class, teacher_class, teacher)
-    return labels
-
-
-def _teacher_index(student_class: Any, teacher_class: Any, names: Sequence[str] | None) -> int:
-    if isinstance(teacher_class, str) or names is not None:
-        return _index(teacher_class, [str(name) for name in _given(names)], f"{_WHERE}.{student_class}: the teacher")
-    if isinstance(teacher_class, bool) or not isinstance(teacher_class, int) or teacher_class < 0:
-        raise ConfigError(f"{_WHERE}.{student_class}: {teacher_class!r} given; the index of a teacher's class, or null")
-    return teacher_class
-
-
-def _index(entry: Any, names: list[str], whose: str) -> int:
-    if isinstance(entry, str):
-        if entry not in names:
-            raise ConfigError(f"{whose} has no class {entry!r}; {nearest(entry, names)}")
-        if names.count(entry) > 1:
-            raise ConfigError(f"{whose} has several classes {entry!r}; give the index instead")
-        return names.index(entry)
-    if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry < len(names):
-        raise ConfigError(f"{whose} has no class {entry!r}; allowed: a name, or an index in 0 … {len(names) - 1}")
-    return entry
-
-
-def _names(dataset: Any) -> list[str]:
-    return class_names_of(dataset) or [str(name) for name in classes_of(dataset)]
-
-
-def _given(names: Sequence[str] | None) -> Sequence[str]:
-    if names is None:
-        raise ConfigError("teacher_classes: the teacher's class names are needed to find a class by its name")
-    return names
-
-
-def _refuse_twice(labels: Sequence[int | None]) -> None:
-    known = [label for label in labels if label is not None]
-    twice = sorted({label for label in known if known.count(label) > 1})
-    if twice:
-        raise ConfigError(f"{_WHERE}: class {twice[0]} of the teacher is given for two classes of the student")

@@ -9,10 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torchvision.models import resnet18
 
-from gkd_plugin.data import overlap_subset
-from gkd_plugin.diagnose.restore import _embedding, _name, _teacher_labels, outputs, restore
+from gkd_plugin.diagnose.restore import _embedding, _name, outputs, restore
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.teacher.local_classifier import LocalClassifier
 from tests.fakes import TinyImages
 
 
@@ -42,24 +40,6 @@ def test_what_a_run_says(run):
     for images, seed in ((run.train, 0), (run.validation, 1), (run.test, 2)):
         shown = torch.cat([batch[0] for batch in images.loader])
         assert torch.equal(shown, TinyImages(seed=seed).images)
-
-
-def test_shared_classes_are_those_of_the_map_or_else_of_the_data():
-    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
-    local = LocalClassifier()
-    local.own_classes = 4
-    assert _teacher_labels(local, student) == [2, 3, None, None]
-    local.known = [0, None, None, None]
-    assert _teacher_labels(local, student) == [0, None, None, None]
-
-
-def test_a_teacher_of_other_classes_shares_none():
-    student = overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
-    local = LocalClassifier()
-    local.own_classes = 1000
-    assert _teacher_labels(local, student) is None
-    local.known, local.known_of = [2, 3, None, None], 4
-    assert _teacher_labels(local, student) is None
 
 
 def test_nothing_is_written(here):

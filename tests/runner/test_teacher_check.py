@@ -66,6 +66,7 @@ def test_names_tell_whether_the_classes_are_shared(accelerator, names, row):
     torch.manual_seed(0)
     box = make_box(stage("embedding"), teacher, timm_model("test_resnet", num_classes=4), accelerator)
     unwrapped(box.train_data_loader.dataset).classes = list("abcd")
+    box.teacher_model.prepare(box, {})  # reads the names
     assert check_teacher(box, 4, accelerator) == {"ncm_top1": 100.0, **row}
 
 
@@ -77,6 +78,7 @@ def test_training_begins_with_the_same_random_state_whatever_is_known_of_the_cla
         torch.manual_seed(0)
         box = make_box(stage("embedding"), teacher, timm_model("test_resnet", num_classes=4), accelerator)
         unwrapped(box.train_data_loader.dataset).classes = list("abcd")
+        box.teacher_model.prepare(box, {})
         check_teacher(box, 4, accelerator)
         states.append(torch.get_rng_state())
     assert all(torch.equal(state, states[0]) for state in states)

@@ -1,10 +1,10 @@
-"""``refilled_teacher``: the teacher as an object with invariants, not a convention that callers must remember."""
+"""``refilled_teacher``: a teacher that stays frozen, in eval mode and on its own input, whatever the box does."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,35 +15,20 @@ from typing_extensions import Self
 from gkd_plugin.box.hooks import Capture, check_module_path, hooked_tensor
 from gkd_plugin.box.registry import register
 from gkd_plugin.data import normalisation_of
-from gkd_plugin.errors import ConfigError, nearest, told_at, user_can_mend
+from gkd_plugin.errors import ConfigError, one_of, told_at, user_can_mend, whole_number
 from gkd_plugin.models.projection import make_projection
+from gkd_plugin.teacher.answers import Answers
 from gkd_plugin.teacher.class_map import ClassMap
-from gkd_plugin.teacher.local_classifier import KINDS, Evidence, LocalClassifier
-from gkd_plugin.teacher.local_features import LocalFeatures
-from gkd_plugin.teacher.teacher_input import TeacherInput, given_data_input, given_input, own_input
-from gkd_plugin.teacher.teacher_log import TeacherLog
+from gkd_plugin.teacher.features import LocalFeatures
+from gkd_plugin.teacher.input import TeacherInput, given_input, is_first_time, own_input
+from gkd_plugin.teacher.local_classifier import LocalClassifier
+from gkd_plugin.teacher.readouts import READOUTS
 
-__all__ = ["DTYPES", "Answers", "RefilledTeacher"]
+__all__ = ["DTYPES", "RefilledTeacher"]
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Answers(NamedTuple):
-    """What a teacher says of a batch, ``[B, …]`` each in float32; ``None`` where it has none.
-
-    Attributes:
-        embedding: ``[B, D_t]``.
-        local_classifier: ``[B, C]``, once the class centres are known; in given answers ``None`` has it computed.
-        logits: ``[B, C_t]``, of its own classifier.
-        features: ``[B, F]``, of ``local_features``.
-    """
-
-    embedding: Tensor
-    local_classifier: Tensor | None
-    logits: Tensor | None
-    features: Tensor | None = None
 
 
 @register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, "refilled_teacher")
@@ -119,42 +104,55 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         super().__init__()
         _check_embedding(teacher_model, embedding)
         with told_at("auxiliary_model_wrapper.kwargs."):
-            self._dtype = None if teacher_dtype is None else DTYPES[_choice("teacher_dtype", teacher_dtype, DTYPES)]
-            self._embedding_io = _choice("embedding_io", embedding_io, ("output", "input"))
-            self._asks_for = None if local_classifier is None else _choice("local_classifier", local_classifier, KINDS)
+            one_of("embedding_io", embedding_io, ("output", "input"))
+            for name, value, allowed in (
+                ("local_classifier", local_classifier, READOUTS),
+                ("teacher_dtype", teacher_dtype, DTYPES),
+            ):
+                if value is not None:
+                    one_of(name, value, allowed)
             self._features = LocalFeatures(teacher_model, local_features)
             if embedding in self._features.paths:
                 raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
-            self._own_input = given_input(own_input(teacher_model, preprocessing), mean, std, input_size)
-            self._data_input = given_data_input(data_mean, data_std)
-            _check_num_classes(num_classes)
+            own = given_input(mean, std, input_size, known=own_input(teacher_model, preprocessing))
+            if (data_mean is None) != (data_std is None):
+                raise ConfigError("data_mean: goes with data_std; give both, or neither to have them read off the data")
+            data = given_input(data_mean, data_std, prefix="data_")
+            if num_classes is not None:
+                whole_number("num_classes", num_classes, low=1)
             own_device = None if teacher_device is None else _device(teacher_device)
         with told_at("auxiliary_model_wrapper: "):
-            self.input = TeacherInput(self._data_input, self._own_input)
+            self.input = TeacherInput(data, own)
         self.teacher = teacher_model.eval().requires_grad_(False)
-        self._log = TeacherLog(teacher_model, preprocessing)
         self.embedding = nn.Identity()
-        self.local_classifier = LocalClassifier(self._asks_for or "centres")
+        self.local_classifier = LocalClassifier(local_classifier or "centres")
         self.projection = None if projection is None else make_projection(projection)
-        self._class_map = ClassMap(class_map, teacher_classes)
+        self.class_map = ClassMap()
         self.num_classes = num_classes
-        self._embedding_path = embedding
-        self._channels: int | None = (
-            (getattr(teacher_model, "pretrained_cfg", None) or {}).get("input_size") or [None]
-        )[0]
+        self._dtype = None if teacher_dtype is None else DTYPES[teacher_dtype]
+        self._asks_for = local_classifier
+        self._written_map = (class_map, teacher_classes)
+        self._preprocessing = preprocessing
+        self._embedding_path, self._embedding_io = embedding, embedding_io
+        cfg = getattr(teacher_model, "pretrained_cfg", None) or {}
+        self._channels: int | None = (cfg.get("input_size") or [None])[0]
         self._capture = Capture.of(teacher_model, embedding, embedding_io)
         self._given: Answers | None = None
-        self._own_device: torch.device | None = None
         self.train(False)
+        self._place(own_device, device)
+
+    def _place(self, own: torch.device | None, of_box: torch.device | None) -> None:
+        """Moves everything to the teacher's own device, or that of the box, and the teacher to its precision."""
+        self._own_device: torch.device | None = None
         if self._dtype is not None:
             self.teacher.to(self._dtype)
-        if own_device is not None or device is not None:
-            self.to(own_device or device)
+        if own is not None or of_box is not None:
+            self.to(own or of_box)
         if self._dtype == torch.float16 and self.device.type == "cpu":
             raise ConfigError(
                 "auxiliary_model_wrapper.kwargs.teacher_dtype: 'fp16' needs a GPU; use 'bf16' or 'float32'"
             )
-        self._own_device = own_device
+        self._own_device = own
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Reads normalisation and shared classes off the training set; called once, before the box wraps the models.
@@ -164,13 +162,14 @@ class RefilledTeacher(AuxiliaryModelWrapper):
                 not be trained.
         """
         self._check_projection(box, stage_config)
+        dataset = box.train_data_loader.dataset
+        written, names = self._written_map
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
-            shared = self._class_map.shared_classes(self.teacher, box.train_data_loader.dataset)
-        self.local_classifier.known, self.local_classifier.known_of = shared
-        if self._data_input.mean is None or self._data_input.std is None:
-            self._data_input = normalisation_of(box.train_data_loader.dataset)
+            names = getattr(self.teacher, "trained_classes", None) if names is None else names
+            self.class_map = ClassMap.of(dataset, written, names, getattr(self.teacher, "num_classes", None))
+        if self.input.data.mean is None or self.input.data.std is None:
             with told_at("teacher.auxiliary_model_wrapper: "):
-                self.input = TeacherInput(self._data_input, self._own_input).to(self.device)
+                self.input = TeacherInput(normalisation_of(dataset), self.input.teacher).to(self.device)
 
     def _check_projection(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         if self.projection is None or not list(self.projection.parameters()):
@@ -223,17 +222,18 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """``[B, …]`` images → the teacher's logits ``[B, C_t]``, on the device of the images."""
-        answers, self._given = self._given or self.answers(x), None
+        answers, self._given = self._given or self._ask(x), None
         embedding = self.embedding(_moved(answers.embedding, x.device))
         local = answers.local_classifier
         if local is None and self.local_classifier.is_ready:
-            local = self.local_classifier.logits(self._evidence(answers))
+            local = self._local_logits(answers)
         if local is not None:
-            local = self.local_classifier(embedding, _moved(local, x.device))
+            local = self.local_classifier(_moved(local, x.device))
         if answers.logits is not None:
             return _moved(answers.logits, x.device)
-        self._log.has_no_classifier()
-        return cast("Tensor", local)
+        if is_first_time(self.teacher, "classifier"):
+            logger.info("the teacher has no classifier of its own: its confidence is the local classifier's")
+        return cast("Tensor", embedding if local is None else local)
 
     def secondary_forward(self, io_dict: Mapping[str, Mapping[str, Any]]) -> None:
         """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass.
@@ -249,11 +249,10 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def answers(self, x: Tensor) -> Answers:
         """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
-        logits, embedding, features = self._run(x)
-        own = logits if self.has_classifier else None
+        answers = self._ask(x)
         if not self.local_classifier.is_ready:
-            return Answers(embedding, None, logits, features)
-        return Answers(embedding, self.local_classifier.logits(Evidence(embedding, features, own)), own, features)
+            return answers
+        return answers._replace(local_classifier=self.local_classifier.logits(answers))
 
     def answer_with(self, answers: Answers | None) -> None:
         """Gives the answers of the next forward pass, which then does not run the teacher."""
@@ -262,17 +261,10 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def embed(self, x: Tensor) -> Tensor:
         """``[B, …]`` images → the teacher's embedding ``[B, D_t]``, on the device of the teacher."""
-        return self._run(x)[1]
+        return self._ask(x).embedding
 
-    def _evidence(self, answers: Answers) -> Evidence:
-        """What the local classifier reads of given answers, on the teacher's own device."""
-        features, own = (
-            None if value is None else _moved(value, self.device) for value in (answers.features, answers.logits)
-        )
-        return Evidence(_moved(answers.embedding, self.device), features, own)
-
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The teacher's logits, embedding and local features, on its own device."""
+    def _ask(self, x: Tensor) -> Answers:
+        """What the teacher itself says, without the local classifier."""
         if self._channels is not None and x.ndim == 4 and x.shape[1] != self._channels:
             raise ConfigError(
                 f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}; "
@@ -280,28 +272,39 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             )
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))
-        self._log.images(self.input, x)
+        self.input.log(x, self.teacher, self._preprocessing)
         logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
         embedding = self._capture.take("teacher", self._embedding_path)
         with told_at("auxiliary_model_wrapper.kwargs."):
             features = self._features.take()
-        return logits.float() if isinstance(logits, Tensor) else logits, embedding.float(), features
+        own = logits.float() if self.has_classifier and isinstance(logits, Tensor) else None
+        return Answers(embedding.float(), logits=own, features=features)
+
+    def _local_logits(self, answers: Answers) -> Tensor:
+        """The local classifier's, from answers that may be on any device."""
+        here = (None if value is None else _moved(value, self.device) for value in answers)
+        return self.local_classifier.logits(Answers._make(here))
 
     def adopt_centres(self, other: RefilledTeacher) -> None:
-        """Takes over the class centres of the previous stage's wrapper, fitted on the same training set.
+        """Takes over the local classifier of the previous stage's wrapper, fitted on the same training set.
 
-        Does nothing where the teacher, its embedding or the number of classes is another: they are computed anew.
+        Does nothing where teacher, readout, embedding, shared classes or the number of classes differ: it is then
+        fitted anew.
         """
+        if self.teacher is not other.teacher:
+            return
+        self.class_map.teacher_size = other.class_map.teacher_size
         ours, theirs = (
-            (local.kind, local.known, local.known_of) for local in (self.local_classifier, other.local_classifier)
+            (wrapper.local_classifier.kind, wrapper.class_map.shared, wrapper.settings()) for wrapper in (self, other)
         )
-        if self.teacher is other.teacher and self.settings() == other.settings() and ours == theirs:
+        if ours == theirs:
             self.local_classifier.adopt(other.local_classifier, self.device)
 
     def settings(self) -> tuple[Any, ...]:
         """What decides the teacher's answers, besides its weights and the images."""
         path = (self._embedding_path, self._embedding_io)
-        return *path, self._features.paths, self.num_classes, self._own_input, self._data_input, self._dtype
+        images = (self.input.teacher, self.input.data)
+        return *path, self._features.paths, self.num_classes, *images, self._dtype
 
     def fit_centres(
         self,
@@ -312,23 +315,23 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
         Args:
             batches: (images, labels), for the class centres.
-            views: (images, labels, numbers of the samples) of the same samples as the student sees them, for a
-                'discriminant'; ``None`` for the batches themselves.
+            views: (images, labels, numbers of the samples) of the same samples as the student sees them, for a readout
+                that wants these; ``None`` for the batches themselves.
 
         Raises:
             ConfigError: a class has no sample, or a label is out of range.
         """
         with user_can_mend("class centres"):
-            if self.local_classifier.kind == "centres" and self._class_map.is_asked_for:
-                logger.warning("class_map: not used, the local classifier is of the kind 'centres'")
             answered = ((self._for_fit(images), labels) for images, labels in batches)
             seen = None if views is None else ((self._for_fit(x), labels, samples) for x, labels, samples in views)
-            self.local_classifier.fit(answered, self.num_classes, self.device, seen)
+            self.local_classifier.fit(answered, self.num_classes, self.device, seen, self.class_map)
+        self.class_map.tell_use(is_used=self.local_classifier.wants_views)
 
     @torch.no_grad()
-    def _for_fit(self, images: Tensor) -> Evidence:
-        logits, embedding, features = self._run(images)
-        return Evidence(embedding, features, logits if self.has_classifier else None)
+    def _for_fit(self, images: Tensor) -> Answers:
+        answers = self._ask(images)
+        self.class_map.teacher_size = None if answers.logits is None else answers.logits.shape[1]
+        return answers
 
 
 def _check_embedding(model: nn.Module, path: str) -> None:
@@ -343,11 +346,6 @@ def _check_embedding(model: nn.Module, path: str) -> None:
     check_module_path(model, path, where)
 
 
-def _check_num_classes(value: object) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ConfigError(f"num_classes: must be a whole number, 1 or more, got {value!r}")
-
-
 def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
@@ -359,12 +357,6 @@ def _device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"teacher_device: there is no device {str(device)!r} here; this machine has {count} GPUs")
     return device
-
-
-def _choice(name: str, given: str, allowed: Iterable[str]) -> str:
-    if not isinstance(given, str) or given not in allowed:
-        raise ConfigError(f"{name}: there is no {given!r}; {nearest(given, allowed)}")
-    return given
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the teacher's local classifier reads beside the embedding: earlier layers, pooled over positions."""
+"""What a readout gets beside the embedding: outputs of earlier layers of the teacher, pooled over positions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _WHERE = "local_features"
 class LocalFeatures:
     r"""Outputs of a teacher's modules, each as one row a sample, side by side.
 
-    A deep embedding has been made invariant to what did not matter for the teacher's own classes; earlier layers still
-    have it (texture, colour), which tells classes apart that the teacher has never seen. Not in the paper.
+    A deep embedding drops what did not matter for the teacher's own classes. Earlier layers still have it (texture,
+    colour), and it helps to tell apart classes that the teacher has never seen. Not in the paper.
 
     Args:
         model: the teacher.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.teacher.local_features import LocalFeatures, pooled
+from gkd_plugin.teacher.features import LocalFeatures, pooled
 
 
 def test_maps_and_tokens_are_pooled_by_mean_and_deviation():
@@ -33,28 +33,25 @@ def test_other_outputs_are_refused(output, shown):
 
 def test_modules_stand_side_by_side_in_the_order_given():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 3))
-    features = LocalFeatures(model, ["2", "0"])
+    features, none = LocalFeatures(model, ["2", "0"]), LocalFeatures(model, None)
     x = torch.randn(4, 1, 2, 2)
     want = torch.cat([model(x), pooled(model[0](x), "0")], dim=1)
     model(x)
     torch.testing.assert_close(features.take(), want)
     with pytest.raises(ConfigError, match="'2' gave a NoneType"):  # of another forward pass there is nothing
         features.take()
-
-
-def test_none_are_named():
-    assert LocalFeatures(nn.Linear(1, 1), None).take() is None
+    assert none.take() is None
 
 
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ("layer1", "local_features: must be a list of module paths, got 'layer1'"),
-        ([1], r"local_features: must be a list of module paths, got \[1\]"),
-        (["wieght"], "local_features: Sequential has no module 'wieght'"),
-        (["0", "0"], "local_features: '0' is given twice"),
+        ("layer1", "must be a list of module paths, got 'layer1'"),
+        ([1], r"must be a list of module paths, got \[1\]"),
+        (["wieght"], "Sequential has no module 'wieght'"),
+        (["0", "0"], "'0' is given twice"),
     ],
 )
 def test_bad_input_is_one_line(paths, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"local_features: {message}"):
         LocalFeatures(nn.Sequential(nn.Linear(1, 1)), paths)

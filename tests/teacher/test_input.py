@@ -1,5 +1,7 @@
 """From the student's images to the teacher's."""
 
+import logging
+
 import numpy as np
 import pytest
 import timm
@@ -12,7 +14,8 @@ from torchvision import transforms
 from gkd_plugin import ConfigError
 from gkd_plugin.data import ImageInput
 from gkd_plugin.models import timm_model
-from gkd_plugin.teacher.teacher_input import TeacherInput, checked_size, given_data_input, given_input, own_input
+from gkd_plugin.teacher.input import TeacherInput, checked_size, given_input, own_input
+from tests.fakes import TinyNet
 
 IMAGENET = ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ImageInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -117,18 +120,11 @@ def test_own_input_of_a_timm_model():
     assert own_input(model, "pretrained").size == (160, 160)
 
 
-def test_own_input_follows_what_the_model_was_built_for():
+def test_own_input_of_other_models():
     assert own_input(timm_model("test_vit", img_size=48), "auto").size == (48, 48)
-    grey = own_input(timm_model("test_vit", in_chans=1), "auto")
-    assert grey == ImageInput(size=(160, 160))
-
-
-def test_own_input_of_other_models_is_open():
+    assert own_input(timm_model("test_vit", in_chans=1), "auto") == ImageInput(size=(160, 160))
     assert own_input(torch.nn.Linear(2, 2), "pretrained") == ImageInput()
-
-
-def test_a_misspelt_preprocessing_offers_the_nearest():
-    with pytest.raises(ConfigError, match="preprocessing: there is no 'pretraind'; did you mean 'pretrained'"):
+    with pytest.raises(ConfigError, match="preprocessing: 'pretraind' is unknown; did you mean 'pretrained'"):
         own_input(torch.nn.Linear(2, 2), "pretraind")
 
 
@@ -136,10 +132,8 @@ def test_a_misspelt_preprocessing_offers_the_nearest():
     ("name", "value"), [("mean", "x"), ("mean", []), ("std", [0.0]), ("std", -1), ("mean", [True]), ("mean", [None])]
 )
 def test_numbers_that_are_none_are_refused(name, value):
-    with pytest.raises(ConfigError, match=f"^{name}: must be a number.* for each channel"):
-        given_input(ImageInput(), **{"mean": None, "std": None, "input_size": None, name: value})
     with pytest.raises(ConfigError, match=f"^data_{name}: must be a number.* for each channel"):
-        given_data_input(**{"data_mean": 0.5, "data_std": 0.5, f"data_{name}": value})
+        given_input(**{"mean": None, "std": None, name: value}, prefix="data_")
 
 
 @pytest.mark.parametrize("value", ["224", 0, [1, 2, 3], [1.5, 2], True])
@@ -149,10 +143,52 @@ def test_sizes_that_are_none_are_refused(value):
 
 
 def test_settings_are_read():
-    assert given_input(ImageInput(), 0.5, [1, 2.0], 32) == ImageInput((0.5,), (1.0, 2.0), (32, 32))
+    assert given_input(0.5, [1, 2.0], 32) == ImageInput((0.5,), (1.0, 2.0), (32, 32))
     known = ImageInput((0.1,), (0.2,), (8, 8))
-    assert given_input(known, None, None, None) == known
-    assert given_data_input(0.5, [1, 2.0]) == ImageInput((0.5,), (1.0, 2.0))
-    assert given_data_input(None, None) == ImageInput()
-    assert checked_size(32) == checked_size([32, 32]) == (32, 32)
-    assert checked_size(None) is None
+    assert given_input(None, None, known=known) == known
+    assert given_input(0.5, None, [8, 9], known=known) == ImageInput((0.5,), (0.2,), (8, 9))
+    assert given_input(None, None) == ImageInput()
+
+
+OWN = ImageInput(HALF.mean, HALF.std, (48, 48))
+ZERO_ONE = ImageInput((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def logged(caplog, data=ZERO_ONE, own=OWN, preprocessing="auto", net=None):
+    """(level, line) of the log."""
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    TeacherInput(data, own).log(torch.zeros(2, 3, 32, 32), net or TinyNet(), preprocessing)
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_what_is_done_to_the_images_is_logged_once_for_each_teacher(caplog):
+    net = TinyNet()
+    ((level, line),) = logged(caplog, net=net)
+    assert level == "INFO"
+    assert "resized from 32 × 32 to 48 × 48 pixels (bicubic, antialias) and normalised with mean (0.5" in line
+    assert "pretrained_cfg" not in line
+    assert logged(caplog, net=net) == []
+    assert len(logged(caplog, net=TinyNet())) == 1
+
+
+@pytest.mark.parametrize(("preprocessing", "level"), [("auto", "WARNING"), ("pretrained", "INFO")])
+def test_weights_of_unknown_origin_are_warned_of_where_images_change(preprocessing, level, caplog):
+    net = TinyNet()
+    net.has_weights_of_unknown_input = True
+    ((given, line),) = logged(caplog, preprocessing=preprocessing, net=net)
+    assert given == level
+    assert ("timm's pretrained_cfg is taken" in line) == (level == "WARNING")
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "preprocessing", "said"),
+    [
+        (ImageInput(), ZERO_ONE, "auto", ("INFO", "does not say what images it was trained with")),
+        (ImageInput(), ZERO_ONE, "data", None),
+        (ImageInput(HALF.mean, HALF.std), ImageInput(), "auto", ("WARNING", "does not show how its images are norm")),
+    ],
+)
+def test_images_that_are_left_as_they_are(own, data, preprocessing, said, caplog):
+    found = logged(caplog, data, own, preprocessing)
+    assert [(level, said[1] in line) for level, line in found] == ([(said[0], True)] if said else [])

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_plugin.data import ImageInput
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, one_of
 
-__all__ = ["PREPROCESSING", "TeacherInput", "checked_size", "given_data_input", "given_input", "own_input"]
+__all__ = ["PREPROCESSING", "TeacherInput", "checked_size", "given_input", "is_first_time", "own_input"]
+
+logger = logging.getLogger(__name__)
 
 PREPROCESSING = ("auto", "pretrained", "data")
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # wrappers come and go with the stages
+
+
+def is_first_time(teacher: nn.Module, what: str) -> bool:
+    """Whether the log has yet to say something of this teacher, whatever wraps it; from now on it has."""
+    told = _TOLD.setdefault(teacher, set())
+    is_first = what not in told
+    told.add(what)
+    return is_first
 
 
 def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
@@ -29,8 +42,7 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
     Raises:
         ConfigError: ``preprocessing`` is none of these.
     """
-    if preprocessing not in PREPROCESSING:
-        raise ConfigError(f"preprocessing: there is no {preprocessing!r}; {nearest(preprocessing, PREPROCESSING)}")
+    one_of("preprocessing", preprocessing, PREPROCESSING)
     known: ImageInput | None = getattr(teacher, "image_input", None)
     if preprocessing == "auto" and known is not None:
         return known
@@ -44,28 +56,41 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
     return ImageInput(tuple(mean), tuple(std), (height, width))
 
 
-def given_input(known: ImageInput, mean: Any, std: Any, input_size: Any) -> ImageInput:
-    """What the wrapper's keywords say of the teacher's images, and what is ``known`` where they say nothing.
+def given_input(
+    mean: Any, std: Any, size: Any = None, *, known: ImageInput | None = None, prefix: str = ""
+) -> ImageInput:
+    """What the wrapper's keywords say of images, and what is ``known`` where they say nothing.
+
+    Args:
+        mean: a number, or one for each channel.
+        std: likewise, above 0.
+        size: see :func:`checked_size`.
+        known: goes behind them.
+        prefix: of the keywords' names in messages.
 
     Raises:
         ConfigError: one is no such value.
     """
+    known = known or ImageInput()
     return ImageInput(
-        mean=_numbers("mean", mean) or known.mean,
-        std=_numbers("std", std) or known.std,
-        size=checked_size(input_size) or known.size,
+        mean=_numbers(f"{prefix}mean", mean) or known.mean,
+        std=_numbers(f"{prefix}std", std, above_zero=True) or known.std,
+        size=checked_size(size) or known.size,
     )
 
 
-def given_data_input(data_mean: Any, data_std: Any) -> ImageInput:
-    """What the wrapper's keywords say of the student's images.
+def checked_size(value: object) -> tuple[int, int] | None:
+    """(height, width) from a number of pixels or a pair, or ``None``.
 
     Raises:
-        ConfigError: one is no such value, or given alone.
+        ConfigError: it is something else.
     """
-    if (data_mean is None) != (data_std is None):
-        raise ConfigError("data_mean: goes with data_std; give both, or neither to have them read off the data")
-    return ImageInput(_numbers("data_mean", data_mean), _numbers("data_std", data_std))
+    if value is None:
+        return None
+    pair = [value, value] if isinstance(value, int) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise ConfigError(f"input_size: must be a number of pixels or [height, width], got {value!r}")
+    return pair[0], pair[1]
 
 
 class TeacherInput(nn.Module):
@@ -112,7 +137,8 @@ class TeacherInput(nn.Module):
         steps = []
         size = self._new_size(x)
         if size is not None:
-            steps.append(f"resized from {_times(x.shape[-2:])} to {_times(size)} pixels (bicubic, antialias)")
+            before, after = (" × ".join(map(str, pixels)) for pixels in (x.shape[-2:], size))
+            steps.append(f"resized from {before} to {after} pixels (bicubic, antialias)")
         if self.scale is not None:
             steps.append(
                 f"normalised with mean {_short(self.teacher.mean)} and std {_short(self.teacher.std)} instead of the "
@@ -120,10 +146,29 @@ class TeacherInput(nn.Module):
             )
         return steps
 
-    @property
-    def lacks_normalisation(self) -> bool:
-        """Whether the teacher's normalisation is known and the data's is not."""
-        return self.teacher.mean is not None and self.data.mean is None
+    def log(self, x: Tensor, teacher: nn.Module, preprocessing: str) -> None:
+        """Says once for each teacher what is done to its images; ``x`` are the student's."""
+        if not is_first_time(teacher, "images"):
+            return
+        steps = self.describe(x)
+        is_guess = preprocessing == "auto" and hasattr(teacher, "has_weights_of_unknown_input")
+        if steps:
+            logger.log(
+                logging.WARNING if is_guess else logging.INFO,
+                "the teacher's images are %s; auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as "
+                "they are%s",
+                " and ".join(steps),
+                " (its weights do not say what images they were trained with: timm's pretrained_cfg is taken)"
+                if is_guess
+                else "",
+            )
+        if self.teacher == ImageInput() and preprocessing != "data":
+            logger.info("the teacher does not say what images it was trained with: it gets those of the student")
+        if self.teacher.mean is not None and self.data.mean is None:
+            logger.warning(
+                "the training set does not show how its images are normalised, so the teacher gets them as they are; "
+                "auxiliary_model_wrapper.kwargs.data_mean and data_std tell it"
+            )
 
     def _new_size(self, x: Tensor) -> tuple[int, int] | None:
         size = self.teacher.size
@@ -135,39 +180,6 @@ class TeacherInput(nn.Module):
         if len(self.scale) not in (1, x.shape[1]):
             raise ConfigError(f"the teacher takes images of {len(self.scale)} channels, the data has {x.shape[1]}")
         return x.float() * self.scale + self.shift
-
-
-def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
-    """One number for each channel, or ``None``; what is called ``…std`` must be above 0.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if values is None:
-        return None
-    numbers = [values] if isinstance(values, int | float) else values
-    is_std = name.endswith("std")
-    fits = isinstance(numbers, Sequence) and len(numbers) > 0
-    if not fits or not all(_is_number(value) and (value > 0 or not is_std) for value in numbers):
-        above = " above 0" if is_std else ""
-        raise ConfigError(
-            f"{name}: must be a number{above} for each channel, e.g. [0.485, 0.456, 0.406]; got {values!r}"
-        )
-    return tuple(float(value) for value in numbers)
-
-
-def checked_size(value: object) -> tuple[int, int] | None:
-    """(height, width) from a number of pixels or a pair, or ``None``.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if value is None:
-        return None
-    pair = [value, value] if isinstance(value, int) else value
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise ConfigError(f"input_size: must be a number of pixels or [height, width], got {value!r}")
-    return pair[0], pair[1]
 
 
 def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | None:
@@ -189,13 +201,23 @@ def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | No
     return scale, shift
 
 
+def _numbers(name: str, values: Any, *, above_zero: bool = False) -> tuple[float, ...] | None:
+    """One finite number for each channel, or ``None``."""
+    if values is None:
+        return None
+    numbers = [values] if isinstance(values, int | float) else values
+    is_list = isinstance(numbers, Sequence) and len(numbers) > 0
+    if not is_list or not all(_is_number(value) and (value > 0 or not above_zero) for value in numbers):
+        above = " above 0" if above_zero else ""
+        raise ConfigError(
+            f"{name}: must be a number{above} for each channel, e.g. [0.485, 0.456, 0.406]; got {values!r}"
+        )
+    return tuple(float(value) for value in numbers)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def _short(values: Sequence[float] | None) -> str:
     return "unknown" if values is None else "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
-
-
-def _times(size: Sequence[int]) -> str:
-    return " × ".join(map(str, size))

@@ -1,0 +1,118 @@
+"""A local classifier that is calibrated to the labels."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gkd_plugin.functional import (
+    fit_discriminant,
+    fit_shared_classes,
+    own_log_probabilities,
+    shared_log_probabilities,
+)
+from gkd_plugin.functional.discriminant import smoothed_targets
+from gkd_plugin.teacher.answers import Answers
+from gkd_plugin.teacher.readouts.base import READOUTS, Readout, Seen
+
+__all__ = ["CalibratedDiscriminant"]
+
+logger = logging.getLogger(__name__)
+
+
+class CalibratedDiscriminant(Readout):
+    r"""z = φ_T(x) · weightᵀ + bias of a Gaussian discriminant, and for shared classes the teacher's own logits too.
+
+    See :mod:`gkd_plugin.functional.discriminant`, and :mod:`gkd_plugin.functional.shared_classes` for classes that the
+    teacher has itself. With features of earlier layers it reads φ_T(x) and these side by side, each direction divided
+    by its standard deviation over the training samples. Where a class has a single sample, which cannot be held out,
+    it falls back to class centres. Not in the paper.
+
+    What it keeps: ``weight`` ``[C, D_t + F]``, ``bias`` ``[C]``, and with shared classes ``teacher_labels`` ``[C]`` (−1
+    for a class that the teacher does not have) and ``shared_factors`` ``[6]``.
+    """
+
+    name = "discriminant"
+    wants_views = True
+
+    def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:
+        """The classifier with the best held-out likelihood; the log says how good it is."""
+        assert seen is not None
+        distinct = torch.unique(torch.stack([seen.labels, seen.samples]), dim=1)[0]
+        if torch.bincount(distinct, minlength=len(centres)).min() < 2:
+            logger.warning("local classifier: a class has a single sample, so the logits are those of class centres")
+            return READOUTS["centres"].fit(centres, None)
+        has_features = seen.rows.shape[1] > centres.shape[1]
+        spread = _spread(seen.rows) if has_features else torch.ones(1)
+        fit = fit_discriminant(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
+        fitted = {"weight": fit.weight / spread, "bias": fit.bias}
+        found = _Found(fit.held_out_accuracy, fit.held_out_nll)
+        source = "the embedding" + (" and local features" if has_features else "")
+        if seen.logits is not None and seen.teacher_labels is not None:
+            shared, found = _fit_shared(fit.held_out_logits, seen, seen.logits)
+            fitted |= shared
+            source += f", with the teacher's own logits of {int((shared['teacher_labels'] >= 0).sum())} shared classes"
+        classes = len(centres)
+        logger.info(
+            "local classifier: held-out accuracy %.1f %% (chance: %.1f %%) from %s",
+            100 * found.accuracy,
+            100 / classes,
+            source,
+        )
+        logger.debug(
+            "local classifier: labels cost %.2f of %.2f nats, shrinkage %g, scale %.3g, factors %s",
+            found.nll,
+            math.log(classes),
+            fit.shrinkage,
+            fit.scale,
+            fitted["shared_factors"].tolist() if "shared_factors" in fitted else "none",
+        )
+        return fitted
+
+    def logits(self, fitted: Mapping[str, Tensor], answers: Answers) -> Tensor:
+        """``[B, C]``; log-probabilities where the teacher's own logits take part."""
+        local = super().logits(fitted, answers)
+        teacher_labels, factors = fitted["teacher_labels"], fitted["shared_factors"]
+        if answers.logits is None or factors.numel() == 0:
+            return local
+        own = own_log_probabilities(answers.logits, teacher_labels)
+        return shared_log_probabilities(local, own, teacher_labels, factors)
+
+
+class _Found(NamedTuple):
+    """How well held-out labels are told, as a share of them and in nats."""
+
+    accuracy: float
+    nll: float
+
+
+def _fit_shared(local: Tensor, seen: Seen, logits: Tensor) -> tuple[dict[str, Tensor], _Found]:
+    """Takes the teacher's own logits in; ``local`` ``[N, C]`` are logits of held-out samples."""
+    teacher_labels = torch.tensor([-1 if label is None else label for label in seen.teacher_labels or ()])
+    _check_labels(teacher_labels, local.shape[1], logits.shape[1])
+    own = own_log_probabilities(logits, teacher_labels)
+    factors = torch.tensor(fit_shared_classes(local, own, teacher_labels, seen.labels, seen.samples))
+    together = shared_log_probabilities(local, own, teacher_labels, factors)
+    targets = smoothed_targets(seen.labels, local.shape[1], len(torch.unique(seen.samples))).float()
+    accuracy = (together.argmax(dim=1) == seen.labels).double().mean()
+    found = _Found(float(accuracy), float(functional.cross_entropy(together, targets)))
+    return {"teacher_labels": teacher_labels, "shared_factors": factors}, found
+
+
+def _check_labels(teacher_labels: Tensor, classes: int, own_classes: int) -> None:
+    if len(teacher_labels) != classes:
+        raise ValueError(f"class_map is of {len(teacher_labels)} classes, the student has {classes}")
+    if int(teacher_labels.max()) >= own_classes:
+        raise ValueError(f"class_map names class {int(teacher_labels.max())} of a teacher with {own_classes} classes")
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """``[D]``: the standard deviation of each direction, 1 where all samples are equal."""
+    deviation = rows.std(dim=0, correction=0)
+    return torch.where(deviation > 0, deviation, 1)

@@ -1,0 +1,127 @@
+"""The calibrated local classifier, with and without the teacher's own logits."""
+
+import logging
+
+import pytest
+import torch
+
+from gkd_plugin.functional import (
+    class_centres,
+    fit_discriminant,
+    fit_shared_classes,
+    own_log_probabilities,
+    shared_log_probabilities,
+)
+from gkd_plugin.teacher import Answers, ClassMap
+from gkd_plugin.teacher.local_classifier import LocalClassifier
+from tests.teacher.fakes import CPU, said
+
+SHARED = ClassMap(said=[0, None, 2, None])
+
+
+def fitted(class_map=None, given=None, **kwargs):
+    classifier = LocalClassifier("discriminant")
+    classifier.fit([given or said()], None, CPU, class_map=class_map, **kwargs)
+    return classifier
+
+
+def test_a_discriminant_and_the_class_centres():
+    answers, labels = said()
+    classifier, fit = fitted(), fit_discriminant(answers.embedding, labels, 4)
+    torch.testing.assert_close(classifier.logits(answers), answers.embedding @ fit.weight.T + fit.bias)
+    torch.testing.assert_close(classifier.centres, class_centres([(answers.embedding, labels)]))
+
+
+def test_shared_classes_bring_the_teachers_own_logits():
+    answers, labels = said()
+    fit, teacher_labels = fit_discriminant(answers.embedding, labels, 4), torch.tensor([0, -1, 2, -1])
+    own = own_log_probabilities(answers.logits, teacher_labels)
+    factors = fit_shared_classes(fit.held_out_logits, own, teacher_labels, labels)
+    assert factors.own_scale > 0
+    local = answers.embedding @ fit.weight.T + fit.bias
+    want = shared_log_probabilities(local, own, teacher_labels, torch.tensor(factors))
+    torch.testing.assert_close(fitted(SHARED).logits(answers), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("class_map", "has_logits"),
+    [
+        (SHARED, False),
+        (ClassMap(said=[None] * 4), True),
+        (ClassMap(said=[0, None, 2, None], said_of=4, teacher_size=5), True),
+        (ClassMap(said=[0, None, 2, None], written=None), True),
+    ],
+)
+def test_without_a_shared_class_or_logits_of_its_own_it_is_the_discriminant(class_map, has_logits):
+    answers, labels = said()
+    given = answers if has_logits else Answers(answers.embedding)
+    classifier = fitted(class_map, (given, labels))
+    assert classifier.shared_factors.numel() == 0
+    torch.testing.assert_close(classifier.logits(answers), fitted().logits(answers))
+
+
+@pytest.mark.parametrize("class_map", [None, SHARED])
+def test_it_is_fitted_to_the_views_and_centres_to_the_batches(class_map):
+    (answers, labels), (seen, _) = said(), said(seed=1)
+    samples = torch.arange(24).repeat(2)
+    classifier = fitted(class_map, views=[(seen, labels, samples)])
+    torch.testing.assert_close(classifier.centres, class_centres([(answers.embedding, labels)]))
+    fit = fit_discriminant(seen.embedding, labels, 4, samples=samples)
+    torch.testing.assert_close(classifier.weight, fit.weight)
+    assert not torch.allclose(fit.weight, fit_discriminant(seen.embedding, labels, 4).weight)
+    if class_map:
+        own = own_log_probabilities(seen.logits, classifier.teacher_labels)
+        factors = fit_shared_classes(fit.held_out_logits, own, classifier.teacher_labels, labels, samples)
+        torch.testing.assert_close(classifier.shared_factors, torch.tensor(factors))
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_one_sample_of_a_class_leaves_class_centres(views, caplog):
+    answers, labels = said(4)
+    answers = answers._replace(features=torch.ones(4, 2))
+    classifier = fitted(SHARED, (answers, labels), views=[(answers, labels, torch.arange(4))] * views)
+    torch.testing.assert_close(classifier.logits(answers), answers.embedding @ classifier.centres.T)
+    assert "a class has a single sample" in caplog.text
+
+
+def test_local_features_stand_beside_the_embedding_each_direction_on_one_scale():
+    answers, labels = said()
+    features = torch.randn(48, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1e3, 1.0, 0.0]) + 5
+    features[:, 0] += 1e3 * labels
+    classifier = fitted(given=(answers._replace(features=features), labels))
+    rows = torch.cat([answers.embedding, features], dim=1)
+    scaled = rows / torch.tensor([float(column.std(correction=0)) or 1 for column in rows.T])
+    fit = fit_discriminant(scaled, labels, 4)
+    assert fit.held_out_nll < fit_discriminant(answers.embedding, labels, 4).held_out_nll
+    want = scaled @ fit.weight.T + fit.bias
+    torch.testing.assert_close(classifier.logits(answers._replace(features=features)), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(classifier.centres, class_centres([(answers.embedding, labels)]))
+
+
+def test_the_log_says_how_good_it_is_and_the_rest_to_those_who_debug(caplog):
+    caplog.set_level(logging.DEBUG, "gkd_plugin")
+    answers, labels = said()
+    fit = fit_discriminant(answers.embedding, labels, 4)
+    plain, shared = fitted(), fitted(SHARED)
+    told = {record.levelname: record.getMessage() for record in caplog.records[:2]}
+    assert f"held-out accuracy {100 * fit.held_out_accuracy:.1f} % (chance: 25.0 %)" in told["INFO"]
+    assert f"labels cost {fit.held_out_nll:.2f} of 1.39 nats" in told["DEBUG"]
+    own = own_log_probabilities(answers.logits, shared.teacher_labels)
+    together = shared_log_probabilities(fit.held_out_logits, own, shared.teacher_labels, shared.shared_factors)
+    accuracy = 100 * float((together.argmax(dim=1) == labels).float().mean())
+    told = {record.levelname: record.getMessage() for record in caplog.records[2:]}
+    assert f"held-out accuracy {accuracy:.1f} %" in told["INFO"]
+    assert "of 2 shared classes" in told["INFO"]
+    assert not torch.equal(plain.logits(answers), shared.logits(answers))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, None, 7, None], "class_map names class 7 of a teacher with 5 classes"),
+        ([0, None], "class_map is of 2 classes, the student has 4"),
+    ],
+)
+def test_a_map_that_does_not_fit(labels, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(ClassMap(said=labels))

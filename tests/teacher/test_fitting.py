@@ -1,0 +1,185 @@
+"""Where the local classifier takes its samples from, and when it is fitted, in torchdistill's boxes."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from gkd_plugin import ConfigError
+from gkd_plugin.data import FixedViews, with_evaluation_view
+from gkd_plugin.functional import class_centres
+from gkd_plugin.models import timm_model
+from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres, fitting
+from tests.fakes import TinyImages, make_box, stage, train_box
+
+
+def box_of(section):
+    torch.manual_seed(0)
+    return make_box(section, timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4))
+
+
+def box_over(dataset):
+    box = box_of(stage("classifier"))
+    box.train_data_loader.dataset.org_dataset = dataset
+    return box
+
+
+class Augmented(TinyImages):
+    """Images with noise from every global generator, and an evaluation view without."""
+
+    def __getitem__(self, index):
+        noise = random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002
+        return self.images[index] + noise, self.targets[index]
+
+    @property
+    def evaluation_view(self):
+        return TinyImages()
+
+
+def noise_of(images, samples):
+    """``[N]``: what was added to each image; the same everywhere in it."""
+    noise = (images - TinyImages().images[samples]).flatten(1)
+    assert noise.std(dim=1).max() < 1e-5
+    return noise[:, 0]
+
+
+def recorded_fit(dataset, kind, monkeypatch):
+    """(batches, views) as they reach the teacher, each put together."""
+    box, got = box_over(dataset), []
+
+    def together(batches):
+        return None if batches is None else [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+    monkeypatch.setattr(
+        box.teacher_model, "fit_centres", lambda batches, views: got.extend((together(batches), together(views)))
+    )
+    box.teacher_model.local_classifier.centres = torch.zeros(4, 2)
+    box.teacher_model.local_classifier.kind = kind
+    fit_class_centres(box.teacher_model, box.train_data_loader)
+    return got
+
+
+def test_every_sample_once_in_order():
+    loader = clean_loader(box_over(TinyImages()).train_data_loader)
+    assert torch.cat([batch[1] for batch in loader]).tolist() == TinyImages().targets
+
+
+@pytest.mark.parametrize("has_view", [True, False])
+def test_the_evaluation_view_is_used_where_there_is_one(has_view, caplog):
+    augmented, clean = TinyImages(seed=5), TinyImages()
+    box = box_over(with_evaluation_view(augmented, clean) if has_view else augmented)
+    fit_class_centres(box.teacher_model, box.train_data_loader)
+    embedding = box.teacher_model.embed((clean if has_view else augmented).images)
+    want = class_centres([(embedding, torch.tensor(clean.targets))])
+    torch.testing.assert_close(box.teacher_model.local_classifier.centres, want)
+    assert ("offers no evaluation view" in caplog.text) == (not has_view)
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(10_000, 4), (60, 2), (24, 1)])
+def test_a_readout_that_wants_views_sees_what_the_student_sees(limit, passes, monkeypatch):
+    monkeypatch.setattr(fitting, "MAX_ROWS", limit)
+    (clean, _), (images, labels, samples) = recorded_fit(Augmented(), "discriminant", monkeypatch)
+    torch.testing.assert_close(clean, TinyImages().images)
+    assert labels.tolist() == TinyImages().targets * passes
+    assert samples.tolist() == list(range(24)) * passes
+    assert len(set(noise_of(images, samples).tolist())) == 24 * passes
+
+
+def test_class_centres_ask_for_no_views(monkeypatch):
+    assert recorded_fit(Augmented(), "centres", monkeypatch)[1] is None
+
+
+@pytest.mark.parametrize("targets", [[0] * 12 + [1] * 6 + [2] * 6, [k % 3 for k in range(24)]])
+def test_of_many_samples_the_first_of_each_class_are_seen(targets, monkeypatch):
+    monkeypatch.setattr(fitting, "MAX_ROWS", 9)
+    dataset = Augmented()
+    dataset.targets = targets
+    _, (images, labels, samples) = recorded_fit(dataset, "discriminant", monkeypatch)
+    first = sorted(i for k in range(3) for i in [j for j, label in enumerate(targets) if label == k][:3])
+    assert labels.tolist() == [targets[i] for i in first]
+    assert samples.tolist() == list(range(9))
+    noise_of(images, first)
+
+
+def test_the_samples_of_many_classes_are_counted_once(monkeypatch):
+    class Labels(list):
+        read = 0
+
+        def __iter__(self):
+            Labels.read += 1
+            return super().__iter__()
+
+    monkeypatch.setattr(fitting, "MAX_ROWS", 9)
+    labels = Labels(TinyImages(classes=8, per_class=3).targets)
+    monkeypatch.setattr(fitting, "labels_of", lambda dataset: labels)
+    assert len(fitting._first_samples(TinyImages(classes=8, per_class=3))) == 16
+    assert Labels.read < 5
+
+
+def test_labels_that_are_not_known_ahead_leave_all_samples(monkeypatch):
+    def unknown(dataset):
+        raise ConfigError("no labels")
+
+    monkeypatch.setattr(fitting, "MAX_ROWS", 9)
+    monkeypatch.setattr(fitting, "labels_of", unknown)
+    dataset = Augmented()
+    assert fitting._first_samples(dataset) is dataset
+
+
+def test_views_come_from_workers_and_from_below_fixed_views():
+    loader = box_over(FixedViews(Augmented(), 2)).train_data_loader
+    assert sum(len(labels) for _, labels, _ in fitting._views(loader)) == 24 * 4
+    loader.num_workers = 2
+    both = [torch.cat([images for images, _, _ in fitting._views(loader)]) for _ in range(2)]
+    assert torch.equal(*both)
+
+
+def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone():
+    states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: E731, NPY002
+    box, found = box_over(Augmented()), []
+    for seed in (1, 2):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
+        before = states()
+        found.append(torch.cat([images for images, _, _ in fitting._views(box.train_data_loader)]))
+        assert states() == before
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("forgets_to_freeze", [False, True])
+def test_the_pre_epoch_process_leaves_the_teacher_frozen_in_eval_mode(forgets_to_freeze):
+    section = stage("classifier")
+    if forgets_to_freeze:
+        del section["teacher"]["requires_grad"]
+    box = box_of(section)
+    before = {key: value.clone() for key, value in box.teacher_model.teacher.state_dict().items()}
+    train_box(box)
+    box.pre_epoch_process(epoch=1)
+    assert box.student_model.training
+    assert not any(module.training for module in box.teacher_model.modules())
+    assert not any(parameter.requires_grad for parameter in box.teacher_model.parameters())
+    assert all(torch.equal(before[key], value) for key, value in box.teacher_model.teacher.state_dict().items())
+
+
+def test_centres_are_those_of_the_training_set_and_computed_once(monkeypatch):
+    calls, fit = [], RefilledTeacher.fit_centres
+    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *batches: (calls.append(1), fit(self, *batches)))
+    box = box_of(stage("classifier", epochs=3))
+    train_box(box)
+    assert len(calls) == 1
+    data, teacher = TinyImages(), box.teacher_model
+    want = class_centres([(teacher.embed(data.images), torch.tensor(data.targets))])
+    torch.testing.assert_close(teacher.local_classifier.centres, want)
+
+
+def test_stage_embedding_needs_no_centres():
+    box = box_of(stage("embedding"))
+    box.pre_epoch_process(epoch=0)
+    assert not box.teacher_model.local_classifier.is_ready
+
+
+def test_a_class_without_a_sample_is_named():
+    section = stage("classifier")
+    section["teacher"]["auxiliary_model_wrapper"]["kwargs"]["num_classes"] = 5
+    with pytest.raises(ConfigError, match="class centres: no sample of class 4"):
+        box_of(section).pre_epoch_process(epoch=0)

@@ -1,0 +1,449 @@
+"""The teacher's invariants, whatever a box does to it."""
+
+import copy
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from torchdistill.models.classification.resnet import resnet20
+from torchvision import transforms
+
+from gkd_plugin import ConfigError
+from gkd_plugin.data import overlap_subset
+from gkd_plugin.functional import class_centres, fit_discriminant
+from gkd_plugin.models import timm_model
+from gkd_plugin.teacher import Answers, RefilledTeacher
+from gkd_plugin.teacher.features import pooled
+from tests.fakes import TinyImages, TinyNet
+from tests.teacher.fakes import batches, box_over, make_teacher, normalised, record
+
+IMAGES = batches()[0][0]
+PROJECTION = {"kind": "standardised", "in_features": 96, "out_features": 6}
+
+
+def fitted(own=None, of=5, **kwargs):
+    """A teacher with ``of`` classes, fitted to four classes."""
+    teacher = make_teacher(of, **kwargs)
+    teacher.prepare(box_over(own or TinyImages(classes=4)), {})
+    teacher.fit_centres(batches())
+    return teacher
+
+
+def overlapping():
+    """Four classes, the first two are the last two of a teacher's four."""
+    return overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
+
+
+def test_it_stays_frozen_and_in_eval_mode():
+    teacher = make_teacher()
+    assert teacher.train() is teacher
+    assert not any(module.training for module in teacher.modules())
+    teacher.requires_grad_(True)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_batch_norm_statistics_never_move_even_if_the_inner_model_was_put_in_train_mode():
+    teacher = make_teacher()
+    before = copy.deepcopy(teacher.teacher.state_dict())
+    teacher.teacher.train()
+    for images, _ in batches():
+        teacher(images)
+    after = teacher.teacher.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_output_is_the_teachers_own_without_gradient():
+    teacher = make_teacher()
+    got = teacher(IMAGES.clone().requires_grad_())
+    assert not got.requires_grad
+    with torch.no_grad():
+        assert torch.equal(got, teacher.teacher(IMAGES))
+
+
+def test_hook_paths_and_class_centres():
+    teacher = make_teacher()
+    seen = record(teacher, "embedding", "local_classifier")
+    teacher(IMAGES)
+    assert "local_classifier" not in seen  # its centres are not known yet
+    teacher.fit_centres(batches())
+    teacher(IMAGES)
+    centres = class_centres([(teacher.embed(images), labels) for images, labels in batches()])
+    torch.testing.assert_close(teacher.local_classifier.centres, centres)
+    assert seen["embedding"].shape == (8, teacher.teacher.head_hidden_size)
+    torch.testing.assert_close(seen["local_classifier"], seen["embedding"] @ centres.T)
+
+
+def test_a_teacher_without_classifier_gives_the_local_one_and_says_so_once(caplog):
+    caplog.set_level(logging.INFO)
+    model = timm_model("test_resnet", num_classes=0)
+    for _ in range(2):
+        teacher = RefilledTeacher(model, preprocessing="data")
+        assert teacher(IMAGES).shape == (8, model.head_hidden_size)
+        teacher.fit_centres(batches())
+        torch.testing.assert_close(teacher(IMAGES), teacher.embed(IMAGES) @ teacher.local_classifier.centres.T)
+    assert caplog.text.count("no classifier of its own") == 1
+
+
+def test_what_was_fitted_is_saved_and_loaded_under_the_same_keys():
+    teacher, fresh = make_teacher(), make_teacher()
+    teacher.fit_centres(batches())
+    assert {key for key in teacher.state_dict() if not key.startswith("teacher.")} == {
+        f"local_classifier.{name}" for name in ("centres", "weight", "bias", "teacher_labels", "shared_factors")
+    }
+    fresh.load_state_dict(teacher.state_dict())
+    assert fresh.local_classifier.is_ready
+    torch.testing.assert_close(fresh.answers(IMAGES).local_classifier, teacher.answers(IMAGES).local_classifier)
+
+
+def test_the_number_of_classes_can_be_given():
+    with pytest.raises(ConfigError, match="class centres: no sample of class 4, 5"):
+        make_teacher(num_classes=6).fit_centres(batches())
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "io", "size"),
+    [
+        (torchvision.models.resnet18, "avgpool", "output", 64),
+        (torchvision.models.vit_b_32, "heads", "input", 224),
+        (torchvision.models.mobilenet_v3_small, "classifier", "input", 64),
+        (torchvision.models.convnext_tiny, "classifier.2", "input", 64),
+        (resnet20, "avgpool", "output", 32),
+    ],
+)
+def test_torchvisions_and_torchdistills_models_by_hook_path(make, path, io, size):
+    with torch.device("meta"):
+        teacher = RefilledTeacher(make(num_classes=3), embedding=path, embedding_io=io)
+        x = torch.zeros(2, 3, size, size)
+        assert teacher.embed(x).shape[0] == 2
+        assert teacher(x).shape == (2, 3)
+
+
+def test_the_input_of_a_module_can_be_the_embedding():
+    net = TinyNet()
+    given_in = RefilledTeacher(net, embedding="fc", embedding_io="input").embed(IMAGES)
+    torch.testing.assert_close(given_in, RefilledTeacher(net, embedding="pool").embed(IMAGES))
+
+
+def test_own_device_is_kept_when_the_box_moves_the_teacher():
+    teacher = make_teacher(teacher_device="meta", device=torch.device("cpu"))
+    teacher.to("cpu")
+    assert {x.device.type for x in [*teacher.parameters(), *teacher.buffers()]} == {"meta"}
+    assert teacher.device.type == "meta"
+    teacher = make_teacher(teacher_device="meta", projection=PROJECTION).double()
+    assert {p.dtype for p in teacher.teacher.parameters()} == {torch.float32}
+    assert {p.dtype for p in teacher.projection.parameters()} == {torch.float64}  # it is the student's
+
+
+def test_a_projection_is_all_that_trains():
+    teacher = make_teacher(projection=PROJECTION)
+    for mode in (True, False):
+        teacher.train(mode).requires_grad_(True)
+        assert teacher.projection.training
+        assert not teacher.training
+        assert not any(module.training for module in teacher.teacher.modules())
+        trained = {name for name, parameter in teacher.named_parameters() if parameter.requires_grad}
+        assert trained == {"projection.layers.0.weight", "projection.layers.0.bias"}
+
+
+def test_a_forward_pass_does_not_ask_the_projection():
+    """Class centres and checks leave its batch statistics alone; the box asks for it in training."""
+    teacher = make_teacher(projection=PROJECTION)
+    seen = record(teacher, "projection")
+    teacher(IMAGES)
+    teacher.fit_centres(batches())
+    assert not seen
+    embedding = teacher.embed(IMAGES)
+    teacher.secondary_forward({"embedding": {"output": embedding}})
+    assert seen["projection"].requires_grad
+    linear = functional.linear(embedding, *teacher.projection.parameters())
+    want = functional.batch_norm(linear, None, None, training=True, eps=1e-4)
+    torch.testing.assert_close(seen["projection"], want)
+
+
+def test_a_projection_is_for_one_process():
+    box = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2))
+    with pytest.raises(ConfigError, match=r"^teacher: a projection of its embedding is trained in one process"):
+        make_teacher(projection=PROJECTION).prepare(box, {"teacher": {}})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_teacher_on_the_gpu_student_on_the_cpu():
+    teacher = make_teacher(teacher_device="cuda:0", device=torch.device("cpu"))
+    teacher.fit_centres(batches())
+    assert teacher(IMAGES).device.type == "cpu"
+
+
+def test_a_teacher_held_in_bf16_answers_in_float32_and_nearly_the_same():
+    plain, half = make_teacher(), make_teacher(teacher_dtype="bf16")
+    for teacher in (plain, half):
+        teacher.fit_centres(batches())
+    assert {p.dtype for p in half.teacher.parameters()} == {torch.bfloat16}
+    got, want = half.answers(IMAGES), plain.answers(IMAGES)
+    assert got.features is want.features is None
+    for mine, theirs in zip(got[:3], want[:3], strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.05)
+    assert half.local_classifier.centres.dtype == torch.float32
+
+
+def test_two_wrappers_of_one_teacher_share_one_hook():
+    first = make_teacher()
+    second = RefilledTeacher(first.teacher, preprocessing="data")
+    assert torch.equal(first.embed(IMAGES), second.embed(IMAGES))
+    assert len(first.teacher.embedding._forward_hooks) == 1
+
+
+def test_answers_that_are_given_are_not_computed():
+    teacher = make_teacher()
+    teacher.fit_centres(batches())
+    answers = teacher.answers(IMAGES)
+    seen, calls = record(teacher, "embedding", "local_classifier"), []
+    teacher.teacher.register_forward_hook(lambda *_: calls.append(1))
+    teacher.answer_with(Answers(*(2 * value for value in answers[:3])))
+    assert torch.equal(teacher(IMAGES), 2 * answers.logits)
+    assert torch.equal(seen["embedding"], 2 * answers.embedding)
+    assert torch.equal(seen["local_classifier"], 2 * answers.local_classifier)
+    assert calls == []
+    assert torch.equal(teacher(IMAGES), answers.logits)  # once only
+    assert calls == [1]
+
+
+def test_local_features_are_read_beside_the_embedding():
+    teacher = make_teacher(local_classifier="discriminant", local_features=["layer1", "layer2"])
+    teacher.fit_centres(batches())
+    answers = teacher.answers(IMAGES)
+    taken = record(teacher.teacher, "layer1", "layer2")
+    teacher.embed(IMAGES)
+    torch.testing.assert_close(answers.features, torch.cat([pooled(taken[x], x) for x in ("layer1", "layer2")], dim=1))
+    assert teacher.local_classifier.weight.shape[1] == answers.rows.shape[1]
+    seen = record(teacher, "local_classifier")
+    for given in (answers._replace(local_classifier=None), None):  # as a bank gives them, and computed
+        teacher.answer_with(given)
+        teacher(IMAGES)
+        torch.testing.assert_close(seen.pop("local_classifier"), answers.local_classifier)
+    assert teacher.settings() != make_teacher(local_classifier="discriminant").settings()
+
+
+def test_a_calibrated_local_classifier_is_asked_for_by_keyword_or_suggested():
+    suggested, refusing = make_teacher(), make_teacher(local_classifier="centres")
+    for teacher in (suggested, refusing):
+        teacher.suggest_local_classifier("discriminant")
+    assert suggested.local_classifier.kind == "discriminant"
+    assert refusing.local_classifier.kind == "centres"
+    asked = fitted(local_classifier="discriminant")
+    embedding, labels = torch.cat([asked.embed(x) for x, _ in batches()]), torch.cat([y for _, y in batches()])
+    fit = fit_discriminant(embedding, labels, 4)
+    torch.testing.assert_close(asked.answers(IMAGES).local_classifier, embedding[:8] @ fit.weight.T + fit.bias)
+
+
+def test_the_training_set_tells_the_shared_classes():
+    teacher = fitted(overlapping(), of=4, local_classifier="discriminant")
+    assert teacher.local_classifier.teacher_labels.tolist() == [2, 3, -1, -1]
+    answers = teacher.answers(IMAGES)
+    logits = teacher.local_classifier.logits
+    torch.testing.assert_close(answers.local_classifier, logits(Answers(answers.embedding, logits=answers.logits)))
+    assert not torch.equal(answers.local_classifier, logits(Answers(answers.embedding)))
+    teacher.answer_with(Answers(answers.embedding, logits=answers.logits))  # as a bank gives them
+    seen = record(teacher, "local_classifier")
+    teacher(IMAGES)
+    torch.testing.assert_close(seen["local_classifier"], answers.local_classifier)
+
+
+def test_shared_classes_can_be_written_down_or_switched_off(caplog):
+    written = fitted(overlapping(), of=1000, local_classifier="discriminant", class_map={0: 281})
+    assert written.local_classifier.teacher_labels.tolist() == [281, -1, -1, -1]
+    off = fitted(overlapping(), of=4, local_classifier="discriminant", class_map=None)
+    assert off.local_classifier.teacher_labels.numel() == 0
+    assert "class_map" not in caplog.text
+
+
+@pytest.mark.parametrize("of", [3, 1000])
+def test_a_training_set_that_speaks_of_another_teacher_is_not_believed(of, caplog):
+    teacher = fitted(overlapping(), of, local_classifier="discriminant")
+    (line,) = [record.getMessage() for record in caplog.records if "class_map" in record.getMessage()]
+    assert f"of a teacher with 4 classes, this one has {of}, so no class is shared" in line
+    plain = fitted(overlapping(), of, local_classifier="discriminant", class_map=None)
+    assert torch.equal(teacher.answers(IMAGES).local_classifier, plain.answers(IMAGES).local_classifier)
+
+
+def test_the_number_of_logits_tells_of_a_model_that_does_not():
+    net = TinyNet(num_classes=6)  # without an attribute num_classes
+    teacher = RefilledTeacher(net, embedding="pool", local_classifier="discriminant")
+    teacher.prepare(box_over(overlapping()), {})
+    assert teacher.class_map.labels == [2, 3, None, None]
+    teacher.fit_centres(batches())
+    assert teacher.class_map.labels is None
+    assert teacher.local_classifier.teacher_labels.numel() == 0
+
+
+def test_a_class_map_that_does_not_fit_is_told_with_its_key():
+    with pytest.raises(ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: the student has no"):
+        fitted(class_map={"cat": 1})
+
+
+def test_a_class_map_that_is_not_used_is_said(caplog):
+    fitted(class_map={0: 1})
+    assert "class_map: not used" in caplog.text
+
+
+def test_names_that_the_weights_were_trained_with_and_those_given():
+    def relation(**kwargs):
+        teacher = make_teacher(4, **kwargs)
+        teacher.teacher.trained_classes = list("abcd")
+        dataset = TinyImages(classes=4)
+        dataset.classes = list("abdc")
+        teacher.prepare(box_over(dataset), {})
+        return teacher.class_map.relation
+
+    assert relation() == "reordered"
+    assert relation(teacher_classes=list("abdc")) == "same"
+
+
+def test_another_fit_forgets_the_shared_classes_of_the_last():
+    teacher = fitted(local_classifier="discriminant", class_map={0: 1})
+    teacher.class_map.said = None
+    teacher.fit_centres(batches())
+    fresh = fitted(local_classifier="discriminant", class_map=None)
+    assert torch.equal(teacher.answers(IMAGES).local_classifier, fresh.answers(IMAGES).local_classifier)
+
+
+CHANGES = [
+    {"embedding": "global_pool"},
+    {"num_classes": 4},
+    {"input_size": 64},
+    {"mean": [0.5], "std": [1]},
+    {"local_features": ["layer1"]},
+    {"local_classifier": "centres"},
+    {"class_map": {0: 2}},
+    {"class_map": None},
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *CHANGES])
+def test_a_local_classifier_is_adopted_only_where_it_would_be_fitted_the_same(changes):
+    kwargs = {"preprocessing": "data", "local_classifier": "discriminant", "class_map": {0: 1}}
+    first = fitted(**kwargs)
+    other = RefilledTeacher(first.teacher, **{**kwargs, **changes})
+    other.prepare(box_over(TinyImages(classes=4)), {})
+    other.adopt_centres(first)
+    assert other.local_classifier.is_ready == (not changes)
+    if not changes:
+        assert torch.equal(other.answers(IMAGES).local_classifier, first.answers(IMAGES).local_classifier)
+
+
+def test_nothing_is_adopted_from_another_teacher():
+    second = make_teacher()
+    second.adopt_centres(fitted())
+    assert not second.local_classifier.is_ready
+
+
+def test_a_map_that_is_not_believed_is_no_reason_to_fit_again():
+    net = TinyNet(num_classes=6)
+    first, second = (RefilledTeacher(net, embedding="pool", local_classifier="discriminant") for _ in range(2))
+    for teacher in (first, second):
+        teacher.prepare(box_over(overlapping()), {})
+    first.fit_centres(batches())
+    second.adopt_centres(first)
+    assert second.local_classifier.is_ready
+    assert second.class_map.labels is None
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_the_teacher_sees_its_own_normalisation_and_size(name, caplog):
+    """As if timm's own evaluation transform had made the images, up to the rounding of 8-bit pixels."""
+    caplog.set_level(logging.INFO)
+    torch.manual_seed(0)
+    model = timm_model(name, num_classes=5)
+    cfg = model.pretrained_cfg
+    size = cfg["input_size"][1:]
+    dataset = normalised((0.2, 0.3, 0.4), (0.3, 0.3, 0.3))
+    teacher = RefilledTeacher(model)
+    teacher.prepare(box_over(dataset), {})
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in range(4)]
+    for _ in range(2):
+        got = teacher(torch.stack([dataset.transform(image) for image in images]))
+    own = transforms.Compose(
+        [
+            transforms.ToTensor(),
+            transforms.Resize(size, transforms.InterpolationMode.BICUBIC, antialias=True),
+            transforms.Normalize(cfg["mean"], cfg["std"]),
+        ]
+    )
+    with torch.no_grad():
+        want = model(torch.stack([own(image) for image in images]))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    assert caplog.text.count(f"resized from 48 × 48 to {size[0]} × {size[1]} pixels") == 1
+
+
+def test_settings_go_before_what_is_known():
+    teacher = make_teacher(mean=[0.1, 0.1, 0.1], std=0.5, input_size=[40, 48], data_mean=0, data_std=1)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        want = teacher.teacher(functional.interpolate((x - 0.1) / 0.5, (40, 48), mode="bicubic", antialias=True))
+    torch.testing.assert_close(teacher(x), want, rtol=1e-4, atol=1e-4)
+    teacher.prepare(box_over(normalised((0.9,), (9.0,))), {})
+    torch.testing.assert_close(teacher(x), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [32, 45, 96])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "swin_tiny_patch4_window7_224", "test_efficientnet"])
+def test_any_size_reaches_fixed_and_free_size_models(name, size):
+    with torch.device("meta"):
+        teacher = RefilledTeacher(timm_model(name, num_classes=5))
+        assert teacher(torch.zeros(2, 3, size, size)).shape == (2, 5)
+
+
+def test_channels_that_differ_are_refused():
+    with pytest.raises(ConfigError, match=r"teacher.auxiliary_model_wrapper: the teacher takes images of 3 channels"):
+        make_teacher(preprocessing="pretrained").prepare(box_over(normalised((0.5, 0.5), (0.5, 0.5))), {})
+    with pytest.raises(ConfigError, match=r"takes images of 3 channels, the data has 1; its kwargs\.in_chans"):
+        make_teacher()(IMAGES[:, :1])
+
+
+KWARGS = r"\.kwargs\."
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"preprocessing": "dta"}, KWARGS + "preprocessing: 'dta' is unknown; did you mean 'data'"),
+        ({"std": 0}, KWARGS + "std: must be a number above 0"),
+        ({"input_size": "big"}, KWARGS + "input_size: must be a number of pixels"),
+        ({"embedding": "embeding"}, KWARGS + "embedding: .* no module 'embeding'; did you mean 'embedding'"),
+        ({"embedding_io": "outputs"}, KWARGS + "embedding_io: 'outputs' is unknown; did you mean 'output'"),
+        ({"local_classifier": "centers"}, KWARGS + "local_classifier: 'centers' is unknown; did you mean 'centres'"),
+        ({"local_features": ["layer9"]}, KWARGS + "local_features: .* no module 'layer9'; did you mean"),
+        ({"local_features": ["embedding"]}, KWARGS + "local_features: 'embedding' is the embedding"),
+        ({"teacher_dtype": "bf61"}, KWARGS + "teacher_dtype: 'bf61' is unknown; did you mean 'bf16'"),
+        ({"teacher_dtype": {"a": 1}}, KWARGS + r"teacher_dtype: \{'a': 1\} is unknown"),
+        ({"teacher_dtype": "fp16"}, KWARGS + "teacher_dtype: 'fp16' needs a GPU"),
+        ({"teacher_device": "foo"}, KWARGS + "teacher_device: there is no device 'foo'"),
+        ({"teacher_device": "cuda:99"}, KWARGS + "teacher_device: there is no device 'cuda:99' here"),
+        ({"data_mean": 0.5}, KWARGS + "data_mean: goes with data_std"),
+        ({"preprocessing": "pretrained", "data_mean": [0, 0, 0, 0], "data_std": 1}, ": the teacher takes images of 3"),
+        *(({"num_classes": value}, KWARGS + "num_classes must be a whole number") for value in ("x", 0, 1.5, True)),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(kwargs, message):
+    with pytest.raises(ConfigError, match=f"^auxiliary_model_wrapper{message}"):
+        make_teacher(**kwargs)
+
+
+def test_an_embedding_that_cannot_be_read():
+    with pytest.raises(ConfigError, match=r"not \[B, D\] or \[B, D, 1, 1\]"):
+        make_teacher(embedding="layer2").embed(IMAGES)
+    with pytest.raises(ConfigError, match=r"ResNet has no module 'embedding', as timm_model's .* are .*'avgpool'"):
+        RefilledTeacher(torchvision.models.resnet18())
+
+
+def test_a_model_that_is_not_timms_names_its_embedding():
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    assert RefilledTeacher(net, embedding="1").embed(torch.randn(2, 3, 8, 8)).shape == (2, 6)
