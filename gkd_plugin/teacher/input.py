@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -126,16 +128,18 @@ class TeacherInput(nn.Module):
             ConfigError: the images have another number of channels than the teacher's normalisation.
         """
         size = self._new_size(x)
-        grows = size is not None and size[0] * size[1] > x.shape[-2] * x.shape[-1]
-        x = self._normalised(x) if grows else x  # on the smaller of the two
-        if size is not None:
-            x = functional.interpolate(x.float(), size, mode="bicubic", antialias=True, align_corners=False)
+        if size is None:
+            return self._normalised(x)
+        grows = size[0] * size[1] > x.shape[-2] * x.shape[-1]  # normalises the smaller of the two
+        x = self._normalised(x) if grows else x
+        x = functional.interpolate(x.float(), size, mode="bicubic", antialias=True, align_corners=False)
         return x if grows else self._normalised(x)
 
-    def describe(self, x: Tensor) -> list[str]:
-        """What :meth:`forward` does with these images, one phrase for each step; empty where it does nothing."""
-        steps = []
-        size = self._new_size(x)
+    def log(self, x: Tensor, teacher: nn.Module, preprocessing: str) -> None:
+        """Says once for each teacher what is done to its images; ``x`` are the student's."""
+        if not is_first_time(teacher, "images"):
+            return
+        steps, size = [], self._new_size(x)
         if size is not None:
             before, after = (" × ".join(map(str, pixels)) for pixels in (x.shape[-2:], size))
             steps.append(f"resized from {before} to {after} pixels (bicubic, antialias)")
@@ -144,21 +148,14 @@ class TeacherInput(nn.Module):
                 f"normalised with mean {_short(self.teacher.mean)} and std {_short(self.teacher.std)} instead of the "
                 f"student's {_short(self.data.mean)} and {_short(self.data.std)}"
             )
-        return steps
-
-    def log(self, x: Tensor, teacher: nn.Module, preprocessing: str) -> None:
-        """Says once for each teacher what is done to its images; ``x`` are the student's."""
-        if not is_first_time(teacher, "images"):
-            return
-        steps = self.describe(x)
-        is_guess = preprocessing == "auto" and hasattr(teacher, "has_weights_of_unknown_input")
         if steps:
+            is_guess = preprocessing == "auto" and hasattr(teacher, "has_weights_of_unknown_input")
             logger.log(
                 logging.WARNING if is_guess else logging.INFO,
                 "the teacher's images are %s; auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as "
                 "they are%s",
                 " and ".join(steps),
-                " (its weights do not say what images they were trained with: timm's pretrained_cfg is taken)"
+                " (the weights do not say what images they were trained with, so timm's pretrained_cfg is taken)"
                 if is_guess
                 else "",
             )
@@ -186,19 +183,18 @@ def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | No
     """Scale and shift ``[C, 1, 1]``; ``None`` where a normalisation is not known, or both are the same."""
     if data.mean is None or data.std is None or teacher.mean is None or teacher.std is None:
         return None
-    parts = (data.mean, data.std, teacher.mean, teacher.std)
-    channels = max(map(len, parts))
-    if {len(values) for values in parts} - {1, channels}:
+    try:
+        mean_d, std_d, mean, std = np.broadcast_arrays(data.mean, data.std, teacher.mean, teacher.std)
+    except ValueError as error:
         raise ConfigError(
             f"the teacher takes images of {len(teacher.mean)} channels (mean {_short(teacher.mean)}), the data has "
             f"{len(data.mean)} (mean {_short(data.mean)})"
-        )
-    rows = zip(*(values if len(values) == channels else values * channels for values in parts), strict=True)
-    affine = [(std_d / std_t, (mean_d - mean_t) / std_t) for mean_d, std_d, mean_t, std_t in rows]
-    if all(abs(scale - 1) < 1e-5 and abs(shift) < 1e-6 for scale, shift in affine):
+        ) from error
+    scale, shift = std_d / std, (mean_d - mean) / std
+    if np.allclose(scale, 1, rtol=0, atol=1e-5) and np.allclose(shift, 0, rtol=0, atol=1e-6):
         return None
-    scale, shift = torch.tensor(affine, dtype=torch.float32).T[..., None, None].unbind()
-    return scale, shift
+    affine = torch.tensor([scale.tolist(), shift.tolist()], dtype=torch.float32)[:, :, None, None]
+    return affine[0], affine[1]
 
 
 def _numbers(name: str, values: Any, *, above_zero: bool = False) -> tuple[float, ...] | None:
@@ -216,8 +212,8 @@ def _numbers(name: str, values: Any, *, above_zero: bool = False) -> tuple[float
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _short(values: Sequence[float] | None) -> str:
-    return "unknown" if values is None else "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+    return "(" + ", ".join(f"{value:.4g}" for value in values or ()) + ")"

@@ -50,18 +50,18 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding: module path of the teacher's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
             every ``timm_model``.
         embedding_io: 'output' of that module, or its 'input' (torchvision's ViT: ``embedding: 'heads'``, 'input').
-        local_classifier: 'centres', the paper's, or 'discriminant', calibrated to the labels, see
-            :class:`LocalClassifier`; by default what the criterion's stage asks for.
+        local_classifier: a readout of :mod:`gkd_plugin.teacher.readouts`: 'centres', the paper's, or 'discriminant',
+            calibrated to the labels; by default what the criterion's stage asks for.
         local_features: module paths of earlier layers, which a 'discriminant' reads beside the embedding, see
-            :class:`gkd_plugin.teacher.local_features.LocalFeatures`.
-        class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' asks the
-            training set, see :func:`resolve_class_map`, and takes no class as shared where that
-            speaks of a teacher with another number of classes.
+            :class:`LocalFeatures`.
+        class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' (what the
+            training set says), 'names', a mapping or null, see :meth:`ClassMap.of`. Where the training set speaks of a
+            teacher with another number of classes, no class is shared.
         teacher_classes: the teacher's class names, where ``class_map`` goes by them; by default those that its weights
             were trained with, where this package wrote them.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
-            student, left as they are), see :func:`~teacher_input.own_input`.
+            student, left as they are), see :func:`own_input`.
         mean: subtracted from pixels in [0, 1] for the teacher, by default of ``preprocessing``.
         std: divided by, likewise.
         input_size: the teacher's, a number of pixels or [height, width], likewise.
@@ -70,8 +70,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the box.
         teacher_dtype: precision that the teacher is held in: 'float32', 'bf16' or 'fp16'.
         projection: ``{kind, in_features, out_features}`` of what a loss puts on top of the embedding, see
-            :class:`Projection`. One with weights needs ``teacher.requires_grad: True``, which
-            puts these into the optimizer and leaves the teacher frozen, and ``embedding`` among the hooks.
+            :class:`Projection`. One with weights needs ``teacher.requires_grad: True``, which puts these into the
+            optimizer and leaves the teacher frozen, and ``embedding`` among the hooks.
 
     Raises:
         ConfigError: the embedding path does not exist, or a setting is none of those allowed.
@@ -105,12 +105,10 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         _check_embedding(teacher_model, embedding)
         with told_at("auxiliary_model_wrapper.kwargs."):
             one_of("embedding_io", embedding_io, ("output", "input"))
-            for name, value, allowed in (
-                ("local_classifier", local_classifier, READOUTS),
-                ("teacher_dtype", teacher_dtype, DTYPES),
-            ):
-                if value is not None:
-                    one_of(name, value, allowed)
+            if local_classifier is not None:
+                one_of("local_classifier", local_classifier, READOUTS)
+            if teacher_dtype is not None:
+                one_of("teacher_dtype", teacher_dtype, DTYPES)
             self._features = LocalFeatures(teacher_model, local_features)
             if embedding in self._features.paths:
                 raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
@@ -336,12 +334,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
 def _check_embedding(model: nn.Module, path: str) -> None:
     where = "auxiliary_model_wrapper.kwargs.embedding"
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules()]
     if path == "embedding" and path not in names:
         raise ConfigError(
             f"{where}: {type(model).__name__} has no module 'embedding', as timm_model's models have; name the module "
-            f"whose output is the embedding (embedding_io: 'input' takes its input); the last ones are "
-            f"{', '.join(map(repr, names[-4:]))}"
+            "whose output is the embedding (embedding_io: 'input' takes its input); the last ones are "
+            + ", ".join(map(repr, names[-4:]))
         )
     check_module_path(model, path, where)
 

@@ -284,7 +284,9 @@ def test_the_number_of_logits_tells_of_a_model_that_does_not():
 
 
 def test_a_class_map_that_does_not_fit_is_told_with_its_key():
-    with pytest.raises(ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: the student has no"):
+    with pytest.raises(
+        ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: the student: no class"
+    ):
         fitted(class_map={"cat": 1})
 
 
