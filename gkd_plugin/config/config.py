@@ -14,7 +14,7 @@ from gkd_plugin.config.nodes import compose
 from gkd_plugin.config.overrides import apply_overrides
 from gkd_plugin.config.stages import Stage, stages_of
 from gkd_plugin.config.tree import build, dump, plain_tree
-from gkd_plugin.config.validation import problems
+from gkd_plugin.config.validate import problems
 from gkd_plugin.errors import ConfigError
 
 __all__ = ["RunConfig", "checked_config", "load_config"]

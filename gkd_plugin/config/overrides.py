@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from gkd_plugin.config.kinds import is_private
 from gkd_plugin.config.nodes import CORE, compose_value, paths_to, put, steps
-from gkd_plugin.config.schema import is_private
 from gkd_plugin.errors import ConfigError, nearest
 
 __all__ = ["apply_overrides"]

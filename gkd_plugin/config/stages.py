@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Role", "Stage", "has_teacher", "stages_of", "student_entry"]
+__all__ = ["Role", "Stage", "has_teacher", "stage_names", "stages_of", "student_entry"]
 
 LOADERS = ("train_data_loader", "val_data_loader")
 _STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
@@ -124,12 +124,18 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     return list(_stages(config["train"]))
 
 
+def stage_names(train: Any) -> list[str]:
+    """The keys of the stages in the section ``train``, in order."""
+    names = [key for key in train if _STAGE_NAME.fullmatch(str(key))] if isinstance(train, Mapping) else []
+    return sorted(names, key=lambda name: int(name.removeprefix("stage")))
+
+
 def _stages(train: Mapping[str, Any]) -> Iterator[Stage]:
-    numbers = sorted(int(match[1]) for key in train if (match := _STAGE_NAME.fullmatch(str(key))))
-    if not numbers:
+    names = stage_names(train)
+    if not names:
         yield Stage("train", "train", train)
     loaders: dict[str, Any] = {}
-    for name in [f"stage{number}" for number in numbers]:
+    for name in names:
         section = train[name]
         loaders |= {key: section[key] for key in LOADERS if section.get(key)}
         yield Stage(name, f"train.{name}", {**section, **loaders})

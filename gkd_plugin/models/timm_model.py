@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 from timm.layers.helpers import to_2tuple
-from timm.models import get_arch_name, is_model, parse_model_name
+from timm.models import get_arch_name, is_model, model_entrypoint, parse_model_name
 from torch import nn
 from torchdistill.models.registry import MODEL_DICT, register_model
 
@@ -15,7 +18,7 @@ from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.embedding_tap import is_encoder, tap_embedding
 
-__all__ = ["timm_model"]
+__all__ = ["check_model_name", "timm_model", "unknown_keyword"]
 
 
 @register(MODEL_DICT, register_model, "timm_model")
@@ -40,7 +43,7 @@ def timm_model(model_name: str, pretrained: bool = False, num_classes: int | Non
         ConfigError: timm has no such model (the nearest names are offered); ``features_only``; or ``num_classes`` for
             an encoder, which has no classifier: it can be a teacher, its embedding is the mean of its tokens.
     """
-    _check_name(model_name)
+    check_model_name(model_name)
     model = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
     tapped = tap_embedding(model)
     if is_encoder(tapped) and num_classes:
@@ -61,7 +64,8 @@ def _note_input_size(model: Any, kwargs: Mapping[str, Any]) -> None:
     model.pretrained_cfg["input_size"] = (kwargs.get("in_chans") or size[0], height, width)
 
 
-def _check_name(model_name: str) -> None:
+def check_model_name(model_name: str) -> None:
+    """Raises ConfigError, with the nearest names, unless timm has the model."""
     if not isinstance(model_name, str):
         raise ConfigError(f"model_name must be a timm model name, got {model_name!r}")
     source, _ = parse_model_name(model_name)
@@ -69,3 +73,22 @@ def _check_name(model_name: str) -> None:
         return
     known = timm.list_models()
     raise ConfigError(f"timm has no model {model_name!r}; {nearest(get_arch_name(model_name), known)}")
+
+
+def unknown_keyword(model_name: str, kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A keyword that timm does not take for this model, and the nearest that it takes; allocates no weights."""
+    own = {*inspect.signature(timm_model).parameters, *inspect.signature(timm.create_model).parameters}
+    further = {name: value for name, value in kwargs.items() if name not in own}
+    if not further or parse_model_name(model_name)[0]:
+        return None
+    try:
+        with torch.device("meta"):
+            timm.create_model(model_name, **further)
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        built = inspect.signature(model_entrypoint(get_arch_name(model_name))).return_annotation
+        known = {*own, *inspect.signature(built).parameters} - {"self", "kwargs"}
+        return (found[1], nearest(found[1], known)) if found and found[1] in further else None
+    except Exception:  # a value that does not fit: whoever builds the model hears of it
+        return None
+    return None

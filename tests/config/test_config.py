@@ -7,7 +7,7 @@ from torchdistill.common.yaml_util import load_yaml_file
 
 from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
-from tests.config.validation.samples import PLAIN_TRAINING, STAGES
+from tests.config.samples import PLAIN_TRAINING, STAGES
 
 
 def write(folder, text, name="pets.yaml"):

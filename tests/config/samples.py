@@ -1,13 +1,12 @@
-"""Two valid configs, and what validation says after changes to them."""
+"""Two valid configurations, and what validation says after changes to them."""
 
 from __future__ import annotations
 
-import yaml
+import dataclasses
 
-from gkd_plugin.config.overrides import apply_overrides
-from gkd_plugin.config.validation import problems
-from gkd_plugin.config.yaml_nodes import compose_value
-from gkd_plugin.config.yaml_plain import to_plain
+from gkd_plugin.config.tagged import Tagged
+from gkd_plugin.config.tree import parse
+from gkd_plugin.config.validate import problems
 
 LOADER = """
     dataset_id: d/train
@@ -78,35 +77,29 @@ train:
 device: {{default: cuda:0, teacher: cuda:1, precision: bf16}}
 tracker: {{engine: }}
 """
-MODULE = "train.model"
-LOAD = "train.train_data_loader"
-TERM = "train.criterion.kwargs.sub_terms.ce"
 
 
 def found(text, *changes, drop=(), **options):
-    """Problems after ``--set`` changes, ``path=value`` additions and dropped paths."""
-    root = compose_value(text, "--test")
-    paths = {change.partition("=")[0] for change in changes}
-    for path in paths | set(drop):
-        make(root, path)
-    apply_overrides(root, list(changes))
-    plain = to_plain(root)
+    """The problems of a text after changes ``key.path=value`` and with the paths in ``drop`` left out."""
+    tree = parse(text, "test")
+    for change in changes:
+        path, _, value = change.partition("=")
+        tree = changed(tree, path.split("."), parse(value, path))
     for path in drop:
-        *parents, last = path.split(".")
-        section = plain
-        for parent in parents:
-            section = getattr(section[parent], "value", section[parent])
-        del section[last]
-    return problems(plain, **options)
+        tree = changed(tree, path.split("."))
+    return problems(tree, **options)
 
 
-def make(root, path):
-    """Adds the last key of a path where it is absent."""
-    *parents, last = path.split(".")
-    node = root
-    for parent in parents:
-        node = node.value[int(parent)] if parent.isdigit() else {k.value: v for k, v in node.value}[parent]
-    if not last.isdigit() and last not in [key.value for key, _ in node.value]:
-        node.value.append(
-            (yaml.ScalarNode("tag:yaml.org,2002:str", last), yaml.ScalarNode("tag:yaml.org,2002:null", ""))
-        )
+def changed(node, path, *value):
+    """A copy in which the path holds the value, or is missing; aliases elsewhere keep what they had."""
+    if isinstance(node, Tagged):
+        return dataclasses.replace(node, value=changed(node.value, path, *value))
+    (key, *rest), copy = path, list(node) if isinstance(node, list) else dict(node or {})
+    key = int(key) if isinstance(copy, list) else key
+    if rest:
+        copy[key] = changed(copy[key] if isinstance(copy, list) else copy.get(key), rest, *value)
+    elif value:
+        copy[key] = value[0]
+    else:
+        del copy[key]
+    return copy

@@ -1,0 +1,292 @@
+"""The kinds of things that a configuration holds: the words of the table in :mod:`gkd_plugin.config.schema`.
+
+A kind is a function of a report, a key path and what was given there. It adds the problems to the report.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+
+from gkd_plugin.config.tagged import Tagged, summary
+from gkd_plugin.config.tree import at, items
+from gkd_plugin.errors import nearest
+
+_MISSING = object()
+_WORDS = {True: "true", False: "false", None: "nothing"}
+
+
+class Report:
+    """Collects the problems.
+
+    Attributes:
+        tree: the whole config.
+        produced: checkpoints that will exist; ``None`` where they do not matter.
+        optimizer: the stage's, built on trial; later stages may keep it.
+        lines: one for each problem, each once.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], produced: Collection[str] | None) -> None:
+        self.tree = tree
+        self.produced = produced
+        self.optimizer: Any = None
+        self.lines: list[str] = []
+
+    def check(self, path: str, given: Any, kind: Kind) -> None:
+        """Checks what was given against its kind. An object, which is not built yet, may be anything."""
+        if not isinstance(given, Tagged):
+            kind(self, path, given)
+
+    def add(self, path: str, message: str) -> None:
+        """Notes a problem."""
+        line = f"{path}: {message}"
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def refuse(self, path: str, given: Any, allowed: str) -> None:
+        """Notes what was given and what is allowed."""
+        text = "a section" if isinstance(given, Mapping) else repr(given)
+        text = _WORDS[given] if given is None or isinstance(given, bool) else text
+        self.add(path, f"missing; {allowed}" if given is _MISSING else f"{text} given; {allowed}")
+
+    def is_clean(self, path: str) -> bool:
+        """Whether nothing was found at the path or below it."""
+        return not any(line.startswith((f"{path}:", f"{path}.")) for line in self.lines)
+
+    @contextmanager
+    def trial(self, path: str) -> Iterator[None]:
+        """Around the building of a part: what it raises here it would raise later, perhaps after hours of training."""
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
+                yield
+        except Exception as error:  # a part may raise anything
+            for line in summary(error).splitlines():
+                self.add(path, line)
+
+
+Kind: TypeAlias = Callable[[Report, str, Any], None]
+Keys: TypeAlias = dict[str, Kind]
+Rule: TypeAlias = Callable[[Report, str, Mapping[Any, Any]], None]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value that ``fits``; in words, what is ``allowed``."""
+
+    allowed: str
+    fits: Callable[[Any], Any]
+
+    def __call__(self, report: Report, path: str, given: Any) -> None:
+        """Checks the value."""
+        if not self.fits(given):
+            report.refuse(path, given, f"must be {self.allowed}")
+
+
+def is_of(*types: type) -> Callable[[Any], bool]:
+    """A test of the type. ``true`` is no number."""
+    return lambda given: isinstance(given, types) and (bool in types or not isinstance(given, bool))
+
+
+FLAG = Value("true or false", is_of(bool))
+WHOLE = Value("a whole number", is_of(int))
+NUMBER = Value("a finite number", lambda given: is_of(int, float)(given) and math.isfinite(given))
+
+
+def number(low: float, high: float = math.inf) -> Value:
+    """A finite number from ``low`` up, to ``high``."""
+    allowed = f"a finite number, {low} or more" if high == math.inf else f"a number from {low} to {high}"
+    return Value(allowed, lambda given: NUMBER.fits(given) and low <= given <= high)
+
+
+def count(least: int = 1) -> Value:
+    """A whole number from ``least`` up."""
+    return Value(f"a whole number, {least} or more", lambda given: WHOLE.fits(given) and given >= least)
+
+
+def list_of(allowed: str, fits: Callable[[Any], bool]) -> Value:
+    """A list of what ``fits``."""
+    return Value(f"a list of {allowed}", lambda given: isinstance(given, list) and all(map(fits, given)))
+
+
+def one_of(names: Collection[str], base: type = object) -> Kind:
+    """A name: one of a few, or a key of a registry. ``base`` is the class of what is worth offering.
+
+    (torchdistill registers every class that it finds in a module, ``Any`` and ``Counter`` too.)
+    """
+
+    def is_offered(name: str) -> bool:
+        part = names[name] if isinstance(names, Mapping) else None
+        return not inspect.isclass(part) or issubclass(part, base)
+
+    def check(report: Report, path: str, given: Any) -> None:
+        if isinstance(given, str) and given in names:
+            return
+        offered = nearest(given, filter(is_offered, names))
+        if isinstance(given, str) and isinstance(names, Mapping):
+            report.add(path, f"{given!r} is not registered; {offered}")
+        else:
+            report.refuse(path, given, offered)
+
+    return check
+
+
+def refused(reason: str) -> Kind:
+    """A key that would not be read."""
+    return lambda report, path, _: report.add(path, reason)
+
+
+def or_else(kind: Kind, *others: Any) -> Kind:
+    """As ``kind``, or one of the ``others``; without them null."""
+    return lambda report, path, given: None if given in (others or (None,)) else kind(report, path, given)
+
+
+def either(inner: Kind, otherwise: Kind) -> Kind:
+    """A section as ``inner``, or ``otherwise``."""
+    return lambda report, path, given: (inner if isinstance(given, Mapping) else otherwise)(report, path, given)
+
+
+def each(kind: Kind, of: type = Mapping) -> Kind:
+    """A section whose names are the user's own (or a list), and what each of its entries may be."""
+
+    def check(report: Report, path: str, given: Any) -> None:
+        if not isinstance(given, of):
+            report.refuse(path, given, "must be a list" if of is list else "must be a section (key: value)")
+        for key, item in items(given) if isinstance(given, of) else ():
+            report.check(at(path, key), item, kind)
+
+    return check
+
+
+def section(
+    keys: Mapping[str, Kind], needs: Collection[str] = (), then: Rule | None = None, *, has_others: bool = False
+) -> Kind:
+    """A section with these keys, some of which it ``needs``, and a rule for what else must hold."""
+
+    def check(report: Report, path: str, given: Any) -> None:
+        if not isinstance(given, Mapping):
+            names = f"with {', '.join(sorted(keys))}" if keys else "(key: value)"
+            report.refuse(path, given, f"must be a section {names}")
+            return
+        for key in given:
+            if not (key in keys or has_others or is_private(key)):
+                report.add(at(path, key), f"unknown key; {nearest(key, keys)}")
+        for key, kind in keys.items():
+            if key in given or key in needs:
+                report.check(at(path, key), given.get(key, _MISSING), kind)
+        if then is not None:
+            then(report, path, given)
+
+    return check
+
+
+def is_private(key: object) -> bool:
+    """Whether a key is only a place for an anchor: it starts with ``_`` or ``x-``."""
+    return isinstance(key, str) and key.startswith(("_", "x-"))
+
+
+def part(
+    registry: Mapping[str, Any],
+    keys: Mapping[str, Kind],
+    needs: Collection[str] = ("key",),
+    then: Rule | None = None,
+    *,
+    base: type = object,
+    **call: Any,
+) -> Kind:
+    """A section whose ``key`` names a registered part, and whose ``args`` and ``kwargs`` fit it (:func:`bind`)."""
+
+    def check_call(report: Report, path: str, given: Mapping[Any, Any]) -> None:
+        where, key = at(path, "kwargs"), given.get("key")
+        if isinstance(key, str) and key in registry and report.is_clean(where):
+            bind(report, where, registry[key], given.get("args"), given.get("kwargs"), **call)
+        if then is not None:
+            then(report, path, given)
+
+    return section({"key": one_of(registry, base), **keys}, needs, check_call)
+
+
+def arguments(function: Callable[..., Any], **call: Any) -> Kind:
+    """Keyword arguments of a function that is always the same (:func:`bind`)."""
+    return section(
+        {}, has_others=True, then=lambda report, path, given: bind(report, path, function, [], given, **call)
+    )
+
+
+def bind(
+    report: Report,
+    path: str,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    supplied: int = 0,
+    names: Collection[str] = (),
+    values: Mapping[str, Kind] = MappingProxyType({}),
+) -> None:
+    """Checks a call against the signature: unknown, doubled and missing arguments, and values that must be numbers.
+
+    Args:
+        report: gets the problems.
+        path: key path of the keyword arguments.
+        function: what torchdistill will call; one without a signature takes everything.
+        args: positional arguments in the config, or null; anything but a list is not looked at.
+        kwargs: keyword arguments in the config, likewise.
+        supplied: number of positional arguments that torchdistill puts first.
+        names: keyword arguments that torchdistill adds.
+        values: what keyword arguments may hold, where torch's annotations do not say it.
+
+    torchdistill's losses ignore keywords that they do not know: there, one that is near to another is a misspelling.
+    """
+    args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
+    parameters = _parameters(function)
+    if parameters is None or not isinstance(args, list) or not isinstance(kwargs, Mapping):
+        return
+    module, kinds = getattr(function, "__module__", ""), {p.kind for p in parameters}
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    filled = {*positional[: supplied + len(args)], *names}
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    listed = {*known, *values} if module.startswith("torchdistill.losses.") else set()
+    for name in kwargs:
+        if name in filled:
+            report.add(at(path, name), "given already, by torchdistill or by position; remove it")
+        elif inspect.Parameter.VAR_KEYWORD in kinds and (name in listed or not get_close_matches(name, listed)):
+            continue
+        elif name not in known:
+            report.add(at(path, name), f"unknown argument; {nearest(name, known - filled)}")
+    if supplied + len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        report.add(path, f"{len(args)} positional arguments given, at most {len(positional) - supplied} fit")
+    for p in parameters:
+        is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if is_needed and p.name not in filled and p.name not in kwargs:
+            report.add(path, f"argument {p.name!r} is missing")
+    annotated = {p.name: _annotated(p.annotation) for p in parameters} if module.startswith("torch.") else {}
+    for name, kind in {**annotated, **values}.items():
+        if kind is not None and name in kwargs and name not in filled:
+            report.check(at(path, name), kwargs[name], kind)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):
+        return None
+
+
+_ANNOTATIONS = {"bool": FLAG, "int": WHOLE, "float": NUMBER, "Iterable[int]": list_of("whole numbers", WHOLE.fits)}
+
+
+def _annotated(annotation: Any) -> Kind | None:
+    """What torch's annotation of a parameter allows, where it is a number, a flag or null."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    kind = _ANNOTATIONS.get(re.sub(r" \| (None|torch\.Tensor)", "", text))
+    return or_else(kind) if kind and "None" in text else kind

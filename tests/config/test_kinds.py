@@ -1,0 +1,54 @@
+"""Calls against signatures, and how a report names things."""
+
+from __future__ import annotations
+
+import pytest
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from gkd_plugin.config.kinds import Report, bind
+from gkd_plugin.config.tagged import Tagged
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs", "more", "lines"),
+    [
+        (lambda a, *, b=1, **more: None, [], {"a": 1, "c": 2}, {}, []),
+        (lambda a, /, b: None, [1], {"b": 1}, {}, []),
+        (lambda *a: None, [1, 2], None, {}, []),
+        (dict, [1, 2], {"x": 1}, {}, []),  # no signature
+        (lambda a: None, Tagged("!x", 1), {}, {}, []),
+        (lambda a: None, [], Tagged("!x", 1), {}, []),
+        (lambda a: None, [1, 2], None, {}, ["p: 2 positional arguments given, at most 1 fit"]),
+        (lambda a: None, [1], None, {"supplied": 1}, ["p: 1 positional arguments given, at most 0 fit"]),
+        (
+            lambda a, b: None, [1], {"a": 1}, {"names": ["b"]},
+            ["p.a: given already, by torchdistill or by position; remove it"],
+        ),
+        (
+            lambda params, lr, momentum=0.0: None, [], {"mometum": 1}, {"supplied": 1},
+            [
+                "p.mometum: unknown argument; did you mean 'momentum'? (allowed: 'lr', 'momentum')",
+                "p: argument 'lr' is missing",
+            ],
+        ),
+        (CosineAnnealingLR, [], {"T_max": Tagged("!x", 1), "eta_min": 0}, {"supplied": 1}, []),
+        (
+            CosineAnnealingLR, [], {"T_max": None, "eta_min": "0"}, {"supplied": 1},
+            ["p.T_max: nothing given; must be a whole number", "p.eta_min: '0' given; must be a finite number"],
+        ),
+    ],
+)  # fmt: skip
+def test_bind(function, args, kwargs, more, lines):
+    report = Report({}, None)
+    bind(report, "p", function, args, kwargs, **more)
+    assert report.lines == lines
+
+
+def test_a_line_is_kept_once_and_names_its_place():
+    report = Report({}, None)
+    for given in (None, True, {"a": 1}, "3", "3"):
+        report.refuse("a.b", given, "must be x")
+    assert report.lines == [
+        f"a.b: {text} given; must be x" for text in ("nothing", "true", "a section", "'3'")
+    ]  # fmt: skip
+    assert [report.is_clean(path) for path in ("a", "a.b", "a.b.c", "a.bc")] == [False, False, True, True]
