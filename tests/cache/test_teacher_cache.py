@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
 from gkd_plugin import ConfigError
 from gkd_plugin.cache.teacher_cache import TeacherCache
@@ -27,6 +26,8 @@ class NoisyImages(TinyImages):
 
 
 def config(**changes):
+    from torchdistill.datasets.wrapper import BaseDatasetWrapper  # only after torchvision
+
     stages = {"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=2)}
     for section in stages.values():
         section.update(changes)
@@ -142,6 +143,15 @@ def test_a_damaged_bank_is_refused_when_the_run_is_built(tmp_path):
     box, _, cache, accelerator = build(tmp_path)
     with pytest.raises(ConfigError, match=rf"^teacher_cache\.folder: {file} cannot be used"):
         cache.open(box, accelerator)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_teacher_answers_in_the_precision_of_the_run(tmp_path, precision):
+    box, _, cache, accelerator = build(tmp_path, precision=precision)
+    seen = set()
+    box.teacher_model.teacher.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    cache.open(box, accelerator)
+    assert seen == {precision == "bf16"}
 
 
 def test_opening_leaves_the_random_state_alone(tmp_path):

@@ -170,5 +170,9 @@ def test_a_sketch_tells_images_apart(shape):
     first, second = (torch.randn(shape, generator=generator) for _ in range(2))
     assert sketch(first).shape == (8,)
     assert torch.equal(sketch(first), sketch(first.clone()))
-    assert (sketch(first) - sketch(second)).abs().max() > 0.05
+    before = sketch(first)
+    assert (before - sketch(second)).abs().max() > 0.05
     torch.testing.assert_close(sketch(2 * first), 2 * sketch(first))
+    assert sketch(torch.ones(shape)).abs().max() < 4  # brightness does not outweigh the rest
+    first.view(-1)[-len(first.view(-1)) // 2 :] += 1  # the end of a large image counts too
+    assert (sketch(first) - before).abs().max() > 0.05
