@@ -14,10 +14,9 @@ from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import load_config
-from gkd_plugin.config.overrides import apply_overrides
-from gkd_plugin.config.yaml_nodes import compose
+from gkd_plugin.config.stages import stages_of
 from gkd_plugin.data import evaluation_view
-from gkd_plugin.runner.building import build_box, stage_configs
+from gkd_plugin.runner.building import build_box
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model, student_entry
 from tests.data.image_trees import cub_tree, image_tree
@@ -115,9 +114,8 @@ def test_there_are_configurations():
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_methods_are_valid_cells(path):
     config = ROOT / "configs" / path.parent.parent.name / "tiny100_refilled.yaml"
-    root = compose(config)
-    apply_overrides(root, ["models.teacher_model.src_ckpt=null"])
-    cell = cell_config(root, load_method(str(path)), Setting(overlap=100.0), Path("cell.yaml"))
+    tree = load_config(config, ["models.teacher_model.src_ckpt=null"]).tree
+    cell = cell_config(tree, load_method(str(path)), Setting(overlap=100.0), Path("cell.yaml"))
     loss = next(term for name, term in sub_terms(cell.tree).items() if name != "cross_entropy")
     assert MIDDLE_LEVEL_LOSS_DICT[loss["criterion"]["key"]](**loss["criterion"]["kwargs"])
 
@@ -149,9 +147,9 @@ def test_checkpoints_it_loads_are_written_by_the_configurations_of_its_command(p
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_schedules_are_as_long_as_their_stages(path):
-    for stage in stage_configs(load_config(path, needs_checkpoints=False).tree["train"]).values():
-        kwargs = (stage.get("scheduler") or {"kwargs": {}})["kwargs"]
-        assert {kwargs[key] for key in ("T_max", "total_steps") if key in kwargs} <= {stage["num_epochs"]}
+    for stage in load_config(path, needs_checkpoints=False).stages:
+        kwargs = (stage.section.get("scheduler") or {"kwargs": {}})["kwargs"]
+        assert {kwargs[key] for key in ("T_max", "total_steps") if key in kwargs} <= {stage.epochs}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def test_builds_and_steps_in_every_stage(path, stand_ins):
     teacher = built["models"].get("teacher_model")
     teacher = None if teacher is None else build_model("models.teacher_model", teacher)
     student = build_model(where, entry)
-    stages = stage_configs(built["train"])
+    stages = stages_of(built)
     box = build_box(built, teacher, student, placement, accelerator)
     for number in range(len(stages)):
         box.pre_epoch_process(epoch=0)

@@ -9,10 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from yaml.nodes import MappingNode
-
 from gkd_plugin.compare.cell import base_stages, cell_config
-from gkd_plugin.compare.class_names import different_classes
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.grid_folder import RESULTS, TABLE, check_grid_folder
 from gkd_plugin.compare.method import Method, load_method
@@ -21,15 +18,12 @@ from gkd_plugin.compare.plot import draw_settings
 from gkd_plugin.compare.report import comparison_table, write_csv
 from gkd_plugin.compare.scores import OF_GROUPS
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.config.config import RunConfig, checked_config
-from gkd_plugin.config.overrides import apply_overrides
-from gkd_plugin.config.yaml_nodes import compose
+from gkd_plugin.config.config import RunConfig, load_config
+from gkd_plugin.config.stages import Stage, stages_of, student_entry
 from gkd_plugin.data import class_groups_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
-from gkd_plugin.runner.building import stage_configs
 from gkd_plugin.runner.devices import read_placement
-from gkd_plugin.runner.models import student_entry
 
 __all__ = ["Comparison", "compare"]
 
@@ -85,20 +79,16 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     require_report("compare")
     check_grid_folder(wanted.output)
     methods = _methods(wanted.methods)
-    root = compose(wanted.config)
-    with told_at(f"{wanted.config}: "):
-        for notice in apply_overrides(root, wanted.overrides):
-            logger.info("%s", notice)
-    config = checked_config(wanted.config, root)
-    stages = stage_configs(config.tree["train"])
+    config = load_config(wanted.config, wanted.overrides)
+    for notice in config.notices:
+        logger.info("%s", notice)
     with told_at(f"{wanted.config}: "):
         read_placement(config.tree, wanted.device)
-        _warn_of_updates([stages[name] for name in base_stages(root).values()])
-        planned = list(_plan(root, methods, wanted))
-    _check_data(wanted.config, planned, wanted.score)
-    cells = [cell for cell, _ in planned]
+        _warn_of_updates(base_stages(config.tree))
+        planned = list(_plan(config.tree, methods, wanted))
+        _check_data(planned, wanted.score)
     _write_configs(planned)
-    results = run_grid(cells, wanted.device, wanted.jobs, wanted.score)
+    results = run_grid([cell for cell, _ in planned], wanted.device, wanted.jobs, wanted.score)
     table = comparison_table(results, wanted.score)
     write_csv(results, wanted.output / RESULTS)
     (wanted.output / TABLE).write_text(table + "\n", encoding="utf-8")
@@ -107,9 +97,9 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     return table, results
 
 
-def _warn_of_updates(stages: Sequence[Mapping[str, Any]]) -> None:
+def _warn_of_updates(stages: Mapping[str, Stage]) -> None:
     """Methods of one stage take one loader for the epochs of both: with other batches, other numbers of updates."""
-    if stages[0]["train_data_loader"] != stages[1]["train_data_loader"]:
+    if stages["embedding"].loader != stages["classifier"].loader:
         logger.warning(
             "train: the two stages' train_data_loader differ; methods of one stage take that of stage 'classifier' for "
             "all epochs, so the number of their updates may be another"
@@ -126,35 +116,23 @@ def _methods(names: Sequence[str]) -> list[Method]:
     return methods
 
 
-def _plan(root: MappingNode, methods: Sequence[Method], wanted: Comparison) -> Iterator[tuple[Cell, RunConfig | None]]:
+def _plan(
+    tree: dict[str, Any], methods: Sequence[Method], wanted: Comparison
+) -> Iterator[tuple[Cell, RunConfig | None]]:
     """Every cell with its configuration; without one where the method cannot serve the setting."""
     tasks: list[int | None] = [*wanted.tasks] or [None]
     for method, setting, task in product(methods, _settings(wanted), tasks):
         folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
         path = folder / "config.yaml"
-        reason = untrained_student(method, root)
+        reason = untrained_student(method, tree)
         config = None
         if not reason:
-            config = cell_config(root, method, setting, path, task)
-            reason = _obstacle(method, config)
+            config = cell_config(tree, method, setting, path, task)
+            with told_at(f"{setting.title}: "):
+                reason = obstacle(method, config)
         for seed in wanted.seeds:
             cell = Cell(method, setting, seed, path, folder / f"seed{seed}", reason, task)
             yield cell, None if reason else config
-
-
-def _obstacle(method: Method, config: RunConfig) -> str:
-    """Why the method cannot serve the configuration of its cell; empty where it can, or nothing shows it."""
-    by_text = obstacle(method, config.root)
-    if by_text or method.classes != "same":
-        return by_text
-    reason = different_classes(config)
-    if reason is None:
-        logger.warning(
-            "%s: nothing shows whether the student's classes are the teacher's, in the same order (no overlap_subset, "
-            "no names of classes on both sides); they are taken to be",
-            method.name,
-        )
-    return reason or ""
 
 
 def _settings(wanted: Comparison) -> list[Setting]:
@@ -167,14 +145,14 @@ def _settings(wanted: Comparison) -> list[Setting]:
     ]
 
 
-def _check_data(source: Path, planned: Sequence[tuple[Cell, RunConfig | None]], score: str) -> None:
+def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]], score: str) -> None:
     """Builds the data sets of each setting once: what they cannot give is told before anything trains."""
     checked: set[tuple[Setting, bool]] = set()
     for cell, config in planned:
-        data = (cell.setting, cell.method.keeps_all_samples)
+        data = (cell.setting, cell.method.memory is None)
         if config is not None and data not in checked:
             checked.add(data)
-            with told_at(f"{source}: {cell.setting.title}: "):
+            with told_at(f"{cell.setting.title}: "):
                 _check_score(score, config.build())
 
 
@@ -185,9 +163,7 @@ def _check_score(score: str, built: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--score {score}: the test set does not tell old classes from new, as incremental_subset does"
         )
-    stages = stage_configs(built["train"])
-    validated = [stage for stage in stages.values() if stage.get("val_data_loader")]
-    if score == "val_top1_last3" and not validated:
+    if score == "val_top1_last3" and not any(stage.val_loader for stage in stages_of(built)):
         raise ConfigError(f"--score {score}: no stage has a val_data_loader")
     classes = (student_entry(built)[1].get("kwargs") or {}).get("num_classes")
     if score == "top5" and isinstance(classes, int) and classes <= TOP:

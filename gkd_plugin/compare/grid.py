@@ -6,25 +6,19 @@ import json
 import logging
 import os
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock
 from typing import Any
 
-from gkd_plugin.compare.inputs import inputs_of, keep_inputs, stale_input
+from gkd_plugin.compare.inputs import inputs_of, stale_input
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.compare.worker import run_cell, start_worker
 
 __all__ = ["Cell", "Result", "run_grid"]
 
@@ -108,138 +102,78 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, sc
     warned: set[str] = set()
     for known in results.values():
         _log_warnings(known, warned)
-    run = _in_turn if jobs == 1 else _at_once
-    with closing(run(waiting, device, jobs)) as running:
-        for done, result in enumerate(running, 1):
-            results[id(result.cell)] = result
-            _log(result, score, f"[{done}/{len(waiting)}]")
+    with closing(_in_turn(waiting, device) if jobs == 1 else _at_once(waiting, device, jobs)) as running:
+        for place, (cell, reason) in enumerate(running, 1):
+            result = Result(cell, FAILED, reason=reason) if reason else Result(cell, FINISHED, _summary(cell) or {})
+            results[id(cell)] = result
+            _log(result, score, f"[{place}/{len(waiting)}]")
             _log_warnings(result, warned)
     return [results[id(cell)] for cell in cells]
 
 
 def _known(cell: Cell) -> Result | None:
-    """The result of a cell that needs no run: not served, or finished with all that it was made from the very same."""
+    """The result of a cell that needs no run: not served, or finished with nothing changed since."""
     if cell.reason:
         return Result(cell, NOT_SERVED, reason=cell.reason)
-    summary_file, config_file = cell.folder / "summary.json", cell.folder / "config.yaml"
-    if not (summary_file.exists() and config_file.exists()):
-        return None
-    try:
-        summary = json.loads(summary_file.read_text("utf-8"))
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(summary, dict) or summary.get("status") != "finished":
+    summary, config_file = _summary(cell), cell.folder / "config.yaml"
+    if summary is None or summary.get("status") != "finished" or not config_file.exists():
         return None
     is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
-    config = "its configuration has changed since it ran"
-    reason = stale_input(inputs_of(cell.config, cell.method.probe), cell.folder) if is_same else config
+    reason = "its configuration has changed since it ran"
+    if is_same:
+        reason = stale_input(inputs_of(cell.config, cell.method.probe), cell.folder) or ""
     if reason:
         logger.info("%s: %s; it runs again", cell.title, reason)
         return None
     return Result(cell, FINISHED, summary)
 
 
-def _in_turn(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[Result, None, None]:  # noqa: ARG001
-    for cell in cells:
-        yield _result(cell, partial(_run, *_arguments(cell, device)))
-
-
-def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[Result, None, None]:
-    workers, threads = _Workers(jobs), ThreadPoolExecutor(jobs)
+def _summary(cell: Cell) -> dict[str, Any] | None:
+    """What ``summary.json`` in the cell's folder says; ``None`` where there is none."""
     try:
-        futures = {threads.submit(workers.run, *_arguments(cell, device)): cell for cell in cells}
-        for future in as_completed(futures):
-            yield _result(futures[future], future.result)
-        workers.close()
-    finally:  # after Ctrl-C too: neither the cells that wait are started nor those that run finished
-        threads.shutdown(wait=False, cancel_futures=True)
-        workers.stop()
+        summary = json.loads((cell.folder / "summary.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return summary if isinstance(summary, dict) else None
 
 
-class _Workers:
-    """Processes that run one cell after another; a new one where a cell took its own down, which the others outlive."""
-
-    def __init__(self, jobs: int) -> None:
-        self._threads = max(1, (os.cpu_count() or 1) // jobs)
-        self._idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
-        for _ in range(jobs):
-            self._idle.put(self._new())
-        self._started: set[BaseProcess] = set()
-        self._lock, self._is_stopped = Lock(), False
-
-    def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (self._threads,))
-
-    def run(self, *arguments: Any) -> dict[str, Any]:
-        """What :func:`_run` returns, in a process that is free; waits for one.
-
-        Raises:
-            CancelledError: the workers are stopped.
-            BrokenProcessPool: the process ended.
-        """
-        pool = self._idle.get()
-        try:
-            with self._lock:
-                if self._is_stopped:
-                    raise CancelledError
-                before = set(active_children())
-                future = pool.submit(_run, *arguments)
-                self._started |= set(active_children()) - before
-            return future.result()
-        except BrokenProcessPool:
-            pool = self._new()
-            raise
-        finally:
-            self._idle.put(pool)
-
-    def close(self) -> None:
-        """Lets the idle processes end; without that, Python warns of the semaphores that they leave."""
-        while not self._idle.empty():
-            self._idle.get().shutdown()
-
-    def stop(self) -> None:
-        """Ends the processes; none is started any more."""
-        with self._lock:
-            self._is_stopped = True
-        for process in self._started:
-            process.terminate()
+def _in_turn(cells: Sequence[Cell], device: str | None) -> Generator[tuple[Cell, str], None, None]:
+    for cell in cells:
+        yield cell, run_cell(*_arguments(cell, device))
 
 
-def _start_worker(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    logging.getLogger().setLevel(logging.INFO)
-    # several progress bars in one console; each run's log.txt has what they say
-    sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[tuple[Cell, str], None, None]:
+    """In one process for each job, with its share of the cores; in a new one where a cell took its process down."""
+    waiting, threads = list(reversed(cells)), max(1, (os.cpu_count() or 1) // jobs)
+    processes: dict[Any, BaseProcess] = {}  # by the connection to each
+    running: dict[Any, Cell] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                if len(processes) == len(running):  # none is idle
+                    connection, process = start_worker(run_cell, threads)
+                    processes[connection] = process
+                connection = next(iter(processes.keys() - running.keys()))
+                running[connection] = waiting.pop()
+                connection.send(_arguments(running[connection], device))
+            ready: list[Any] = wait(list(running))
+            for connection in ready:
+                cell = running.pop(connection)
+                try:
+                    reason = connection.recv()
+                except (EOFError, OSError):
+                    process = processes.pop(connection)
+                    process.join()
+                    reason = f"its process ended with exit code {process.exitcode}"
+                yield cell, reason
+    finally:  # after Ctrl-C too
+        for process in processes.values():
+            process.kill()
+            process.join()
 
 
 def _arguments(cell: Cell, device: str | None) -> tuple[Any, ...]:
     return cell.config, cell.folder, cell.seed, device, cell.method.probe
-
-
-def _run(config: Path, folder: Path, seed: int, device: str | None, probe: str | None) -> dict[str, Any]:
-    from gkd_plugin.config.config import load_config
-    from gkd_plugin.runner.probe import run_probe
-    from gkd_plugin.runner.run import RunOptions, run_config
-
-    options, inputs = RunOptions(output=folder, seed=seed, device=device), inputs_of(config, probe)
-    run = run_config if probe is None else partial(run_probe, probe=probe)
-    summary = run(load_config(config), options)
-    keep_inputs(inputs, folder)
-    return summary
-
-
-def _result(cell: Cell, run: Callable[[], dict[str, Any]]) -> Result:
-    """The cell's result; whatever it raises is shown in the table, and the other cells go on."""
-    try:
-        return Result(cell, FINISHED, run())
-    except Exception as error:
-        if not isinstance(error, ConfigError):
-            logger.debug("%s", cell.title, exc_info=True)
-        lines = str(error).strip().splitlines() or [""]
-        reason = lines[0] if isinstance(error, ConfigError) else f"{type(error).__name__}: {lines[-1]}"
-        return Result(cell, FAILED, reason=reason)
 
 
 def _log(result: Result, score: str, place: str) -> None:

@@ -1,6 +1,6 @@
-"""What a cell's figures hang on besides its configuration, as far as it can be told: files, packages, the probe.
+"""What a cell's figures depend on besides its configuration: files, packages, the probe.
 
-Not looked into: folders of images, modules of the user's own, weights that a library downloads.
+Folders of images, modules of the user's own and weights that a library downloads are not looked into.
 """
 
 from __future__ import annotations
@@ -8,12 +8,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from gkd_plugin.config.yaml_nodes import compose
-from gkd_plugin.config.yaml_plain import Tagged, to_plain
+from gkd_plugin.config.tree import read, walk
 from gkd_plugin.runner.checkpoints import write_atomically
 from gkd_plugin.runner.run_folder import package_versions
 
@@ -24,19 +21,19 @@ Inputs = dict[str, str | None]
 
 _NAME = "inputs.json"
 _PACKAGE = "gkd_plugin"
-_WITHOUT_FIGURES = ("cli.py", "compare", "diagnostics")
+_WITHOUT_FIGURES = ("cli.py", "compare", "diagnose")
 
 
 def inputs_of(config: Path, probe: str | None) -> Inputs:
     """Digests of every file that the configuration names (teacher, data, class order) and of this package's sources.
 
-    Of the sources those that only make configurations or look at results are left out.
+    Sources that only make configurations or look at results are left out.
 
     Args:
         config: of the cell; paths in it are those of the working directory.
         probe: what is fitted to the teacher instead of training.
     """
-    files = sorted({text for text in _texts(to_plain(compose(config))) if _is_file(text)})
+    files = sorted({text for text in walk(read(config)) if _is_file(text)})
     return {_PACKAGE: _package(), "probe": probe, **package_versions(), **{path: _digest(path) for path in files}}
 
 
@@ -47,9 +44,9 @@ def keep_inputs(inputs: Inputs, folder: Path) -> None:
 
 
 def stale_input(inputs: Inputs, folder: Path) -> str | None:
-    """Why the figures in a run folder are not those of ``inputs``; ``None`` where nothing speaks against them.
+    """Which input has changed since the run in this folder began; ``None`` where none has.
 
-    A file that was not there when the run began is not asked for.
+    A file that was not there when the run began does not count.
     """
     try:
         kept = json.loads((folder / _NAME).read_text(encoding="utf-8"))
@@ -61,22 +58,9 @@ def stale_input(inputs: Inputs, folder: Path) -> str | None:
     return None if changed is None else f"{changed} has changed since it ran"
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Tagged):
-        yield from _texts(value.value)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-
-
-def _is_file(text: str) -> bool:
+def _is_file(value: object) -> bool:
     try:
-        return Path(text).expanduser().is_file()
+        return isinstance(value, str) and Path(value).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):  # too long for a path, a NUL, no home
         return False
 

@@ -1,95 +1,101 @@
-"""A method: what its stages do, as data; everything else (data, models, schedules) is the configuration's."""
+"""A method: what its stages do, as data. Everything else (data, models, schedules) is the configuration's."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gkd_plugin.compare.sizes import PLACEHOLDERS
-from gkd_plugin.config.yaml_nodes import compose
-from gkd_plugin.config.yaml_plain import to_plain
+from gkd_plugin.compare.sizes import EMBEDDING, PLACEHOLDERS
+from gkd_plugin.config.tree import read, walk
 from gkd_plugin.errors import ConfigError, nearest, told_at
 
-__all__ = ["CONTROL", "EMBEDDING", "Method", "MethodStage", "load_method", "method_names"]
+__all__ = ["CONTROL", "Method", "MethodStage", "load_method", "method_names"]
 
 CONTROL = "ce"
 """The method that the others are tested against."""
-EMBEDDING = "{student_embedding}"
-"""Stands for the module path of the student's embedding."""
 
-_KEYS = {"title", "classes", "stages", "student", "memory", "probe", "of"}
-_PROBES = ("ncm", "logistic_regression")
-_STAGE_KEYS = {"like", "epochs", "lr_factor", "max_grad_norm", "teacher", "student", "criterion", "train_data_loader"}
-_STUDENTS = ("teacher", "untrained")
-_CLASSES = ("any", "same", "incremental")
-_BASES = ("embedding", "classifier")
+_CHOICES: Mapping[str, Collection[str | None]] = {
+    "classes": ("any", "same", "incremental"),
+    "student": ("teacher", "untrained"),
+    "memory": (None,),
+    "probe": ("ncm", "logistic_regression"),
+    "of": ("student",),
+}
+_STAGE_CHOICES: Mapping[str, Collection[str | None]] = {"like": ("embedding", "classifier"), "epochs": (None, "all")}
 _PLACEHOLDER = re.compile(r"\{\w+\}")
+_CROSS_ENTROPY: Mapping[str, Any] = {
+    "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
+    "criterion_wrapper": {
+        "key": "SimpleLossWrapper",
+        "kwargs": {
+            "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+            "target": {"uses_label": True},
+        },
+    },
+}
 
 
 @dataclass(frozen=True)
 class MethodStage:
-    """One stage of a method.
+    """One stage of a method; the names are those of its YAML.
 
     Attributes:
         like: the stage of the configuration whose data, optimizer and schedule it takes.
-        takes_all: whether it runs for the epochs of all stages together, instead of those of ``like``.
-        has_teacher: whether a teacher takes part.
-        teacher: further keys of the ``teacher`` section, and of sections in it; ``forward_hook`` replaces that of the
-            configuration.
-        student: likewise.
-        train_data_loader: likewise.
-        criterion: the section; ``None`` keeps that of the configuration.
+        epochs: 'all' for those of all stages together; ``None`` for those of ``like``.
+        teacher: put over the configuration's section ``teacher``, key by key, where ``None`` takes a key away;
+            ``None`` for a stage without a teacher.
+        student: put over the section ``student``.
+        train_data_loader: put over the section ``train_data_loader``.
+        criterion: replaces that of the configuration; ``None`` keeps it.
         lr_factor: times the configuration's learning rate.
         max_grad_norm: bound on the gradient's norm where the configuration has none of its own; ``None`` adds none.
     """
 
-    like: str
-    takes_all: bool
-    has_teacher: bool
-    teacher: Mapping[str, Any]
-    student: Mapping[str, Any]
-    criterion: Mapping[str, Any] | None
+    like: str = "classifier"
+    epochs: str | None = None
+    teacher: Mapping[str, Any] | None = field(default_factory=dict)
+    student: Mapping[str, Any] = field(default_factory=dict)
     train_data_loader: Mapping[str, Any] = field(default_factory=dict)
+    criterion: Mapping[str, Any] | None = None
     lr_factor: float = 1.0
     max_grad_norm: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A method to compare.
+    """A method to compare; the names are those of its YAML.
 
     Attributes:
         name: as on the command line.
         title: as in the table.
+        stages: in order; none for a probe.
         classes: 'same' serves only a student with the teacher's own classes, 'incremental' only one with these and new
             ones; 'any' serves all.
-        stages: in order; none for a probe.
-        starts_from_teacher: whether the student is the teacher's network with its weights and a new classifier.
-        starts_untrained: whether the student leaves out the weights that its configuration names.
-        keeps_all_samples: whether old classes keep all their samples, whatever the memory: joint training.
+        student: 'teacher' is the teacher's network with its weights and a new classifier, 'untrained' leaves out the
+            weights that the configuration names; ``None`` takes it as it is.
+        memory: ``None`` keeps all samples of old classes (joint training); 'as configured'.
         probe: what is fitted to the frozen teacher's embeddings, instead of training a student.
-        probes_student: whether the student, as it would start, takes the teacher's place in that.
+        of: 'student' for a probe that reads the student, as it would start, in the teacher's place.
     """
 
     name: str
     title: str
-    classes: str
-    stages: tuple[MethodStage, ...]
-    starts_from_teacher: bool = False
-    starts_untrained: bool = False
-    keeps_all_samples: bool = False
+    stages: tuple[MethodStage, ...] = ()
+    classes: str = "any"
+    student: str | None = None
+    memory: str | None = "as configured"
     probe: str | None = None
-    probes_student: bool = False
+    of: str | None = None
 
     @property
     def has_teacher(self) -> bool:
         """Whether any stage has a teacher."""
-        return any(stage.has_teacher for stage in self.stages)
+        return any(stage.teacher is not None for stage in self.stages)
 
 
 def method_names() -> list[str]:
@@ -118,87 +124,69 @@ def _folder() -> Any:
 
 
 def _read(name: str, path: Path) -> Method:
-    plain = to_plain(compose(path))
+    given = read(path)
     with told_at(f"{path}: "):
-        _check_keys("", plain, _KEYS)
-        probe = plain.get("probe")
-        if probe is not None and probe not in _PROBES:
-            raise ConfigError(f"probe: {probe!r} given; {nearest(probe, _PROBES)}")
-        if probe is not None and set(plain) & {"stages", "student"}:
+        _check("", given, Method, _CHOICES)
+        probe, stages = given.get("probe"), given.get("stages", [])
+        if probe and given.keys() & {"stages", "student"}:
             raise ConfigError("probe: trains nothing; remove stages and student")
-        for text in _strings(plain.get("stages")):
-            for part in _PLACEHOLDER.findall(text):
-                if part != EMBEDDING and not (part == text and part in PLACEHOLDERS):
-                    raise ConfigError(f"stages: {part!r} in {text!r}; {nearest(part, [*PLACEHOLDERS, EMBEDDING])}")
-        stages = [] if probe else plain.get("stages")
+        if "of" in given and not probe:
+            raise ConfigError("of: says whose embedding a probe reads, and there is no probe; remove it")
         if not isinstance(stages, list) or not (stages or probe):
             raise ConfigError("stages: must be a list of stages")
-        student = plain.get("student")
-        if "student" in plain and student not in _STUDENTS:
-            raise ConfigError(f"student: {student!r} given; {nearest(student, _STUDENTS)}, or leave it out")
-        if "of" in plain and not probe:
-            raise ConfigError("of: says whose embedding a probe reads, and there is no probe; remove it")
-        if plain.get("of", "student") != "student":
-            raise ConfigError(f"of: {plain['of']!r} given; 'student', or leave it out for the teacher")
-        if plain.get("memory") is not None:
-            raise ConfigError(f"memory: {plain['memory']!r} given; null for all samples, or leave it out")
-        classes = plain.get("classes", "any")
-        if classes not in _CLASSES:
-            raise ConfigError(f"classes: {classes!r} given; {nearest(classes, _CLASSES)}")
-        return Method(
-            name=name,
-            title=str(plain.get("title", name)),
-            classes=classes,
-            stages=tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages)),
-            starts_from_teacher=student == "teacher",
-            starts_untrained=student == "untrained",
-            keeps_all_samples="memory" in plain,
-            probe=probe,
-            probes_student="of" in plain,
-        )
+        _check_placeholders(stages)
+        made = tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages))
+        return Method(**{"title": name, **given, "name": name, "stages": made})
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings(item)
+def _stage(where: str, given: object) -> MethodStage:
+    given = dict(_mapping(where, given))
+    _check(f"{where}.", given, MethodStage, _STAGE_CHOICES)
+    for key in ("teacher", "student", "train_data_loader", "criterion"):
+        if given.get(key) is not None:
+            given[key] = _mapping(f"{where}.{key}", given[key])
+    for key in ("lr_factor", "max_grad_norm"):
+        if given.get(key) is not None:
+            given[key] = _positive(f"{where}.{key}", given[key])
+    if given.get("criterion") is not None:
+        given["criterion"] = _with_cross_entropy(given["criterion"])
+    return MethodStage(**{key: value for key, value in given.items() if value is not None or key == "teacher"})
 
 
-def _stage(where: str, stage: object) -> MethodStage:
-    if not isinstance(stage, Mapping):
-        raise ConfigError(f"{where}: must be a mapping, got {stage!r}")
-    _check_keys(f"{where}.", stage, _STAGE_KEYS)
-    like, epochs = stage.get("like", "classifier"), stage.get("epochs")
-    if like not in _BASES:
-        raise ConfigError(f"{where}.like: {like!r} given; {nearest(like, _BASES)}")
-    if epochs not in (None, "all"):
-        raise ConfigError(f"{where}.epochs: {epochs!r} given; 'all', or leave it out for those of the stage {like!r}")
-    for key in ("teacher", "student", "criterion", "train_data_loader"):
-        if stage.get(key) is not None and not isinstance(stage[key], Mapping):
-            raise ConfigError(f"{where}.{key}: must be a mapping, got {stage[key]!r}")
-    bound = stage.get("max_grad_norm")
-    return MethodStage(
-        like=like,
-        takes_all=epochs == "all",
-        has_teacher=stage.get("teacher", {}) is not None,
-        teacher=stage.get("teacher") or {},
-        student=stage.get("student") or {},
-        criterion=stage.get("criterion"),
-        train_data_loader=stage.get("train_data_loader") or {},
-        lr_factor=_positive(f"{where}.lr_factor", stage.get("lr_factor", 1.0)),
-        max_grad_norm=None if bound is None else _positive(f"{where}.max_grad_norm", bound),
-    )
+def _with_cross_entropy(criterion: dict[str, Any]) -> dict[str, Any]:
+    """The criterion with the sub-term ``cross_entropy: WEIGHT`` written out, the loss of the student's own logits."""
+    match criterion:
+        case {"kwargs": {"sub_terms": {"cross_entropy": int() | float() as weight}}}:
+            terms = {**criterion["kwargs"]["sub_terms"], "cross_entropy": {**_CROSS_ENTROPY, "weight": weight}}
+            return {**criterion, "kwargs": {**criterion["kwargs"], "sub_terms": terms}}
+    return criterion
+
+
+def _check(where: str, given: Mapping[Any, Any], kind: type, choices: Mapping[str, Collection[str | None]]) -> None:
+    """Refuses keys that nobody reads, and values that are none of a key's choices."""
+    keys = [field.name for field in fields(kind) if field.name != "name"]
+    for key, value in given.items():
+        if key not in keys:
+            raise ConfigError(f"{where}{key}: is not a key of a method; {nearest(key, keys)}")
+        if key in choices and value not in choices[key]:
+            names = ["null" if choice is None else choice for choice in choices[key]]
+            raise ConfigError(f"{where}{key}: {value!r} given; {nearest(value, names)}, or leave it out")
+
+
+def _check_placeholders(stages: list[Any]) -> None:
+    for text in (value for value in walk(stages) if isinstance(value, str)):
+        for part in _PLACEHOLDER.findall(text):
+            if part != EMBEDDING and not (part == text and part in PLACEHOLDERS):
+                raise ConfigError(f"stages: {part!r} in {text!r}; {nearest(part, [*PLACEHOLDERS, EMBEDDING])}")
+
+
+def _mapping(where: str, given: object) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: must be a mapping, got {given!r}")
+    return given
 
 
 def _positive(where: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigError(f"{where}: {value!r} given; must be a finite number above 0")
     return float(value)
-
-
-def _check_keys(where: str, mapping: Mapping[Any, Any], allowed: set[str]) -> None:
-    for key in mapping:
-        if key not in allowed:
-            raise ConfigError(f"{where}{key}: is not a key of a method; {nearest(key, allowed)}")

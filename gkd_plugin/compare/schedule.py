@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gkd_plugin.errors import ConfigError, nearest
 
 __all__ = ["scaled", "stretched"]
 
-_STRETCH: Mapping[str, tuple[str, Callable[[Any, float], Any]]] = {
-    "CosineAnnealingLR": ("T_max", lambda value, factor: round(value * factor)),
-    "StepLR": ("step_size", lambda value, factor: max(1, round(value * factor))),
-    "MultiStepLR": ("milestones", lambda value, factor: [round(milestone * factor) for milestone in value]),
-    "LinearLR": ("total_iters", lambda value, factor: round(value * factor)),
-    "PolynomialLR": ("total_iters", lambda value, factor: round(value * factor)),
-    "OneCycleLR": ("total_steps", lambda value, factor: round(value * factor)),
+_IN_EPOCHS = {
+    "CosineAnnealingLR": "T_max",
+    "StepLR": "step_size",
+    "MultiStepLR": "milestones",
+    "LinearLR": "total_iters",
+    "PolynomialLR": "total_iters",
+    "OneCycleLR": "total_steps",
 }
-_UNCHANGED = {"ConstantLR", "ReduceLROnPlateau"}
+"""Key of a scheduler → its keyword that counts epochs."""
+_UNCHANGED = ("ConstantLR", "ReduceLROnPlateau")
 
 
 def stretched(scheduler: Mapping[str, Any] | None, factor: float) -> dict[str, Any] | None:
-    """The scheduler's section for ``factor`` times as many epochs.
+    """The scheduler's section for ``factor`` ≥ 1 times as many epochs.
 
     Raises:
         ConfigError: nobody knows how this scheduler is stretched.
     """
-    if scheduler is None or factor == 1:
-        return None if scheduler is None else dict(scheduler)
+    if scheduler is None:
+        return None
     key, kwargs = scheduler["key"], dict(scheduler.get("kwargs") or {})
-    if key in _UNCHANGED:
+    if factor == 1 or key in _UNCHANGED:
         return dict(scheduler)
-    argument, stretch = _STRETCH.get(key, (None, None))
-    if argument is None or stretch is None or argument not in kwargs:
-        known = sorted({*_STRETCH, *_UNCHANGED})
+    if key not in _IN_EPOCHS:
         raise ConfigError(
             f"scheduler: {key!r} cannot be stretched to the epochs of both stages, as single-stage methods need; "
-            f"{nearest(key, known)}"
-            if argument is None
-            else f"scheduler.kwargs: {key!r} has no {argument!r} to stretch"
+            f"{nearest(key, [*_IN_EPOCHS, *_UNCHANGED])}"
         )
-    return {**scheduler, "kwargs": {**kwargs, argument: stretch(kwargs[argument], factor)}}
+    argument = _IN_EPOCHS[key]
+    if argument not in kwargs:
+        raise ConfigError(f"scheduler.kwargs: {key!r} has no {argument!r} to stretch")
+    epochs = kwargs[argument]
+    longer = [round(epoch * factor) for epoch in epochs] if isinstance(epochs, list) else round(epochs * factor)
+    return {**scheduler, "kwargs": {**kwargs, argument: longer}}
 
 
 def scaled(scheduler: Mapping[str, Any], lr_factor: float) -> dict[str, Any]:
-    """The scheduler's section for ``lr_factor`` times the learning rate, which OneCycleLR has one of its own for."""
-    kwargs = dict(scheduler.get("kwargs") or {})
-    if scheduler["key"] == "OneCycleLR" and "max_lr" in kwargs:
-        peak = kwargs["max_lr"]  # one for each group of parameters, or one for all
-        kwargs["max_lr"] = [lr * lr_factor for lr in peak] if isinstance(peak, list) else peak * lr_factor
-    return {**scheduler, "kwargs": kwargs} if kwargs else dict(scheduler)
+    """The scheduler's section for ``lr_factor`` times the learning rate; OneCycleLR has a peak of its own."""
+    kwargs = scheduler.get("kwargs") or {}
+    if scheduler["key"] != "OneCycleLR" or "max_lr" not in kwargs:
+        return dict(scheduler)
+    peak = kwargs["max_lr"]  # one for each group of parameters, or one for all
+    peak = [lr * lr_factor for lr in peak] if isinstance(peak, list) else peak * lr_factor
+    return {**scheduler, "kwargs": {**kwargs, "max_lr": peak}}

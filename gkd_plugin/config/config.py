@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from yaml.nodes import MappingNode
-
 from gkd_plugin.config.nodes import compose
 from gkd_plugin.config.overrides import apply_overrides
 from gkd_plugin.config.stages import Stage, stages_of
@@ -33,7 +31,6 @@ class RunConfig:
     path: Path
     tree: dict[str, Any]
     notices: tuple[str, ...] = ()
-    root: Any = None  # the node graph, while compare still works on it
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -90,12 +87,9 @@ def checked_config(
     needs_checkpoints: bool = True,
 ) -> RunConfig:
     """The config of a tree, validated; arguments and errors as :func:`load_config`."""
-    root = None
-    if isinstance(tree, MappingNode):
-        root, tree = tree, plain_tree(tree)
     found = problems(tree, produced=produced, needs_checkpoints=needs_checkpoints)
     if len(found) == 1:
         raise ConfigError(f"{path}: {found[0]}")
     if found:
         raise ConfigError("\n".join([f"{path}: {len(found)} problems", *(f"  {line}" for line in found)]))
-    return RunConfig(path, tree, tuple(notices), root)
+    return RunConfig(path, tree, tuple(notices))

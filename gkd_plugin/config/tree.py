@@ -18,7 +18,7 @@ from gkd_plugin.config.nodes import CORE, compose, compose_value, known_tags, li
 from gkd_plugin.config.tagged import Tagged, resolve_target, summary
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["Tagged", "at", "build", "dump", "items", "parse", "plain_tree", "read"]
+__all__ = ["Tagged", "at", "build", "dump", "items", "parse", "plain_tree", "read", "walk"]
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -106,6 +106,18 @@ def items(value: object) -> Iterator[tuple[object, Any]]:
         yield from enumerate(value)
 
 
+def walk(tree: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """The tree and everything below it, parents first; shared sections and objects once."""
+    seen = set() if seen is None else seen
+    if isinstance(tree, dict | list | Tagged):
+        if id(tree) in seen:
+            return
+        seen.add(id(tree))
+    yield tree
+    for _, item in items(tree):
+        yield from walk(item, seen)
+
+
 def dump(tree: Any) -> str:
     """The tree as YAML that torchdistill's ``load_yaml_file`` loads to the same config; ASCII only, without comments.
 
@@ -138,17 +150,18 @@ def _unshared(value: Any) -> Any:
 _Dumper.add_representer(Tagged, _represent)
 
 
-def build(tree: Any) -> Any:
+def build(tree: Any, path: str = "") -> Any:
     """The config with everything that its tags name: datasets come to life here, and nowhere else.
 
-    An object that several aliases name is built once. The tree is left as it was.
+    An object that several aliases name is built once. The tree is left as it was; of a part of one, messages name
+    the key path ``path``.
 
     Raises:
         ConfigError: an object could not be built; names its key path, the line and the reason. The exception itself
             is the cause.
     """
     known_tags()
-    return _Builder().build(tree, "")
+    return _Builder().build(tree, path)
 
 
 class _LocatedError(ConfigError):

@@ -57,8 +57,8 @@ def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
     if not isinstance(dataset, (Subset, ClassSubset)):
         return dataset, False
     view, found = evaluation_view(dataset.dataset)
-    if view is dataset.dataset:
-        return dataset, False
+    if view is dataset.dataset:  # there is none, or it is its own
+        return dataset, found
     return (Subset(view, dataset.indices) if isinstance(dataset, Subset) else _changed(dataset, dataset=view)), found
 
 

@@ -9,7 +9,8 @@ import torch
 
 from gkd_plugin.compare.compare import Comparison, compare
 from gkd_plugin.compare.method import load_method, method_names
-from tests.compare.fakes import write_config
+from gkd_plugin.config.tree import read
+from tests.compare.fakes import CONFIG, write_config
 
 OF_TRAINED_STUDENTS = {"scratch", "student-ncm"}
 METHODS = [
@@ -38,6 +39,20 @@ def here(grid, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes a configuration (its text may be changed by (old, new) pairs) and its teacher, and gives its tree."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*changes, text=CONFIG):
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        return read(write_config(tmp_path, text))
+
+    return make
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ def test_every_method_makes_the_same_number_of_updates(grid):
 
 def test_what_a_grid_leaves_behind(grid, rows):
     folder = grid.folder / "grid"
-    assert {path.name for path in folder.iterdir()} == {"overlap100", "results.csv", "table.txt"}
+    plots = {"top1_of_methods.png", "top1_of_methods.svg"}
+    assert {path.name for path in folder.iterdir()} == {"overlap100", "results.csv", "table.txt", *plots}
     assert {path.name for path in (folder / "overlap100").iterdir()} == set(METHODS)
     assert (folder / "table.txt").read_text("utf-8") == grid.table + "\n"
     found = rows(folder / "results.csv")

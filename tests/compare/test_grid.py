@@ -1,33 +1,36 @@
 import json
 import logging
+import os
 from dataclasses import replace
-from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 
 from gkd_plugin.compare.compare import compare
-from gkd_plugin.compare.grid import Cell, Result, run_grid
-from gkd_plugin.errors import ConfigError
-from tests.compare.fakes import run_or_die, run_slowly
-
-
-def cell_of(grid, name):
-    return next(result.cell for result in grid.results if result.cell.method.name == name)
+from gkd_plugin.compare.grid import Result, run_grid
+from tests.compare.fakes import DIES, SLOW, run_by_seed, write_summary
 
 
 @pytest.fixture
 def ran(grid, monkeypatch):
-    """The folders of the cells that are run, which is made to do nothing, where the grid ran."""
+    """The folders of the cells that are run, which is made to do little, where the grid ran."""
     monkeypatch.chdir(grid.folder)
     folders = []
 
     def run(config, folder, seed, device, probe):
-        folders.append(folder)
-        return {"final": {"top1": 1.0}, "wall_seconds": 0.0}
+        folders.append(Path(folder))
+        return "did nothing"
 
-    monkeypatch.setattr("gkd_plugin.compare.grid._run", run)
+    monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run)
     return folders
+
+
+def cell_of(grid, name="ce", **changes):
+    return replace(next(result.cell for result in grid.results if result.cell.method.name == name), **changes)
+
+
+def new_cells(grid, folder, *seeds):
+    return [cell_of(grid, seed=seed, folder=folder / f"seed{seed}") for seed in seeds]
 
 
 def test_finished_cells_are_not_run_again(grid, ran, caplog):
@@ -35,63 +38,47 @@ def test_finished_cells_are_not_run_again(grid, ran, caplog):
     with caplog.at_level(logging.INFO):
         again = run_grid(cells)
     assert ran == []
-    assert [result.summary for result in again] == [json.loads(json.dumps(result.summary)) for result in grid.results]
+    assert again == grid.results
     assert f"cells: 0 to run, {len(cells)} finished already" in caplog.messages
 
 
-@pytest.mark.parametrize("status", ["running", "failed", "stopped (KeyboardInterrupt)"])
-def test_a_cell_that_did_not_finish_runs_again(grid, ran, status):
-    cell = cell_of(grid, "ce")
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: text.replace('"status": "finished"', '"status": "running"'),
+        lambda text: text.replace('"status": "finished"', '"status": "stopped (KeyboardInterrupt)"'),
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "3",
+    ],
+)
+def test_a_cell_that_did_not_finish_runs_again(grid, ran, changed):
+    cell = cell_of(grid)
     path = cell.folder / "summary.json"
     text = path.read_text("utf-8")
     try:
-        path.write_text(text.replace('"status": "finished"', f'"status": "{status}"'), encoding="utf-8")
+        path.write_text(changed(text), encoding="utf-8")
         run_grid([cell])
     finally:
         path.write_text(text, encoding="utf-8")
     assert ran == [cell.folder]
 
 
-def test_a_summary_cut_short_runs_again(grid, ran):
-    cell = cell_of(grid, "ce")
-    path = cell.folder / "summary.json"
-    text = path.read_text("utf-8")
-    try:
-        path.write_text(text[: len(text) // 2], encoding="utf-8")
-        run_grid([cell])
-    finally:
-        path.write_text(text, encoding="utf-8")
-    assert ran == [cell.folder]
-
-
-def test_another_configuration_or_seed_runs_again(grid, ran, tmp_path, caplog):
-    cell = cell_of(grid, "ce")
+def test_another_configuration_seed_or_probe_runs_again(grid, ran, tmp_path, caplog):
+    cell, probe = cell_of(grid), cell_of(grid, "teacher-ncm")
     changed = tmp_path / "config.yaml"
     changed.write_text(cell.config.read_text("utf-8").replace("lr: 0.01", "lr: 0.02"), encoding="utf-8")
+    other = replace(probe, method=replace(probe.method, probe="logistic_regression"))
     with caplog.at_level(logging.INFO):
-        run_grid([replace(cell, config=changed), replace(cell, seed=1)])
-    assert ran == [cell.folder] * 2
-    assert (
-        caplog.messages.count("overlap 100 %, ce, seed 0: its configuration has changed since it ran; it runs again")
-        == 1
-    )
-
-
-@pytest.mark.parametrize("content", ["[]", "3"])
-def test_a_summary_that_is_none_runs_again(grid, ran, content):
-    cell = cell_of(grid, "ce")
-    path = cell.folder / "summary.json"
-    text = path.read_text("utf-8")
-    try:
-        path.write_text(content, encoding="utf-8")
-        run_grid([cell])
-    finally:
-        path.write_text(text, encoding="utf-8")
-    assert ran == [cell.folder]
+        run_grid([replace(cell, config=changed), replace(cell, seed=1), other])
+    assert ran == [cell.folder, cell.folder, probe.folder]
+    again = [line for line in caplog.messages if line.endswith("; it runs again")]
+    assert again[0] == "overlap 100 %, ce, seed 0: its configuration has changed since it ran; it runs again"
+    assert "probe" in again[2]
 
 
 def test_another_teacher_at_the_same_place_runs_again(grid, ran, caplog):
-    cells = [cell_of(grid, "kd"), cell_of(grid, "ce")]
+    cells = [cell_of(grid, "kd"), cell_of(grid)]
     weights = Path("teacher.pt").read_bytes()
     try:
         Path("teacher.pt").write_bytes(weights + b"0")
@@ -103,61 +90,45 @@ def test_another_teacher_at_the_same_place_runs_again(grid, ran, caplog):
     assert "overlap 100 %, kd, seed 0: teacher.pt has changed since it ran; it runs again" in caplog.messages
 
 
-def test_another_probe_under_the_same_name_runs_again(grid, ran):
-    cell = cell_of(grid, "teacher-ncm")
-    run_grid([replace(cell, method=replace(cell.method, probe="logistic_regression"))])
-    assert ran == [cell.folder]
+def test_a_cell_that_cannot_be_served_is_not_run(grid, ran):
+    (result,) = run_grid([cell_of(grid, reason="needs the same classes")])
+    assert ran == []
+    assert (result.status, result.reason) == ("not served", "needs the same classes")
 
 
-def assert_no_process_is_left():
-    """Ending takes a moment."""
-    for process in active_children():
-        process.join(60)
-    assert active_children() == []
+def test_scores_of_a_run():
+    result = Result(None, "finished", {"final": {"top1": 3, "on": "test"}})
+    assert (result.score("top1"), result.score("ncm_top1")) == (3.0, None)
 
 
-def test_a_cell_that_takes_its_process_down_fails_alone(grid, tmp_path, monkeypatch):
-    monkeypatch.setattr("gkd_plugin.compare.grid._run", run_or_die)
-    cells = [replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in range(4)]
-    results = run_grid(cells, jobs=2)
-    assert [result.status for result in results] == ["finished", "failed", "finished", "finished"]
-    assert "BrokenProcessPool" in results[1].reason
-    assert_no_process_is_left()
+# --- what the log says -----------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_the_processes_and_starts_no_other_cell(grid, tmp_path, monkeypatch):
-    monkeypatch.setattr("gkd_plugin.compare.grid._run", run_slowly)
-    monkeypatch.setattr("gkd_plugin.compare.grid._log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    cells = [replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in range(5)]
-    with pytest.raises(KeyboardInterrupt):
-        run_grid(cells, jobs=2)
-    assert_no_process_is_left()
-    assert not (tmp_path / "seed4").exists()
+@pytest.fixture
+def runs(monkeypatch):
+    """Gives cells what their seeds say: a reason why they failed, or figures and warnings."""
+
+    def give(by_seed):
+        def run(config, folder, seed, device, probe):
+            if isinstance(by_seed[seed], str):
+                return by_seed[seed]
+            write_summary(folder, **by_seed[seed])
+            return ""
+
+        monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run)
+
+    return give
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ConfigError("x.yaml: too small\n  more"), "x.yaml: too small"),
-        (RuntimeError("Caught it\nout of memory"), "RuntimeError: out of memory"),
-        (MemoryError(), "MemoryError: "),
-    ],
-)
-def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, monkeypatch, caplog, error, reason):
-    def run(config, folder, seed, device, probe):
-        if seed == 0:
-            raise error
-        return {"final": {"top1": 50.0}, "wall_seconds": 2.0}
-
-    monkeypatch.setattr("gkd_plugin.compare.grid._run", run)
-    cells = [replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in (0, 1)]
+def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, runs, caplog):
+    runs(["x.yaml: too small", {"final": {"top1": 50.0}}])
     with caplog.at_level(logging.INFO):
-        failed, finished = run_grid(cells)
-    assert (failed.status, failed.reason, failed.score("top1")) == ("failed", reason, None)
+        failed, finished = run_grid(new_cells(grid, tmp_path, 0, 1))
+    assert (failed.status, failed.reason, failed.score("top1")) == ("failed", "x.yaml: too small", None)
     assert (finished.status, finished.score("top1")) == ("finished", 50.0)
     assert caplog.messages == [
         "cells: 2 to run",
-        f"[1/2] overlap 100 %, ce, seed 0: failed: {reason}",
+        "[1/2] overlap 100 %, ce, seed 0: failed: x.yaml: too small",
         "[2/2] overlap 100 %, ce, seed 1: top1 50.00 % (2 s)",
     ]
 
@@ -165,57 +136,67 @@ def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, monk
 @pytest.mark.parametrize(
     ("score", "shown"), [("val_top1_last3", "val_top1_last3 41.50 %"), ("ncm_top1", "no ncm_top1")]
 )
-def test_the_log_shows_the_score_of_the_table(grid, tmp_path, monkeypatch, caplog, score, shown):
-    summary = {"final": {"top1": 50.0, "val_top1_last3": 41.5}, "wall_seconds": 2.0}
-    monkeypatch.setattr("gkd_plugin.compare.grid._run", lambda *given: summary)
+def test_the_log_shows_the_score_of_the_table(grid, tmp_path, runs, caplog, score, shown):
+    runs([{"final": {"top1": 50.0, "val_top1_last3": 41.5}}])
     with caplog.at_level(logging.INFO):
-        run_grid([replace(cell_of(grid, "ce"), folder=tmp_path / "seed0")], score=score)
-    assert caplog.messages == ["cells: 1 to run", f"[1/1] overlap 100 %, ce, seed 0: {shown} (2 s)"]
+        run_grid(new_cells(grid, tmp_path, 0), score=score)
+    assert caplog.messages[-1] == f"[1/1] overlap 100 %, ce, seed 0: {shown} (2 s)"
 
 
-def test_warnings_of_cells_are_told_once(grid, tmp_path, monkeypatch, caplog):
-    def run(config, folder, seed, device, probe):
-        return {"final": {}, "wall_seconds": 2.0, "warnings": ["T_max: 3", f"near chance: {25 + seed}.5 %", "ab"[seed]]}
-
-    monkeypatch.setattr("gkd_plugin.compare.grid._run", run)
-    run_grid([replace(cell_of(grid, "ce"), seed=seed, folder=tmp_path / f"seed{seed}") for seed in (0, 1)])
+def test_warnings_of_cells_are_told_once(grid, tmp_path, runs, caplog):
+    """Texts that differ in their numbers alone are the same."""
+    runs([{"final": {}, "warnings": ["T_max: 3", f"near chance: {25 + seed}.5 %", "ab"[seed]]} for seed in (0, 1)])
+    run_grid(new_cells(grid, tmp_path, 0, 1))
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     told = [line.removeprefix("overlap 100 %, ce, seed ") for line in told]
     assert told == ["0: T_max: 3", "0: near chance: 25.5 %", "0: a", "1: b"]
 
 
-def test_a_cell_that_cannot_be_served_is_not_run(grid, ran):
-    cell = replace(cell_of(grid, "kd"), reason="needs the same classes")
-    (result,) = run_grid([cell])
-    assert ran == []
-    assert (result.status, result.reason) == ("not served", "needs the same classes")
+# --- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_scores_of_a_run():
-    result = Result(None, "finished", {"final": {"top1": 3, "on": "test"}})
-    assert result.score("top1") == 3.0
-    assert result.score("ncm_top1") is None
+def assert_gone(folders):
+    """No process that ran a cell is left."""
+    assert folders
+    for folder in folders:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((folder / "pid").read_text()), 0)
+
+
+def test_a_cell_that_takes_its_process_down_fails_alone(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run_by_seed)
+    cells = new_cells(grid, tmp_path, 0, DIES, 2, 3)
+    results = run_grid(cells, jobs=2)
+    assert [(result.status, result.score("top1")) for result in results] == [
+        *(("finished", 0.0), ("failed", None), ("finished", 2.0), ("finished", 3.0))
+    ]
+    assert results[1].reason == "its process ended with exit code 7"
+    assert_gone([cell.folder for cell in cells])
+
+
+def test_ctrl_c_ends_the_processes_and_starts_no_other_cell(grid, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run_by_seed)
+    monkeypatch.setattr("gkd_plugin.compare.grid._log", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(new_cells(grid, tmp_path, 0, SLOW, 3), jobs=2)
+    assert_gone([path.parent for path in tmp_path.glob("*/pid")])
+    assert not (tmp_path / "seed3").exists()
 
 
 def test_two_processes_give_the_results_of_one(grid, here):
     """Bit for bit: the grid of one process ran with as many threads as each of these has."""
-    wanted = replace(
-        grid.comparison,
-        methods=["ce", "refilled-stage2-only"],
-        output=here / "grid",
-        jobs=2,
-        config=Path("tiny.yaml"),
-    )
-    _, results = compare(wanted)
+    methods = ["ce", "refilled-stage2-only", "teacher-ncm"]
+    _, results = compare(replace(grid.comparison, methods=methods, output=here / "grid", jobs=2))
     alone = {result.cell.method.name: result for result in grid.results}
     for result in results:
         assert result.status == "finished", result.reason
         before = alone[result.cell.method.name]
         assert result.summary["final"] == before.summary["final"]
-        name = "student.safetensors"
-        assert (result.cell.folder / name).read_bytes() == (before.cell.folder / name).read_bytes()
-
-
-def test_a_cell_names_itself(grid):
-    assert isinstance(grid.results[0].cell, Cell)
-    assert cell_of(grid, "ce").title == "overlap 100 %, ce, seed 0"
+        if result.cell.method.probe is None:
+            weights = [cell.folder / "student.safetensors" for cell in (result.cell, before.cell)]
+            assert weights[0].read_bytes() == (grid.folder / weights[1]).read_bytes()
+    stored = json.loads((results[0].cell.folder / "inputs.json").read_text("utf-8"))
+    assert {"gkd_plugin", "probe"} <= stored.keys()

@@ -35,24 +35,18 @@ def test_nothing_has_changed(config, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["teacher.pt", "order.txt"])
-def test_another_content(config, tmp_path, name):
+@pytest.mark.parametrize("change", [lambda path: path.write_text("another"), lambda path: path.unlink()])
+def test_another_content_or_a_file_that_is_gone(config, tmp_path, name, change):
     keep_inputs(inputs_of(config, None), tmp_path)
-    (tmp_path / name).write_text("another", encoding="utf-8")
+    change(tmp_path / name)
     assert stale_input(inputs_of(config, None), tmp_path) == f"{name} has changed since it ran"
 
 
-def test_a_file_that_is_gone(config, tmp_path):
-    keep_inputs(inputs_of(config, None), tmp_path)
-    (tmp_path / "order.txt").unlink()
-    assert stale_input(inputs_of(config, None), tmp_path) == "order.txt has changed since it ran"
-
-
-def test_another_probe_and_another_version(config, tmp_path):
+@pytest.mark.parametrize("name", ["probe", "gkd_plugin", "torch"])
+def test_another_probe_or_version(config, tmp_path, name):
     now = inputs_of(config, None)
-    keep_inputs({**now, "probe": "ncm"}, tmp_path)
-    assert stale_input(now, tmp_path) == "probe has changed since it ran"
-    keep_inputs({**now, "gkd_plugin": "before"}, tmp_path)
-    assert stale_input(now, tmp_path) == "gkd_plugin has changed since it ran"
+    keep_inputs({**now, name: "before"}, tmp_path)
+    assert stale_input(now, tmp_path) == f"{name} has changed since it ran"
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", json.dumps({})])

@@ -1,12 +1,17 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gkd_plugin
-from gkd_plugin.compare.method import load_method, method_names
+from gkd_plugin.compare.method import MethodStage, load_method, method_names
 from gkd_plugin.errors import ConfigError
+from tests.fakes import cross_entropy
 
 FOLDER = Path(gkd_plugin.__file__).parent / "compare" / "methods"
+CROSS_ENTROPY = """{criterion: {key: 'CrossEntropyLoss', kwargs: {}}, weight: 0.5, criterion_wrapper: {
+  key: 'SimpleLossWrapper', kwargs: {
+    input: {is_from_teacher: False, module_path: '.', io: 'output'}, target: {uses_label: True}}}}"""
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -25,9 +30,8 @@ def test_titles_tell_the_methods_apart():
 
 def test_the_control_has_no_teacher():
     (stage,) = load_method("ce").stages
-    assert (stage.takes_all, stage.has_teacher) == (True, False)
-    assert not load_method("ce").has_teacher
-    assert load_method("refilled").has_teacher
+    assert (stage.epochs, stage.teacher) == ("all", None)
+    assert [load_method(name).has_teacher for name in ("ce", "refilled", "teacher-ncm")] == [False, True, False]
 
 
 def test_a_file_of_ones_own(tmp_path):
@@ -35,12 +39,32 @@ def test_a_file_of_ones_own(tmp_path):
     path.write_text("classes: 'same'\nstages:\n  - {like: 'embedding', student: {forward_hook: null}}\n")
     method = load_method(str(path))
     assert (method.name, method.title, method.classes) == ("mine", "mine", "same")
-    assert (method.stages[0].like, method.stages[0].takes_all, method.stages[0].has_teacher) == (
-        "embedding",
-        False,
-        True,
-    )
-    assert (method.stages[0].student, method.stages[0].criterion) == ({"forward_hook": None}, None)
+    assert method.stages == (MethodStage(like="embedding", student={"forward_hook": None}),)
+    assert (method.student, method.memory, method.probe, method.of) == (None, "as configured", None, None)
+
+
+def test_keys_without_a_value_are_as_if_left_out(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("stages: [{epochs: null, student: null, criterion: null, lr_factor: null, max_grad_norm: null}]")
+    assert load_method(str(path)).stages == (MethodStage(),)
+
+
+def test_cross_entropy_may_be_written_as_its_weight(tmp_path):
+    path = tmp_path / "mine.yaml"
+    terms = {}
+    for name, term in {"short": "0.5", "long": CROSS_ENTROPY}.items():
+        rkd = "rkd: {criterion: {key: 'RKDLoss', kwargs: {}}, weight: 2.0}"
+        criterion = f"{{key: 'WeightedSumLoss', kwargs: {{sub_terms: {{cross_entropy: {term}, {rkd}}}}}}}"
+        path.write_text(f"stages: [{{criterion: {criterion}}}]")
+        terms[name] = load_method(str(path)).stages[0].criterion["kwargs"]["sub_terms"]
+    assert terms["short"] == terms["long"] == {"cross_entropy": cross_entropy(0.5), "rkd": terms["long"]["rkd"]}
+
+
+@pytest.mark.parametrize("criterion", ["{key: 'x'}", "{key: 'x', kwargs: 3}", "{key: 'x', kwargs: {sub_terms: [1]}}"])
+def test_other_criteria_stay_as_they_are(criterion, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"stages: [{{criterion: {criterion}}}]")
+    assert load_method(str(path)).stages[0].criterion == yaml.safe_load(criterion)
 
 
 def test_an_unknown_name_gets_the_nearest():
@@ -57,7 +81,7 @@ def test_an_unknown_name_gets_the_nearest():
         ("stage: []", "stage: is not a key of a method; did you mean 'stages'"),
         ("stages: [{lik: 'embedding'}]", r"stages\.0\.lik: is not a key of a method; did you mean 'like'"),
         ("stages: [{like: 'embeding'}]", r"stages\.0\.like: 'embeding' given; did you mean 'embedding'"),
-        ("stages: [{epochs: 3}]", r"stages\.0\.epochs: 3 given; 'all', or leave it out"),
+        ("stages: [{epochs: 3}]", r"stages\.0\.epochs: 3 given; allowed: 'all'"),
         ("stages: [{}, {teacher: 3}]", r"stages\.1\.teacher: must be a mapping, got 3"),
         ("stages: [{train_data_loader: 5}]", r"stages\.0\.train_data_loader: must be a mapping, got 5"),
         ("stages: [{max_grad_norm: -2}]", r"stages\.0\.max_grad_norm: -2 given; must be a finite number above 0"),
@@ -66,13 +90,13 @@ def test_an_unknown_name_gets_the_nearest():
         ("{student: 'techer', stages: [{}]}", "student: 'techer' given; did you mean 'teacher'"),
         ("{student: null, stages: [{}]}", "student: None given"),
         ("{of: 'student', stages: [{}]}", "of: says whose embedding a probe reads, and there is no probe"),
-        ("{of: 'teacher', probe: 'ncm'}", "of: 'teacher' given; 'student', or leave it out for the teacher"),
+        ("{of: 'teacher', probe: 'ncm'}", "of: 'teacher' given; allowed: 'student', or leave it out"),
         ("stages: [{teacher: {a: ['{student_embeding}']}}]", r"'\{student_embeding\}' in .*; did you mean"),
         ("stages: [{teacher: {a: '{student_embeding}.fc'}}]", r"'\{student_embeding\}' in '\{student_embeding\}\.fc'"),
         ("stages: [{teacher: {a: '{student_width}.fc'}}]", r"'\{student_width\}' in '\{student_width\}\.fc'"),
         ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
         ("{probe: 'ncm', stages: [{}]}", "probe: trains nothing; remove stages and student"),
-        ("{memory: 5, stages: [{}]}", "memory: 5 given; null for all samples, or leave it out"),
+        ("{memory: 5, stages: [{}]}", "memory: 5 given; allowed: 'null', or leave it out"),
         ("stages: [{lr_factor: .inf}]", r"stages\.0\.lr_factor: inf given; must be a finite number above 0"),
         ("stages: [{lr_factor: 0}]", r"stages\.0\.lr_factor: 0 given; must be a finite number above 0"),
         ("[]", "a config is a mapping"),
@@ -90,11 +114,17 @@ def test_a_file_that_is_missing():
         load_method("nowhere.yaml")
 
 
-def test_what_trains_nothing_and_what_starts_from_the_teacher():
-    assert (load_method("teacher-ncm").probe, load_method("teacher-ncm").stages) == ("ncm", ())
-    assert load_method("teacher-logreg").probe == "logistic_regression"
-    assert [load_method(name).starts_from_teacher for name in ("finetune", "lwf", "ce")] == [True, True, False]
-    assert [load_method(name).starts_untrained for name in ("scratch", "ce", "finetune")] == [True, False, False]
-    assert [load_method(name).probes_student for name in ("student-ncm", "teacher-ncm")] == [True, False]
-    assert [load_method(name).keeps_all_samples for name in ("joint-training", "ce")] == [True, False]
-    assert [stage.lr_factor for name in ("finetune", "ce") for stage in load_method(name).stages] == [0.1, 1.0]
+def test_what_trains_nothing_and_where_students_start():
+    methods = {name: load_method(name) for name in method_names()}
+    assert {name: method.probe for name, method in methods.items() if method.probe} == {
+        "student-ncm": "ncm",
+        "teacher-ncm": "ncm",
+        "teacher-logreg": "logistic_regression",
+    }
+    assert [name for name, method in methods.items() if method.of == "student"] == ["student-ncm"]
+    assert [name for name, method in methods.items() if method.memory is None] == ["joint-training"]
+    assert {name: method.student for name, method in methods.items() if method.student} == {
+        **dict.fromkeys(("finetune", "lwf", "refilled-from-teacher"), "teacher"),
+        "scratch": "untrained",
+    }
+    assert {stage.lr_factor for stage in methods["finetune"].stages} == {0.1}

@@ -38,14 +38,32 @@ def test_the_files(tmp_path):
     assert files[1].read_text("utf-8").lstrip().startswith("<?xml")
 
 
-@pytest.mark.parametrize("settings", [(HALF,), ()])
-def test_fewer_than_two_overlaps_are_no_plot(settings, tmp_path):
-    kept = [result for result in RESULTS if result.cell.setting in settings]
+def test_where_nothing_varies_each_method_has_a_dot(tmp_path):
+    """As on a folder of one's own; KD has no result."""
+    one = [result for result in RESULTS if result.cell.setting == HALF]
+    figure = settings_figure(one, "top1")
+    got, (two, three) = drawn(figure), (2 / 3**0.5, 3 / 3**0.5)
+    assert list(got) == [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    np.testing.assert_allclose(got["cross-entropy"].T, [[0, 62, 62 - two, 62 + two]])
+    np.testing.assert_allclose(got["ReFilled (TPAMI)"].T, [[1, 64, 64 - three, 64 + three]])
     draw_settings(RESULTS, "ncm_top1", tmp_path)
-    assert draw_settings(kept, "top1", tmp_path) == []
+    files = draw_settings(one, "top1", tmp_path)
+    assert [file.name for file in files] == ["top1_of_methods.png", "top1_of_methods.svg"]
+    assert set(tmp_path.iterdir()) == set(files)  # nothing stale
+    assert {file.name for file in files} <= set(plot_names())
+
+
+@pytest.mark.parametrize(
+    ("results", "score"),
+    [
+        ([finished(CE, setting, 0, 1.0) for setting in (Setting(50.0, memory=0), Setting(100.0, memory=5))], "top1"),
+        (RESULTS, "top5"),
+        ([], "top1"),
+    ],
+    ids=["two things that vary", "no cell with the score", "no cell"],
+)
+def test_what_cannot_be_drawn(results, score, tmp_path):
+    draw_settings(RESULTS, "ncm_top1", tmp_path)
+    assert settings_figure(results, score) is None
+    assert draw_settings(results, score, tmp_path) == []
     assert list(tmp_path.iterdir()) == []  # nothing stale either
-
-
-def test_two_things_that_vary_are_no_plot():
-    settings = [Setting(50.0, memory=0), Setting(100.0, memory=5)]
-    assert settings_figure([finished(CE, setting, 0, 1.0) for setting in settings], "top1") is None

@@ -4,8 +4,9 @@ from torch.utils.data import Dataset
 from torchdistill.core.forward_hook import ForwardHookManager
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
-from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, measure
-from gkd_plugin.config.yaml_nodes import compose_value
+from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, filled
+from gkd_plugin.config.stages import Stage
+from gkd_plugin.config.tree import parse
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from tests.fakes import TinyImages
@@ -49,7 +50,7 @@ models:
 """
     wrapper = {"key": "refilled_teacher", "kwargs": kwargs}
     stage = {"train_data_loader": {"dataset_id": "train"}, "teacher": {"auxiliary_model_wrapper": wrapper}}
-    return Measured(compose_value(text, "test"), stage, path)
+    return Measured(parse(text, "test"), Stage("train", "train", stage), path)
 
 
 def seen(model, path, size=32, io="output"):
@@ -64,31 +65,31 @@ def test_widths_of_timms_models(name):
     """A fixed input size, weights to be fetched and a checkpoint that is not there are in no one's way."""
     model = timm_model(name, num_classes=4)
     entry = f"{{key: 'timm_model', kwargs: {{model_name: '{name}', pretrained: True}}, src_ckpt: 'nowhere.pt'}}"
-    assert measure("{student_width}", of(entry)) == seen(model, "embedding", model.pretrained_cfg["input_size"][1])
-    assert measure("{teacher_width}", of(teacher=entry)) == model.head_hidden_size
+    assert filled("{student_width}", of(entry)) == seen(model, "embedding", model.pretrained_cfg["input_size"][1])
+    assert filled("{teacher_width}", of(teacher=entry)) == model.head_hidden_size
 
 
 def test_widths_of_other_models():
     """'avgpool' is [B, D, 1, 1] in torchdistill's wide ResNet; its classifier's input is [B, D]."""
     model = wide_resnet(10, 2, 0.0, num_classes=4, pretrained=False, progress=False)
-    assert measure("{student_width}", of(WIDE, path="avgpool")) == seen(model, "avgpool") == 128
-    assert measure("{teacher_width}", of(teacher=WIDE, embedding="avgpool")) == 128
-    assert measure("{teacher_width}", of(teacher=WIDE, embedding="fc", embedding_io="input")) == 128
-    assert measure("{teacher_width}", of(teacher=WIDE, embedding="fc")) == 4
+    assert filled("{student_width}", of(WIDE, path="avgpool")) == seen(model, "avgpool") == 128
+    assert filled("{teacher_width}", of(teacher=WIDE, embedding="avgpool")) == 128
+    assert filled("{teacher_width}", of(teacher=WIDE, embedding="fc", embedding_io="input")) == 128
+    assert filled("{teacher_width}", of(teacher=WIDE, embedding="fc")) == 4
 
 
 def test_the_teacher_gets_images_of_its_own_size():
     torchvisions = "{key: 'vit_b_16', kwargs: {num_classes: 4, weights: null}}"
     kwargs = {"embedding": "heads", "embedding_io": "input"}
-    assert measure("{teacher_width}", of(teacher=torchvisions, input_size=224, **kwargs)) == 768
+    assert filled("{teacher_width}", of(teacher=torchvisions, input_size=224, **kwargs)) == 768
     with pytest.raises(ConfigError, match=r"^models\.teacher_model: the width of 'heads' cannot be measured: Wrong im"):
-        measure("{teacher_width}", of(teacher=torchvisions, **kwargs))
+        filled("{teacher_width}", of(teacher=torchvisions, **kwargs))
 
 
 def test_the_random_state_is_left_alone():
     state = torch.get_rng_state()
     for name in PLACEHOLDERS:
-        measure(name, of(WIDE, path="avgpool", embedding="avgpool"))
+        filled(name, of(WIDE, path="avgpool", embedding="avgpool"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -102,8 +103,8 @@ def test_the_random_state_is_left_alone():
 )
 def test_samples_and_negatives(data, samples, negatives):
     """Every sample has as many negatives, those of the largest class too."""
-    assert measure("{num_samples}", of(data=data)) == samples
-    assert measure("{num_negatives}", of(data=data)) == negatives
+    assert filled("{num_samples}", of(data=data)) == samples
+    assert filled("{num_negatives}", of(data=data)) == negatives
 
 
 @pytest.mark.parametrize(
@@ -114,19 +115,24 @@ def test_samples_and_negatives(data, samples, negatives):
             TINY.replace("compare.test_sizes.Named", "fakes.TinyImages"),
             r"the training set \(TinyImages\) has no classes",
         ),
-        (TINY.replace("Named", "Nemed"), r"datasets\.train.*: .*Nemed"),
+        (TINY.replace("Named", "Nemed"), r"^datasets\.train \(line 2\): .*Nemed"),
     ],
 )
 def test_training_sets_without_negatives(data, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        measure("{num_negatives}", of(data=data))
+        filled("{num_negatives}", of(data=data))
     assert "\n" not in str(caught.value)
+
+
+def test_what_holds_placeholders_is_filled_in():
+    given = {"a": ["{student_embedding}.fc", "{num_samples}", 0.5], "b": None}
+    assert filled(given, of(path="head")) == {"a": ["head.fc", 24, 0.5], "b": None}
 
 
 def test_paths_that_do_not_fit():
     with pytest.raises(
         ConfigError, match=r"^models\.student_model: embedding: .* has no module 'avgpol'; did you mean"
     ):
-        measure("{student_width}", of(WIDE, path="avgpol"))
+        filled("{student_width}", of(WIDE, path="avgpol"))
     with pytest.raises(ConfigError, match=r"^models\.student_model: the student's 'conv1'/output has shape"):
-        measure("{student_width}", of(WIDE, path="conv1"))
+        filled("{student_width}", of(WIDE, path="conv1"))

@@ -64,6 +64,13 @@ def test_the_view_has_the_same_samples_through_wrappers_and_subsets(dataset, exp
     assert not evaluation_view(view)[1]
 
 
+def test_a_dataset_that_is_its_own_view_is_found_in_a_subset():
+    dataset = FakeImages([0, 1])
+    dataset.evaluation_view = dataset
+    for subset in (Subset(dataset, [1]), class_subset(dataset, [1])):
+        assert evaluation_view(subset) == (subset, True)
+
+
 def test_an_eval_transform_takes_the_place_of_the_transform():
     dataset = array_images(transform=lambda _: "augmented", eval_transform=lambda _: "clean")
     for images, label in ((dataset, 2), (class_subset(dataset, [2]), 0)):
