@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
-from gkd_plugin.diagnose.figures import new_figure, save_figure
-from gkd_plugin.diagnose.left_out import LeftOut
+from gkd_plugin.diagnose.figures import LeftOut, new_figure, save_figure
 from gkd_plugin.diagnose.restore import RestoredRun, outputs
 
-__all__ = ["most_confused", "report_confusion", "row_shares"]
+__all__ = ["draw", "most_confused", "report_confusion", "row_shares"]
 
 _NAMED = 40  # classes, whose names fit beside the picture
 _WRITTEN = 12  # classes, whose shares fit into the cells
-_PAIRS = 20
 
 
 def report_confusion(run: RestoredRun, folder: Path) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def report_confusion(run: RestoredRun, folder: Path) -> dict[str, Any]:
     logits, labels = outputs(run.student, images, run.accelerator, "confusion")
     counts = confusion_matrix(labels.numpy(), logits.argmax(dim=1).numpy(), labels=np.arange(logits.shape[1]))
     names = [*run.class_names, *map(str, range(len(run.class_names), len(counts)))][: len(counts)]
-    _draw(row_shares(counts), names, images.name, folder)
+    draw(row_shares(counts), names, images.name, folder)
     return {
         "on": images.name,
         "samples": len(labels),
@@ -50,25 +48,21 @@ def row_shares(counts: NDArray[Any]) -> NDArray[Any]:
     return shares
 
 
-def most_confused(counts: NDArray[Any], names: list[str], pairs: int = _PAIRS) -> list[dict[str, Any]]:
+def most_confused(counts: NDArray[Any], names: list[str], pairs: int = 20) -> list[dict[str, Any]]:
     """The pairs (true class, predicted class) with the largest shares of the true class, without those never seen."""
     wrong = row_shares(counts)
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
-    found = [divmod(int(index), len(counts)) for index in order]
-    return [
-        {
-            "true": names[true],
-            "predicted": names[predicted],
-            "samples": int(counts[true, predicted]),
-            "share": float(wrong[true, predicted]),
-        }
-        for true, predicted in found
-        if wrong[true, predicted] > 0
-    ]
+    found = []
+    for index in np.argsort(-wrong, axis=None, kind="stable")[:pairs]:
+        true, predicted = divmod(int(index), len(counts))
+        share, samples = float(wrong[true, predicted]), int(counts[true, predicted])
+        if share > 0:
+            found.append({"true": names[true], "predicted": names[predicted], "samples": samples, "share": share})
+    return found
 
 
-def _draw(shares: NDArray[Any], names: list[str], split: str, folder: Path) -> None:
+def draw(shares: NDArray[Any], names: list[str], split: str, folder: Path) -> None:
+    """The picture ``confusion``, with names and numbers where they fit."""
     count = len(shares)
     side = float(np.clip(2.5 + 0.3 * count, 4.5, 14))
     figure, ((axis,),) = new_figure(side + 1, side)

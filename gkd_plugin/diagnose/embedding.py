@@ -2,72 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.diagnose.figures import PALETTE, new_figure, save_figure
-from gkd_plugin.diagnose.left_out import NO_CENTRES, LeftOut
-from gkd_plugin.diagnose.restore import Images, RestoredRun, Score, outputs
+from gkd_plugin.diagnose.figures import PALETTE, LeftOut, add_legend, new_figure, save_figure
+from gkd_plugin.diagnose.restore import NO_CENTRES, RestoredRun, outputs
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.accuracy import embedding_of
 
-__all__ = ["PROJECTIONS", "ncm_top1", "project", "report_embedding", "shown_samples"]
+__all__ = ["PROJECTIONS", "Panel", "draw", "ncm_top1", "project", "report_embedding", "shown_samples"]
 
-PROJECTIONS = ("pca", "tsne")
+PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
 _PER_CLASS = 200  # points; more cover each other
 _MARKERS = "os^Dv"
 
 
 @dataclass(frozen=True)
-class _Panel:
-    """One embedding: its key in the figures and its title, ``[n, 2]`` points with labels, and how much they show."""
+class Panel:
+    """One embedding.
 
-    key: str
+    Attributes:
+        title: above it.
+        points: ``[n, 2]``.
+        labels: ``[n]``.
+        ncm: nearest-class-mean accuracy of all images, in per cent.
+        explained: share of the variance that the points show; ``None`` where it is not known.
+    """
+
     title: str
     points: NDArray[Any]
     labels: NDArray[Any]
     ncm: float
     explained: float | None
 
-    def as_dict(self) -> dict[str, float | None]:
-        return {"ncm_top1": self.ncm, "explained_variance": self.explained}
-
 
 def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") -> dict[str, Any]:
     """The figures, and the picture ``embedding``; the student ends with its final weights.
 
     Raises:
-        LeftOut: nothing tells the student's embedding, there are no validation images, or there are no class centres.
+        LeftOut: the student's embedding is not known, or there are no validation images or no class centres.
     """
-    path = run.embedding_path
+    path, images = run.embedding_path, run.validation
     if path is None:
         raise LeftOut("the student's embedding is not known: it is no timm_model and no stage 'embedding' names it")
-    if run.validation is None:
+    if images is None:
         raise LeftOut("there are no validation images (val_data_loader) and no test images")
     if not run.teacher.local_classifier.is_ready:
         raise LeftOut(NO_CENTRES)
-    embed, panels = embedding_of(run.student, path), []
-    for key, title, weights in _moments(run):
-        run.load_student(weights)
-        panels.append(_panel(key, title, embed, run, centres=_centres(embed, run), projection=projection))
-    centres = run.teacher.local_classifier.centres.cpu()
-    panels.append(_panel("teacher", "teacher", run.teacher.embed, run, centres=centres, projection=projection))
-    _draw(panels, run, projection, folder)
+    panels = {}
+    for key, (title, weights) in _moments(run).items():
+        if key != "teacher":
+            run.load_student(weights)
+        embed = run.teacher.embed if key == "teacher" else embedding_of(run.student, path)
+        embedding, labels = outputs(embed, images, run.accelerator, title)
+        centres = run.teacher.local_classifier.centres.cpu() if key == "teacher" else _centres(embed, run)
+        chosen = torch.from_numpy(shown_samples(labels.numpy()))
+        points, explained = project(embedding[chosen], projection, run.seed)
+        ncm = ncm_top1(embedding, labels, centres)
+        panels[key] = Panel(title, points, labels[chosen].numpy(), ncm, explained)
+    title = f"{PROJECTIONS[projection]} of the {images.name} images' embeddings"
+    save_figure(draw(list(panels.values()), run.class_names, title), folder, "embedding")
     return {
         "projection": projection,
-        "on": run.validation.name,
-        "classes_shown": np.unique(panels[0].labels).tolist(),
-        "panels": {panel.key: panel.as_dict() for panel in panels},
+        "on": images.name,
+        "classes_shown": np.unique(panels["final"].labels).tolist(),
+        "panels": {key: {"ncm_top1": p.ncm, "explained_variance": p.explained} for key, p in panels.items()},
     }
 
 
@@ -108,50 +118,38 @@ def project(embedding: Tensor, projection: str, seed: int) -> tuple[NDArray[Any]
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows), None
 
 
-def _moments(run: RestoredRun) -> list[tuple[str, str, Path | None]]:
-    """(key, title, weights) of the student over time, ending in its final weights."""
-    moments: list[tuple[str, str, Path | None]] = [("before_training", "student before training", None)]
+def draw(panels: Sequence[Panel], class_names: Sequence[str], title: str) -> Figure:
+    """The panels side by side, with one legend and title for all."""
+    figure, ((*axes,),) = new_figure(3.4 * len(panels), 4.2, columns=len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        for index, label in enumerate(np.unique(panel.labels)):
+            name = class_names[label] if label < len(class_names) else str(label)
+            style: dict[str, Any] = {"color": PALETTE[index], "marker": _MARKERS[index % len(_MARKERS)], "label": name}
+            x, y = panel.points[panel.labels == label].T
+            axis.scatter(x, y, s=12, alpha=0.8, linewidths=0, **style)
+        axis.set_title(f"{panel.title}\nNCM {panel.ncm:.1f} %", fontsize="medium")
+        axis.set(xticks=[], yticks=[])
+        axis.set_aspect("equal", "datalim")
+        if panel.explained is not None:
+            axis.set_xlabel(f"{100 * panel.explained:.0f} % of the variance", fontsize="small")
+    handles, names = axes[0].get_legend_handles_labels()
+    add_legend(figure, handles, names)
+    figure.suptitle(f"{title}, {len(names)} of {len(class_names)} classes")
+    return figure
+
+
+def _moments(run: RestoredRun) -> dict[str, tuple[str, Path | None]]:
+    """Key → (title, the student's weights) of the panels, of which the student's last has the final weights."""
+    moments: dict[str, tuple[str, Path | None]] = {"before_training": ("student before training", None)}
     kept = None if run.embedding_stage is None else run.folder.student_after(run.embedding_stage)
     if kept is not None and kept.is_file():  # not kept of a last stage: that is the final student
-        moments.append(("after_embedding", f"student after {run.embedding_stage}", kept))
-    return [*moments, ("final", "final student", run.folder.student)]
-
-
-def _panel(key: str, title: str, embed: Score, run: RestoredRun, *, centres: Tensor, projection: str) -> _Panel:
-    embedding, labels = outputs(embed, cast("Images", run.validation), run.accelerator, title)
-    chosen = torch.from_numpy(shown_samples(labels.numpy()))
-    points, explained = project(embedding[chosen], projection, run.seed)
-    return _Panel(key, title, points, labels[chosen].numpy(), ncm_top1(embedding, labels, centres), explained)
+        moments["after_embedding"] = (f"student after {run.embedding_stage}", kept)
+    return {**moments, "final": ("final student", run.folder.student), "teacher": ("teacher", None)}
 
 
 @torch.no_grad()
-def _centres(embed: Score, run: RestoredRun) -> Tensor:
+def _centres(embed: Any, run: RestoredRun) -> Tensor:
     """Class centres of the student's embedding of the training images, ``[C, D]``."""
     device = run.accelerator.device
     with run.accelerator.autocast():
         return class_centres((embed(batch[0].to(device)), batch[1]) for batch in run.train.loader).cpu()
-
-
-def _draw(panels: list[_Panel], run: RestoredRun, projection: str, folder: Path) -> None:
-    figure, ((*axes,),) = new_figure(3.4 * len(panels), 4.2, columns=len(panels))
-    for axis, panel in zip(axes, panels, strict=True):
-        _draw_panel(axis, panel, run.class_names)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 10), markerscale=2)
-    kind, images = {"pca": "PCA", "tsne": "t-SNE"}[projection], cast("Images", run.validation).name
-    figure.suptitle(f"{kind} of the {images} images' embeddings, {len(names)} of {len(run.class_names)} classes")
-    save_figure(figure, folder, "embedding")
-
-
-def _draw_panel(axis: Axes, panel: _Panel, names: list[str]) -> None:
-    for index, label in enumerate(np.unique(panel.labels)):
-        points = panel.points[panel.labels == label]
-        marker, name = _MARKERS[index % len(_MARKERS)], names[label] if label < len(names) else str(label)
-        axis.scatter(
-            points[:, 0], points[:, 1], s=12, color=PALETTE[index], marker=marker, alpha=0.8, linewidths=0, label=name
-        )
-    axis.set_title(f"{panel.title}\nNCM {panel.ncm:.1f} %", fontsize="medium")
-    axis.set(xticks=[], yticks=[])
-    axis.set_aspect("equal", "datalim")
-    if panel.explained is not None:
-        axis.set_xlabel(f"{100 * panel.explained:.0f} % of the variance", fontsize="small")

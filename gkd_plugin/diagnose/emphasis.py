@@ -1,7 +1,7 @@
-r"""Do the emphasis weights ω tell the classes that the teacher knows from those that it does not?
+"""Do the emphasis weights ω tell the classes that the teacher knows from those that it does not?
 
 Stage ``classifier`` weighs samples by the teacher's confidence, so that what the teacher knows counts more (TPAMI 2023,
-section 4.3). Confidence is a stand-in for knowing; here it is compared with what the user says the teacher knows.
+section 4.3). Here confidence is compared with what the user says the teacher knows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
@@ -20,9 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from gkd_plugin.diagnose.figures import GROUPS, new_figure, save_figure
-from gkd_plugin.diagnose.left_out import NO_CENTRES, LeftOut
-from gkd_plugin.diagnose.restore import Images, RestoredRun
+from gkd_plugin.diagnose.figures import GROUPS, LeftOut, new_figure, save_figure
+from gkd_plugin.diagnose.restore import NO_CENTRES, Images, RestoredRun
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import confidence_cost, emphasis_weights
 
@@ -37,7 +35,6 @@ SCORES = {
     "emphasis": "emphasis ω",
     "known_mass": "local mass of known classes",
 }
-_HOW = "say which of the student's labels the teacher knows, e.g. --known 0,1,2"
 _BINS = 20
 
 
@@ -50,23 +47,23 @@ def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None)
         known: the student's labels of the classes that the teacher knows; by default what the training set says.
 
     Raises:
-        LeftOut: nobody says what the teacher knows, or it knows all classes or none.
+        LeftOut: it is not known what the teacher knows, or it knows all classes or none.
         ConfigError: ``known`` names a label that there is not.
     """
     mask = known_classes(run, known)
-    splits = [run.train] if run.validation is None else [run.train, run.validation]
     size = run.train.loader.batch_size or 1
-    report: dict[str, Any] = {
+    images = {}
+    for split in (run.train, run.validation):
+        if split is not None:
+            scores, labels = teacher_scores(run, split, size, mask)
+            images[split.name] = _figures(scores, mask[labels])
+    _draw(images, folder)
+    return {
         "known_classes": np.flatnonzero(mask).tolist(),
         "confidence_of": "own classifier" if run.teacher.has_classifier else "local classifier",
         "batch_size": size,
-        "images": {},
+        "images": images,
     }
-    for images in splits:
-        scores, labels = teacher_scores(run, images, size, mask)
-        report["images"][images.name] = _figures(scores, mask[labels])
-    _draw(report["images"], folder)
-    return report
 
 
 def check_known(given: Sequence[int], count: int) -> None:
@@ -80,19 +77,22 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
     """``[C]``: whether the teacher knows each of the student's classes.
 
     Raises:
-        LeftOut: nobody says, or there is nothing to tell apart.
+        LeftOut: that is not known, or it is all of them or none.
         ConfigError: a label in ``given`` is out of range.
     """
     count = len(run.class_names)
     if given is None:
         if run.teacher_labels is None:
-            raise LeftOut(f"the training set does not say which classes the teacher knows: {_HOW}")
+            raise LeftOut(
+                "the training set does not say which classes the teacher knows; name the student's labels of them, "
+                "e.g. --known 0,1,2"
+            )
         given = [label for label, own in enumerate(run.teacher_labels) if own is not None]
     check_known(given, count)
     mask = np.zeros(count, dtype=np.bool_)
     mask[list(given)] = True
     if mask.all() or not mask.any():
-        raise LeftOut(f"the teacher knows {'all' if mask.all() else 'none'} of the classes: nothing to tell apart")
+        raise LeftOut(f"the teacher knows {'all' if mask.all() else 'none'} of the classes")
     return mask
 
 
@@ -104,11 +104,9 @@ def teacher_scores(
 
     ω is relative to a batch, so the images come as in training: shuffled (with the run's seed), in batches of its size.
     """
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": images.loader.num_workers}
     generator = torch.Generator().manual_seed(run.seed)
-    given = images.loader
-    loader: DataLoader[Any] = DataLoader(
-        given.dataset, batch_size=batch_size, shuffle=True, generator=generator, num_workers=given.num_workers
-    )
+    loader: DataLoader[Any] = DataLoader(images.loader.dataset, shuffle=True, generator=generator, **options)
     rows, labels = [], []
     for batch in tqdm(loader, desc=f"teacher, {images.name}", leave=False, disable=None):
         with run.accelerator.autocast():
@@ -159,12 +157,12 @@ def auc(score: NDArray[Any], is_known: NDArray[np.bool_]) -> float | None:
 def _figures(scores: dict[str, NDArray[Any]], is_known: NDArray[np.bool_]) -> dict[str, Any]:
     """The figures of one set of images."""
     cost = scores["confidence_cost"]
+    limits = {"emphasis": (2 / (1 + np.e), 1.0), "confidence_cost": (cost.min(), max(cost.max(), cost.min() + 1e-6))}
     return {
         "known": int(is_known.sum()),
         "unknown": int((~is_known).sum()),
         "auc": {name: auc(scores[name], is_known) for name in SCORES},
-        "emphasis": _histogram(scores["emphasis"], is_known, (float(2 / (1 + np.e)), 1.0)),
-        "confidence_cost": _histogram(cost, is_known, (float(cost.min()), max(float(cost.max()), cost.min() + 1e-6))),
+        **{name: _histogram(scores[name], is_known, ends) for name, ends in limits.items()},
     }
 
 
@@ -180,35 +178,22 @@ def _histogram(values: NDArray[Any], is_known: NDArray[np.bool_], limits: tuple[
 
 
 def _draw(figures: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Shares of each group, one hatched, so that they can be told apart without colour."""
     figure, axes = new_figure(4.5 * len(figures), 6, rows=2, columns=len(figures))
-    kinds = {"emphasis": "emphasis weight ω", "confidence_cost": "confidence cost u (nats)"}
-    for row, (kind, label) in zip(axes, kinds.items(), strict=True):
-        for axis, split in zip(row, figures, strict=True):
-            area = figures[split]["auc"]["emphasis" if kind == "emphasis" else "confidence"]
-            shown = "–" if area is None else f"{area:.2f}"
-            axis.set_title(f"{split} images: AUC of {'ω' if kind == 'emphasis' else '−u'} {shown}")
-            _draw_histogram(axis, figures[split], kind)
-            axis.set_xlabel(label)
+    kinds = {"emphasis": ("emphasis", "ω", "emphasis weight ω")}
+    kinds["confidence_cost"] = ("confidence", "−u", "confidence cost u (nats)")
+    for row, (kind, (score, sign, label)) in zip(axes, kinds.items(), strict=True):
+        for axis, (split, found) in zip(row, figures.items(), strict=True):
+            edges = found[kind]["edges"]
+            for group, answer, hatch in (("known", "yes", None), ("unknown", "no", "//")):
+                counts = np.asarray(found[kind][group], dtype=float)
+                colours: Any = {"facecolor": to_rgba(GROUPS[group], 0.4), "edgecolor": GROUPS[group], "hatch": hatch}
+                shares, name = counts / max(counts.sum(), 1), f"{answer} ({found[group]})"
+                axis.stairs(shares, edges, fill=True, linewidth=1.5, label=name, **colours)
+            area = found["auc"][score]
+            title = f"{split} images: AUC of {sign} {'–' if area is None else f'{area:.2f}'}"
+            axis.set(title=title, xlabel=label, ylabel="share of the group", xlim=(edges[0], edges[-1]))
     for axis in axes[0]:
         axis.set_ylim(0, 1.35 * axis.get_ylim()[1])  # room for the legend
         axis.legend(title="teacher knows the class", fontsize="small", title_fontsize="small")
     save_figure(figure, folder, "emphasis")
-
-
-def _draw_histogram(axis: Axes, figures: dict[str, Any], kind: str) -> None:
-    """Shares of each group, one hatched, so that they can be told apart without colour."""
-    edges = figures[kind]["edges"]
-    for group, answer, hatch in (("known", "yes", None), ("unknown", "no", "//")):
-        counts = np.asarray(figures[kind][group], dtype=float)
-        axis.stairs(
-            counts / max(counts.sum(), 1),
-            edges,
-            fill=True,
-            facecolor=to_rgba(GROUPS[group], 0.4),
-            edgecolor=GROUPS[group],
-            linewidth=1.5,
-            hatch=hatch,
-            label=f"{answer} ({figures[group]})",
-        )
-    axis.set_ylabel("share of the group")
-    axis.set_xlim(edges[0], edges[-1])

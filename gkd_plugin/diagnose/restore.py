@@ -17,19 +17,22 @@ from tqdm import tqdm
 
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.config.config import RunConfig, load_config
-from gkd_plugin.data import classes_of
+from gkd_plugin.config.stages import has_teacher, stages_of, student_entry
+from gkd_plugin.data import class_names_of, classes_of
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
+from gkd_plugin.runner.building import build_box, build_test_loader
 from gkd_plugin.runner.devices import make_accelerator, read_placement
-from gkd_plugin.runner.models import TEACHER, build_model, student_entry
+from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.runner.ncm_readout import student_embedding_path
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.teacher_check import classes_without_sample
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
-__all__ = ["Images", "RestoredRun", "outputs", "restore"]
+__all__ = ["NO_CENTRES", "Images", "RestoredRun", "outputs", "restore"]
+
+NO_CENTRES = "a class has no training sample, so there are no class centres (incremental learning without a memory)"
 
 Score = Callable[[Tensor], Tensor]
 
@@ -110,7 +113,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         raise ConfigError(f"{path}: the student's weights are missing: no such file: {folder.student}")
     config = load_config(path / "config.yaml")
     with told_at(f"{config.path}: "):
-        stage_name, stage = _stage_of_teacher(config)
+        number = _stage_of_teacher(config)
         placement = read_placement({"device": {**(config.tree.get("device") or {}), "teacher": None}}, device)
         accelerator = make_accelerator(placement)
         if accelerator.num_processes > 1:
@@ -120,37 +123,36 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         student = build_model(*student_entry(built))
         initial = {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
         teacher = build_model(TEACHER, built["models"]["teacher_model"])
-        stage = stage_configs(built["train"])[stage_name]
-        box = build_box({**built, "train": stage}, teacher, student, placement, accelerator)
+        stage = stages_of(built)[number]
+        box = build_box({**built, "train": stage.section}, teacher, student, placement, accelerator)
         accelerator.unwrap_model(box.student_model, keep_fp32_wrapper=False)
         box.clean_modules()
-        if not isinstance(box.teacher_model, RefilledTeacher):
-            raise ConfigError(f"{section_name(stage_name)}.teacher: is not the wrapper 'refilled_teacher' alone")
-        if summary.get("teacher_weights") not in (None, teacher_key(box.teacher_model.teacher)):
-            raise ConfigError(
-                f"{TEACHER}: has other weights than in the run, which diagnose would say nothing true of; was its "
-                "src_ckpt written anew since?"
-            )
+        teacher = box.teacher_model
+        if not isinstance(teacher, RefilledTeacher):
+            raise ConfigError(f"{stage.path}.teacher: is not the wrapper 'refilled_teacher' alone")
+        if summary.get("teacher_weights") not in (None, teacher_key(teacher.teacher)):
+            raise ConfigError(f"{TEACHER}: has other weights than in the run; was its src_ckpt written again since?")
+        dataset = box.train_data_loader.dataset
+        if not classes_without_sample(teacher, dataset):
+            fit_class_centres(teacher, box.train_data_loader)
         train = Images("train", clean_loader(box.train_data_loader))
-        if not classes_without_sample(box.teacher_model, box.train_data_loader.dataset):
-            fit_class_centres(box.teacher_model, box.train_data_loader)
         test = _held_out("test", build_test_loader(built, accelerator))
-    validation = _held_out("validation", box.val_data_loader)
-    dataset = box.train_data_loader.dataset
-    embedding_stage, embedding_path = _embedding(config, student)
+        validation = _held_out("validation", box.val_data_loader)
+    sections = {stage.name: stage.section for stage in config.stages}
+    embedding_path = student_embedding_path(student_entry(config.tree)[1], sections) or "embedding"
     return RestoredRun(
         folder=folder,
         seed=summary["seed"],
         train=train,
         validation=validation or test,
         test=test or validation,
-        class_names=[_name(entry) for entry in classes_of(dataset)],
-        teacher_labels=box.teacher_model.class_map.labels,
-        teacher=box.teacher_model,
+        class_names=class_names_of(dataset) or [str(name) for name in classes_of(dataset)],
+        teacher_labels=teacher.class_map.labels,
+        teacher=teacher,
         student=student.to(accelerator.device),
         initial=initial,
-        embedding_stage=embedding_stage,
-        embedding_path=embedding_path,
+        embedding_stage=next((stage.name for stage in reversed(config.stages) if stage.kind == "embedding"), None),
+        embedding_path=embedding_path if embedding_path in dict(student.named_modules()) else None,
         accelerator=accelerator,
     )
 
@@ -180,14 +182,13 @@ def _finished_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _stage_of_teacher(config: RunConfig) -> tuple[str, Mapping[str, Any]]:
-    """(name, section) of the last stage with the teacher wrapper."""
-    if "teacher_model" not in config.tree["models"]:
+def _stage_of_teacher(config: RunConfig) -> int:
+    """The place of the last stage with the teacher wrapper."""
+    if not has_teacher(config.tree):
         raise ConfigError("has no models.teacher_model: diagnose looks at what a teacher does for its student")
-    for name, stage in reversed(stage_configs(config.tree["train"]).items()):
-        wrapper = (stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
-        if wrapper.get("key") == "refilled_teacher":
-            return name, stage
+    for number, stage in reversed(list(enumerate(config.stages))):
+        if stage.teacher is not None and stage.teacher.wrapper == "refilled_teacher":
+            return number
     raise ConfigError(
         "no stage has the teacher wrapper 'refilled_teacher' (teacher.auxiliary_model_wrapper.key), which diagnose asks"
     )
@@ -199,20 +200,3 @@ def _held_out(name: str, loader: Any) -> Images | None:
         return None
     size, workers = loader.batch_size or 128, loader.num_workers
     return Images(name, DataLoader(unwrapped(loader.dataset), batch_size=size, num_workers=workers))
-
-
-def _embedding(config: RunConfig, student: nn.Module) -> tuple[str | None, str | None]:
-    """(name of the last stage ``embedding``, module path of the student's embedding)."""
-    stages = stage_configs(config.tree["train"])
-    path = student_embedding_path(student_entry(config.tree)[1], stages) or "embedding"
-    found = [name for name, stage in stages.items() if _is_embedding(stage.get("criterion") or {})]
-    return found[-1] if found else None, path if path in dict(student.named_modules()) else None
-
-
-def _is_embedding(criterion: Mapping[str, Any]) -> bool:
-    return criterion.get("key") == "refilled" and (criterion.get("kwargs") or {}).get("stage") == "embedding"
-
-
-def _name(entry: object) -> str:
-    """A class name as text; of a tuple of synonyms, as torchvision's ImageNet has them, the first."""
-    return str(entry[0]) if isinstance(entry, tuple) and entry else str(entry)

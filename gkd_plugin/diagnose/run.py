@@ -11,17 +11,15 @@ from typing import Any
 from gkd_plugin.diagnose.confusion import report_confusion
 from gkd_plugin.diagnose.embedding import PROJECTIONS, report_embedding
 from gkd_plugin.diagnose.emphasis import SCORES, check_known, report_emphasis
-from gkd_plugin.diagnose.figures import SUFFIXES
-from gkd_plugin.diagnose.left_out import LeftOut
+from gkd_plugin.diagnose.figures import SUFFIXES, LeftOut
 from gkd_plugin.diagnose.restore import restore
 from gkd_plugin.diagnose.tuples import report_tuples
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, one_of
 from gkd_plugin.runner.checkpoints import write_atomically
 
 __all__ = ["diagnose", "figures_table"]
 
 logger = logging.getLogger(__name__)
-PARTS = ("emphasis", "tuples", "embedding", "confusion")
 
 
 def diagnose(
@@ -47,8 +45,7 @@ def diagnose(
     Raises:
         ConfigError: the folder, an option, weights or data cannot be used.
     """
-    if projection not in PROJECTIONS:
-        raise ConfigError(f"--projection: there is no {projection!r}; {nearest(projection, PROJECTIONS)}")
+    one_of("--projection", projection, PROJECTIONS)
     folder = run_folder / "diagnostics" if output is None else output
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
@@ -59,12 +56,17 @@ def diagnose(
         "embedding": lambda: report_embedding(run, folder, projection),
         "confusion": lambda: report_confusion(run, folder),
     }
-    if known is not None:
-        check_known(known, len(run.class_names))  # before pictures of an earlier look go
-    _make(folder)
+    check_known(known or [], len(run.class_names))  # before pictures of an earlier look go
+    folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"run": str(run_folder), "seed": run.seed, "left_out": {}}
-    for name in PARTS:
-        _add(report, name, parts[name])
+    for name, part in parts.items():
+        for suffix in SUFFIXES:  # of an earlier look, of which this one may leave some out
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+        try:
+            report[name] = part()
+        except LeftOut as reason:
+            report["left_out"][name] = str(reason)
+            logger.warning("%s is left out: %s", name, reason)
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / "diagnostics.json", lambda path: path.write_text(text, encoding="utf-8"))
     logger.info("figures and pictures are in %s", folder)
@@ -77,53 +79,22 @@ def figures_table(report: Mapping[str, Any]) -> str:
     Args:
         report: as :func:`diagnose` returns it.
     """
-    found = {**_accuracies(report), **_areas(report)}
+    found: dict[str, dict[str, str]] = {}  # row → set of images → cell
+    if "embedding" in report:
+        on = report["embedding"]["on"]
+        for key, panel in report["embedding"]["panels"].items():
+            found[f"NCM {key.replace('_', ' ')}"] = {on: f"{panel['ncm_top1']:.2f} %"}
+    if "confusion" in report:
+        found["top-1 final"] = {report["confusion"]["on"]: f"{report['confusion']['top1']:.2f} %"}
+    for split, part in report.get("emphasis", {}).get("images", {}).items():
+        for name, title in SCORES.items():
+            area = part["auc"][name]
+            found.setdefault(f"AUC {title}", {})[split] = "–" if area is None else f"{area:.3f}"
     splits = [split for split in ("train", "validation", "test") if any(split in cells for cells in found.values())]
     rows = [("", *splits), *((name, *(cells.get(split, "") for split in splits)) for name, cells in found.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _add(report: dict[str, Any], name: str, part: Callable[[], Any]) -> None:
-    """Puts a part's figures into the report, or why there are none."""
-    try:
-        report[name] = part()
-    except LeftOut as reason:
-        report["left_out"][name] = str(reason)
-        logger.warning("%s is left out: %s", name, reason)
-
-
-def _accuracies(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Name → set of images → accuracy."""
-    embedding, confusion = report.get("embedding"), report.get("confusion")
-    found = {}
-    if embedding:
-        for key, panel in embedding["panels"].items():
-            found[f"NCM {key.replace('_', ' ')}"] = {embedding["on"]: f"{panel['ncm_top1']:.2f} %"}
-    if confusion:
-        found["top-1 final"] = {confusion["on"]: f"{confusion['top1']:.2f} %"}
-    return found
-
-
-def _areas(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Name → set of images → AUC of each score, of telling known from unknown classes."""
-    areas = {split: part["auc"] for split, part in report.get("emphasis", {}).get("images", {}).items()}
-    return {
-        f"AUC {title}": {split: "–" if auc[name] is None else f"{auc[name]:.3f}" for split, auc in areas.items()}
-        for name, title in SCORES.items()
-        if areas
-    }
-
-
-def _make(folder: Path) -> None:
-    """The folder, without the pictures of an earlier look, of which this one may leave some out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in PARTS:
-        for suffix in SUFFIXES:
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)

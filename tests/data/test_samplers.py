@@ -75,6 +75,11 @@ def test_every_epoch_is_shuffled_anew(source):
     assert list(sampler) != list(sampler)
 
 
+def test_classes_meet_in_every_combination():
+    batches = ClassBalancedBatchSampler(seeded(), 2, 1, num_batches=200)
+    assert len({frozenset(LABELS[index] for index in batch) for batch in batches}) == 10
+
+
 def test_each_distributed_rank_stays_in_its_shard():
     shards = [DistributedSampler(IMAGES, num_replicas=2, rank=rank, shuffle=True) for rank in (0, 1)]
     drawn = [{i for batch in ClassBalancedBatchSampler(shard, 2, 3) for i in batch} for shard in shards]

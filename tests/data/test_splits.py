@@ -86,6 +86,7 @@ def test_an_explicit_order_is_cut_in_that_order():
         ({"shift": 1.0}, "shift must be a whole number"),
         ({"overlap": 1.5}, r"overlap must be a number in 0 … 1, got 1.5"),
         ({"overlap": "half"}, "overlap must be a number"),
+        ({"overlap": 0.2502}, r"nearest allowed: 0.2500 \(shift=3\) or 0.5000 \(shift=2\)"),
         ({"overlap": 0.6}, r"nearest allowed: 0.5000 \(shift=2\) or 0.7500 \(shift=1\)"),
         ({"shift": 3, "total_classes": 6}, "num_classes=4 and shift=3 need 7 classes, there are 6"),
         ({"shift": 3, "class_order": [0, 1, 2, 3, 4, 5]}, "need 7 classes, there are 6"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gkd_plugin.diagnose.confusion import most_confused, report_confusion, row_shares
-from gkd_plugin.diagnose.left_out import LeftOut
+from gkd_plugin.diagnose.figures import LeftOut
 
 
 def test_report(run, tmp_path):
@@ -31,7 +31,7 @@ def test_many_classes_are_drawn_without_names(tmp_path):
     from gkd_plugin.diagnose import confusion
 
     for count in (3, 20, 41):
-        confusion._draw(np.eye(count), [f"class {k}" for k in range(count)], "test", tmp_path)
+        confusion.draw(np.eye(count), [f"class {k}" for k in range(count)], "test", tmp_path)
         drawn = (tmp_path / "confusion.svg").read_text("utf-8")
         assert ("<!-- class 2 -->" in drawn) == (count <= 40)
         assert ("<!-- 1.00 -->" in drawn) == (count <= 12)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gkd_plugin.diagnose.embedding import ncm_top1, project, report_embedding, shown_samples
-from gkd_plugin.diagnose.left_out import LeftOut
+from gkd_plugin.diagnose.figures import LeftOut
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.teacher.local_classifier import LocalClassifier
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gkd_plugin.diagnose.emphasis import SCORES, auc, known_classes, report_emphasis, sample_scores, teacher_scores
-from gkd_plugin.diagnose.left_out import LeftOut
+from gkd_plugin.diagnose.figures import LeftOut
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.teacher import Answers, RefilledTeacher
 from tests.fakes import TinyImages
@@ -116,8 +116,8 @@ def test_known_classes():
 @pytest.mark.parametrize(
     ("labels", "given", "message"),
     [
-        (None, None, r"^the training set does not say which classes the teacher knows: .*--known 0,1,2$"),
-        ([0, 1, 2], None, r"^the teacher knows all of the classes: nothing to tell apart$"),
+        (None, None, r"^the training set does not say which classes the teacher knows; .*--known 0,1,2$"),
+        ([0, 1, 2], None, r"^the teacher knows all of the classes$"),
         ([None] * 3, None, r"^the teacher knows none of the classes"),
         (None, [0, 1, 2], r"^the teacher knows all of the classes"),
     ],

@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torchvision.models import resnet18
 
-from gkd_plugin.diagnose.restore import _embedding, _name, outputs, restore
+from gkd_plugin.config.config import RunConfig
+from gkd_plugin.diagnose.restore import _stage_of_teacher, outputs, restore
 from gkd_plugin.errors import ConfigError
 from tests.fakes import TinyImages
 
@@ -69,21 +68,15 @@ def test_outputs_are_in_the_order_of_the_images(run):
     torch.testing.assert_close(means, data.images.mean(dim=(2, 3)))
 
 
-def test_class_names():
-    assert [_name(entry) for entry in ("cat", 3, ("tench", "Tinca tinca"))] == ["cat", "3", "tench"]
-
-
-def test_the_embedding_of_a_student_that_is_not_timms():
-    def config(**stages):
-        train = {name: {"criterion": {"key": "refilled", "kwargs": kwargs}} for name, kwargs in stages.items()}
-        return SimpleNamespace(plain={"models": {"student_model": {"key": "resnet18"}}, "train": train})
-
-    student = resnet18()
-    assert _embedding(config(stage1={"stage": "embedding"}), student) == ("stage1", None)
-    named = {"stage": "embedding", "student_embedding": "avgpool"}
-    assert _embedding(config(stage1=named, stage2={"stage": "classifier"}), student) == ("stage1", "avgpool")
-    assert _embedding(config(stage1={**named, "stage": "joint"}), student) == (None, "avgpool")
-    assert _embedding(config(stage1={"stage": "classifier"}), student) == (None, None)
+def test_a_last_look_at_stages_and_names(here, monkeypatch):
+    """A student whose embedding no stage names, a stage ``embedding`` that there is not, and synonyms as names."""
+    monkeypatch.setattr(TinyImages, "classes", [("tench", "Tinca tinca"), "b", "c", "d"], raising=False)
+    edit("config.yaml", "stage: embedding", "stage: joint")()
+    restored = restore(Path("runs/student"), "cpu")
+    assert (restored.embedding_stage, restored.embedding_path) == (None, "embedding")
+    assert restored.class_names == ["tench", "b", "c", "d"]
+    monkeypatch.setattr("gkd_plugin.diagnose.restore.student_embedding_path", lambda *_: "nowhere")
+    assert restore(Path("runs/student"), "cpu").embedding_path is None
 
 
 def edit(name, old, new):
@@ -115,10 +108,6 @@ BAD = {
         Path("runs/teacher/teacher.pt").unlink,
         "runs/student/config.yaml: models.teacher_model.src_ckpt: no such file: runs/teacher/teacher.pt",
     ),
-    "no wrapper": (
-        edit("config.yaml", "key: 'refilled_teacher'", "key: null"),
-        "runs/student/config.yaml: no stage has the teacher wrapper 'refilled_teacher'",
-    ),
 }
 
 
@@ -135,6 +124,15 @@ def test_what_cannot_be_restored(here, name):
 def test_a_run_without_teacher(here):
     with pytest.raises(ConfigError, match=r"^runs/teacher/config\.yaml: has no models\.teacher_model: "):
         restore(Path("runs/teacher"), "cpu")
+
+
+def test_no_stage_with_the_teachers_wrapper():
+    plain, wrapped = {"teacher": {}}, {"teacher": {"auxiliary_model_wrapper": {"key": "refilled_teacher"}}}
+    tree = {"models": {"teacher_model": {"key": "resnet18"}}, "train": {"stage1": plain, "stage2": {}}}
+    with pytest.raises(ConfigError, match=r"^no stage has the teacher wrapper 'refilled_teacher'"):
+        _stage_of_teacher(RunConfig(Path("a.yaml"), tree))
+    tree = {**tree, "train": {"stage1": wrapped, "stage2": wrapped, "stage3": plain}}
+    assert _stage_of_teacher(RunConfig(Path("a.yaml"), tree)) == 1
 
 
 def test_a_device_that_does_not_exist(here):

@@ -108,7 +108,7 @@ def test_without_the_extra(here, capsys, monkeypatch):
 
 
 def test_an_unknown_projection(here):
-    with pytest.raises(ConfigError, match=r"^--projection: there is no 'tsn'; did you mean 'tsne'"):
+    with pytest.raises(ConfigError, match=r"^--projection: 'tsn' is unknown; did you mean 'tsne'"):
         diagnose(Path("runs/student"), projection="tsn")
 
 
