@@ -16,12 +16,13 @@ from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gkd_plugin.diagnose.figures import GROUPS, LeftOut, new_figure, save_figure
 from gkd_plugin.diagnose.restore import NO_CENTRES, Images, RestoredRun
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import whole_number
 from gkd_plugin.functional import confidence_cost, emphasis_weights
 
 __all__ = ["SCORES", "auc", "check_known", "known_classes", "report_emphasis", "sample_scores", "teacher_scores"]
@@ -68,9 +69,8 @@ def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None)
 
 def check_known(given: Sequence[int], count: int) -> None:
     """Raises ConfigError where a label is none of ``count`` classes."""
-    wrong = [label for label in given if not 0 <= label < count]
-    if wrong:
-        raise ConfigError(f"--known: class index out of range: {wrong[0]}, allowed 0 … {count - 1}")
+    for label in given:
+        whole_number("--known: class index", label, low=0, high=count - 1)
 
 
 def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.bool_]:
@@ -80,7 +80,6 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
         LeftOut: that is not known, or it is all of them or none.
         ConfigError: a label in ``given`` is out of range.
     """
-    count = len(run.class_names)
     if given is None:
         if run.teacher_labels is None:
             raise LeftOut(
@@ -88,9 +87,9 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
                 "e.g. --known 0,1,2"
             )
         given = [label for label, own in enumerate(run.teacher_labels) if own is not None]
+    count = len(run.class_names)
     check_known(given, count)
-    mask = np.zeros(count, dtype=np.bool_)
-    mask[list(given)] = True
+    mask = np.isin(np.arange(count), given)
     if mask.all() or not mask.any():
         raise LeftOut(f"the teacher knows {'all' if mask.all() else 'none'} of the classes")
     return mask
@@ -123,8 +122,8 @@ def sample_scores(own: Tensor, local: Tensor, labels: Tensor, known: NDArray[np.
     r"""Scores of a batch, ``[B]`` each: how well the teacher seems to know the samples.
 
     ``confidence`` −u = log max_c softmax(own)_c, ``max_logit`` max_c own_c, ``energy`` log Σ_c exp(own_c),
-    ``label_agreement`` log softmax(local)_y, ``emphasis`` ω, ``known_mass`` Σ_known softmax(local), what the local
-    classifier says of the question itself; and the raw ``confidence_cost`` u.
+    ``label_agreement`` log softmax(local)_y, ``emphasis`` ω, ``known_mass`` Σ_known softmax(local); and the raw
+    ``confidence_cost`` u.
 
     Args:
         own: ``[B, C_t]``, logits of the teacher's own classifier.
@@ -132,13 +131,13 @@ def sample_scores(own: Tensor, local: Tensor, labels: Tensor, known: NDArray[np.
         labels: ``[B]``, the student's.
         known: ``[C]`` or longer, whether the teacher knows each of the student's classes.
     """
-    own, local = own.cpu().double(), local.cpu().double()
+    own, local, labels = own.cpu().double(), local.cpu().double(), labels.cpu().long()
     cost = confidence_cost(own)
     found = {
         "confidence": -cost,
         "max_logit": own.amax(dim=1),
         "energy": own.logsumexp(dim=1),
-        "label_agreement": local.log_softmax(dim=1).gather(1, labels.cpu().long().unsqueeze(1)).squeeze(1),
+        "label_agreement": -functional.cross_entropy(local, labels, reduction="none"),
         "emphasis": emphasis_weights(own),
         "known_mass": local.softmax(dim=1)[:, torch.from_numpy(known[: local.shape[1]])].sum(dim=1),
         "confidence_cost": cost,

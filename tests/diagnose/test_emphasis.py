@@ -104,29 +104,24 @@ def test_a_teacher_without_classifier_has_the_local_ones_confidence(run, tmp_pat
     assert report_emphasis(run, tmp_path, [0])["confidence_of"] == "local classifier"
 
 
-def fake(labels):
-    return SimpleNamespace(class_names=["a", "b", "c"], teacher_labels=labels)
-
-
-def test_known_classes():
-    assert known_classes(fake([4, None, 0]), None).tolist() == [True, False, True]
-    assert known_classes(fake([4, None, 0]), [1]).tolist() == [False, True, False]
+@pytest.mark.parametrize(
+    ("labels", "given", "known"),
+    [([4, None, 0], None, [True, False, True]), ([4, None, 0], [1], [False, True, False])],
+)
+def test_known_classes(labels, given, known):
+    assert known_classes(SimpleNamespace(class_names="abc", teacher_labels=labels), given).tolist() == known
 
 
 @pytest.mark.parametrize(
-    ("labels", "given", "message"),
+    ("labels", "given", "error", "message"),
     [
-        (None, None, r"^the training set does not say which classes the teacher knows; .*--known 0,1,2$"),
-        ([0, 1, 2], None, r"^the teacher knows all of the classes$"),
-        ([None] * 3, None, r"^the teacher knows none of the classes"),
-        (None, [0, 1, 2], r"^the teacher knows all of the classes"),
+        (None, None, LeftOut, r"^the training set does not say which classes the teacher knows; .*--known 0,1,2$"),
+        ([0, 1, 2], None, LeftOut, "^the teacher knows all of the classes$"),
+        ([None] * 3, None, LeftOut, "^the teacher knows none of the classes"),
+        (None, [0, 1, 2], LeftOut, "^the teacher knows all of the classes"),
+        (None, [0, 3], ConfigError, "^--known: class index .* 0 … 2, got 3$"),
     ],
 )
-def test_left_out(labels, given, message):
-    with pytest.raises(LeftOut, match=message):
-        known_classes(fake(labels), given)
-
-
-def test_a_label_that_there_is_not():
-    with pytest.raises(ConfigError, match=r"^--known: class index out of range: 3, allowed 0 … 2$"):
-        known_classes(fake(None), [0, 3])
+def test_nothing_to_tell_apart(labels, given, error, message):
+    with pytest.raises(error, match=message):
+        known_classes(SimpleNamespace(class_names="abc", teacher_labels=labels), given)
