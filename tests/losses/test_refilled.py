@@ -50,7 +50,7 @@ class Recorded:
         return relationship_matching(self("student", "embedding"), self("teacher", "embedding"), LABELS, **kwargs).loss
 
 
-CVPR = {"temperature": 2.0, "student_temperature": 2.0}
+DIVIDED = {"temperature": 2.0, "student_temperature": 3.0}
 MATCH = {"temperature": 3.0, "margin": 0.5, "mining": "all", "max_negatives": 2}
 HALF_CE = {"ce": cross_entropy(0.5)}
 
@@ -71,9 +71,9 @@ HALF_CE = {"ce": cross_entropy(0.5)}
             lambda of: of.ce() + of.local(adaptive=True, temperature=1.0, student_temperature=1.0),
         ),
         (
-            {"stage": "classifier", "weight": 100.0, **CVPR},
+            {"stage": "classifier", "weight": 100.0, **DIVIDED},
             {"emphasis"},
-            lambda of: of.ce() + 100 * of.local(adaptive=True, **CVPR),
+            lambda of: of.ce() + 100 * of.local(adaptive=True, **DIVIDED),
         ),
         (
             {"stage": "joint"},
@@ -81,9 +81,16 @@ HALF_CE = {"ce": cross_entropy(0.5)}
             lambda of: of.ce() + 3 * of.over_all_classes() + 1000 * of.match(),
         ),
         (
-            {"stage": "joint", "classes": "batch", "relationship_weight": 0, "weight": 2.0, "adaptive": True, **CVPR},
+            {
+                "stage": "joint",
+                "classes": "batch",
+                "relationship_weight": 0,
+                "weight": 2.0,
+                "adaptive": True,
+                **DIVIDED,
+            },
             {"emphasis"},
-            lambda of: of.ce() + 2 * of.local(adaptive=True, **CVPR),
+            lambda of: of.ce() + 2 * of.local(adaptive=True, **DIVIDED),
         ),
         (
             {"stage": "joint", "relationship_temperature": 3.0, **MATCH, "temperature": 1.0, "sub_terms": HALF_CE},
@@ -98,6 +105,13 @@ def test_a_stage_is_its_weighted_sum(kwargs, terms, want):
     assert criterion(recorded.io, {}, LABELS).item() == pytest.approx(want(recorded).item(), rel=1e-5)
     assert criterion.terms.keys() >= terms
     assert ("emphasis" in criterion.terms) == ("emphasis" in terms)
+
+
+def test_cross_entropy_is_computed_in_float32():
+    recorded, criterion = Recorded(), refilled(stage="classifier")
+    recorded.io["student"]["."]["output"] = recorded("student", ".").bfloat16()
+    criterion(recorded.io, {}, LABELS)
+    assert criterion.terms["cross_entropy"] == functional.cross_entropy(recorded("student", ".").float(), LABELS)
 
 
 def test_the_log_shows_every_setting_and_weight():
@@ -128,6 +142,7 @@ def test_stages_read_the_paths_that_they_are_told():
         ({"stage": "classifier", "classes": "al"}, "classes: 'al' given; did you mean 'all'"),
         ({"stage": "classifier", "adaptive": "no"}, "adaptive: must be True or False, got 'no'"),
         ({"stage": "embedding", "weight": "x"}, "^weight: .* at least 0, got 'x'"),
+        ({"stage": "embedding", "weight": True}, "^weight: .* at least 0, got True"),
         ({"stage": "classifier", "weight": -1}, "^weight: .* at least 0, got -1"),
         ({"stage": "joint", "weight": float("inf")}, "^weight: .* finite .*, got inf"),
         ({"stage": "joint", "relationship_weight": -1}, "^relationship_weight: .* at least 0, got -1"),
