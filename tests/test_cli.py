@@ -296,7 +296,7 @@ def test_files_that_cannot_be_read_or_written(here, capsys, monkeypatch, error, 
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("gkd_plugin.runner.batch.run_all", fail)
+    monkeypatch.setattr("gkd_plugin.runner.run.run_all", fail)
     assert main(["run", "student.yaml"]) == 2
     assert capsys.readouterr().err == f"refilled: error: {line}\n"
     with pytest.raises(OSError):
@@ -307,7 +307,7 @@ def test_ctrl_c(here, capsys, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gkd_plugin.runner.batch.run_all", stop)
+    monkeypatch.setattr("gkd_plugin.runner.run.run_all", stop)
     assert main(["run", "student.yaml"]) == 130
     assert capsys.readouterr().err == "refilled: stopped\n"
 

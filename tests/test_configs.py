@@ -14,11 +14,11 @@ from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import load_config
-from gkd_plugin.config.stages import stages_of
+from gkd_plugin.config.stages import stages_of, student_entry
 from gkd_plugin.data import evaluation_view
-from gkd_plugin.runner.building import build_box
 from gkd_plugin.runner.devices import make_accelerator, read_placement
-from gkd_plugin.runner.models import build_model, student_entry
+from gkd_plugin.runner.models import build_model
+from gkd_plugin.runner.parts import build_box
 from tests.data.image_trees import cub_tree, image_tree
 from tests.upstream_driver import drive
 

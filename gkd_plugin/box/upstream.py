@@ -1,4 +1,4 @@
-"""Shim for torchdistill 1.1.5, with a test that fails the day it is no longer needed.
+"""Shims for torchdistill 1.1.5, each with a test that fails the day it is no longer needed.
 
 The one for Accelerate is set where its state is made, in ``gkd_plugin.runner.devices``.
 """
@@ -6,12 +6,18 @@ The one for Accelerate is set where its state is made, in ``gkd_plugin.runner.de
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
 from torchdistill.core.distillation import DistillationBox
 
-__all__ = ["install_prepare_hook"]
+from gkd_plugin.errors import ConfigError, told_at
+
+__all__ = ["clip_unscaled", "install_prepare_hook", "torchdistill_errors"]
 
 
 def install_prepare_hook() -> None:
@@ -39,3 +45,40 @@ def install_prepare_hook() -> None:
 
     setup_loss.calls_prepare = True  # type: ignore[attr-defined]
     DistillationBox.setup_loss = setup_loss
+
+
+def clip_unscaled(box: Any, accelerator: Accelerator) -> None:
+    """Makes ``optimizer.max_grad_norm`` of a stage clip the gradients themselves in float16.
+
+    Symptom: in float16 Accelerate multiplies the loss by up to 65536 and divides the gradients again just before the
+    step; torchdistill clips between the two, so that ``max_grad_norm: 2.0`` leaves gradients of 2 / 65536 and nothing
+    is learned. A hook on the optimizer itself runs after the division; a fused optimizer divides in its own step, and
+    has the scaler's factor on it until then. Does nothing without a scaler.
+
+    Args:
+        box: torchdistill's box, with the optimizer of the stage that begins.
+        accelerator: what it was built with.
+    """
+    if box.max_grad_norm is None or accelerator.scaler is None:
+        return
+    limit, box.max_grad_norm = box.max_grad_norm, None
+
+    def clip(optimizer: Optimizer, *_: Any) -> None:
+        scale = getattr(optimizer, "grad_scale", None)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, limit if scale is None else limit * float(scale))
+
+    box.optimizer.optimizer.register_step_pre_hook(clip)
+
+
+@contextmanager
+def torchdistill_errors(where: str) -> Iterator[None]:
+    """Around torchdistill's building of the stage at key path ``where``: what it raises becomes a ConfigError."""
+    try:
+        with told_at(f"{where}."):
+            yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: torchdistill cannot build this stage: {reason}") from error

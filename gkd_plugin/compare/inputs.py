@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 
 from gkd_plugin.config.tree import read, walk
-from gkd_plugin.runner.checkpoints import write_atomically
-from gkd_plugin.runner.run_folder import package_versions
+from gkd_plugin.runner.run_folder import package_versions, write_atomically
 
 __all__ = ["Inputs", "inputs_of", "keep_inputs", "stale_input"]
 

@@ -15,8 +15,8 @@ from gkd_plugin.compare.sizes import training_set
 from gkd_plugin.config.config import RunConfig
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.data import class_names_of, teacher_labels_of, teacher_num_classes_of
-from gkd_plugin.runner.checkpoints import read_weights
 from gkd_plugin.runner.models import TEACHER
+from gkd_plugin.runner.weights import read_weights
 from gkd_plugin.teacher import ClassMap
 
 __all__ = ["different_classes", "obstacle", "untrained_student"]

@@ -13,8 +13,8 @@ from gkd_plugin.compare.method import CONTROL, Method
 from gkd_plugin.compare.scores import SCORES
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.compare.statistics import Mean, Repetition, mean_of, paired_difference
-from gkd_plugin.runner.checkpoints import write_atomically
-from gkd_plugin.runner.table import aligned
+from gkd_plugin.runner.run_folder import write_atomically
+from gkd_plugin.runner.summary import aligned
 
 __all__ = ["COLUMNS", "comparison_table", "error_of", "results_of", "scores_of", "write_csv"]
 

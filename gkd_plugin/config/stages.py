@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Role", "Stage", "has_teacher", "stage_names", "stages_of", "student_entry"]
+__all__ = ["Role", "Stage", "has_teacher", "stage_names", "stages_of", "student_embedding", "student_entry"]
 
 LOADERS = ("train_data_loader", "val_data_loader")
 _STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
@@ -60,11 +60,13 @@ class Stage:
         name: ``stage1``; ``train`` where the config has only one, in ``train`` itself.
         path: its key path, ``train.stage1`` or ``train``.
         section: the section, with the loaders that it keeps from the stage before.
+        is_last: whether no other stage follows.
     """
 
     name: str
     path: str
     section: Mapping[str, Any]
+    is_last: bool = True
 
     @property
     def epochs(self) -> int:
@@ -80,6 +82,20 @@ class Stage:
     def kind(self) -> str | None:
         """Of criterion ``refilled``: ``'embedding'``, ``'classifier'`` or ``'joint'``; ``None`` with another one."""
         return (self.criterion.get("kwargs") or {}).get("stage") if self.criterion.get("key") == "refilled" else None
+
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether its loss depends on the student's logits: that of stage ``embedding`` by itself does not."""
+        return self.kind != "embedding" or bool((self.criterion.get("kwargs") or {}).get("sub_terms"))
+
+    @property
+    def student_embedding(self) -> str | None:
+        """Module path of the student's embedding, as far as its criterion or a projection shows it."""
+        if self.kind in ("embedding", "joint"):
+            return str(self.criterion["kwargs"].get("student_embedding", "embedding"))
+        if self.student.wrapper == "projected_student":
+            return str(self.student.wrapper_kwargs.get("embedding", "embedding"))
+        return None
 
     @property
     def teacher(self) -> Role | None:
@@ -138,13 +154,20 @@ def _stages(train: Mapping[str, Any]) -> Iterator[Stage]:
     for name in names:
         section = train[name]
         loaders |= {key: section[key] for key in LOADERS if section.get(key)}
-        yield Stage(name, f"train.{name}", {**section, **loaders})
+        yield Stage(name, f"train.{name}", {**section, **loaders}, is_last=name == names[-1])
 
 
 def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(key path, entry) of the model to train: ``models.student_model``, or ``models.model`` without a teacher."""
     name = "student_model" if "student_model" in config["models"] else "model"
     return f"models.{name}", config["models"][name]
+
+
+def student_embedding(config: Mapping[str, Any]) -> str | None:
+    """Module path of the student's embedding; ``None`` where the config does not show it."""
+    if student_entry(config)[1].get("key") == "timm_model":
+        return "embedding"
+    return next((stage.student_embedding for stage in stages_of(config) if stage.student_embedding), None)
 
 
 def has_teacher(config: Mapping[str, Any]) -> bool:

@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.config.config import RunConfig, load_config
-from gkd_plugin.config.stages import has_teacher, stages_of, student_entry
+from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, student_entry
 from gkd_plugin.data import class_names_of, classes_of
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.building import build_box, build_test_loader
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model
-from gkd_plugin.runner.ncm_readout import student_embedding_path
+from gkd_plugin.runner.parts import build_box, build_test_loader
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.teacher_check import classes_without_sample
 from gkd_plugin.runner.weights import load_weights
@@ -138,8 +137,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         train = Images("train", clean_loader(box.train_data_loader))
         test = _held_out("test", build_test_loader(built, accelerator))
         validation = _held_out("validation", box.val_data_loader)
-    sections = {stage.name: stage.section for stage in config.stages}
-    embedding_path = student_embedding_path(student_entry(config.tree)[1], sections) or "embedding"
+    embedding_path = student_embedding(config.tree) or "embedding"
     return RestoredRun(
         folder=folder,
         seed=summary["seed"],

@@ -15,7 +15,7 @@ from gkd_plugin.diagnose.figures import SUFFIXES, LeftOut
 from gkd_plugin.diagnose.restore import restore
 from gkd_plugin.diagnose.tuples import report_tuples
 from gkd_plugin.errors import ConfigError, one_of
-from gkd_plugin.runner.checkpoints import write_atomically
+from gkd_plugin.runner.run_folder import write_atomically
 
 __all__ = ["diagnose", "figures_table"]
 

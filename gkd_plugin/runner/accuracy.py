@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -15,11 +16,14 @@ from torchdistill.core.forward_hook import ForwardHookManager
 from tqdm import tqdm
 
 from gkd_plugin.box.hooks import hooked_tensor
-from gkd_plugin.data import class_groups_of
+from gkd_plugin.data import class_groups_of, evaluation_view, labels_of
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
 from gkd_plugin.teacher import clean_loader
 
-__all__ = ["Accuracy", "embedding_of", "evaluate", "near_chance", "student_ncm"]
+__all__ = ["Accuracy", "embedding_of", "evaluate", "final_ncm", "is_accuracy", "near_chance", "student_ncm"]
+
+logger = logging.getLogger(__name__)
 
 Score = Callable[[Tensor], Tensor]
 
@@ -54,6 +58,11 @@ class Accuracy:
         return row
 
 
+def is_accuracy(key: str) -> bool:
+    """Whether a metrics row's key is one of :meth:`Accuracy.as_dict`."""
+    return key in ("top1", "top5", "harmonic_mean") or key.endswith("_top1")
+
+
 @torch.no_grad()
 def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, title: str = "evaluation") -> Accuracy:
     """Top-1 and top-5 of ``score`` (images → ``[B, C]``) over (images, labels, …) batches, over all processes.
@@ -64,7 +73,7 @@ def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, titl
     groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
     group_hits: Counter[str] = Counter()
     group_samples: Counter[str] = Counter()
-    for batch in tqdm(loader, desc=title, leave=False, disable=_quiet(accelerator)):
+    for batch in _shown(loader, accelerator, title):
         images, labels = batch[0].to(accelerator.device), batch[1].to(accelerator.device)
         scores, labels = accelerator.gather_for_metrics((score(images).float().to(labels.device), labels))
         ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.unsqueeze(1)
@@ -84,6 +93,13 @@ def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, titl
         classes,
         {name: 100 * group_hits[name] / count for name, count in group_samples.items() if count},
     )
+
+
+def near_chance(accuracy: Accuracy) -> bool:
+    """Whether the top-1 is within three standard errors of guessing among the classes."""
+    chance = 1 / max(accuracy.classes, 1)
+    error: float = (chance * (1 - chance) / max(accuracy.samples, 1)) ** 0.5
+    return accuracy.top1 / 100 <= chance + 3 * error
 
 
 def embedding_of(model: nn.Module, path: str) -> Score:
@@ -108,19 +124,56 @@ def student_ncm(
     """NCM accuracy of the student: centres from the training set (clean view), predictions on the validation set."""
     embed = embedding_of(student, path)
     centres = ClassCentreAccumulator()
-    for batch in tqdm(clean_loader(train_loader), desc="NCM centres", leave=False, disable=_quiet(accelerator)):
+    for batch in _shown(clean_loader(train_loader), accelerator, "NCM centres"):
         centres.update(embed(batch[0].to(accelerator.device)), batch[1])
     means = centres.result().to(accelerator.device)
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
 
 
-def near_chance(accuracy: Accuracy) -> bool:
-    """Whether the top-1 is within three standard errors of guessing among the classes."""
-    chance = 1 / max(accuracy.classes, 1)
-    error: float = (chance * (1 - chance) / max(accuracy.samples, 1)) ** 0.5
-    return accuracy.top1 / 100 <= chance + 3 * error
+def final_ncm(
+    student: nn.Module,
+    path: str | None,
+    train_loader: Any,
+    test_loader: Iterable[Any],
+    accelerator: Accelerator,
+    *,
+    num_classes: int | None,
+) -> dict[str, float]:
+    """NCM accuracy of a trained student on the test set: what its embedding knows without its classifier.
+
+    Args:
+        student: the model itself, in eval mode.
+        path: module path of its embedding; ``None`` where the configuration does not show it.
+        train_loader: of the last stage.
+        test_loader: prepared by Accelerate.
+        accelerator: of the run.
+        num_classes: C; ``None`` counts the classes of the training set.
+
+    Returns:
+        ``ncm_top1`` and so on, for ``summary.json``; empty where it cannot be measured, and a log line says why.
+    """
+    reason = _obstacle(path, num_classes, train_loader)
+    if path is None or reason:
+        logger.info("final NCM accuracy: not measured, %s", reason)
+        return {}
+    return student_ncm(student, path, train_loader, test_loader, accelerator).as_dict("ncm_")
 
 
-def _quiet(accelerator: Accelerator) -> bool | None:
-    """tqdm's ``disable``: silent off the main process, and where there is no terminal."""
-    return None if accelerator.is_main_process else True
+def _obstacle(path: str | None, num_classes: int | None, train_loader: Any) -> str:
+    """Why there is no final NCM accuracy; empty where there is one."""
+    if path is None:
+        return "the configuration does not show which module gives the student's embedding"
+    try:
+        present = set(labels_of(train_loader.dataset))
+    except ConfigError as error:
+        return str(error)
+    missing = [label for label in range(num_classes or max(present) + 1) if label not in present]
+    if missing:
+        return f"no training sample of class {', '.join(map(str, missing[:10]))}"
+    return "" if evaluation_view(train_loader.dataset)[1] else "the training set offers no evaluation view"
+
+
+def _shown(batches: Iterable[Any], accelerator: Accelerator, title: str) -> Iterable[Any]:
+    """With a progress bar on the main process, where there is a terminal."""
+    shown: Iterable[Any] = tqdm(batches, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
+    return shown

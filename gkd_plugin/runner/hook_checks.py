@@ -15,10 +15,10 @@ from torchdistill.losses.mid_level import SimpleLossWrapper
 from torchdistill.losses.registry import get_high_level_loss
 
 from gkd_plugin.box.hooks import check_module_path
+from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.losses import RefilledStage, Term
 from gkd_plugin.models.student import ProjectedStudent
-from gkd_plugin.runner.building import told_as_config_error
 from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["check_hooks"]
@@ -86,7 +86,7 @@ def _frozen_paths(stage: Mapping[str, Any], role: str) -> list[str]:
 
 def _check_losses(stage: Mapping[str, Any], where: str, student_role: str, has_teacher: bool) -> None:
     """torchdistill's losses end in a bare KeyError in the first batch where what they read is not recorded."""
-    with told_as_config_error(where), torch.random.fork_rng(devices=[]):
+    with torchdistill_errors(where), torch.random.fork_rng(devices=[]):
         criterion = get_high_level_loss(stage["criterion"])
     terms = {name: term[0] for name, term in getattr(criterion, "term_dict", {}).items()}
     if isinstance(criterion, RefilledStage):

@@ -1,4 +1,4 @@
-"""Builds the models that a YAML names, with their weights."""
+"""The models that a YAML names, with their weights."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from huggingface_hub.errors import LocalEntryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 from torchvision.models import get_model_weights
+from tqdm import tqdm
 
 from gkd_plugin.data import ImageInput
-from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.weights import load_backbone_weights, load_teacher_weights, load_weights
+from gkd_plugin.errors import ConfigError, user_can_mend
+from gkd_plugin.functional import ClassCentreAccumulator
+from gkd_plugin.runner.weights import classifier_paths, load_backbone_weights, load_teacher_weights, load_weights
+from gkd_plugin.teacher import clean_loader
 
-__all__ = ["TEACHER", "build_model", "student_entry"]
+__all__ = ["TEACHER", "build_model", "start_at_centres"]
+
+logger = logging.getLogger(__name__)
 
 TEACHER = "models.teacher_model"
-
-
-def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(key path, entry) of the model to train: ``models.student_model``, or ``models.model`` without a teacher."""
-    models = config["models"]
-    name = "student_model" if "student_model" in models else "model"
-    return f"models.{name}", models[name]
+SCALE = 10.0
+"""Logits per cosine at the start; classifiers on normalised embeddings usually learn about this factor."""
 
 
 def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
@@ -40,23 +42,23 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
     Raises:
         ConfigError: the model cannot be built, or its weights do not fit.
     """
-    with _told_as_model_error(where, (entry.get("kwargs") or {}).get("model_name", entry.get("key"))):
+    kwargs, source = entry.get("kwargs") or {}, entry.get("src_ckpt")
+    with _model_errors(where, kwargs.get("model_name", entry.get("key"))):
         model: nn.Module | None = get_image_classification_model(entry)
         if model is None:
-            model = get_model(entry["key"], entry.get("repo_or_dir"), **(entry.get("kwargs") or {}))
-        else:
-            _note_torchvision_input(model, entry)
-    if entry.get("src_ckpt") and entry.get("src_ckpt_classifier"):
+            model = get_model(entry["key"], entry.get("repo_or_dir"), **kwargs)
+        elif isinstance(kwargs.get("weights"), str):
+            model.image_input = _torchvision_input(entry["key"], kwargs["weights"])  # type: ignore[assignment]
+    if source and entry.get("src_ckpt_classifier"):
         is_extended = entry["src_ckpt_classifier"] == "extended"
-        load_backbone_weights(model, entry["src_ckpt"], f"{where}.src_ckpt", extends_classifier=is_extended)
-    elif entry.get("src_ckpt"):
-        load = load_teacher_weights if where == TEACHER else load_weights
-        load(model, entry["src_ckpt"], f"{where}.src_ckpt")
+        load_backbone_weights(model, source, f"{where}.src_ckpt", extends_classifier=is_extended)
+    elif source:
+        (load_teacher_weights if where == TEACHER else load_weights)(model, source, f"{where}.src_ckpt")
     return model
 
 
 @contextmanager
-def _told_as_model_error(where: str, name: object) -> Iterator[None]:
+def _model_errors(where: str, name: object) -> Iterator[None]:
     """Around the building of a model by timm, torchvision or torch.hub; their retries offline are quiet."""
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
@@ -66,7 +68,7 @@ def _told_as_model_error(where: str, name: object) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise ConfigError(
             f"{where}: what {name!r} needs of the Hugging Face hub is not in the local cache, and there is no "
-            "connection; a file fetched elsewhere can be its src_ckpt, with pretrained: False"
+            "connection; download the file elsewhere and give it as src_ckpt, with pretrained: False"
         ) from error
     except FileNotFoundError as error:
         reason = str(error) or "a file that its kwargs name does not exist"
@@ -78,11 +80,84 @@ def _told_as_model_error(where: str, name: object) -> Iterator[None]:
         hub_log.setLevel(level)
 
 
-def _note_torchvision_input(model: nn.Module, entry: Mapping[str, Any]) -> None:
+def _torchvision_input(key: str, weights: str) -> ImageInput:
     """torchvision's pretrained weights say what images they were trained with; the model does not."""
-    name = (entry.get("kwargs") or {}).get("weights")
-    if not isinstance(name, str):
-        return
-    preset = get_model_weights(entry["key"])[name.rpartition(".")[2]].transforms()
+    preset = get_model_weights(key)[weights.rpartition(".")[2]].transforms()
     side = int(preset.crop_size[0])
-    model.image_input = ImageInput(tuple(preset.mean), tuple(preset.std), (side, side))  # type: ignore[assignment]
+    return ImageInput(tuple(preset.mean), tuple(preset.std), (side, side))
+
+
+@torch.no_grad()
+def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelerator: Accelerator) -> None:
+    r"""Sets every classifier of the student to z_k = 10 · φᵀc_k / m, with no bias.
+
+    φ is the classifier's input, c_k the normalised mean of φ over the training samples of class k (evaluation view), m
+    the mean length of φ. The student then starts with the accuracy of the nearest class mean, and an untrained
+    classifier does not spoil the embedding in the first steps (Qi, Brown and Lowe, "Low-Shot Learning with Imprinted
+    Weights", CVPR 2018). Not in the ReFilled paper.
+
+    Random states stay as they were.
+
+    Args:
+        where: key path of the student.
+        student: the model itself, on the accelerator's device; in eval mode afterwards.
+        train_loader: of the training set; a loader of torchdistill's or a plain one.
+        accelerator: device and precision.
+
+    Raises:
+        ConfigError: a classifier is no Linear on rows ``[B, D]``, or a class has no sample.
+    """
+    place = f"{where}.src_ckpt_classifier: 'centres'"
+    student.eval()
+    starts = {path: _CentreStart(linear) for path, linear in _linears(place, student).items()}
+    try:
+        with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
+            for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
+                student(batch[0].to(accelerator.device))
+                for start in starts.values():
+                    start.add(batch[1])
+            weights = {path: start.weight() for path, start in starts.items()}
+    finally:
+        for start in starts.values():
+            start.hook.remove()
+    for path, start in starts.items():
+        start.linear.weight.copy_(weights[path])
+        if start.linear.bias is not None:
+            start.linear.bias.zero_()
+        logger.info("%s: the classifier %r starts at %d class centres", where, path, start.linear.out_features)
+
+
+class _CentreStart:
+    """Gathers what a classifier is given, for its new weight."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = linear
+        self.hook = linear.register_forward_pre_hook(self._keep)
+        self._rows: Tensor | None = None
+        self._centres = ClassCentreAccumulator(linear.out_features)
+        self._lengths: list[Tensor] = []
+
+    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._rows = inputs[0].float()
+
+    def add(self, labels: Tensor) -> None:
+        """The labels of the last forward pass."""
+        assert self._rows is not None
+        self._centres.update(self._rows, labels)
+        self._lengths.append(self._rows.norm(dim=1).cpu())
+
+    def weight(self) -> Tensor:
+        """``[C, D]``, as the classifier's own."""
+        rows = self._centres.result() * (SCALE / torch.cat(self._lengths).mean())
+        return rows.to(self.linear.weight)
+
+
+def _linears(place: str, student: nn.Module) -> dict[str, nn.Linear]:
+    """The student's classifiers by their paths."""
+    modules = {key[:-1]: student.get_submodule(key[:-1]) for key in classifier_paths(student)}
+    linears = {path: module for path, module in modules.items() if isinstance(module, nn.Linear)}
+    others = [f"{path!r} is a {type(module).__name__}" for path, module in modules.items() if path not in linears]
+    if others or not modules:
+        found = others[0] if others else "none is found"
+        raise ConfigError(f"{place}: needs classifiers that are Linear, {found} in {type(student).__name__}")
+    return linears

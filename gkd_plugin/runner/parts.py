@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.training import get_training_box
+from torchdistill.datasets.util import build_data_loader
 
+from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
+from gkd_plugin.config.stages import Stage, stages_of, student_embedding, student_entry
 from gkd_plugin.data import ImageInput, class_names_of, normalisation_of
-from gkd_plugin.runner.building import build_box, build_test_loader, section_name, stage_configs
-from gkd_plugin.runner.classifier_start import is_asked_for, start_at_centres
-from gkd_plugin.runner.compiling import compile_models
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.crd_check import check_crd
 from gkd_plugin.runner.data_checks import check_data
 from gkd_plugin.runner.devices import Placement
 from gkd_plugin.runner.forward_check import check_forward, first_images
 from gkd_plugin.runner.hook_checks import check_hooks
-from gkd_plugin.runner.models import TEACHER, build_model, student_entry
-from gkd_plugin.runner.ncm_readout import student_embedding_path
+from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
+from gkd_plugin.runner.weights import read_weights
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "build_box", "build_test_loader", "compile_models"]
 
 logger = logging.getLogger(__name__)
-
-_LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
-"""Keyword of a scheduler that says in how many epochs it runs its course."""
 
 
 @dataclass
 class Parts:
     """The built objects of a run; see :meth:`build`."""
 
+    stages: list[Stage]
     box: Any
     student: nn.Module
     student_path: str
     student_entry: Mapping[str, Any]
     num_classes: int | None
-    stages: dict[str, int]
+    class_names: list[str] | None
+    image_input: ImageInput
+    embedding_path: str | None
     val_freq: int
     test_loader: Any
     accelerator: Accelerator
-    dst_ckpt: Path | None
-    image_input: ImageInput
-    class_names: list[str] | None
     cache: TeacherCache | None
-    embedding_path: str | None
 
     @classmethod
     def build(
@@ -68,22 +67,21 @@ class Parts:
         Raises:
             ConfigError: something cannot be built, or does not fit the rest.
         """
+        stages = stages_of(built)
+        sections = {stage.path: stage.section for stage in stages}
+        first, last = stages[0].dataset(built), stages[-1].dataset(built)
         where, entry = student_entry(built)
         student = build_model(where, entry)
         num_classes = _num_classes(student, entry)
-        stages = stage_configs(built["train"])
-        check_data(built, where, num_classes, stages)
+        check_data(built, where, num_classes, {stage.name: stage.section for stage in stages})
         teacher_entry = built["models"].get("teacher_model")
         teacher = None if teacher_entry is None else build_model(TEACHER, teacher_entry)
-        sections = {section_name(name): stage for name, stage in stages.items()}
         check_crd(sections, built["datasets"])
         check_hooks(sections, teacher, student)
-        dataset = built["datasets"][next(iter(stages.values()))["train_data_loader"]["dataset_id"]]
-        images = first_images(dataset)
+        images = first_images(first)
         check_forward(where, student.to(accelerator.device).eval(), images, accelerator)
-        if is_asked_for(entry):
-            start_at_centres(where, student, _plain_loader(dataset, next(iter(stages.values()))), accelerator)
-        destination = entry.get("dst_ckpt")
+        if entry.get("src_ckpt_classifier") == "centres":
+            start_at_centres(where, student, _plain_loader(first, stages[0]), accelerator)
         if placement.channels_last:
             for model in filter(None, (student, teacher)):
                 model.to(memory_format=torch.channels_last)
@@ -93,26 +91,95 @@ class Parts:
         if cache is not None:
             cache.open(box, accelerator)
         compile_models(placement.compile, student, teacher)
-        _warn_of_unread(built, where, entry)
-        _warn_of_schedules(sections)
+        for warning in _warnings(built, stages):
+            logger.warning("%s", warning)
         return cls(
+            stages=stages,
             box=box,
             student=student,
             student_path=where,
             student_entry=entry,
             num_classes=num_classes,
-            stages={name: stage["num_epochs"] for name, stage in stages.items()},
+            class_names=_names_of_all(num_classes, last),
+            image_input=replace(normalisation_of(last), size=(images.shape[-2], images.shape[-1])),
+            embedding_path=student_embedding(built),
             val_freq=built["train"].get("val_freq", 1),
             test_loader=build_test_loader(built, accelerator),
             accelerator=accelerator,
-            dst_ckpt=None if destination is None else Path(destination),
-            image_input=replace(
-                normalisation_of(_last_training_set(built, stages)), size=(images.shape[-2], images.shape[-1])
-            ),
-            class_names=_names_of_all(num_classes, _last_training_set(built, stages)),
             cache=cache,
-            embedding_path=student_embedding_path(entry, stages),
         )
+
+
+def build_box(
+    config: Mapping[str, Any],
+    teacher: nn.Module | None,
+    student: nn.Module,
+    placement: Placement,
+    accelerator: Accelerator,
+) -> Any:
+    """torchdistill's training or distillation box for the config.
+
+    The box changes its configuration in place (it scales learning rates), so it gets a copy.
+
+    Raises:
+        ConfigError: torchdistill refuses the configuration.
+    """
+    train_config = copy.deepcopy(config["train"])
+    stages = stages_of({"train": train_config})
+    if teacher is not None:
+        _place_teacher(stages, placement)
+    for role in (role for stage in stages for role in stage.roles):
+        if role.section.get("src_ckpt") is not None:  # read safely, before torchdistill unpickles it
+            read_weights(role.section["src_ckpt"], f"{role.path}.src_ckpt")
+    common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)
+    with torchdistill_errors(stages[0].path):
+        if teacher is None:
+            return get_training_box(student, *common)
+        return get_distillation_box(teacher, student, *common)
+
+
+def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:
+    """Hands ``device.teacher`` and ``device.teacher_dtype`` to every stage's teacher wrapper, in place."""
+    given = {
+        "teacher": ("teacher_device", None if placement.teacher is None else str(placement.teacher)),
+        "teacher_dtype": ("teacher_dtype", placement.teacher_dtype),
+    }
+    for key, (argument, value) in given.items():
+        for stage in stages if value is not None else ():
+            if stage.teacher is None or stage.teacher.wrapper != "refilled_teacher":
+                raise ConfigError(
+                    f"device.{key}: only the wrapper 'refilled_teacher' can have a device or precision of its own; set "
+                    f"{stage.path}.teacher.auxiliary_model_wrapper.key to it"
+                )
+            wrapper = stage.teacher.section["auxiliary_model_wrapper"]
+            wrapper["kwargs"] = {argument: value, **stage.teacher.wrapper_kwargs}
+    if len({stage.teacher and stage.teacher.wrapper_kwargs.get("teacher_dtype") for stage in stages}) > 1:
+        raise ConfigError(
+            "train: the stages' teacher_dtype differ, but they share one teacher; device.teacher_dtype sets it for all"
+        )
+
+
+def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> Any:
+    """The loader of ``test.test_data_loader``, prepared; ``None`` where the config has none."""
+    section = (config.get("test") or {}).get("test_data_loader")
+    if section is None:
+        return None
+    loader = build_data_loader(config["datasets"][section["dataset_id"]], section, False, accelerator)
+    return accelerator.prepare(loader)
+
+
+def compile_models(which: str | None, student: nn.Module, teacher: nn.Module | None) -> None:
+    """``torch.compile`` in place, so that names, hooks and checkpoints stay the same.
+
+    Args:
+        which: 'student', 'teacher', 'both', or ``None`` for neither.
+        student: the model itself, unwrapped.
+        teacher: the model itself, unwrapped.
+    """
+    for name, model in (("student", student), ("teacher", teacher)):
+        if which in (name, "both") and model is not None:
+            logger.info("torch.compile: the first batches of the %s may take minutes", name)
+            model.compile()
 
 
 def _num_classes(student: nn.Module, entry: Mapping[str, Any]) -> int | None:
@@ -126,29 +193,22 @@ def _names_of_all(num_classes: int | None, dataset: Any) -> list[str] | None:
     return names if names is not None and len(names) == num_classes else None
 
 
-def _plain_loader(dataset: Any, stage: Mapping[str, Any]) -> DataLoader[Any]:
-    """The stage's training set in batches and workers like the stage's own."""
-    kwargs = stage["train_data_loader"].get("kwargs") or {}
+def _plain_loader(dataset: Any, stage: Stage) -> DataLoader[Any]:
+    """A data set in batches and workers like the stage's own."""
+    kwargs = stage.loader.get("kwargs") or {}
     return DataLoader(dataset, batch_size=kwargs.get("batch_size") or 128, num_workers=kwargs.get("num_workers", 0))
 
 
-def _last_training_set(built: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Any:
-    return built["datasets"][list(stages.values())[-1]["train_data_loader"]["dataset_id"]]
-
-
-def _warn_of_unread(built: Mapping[str, Any], where: str, entry: Mapping[str, Any]) -> None:
-    """What torchdistill's scripts read and this runner does not (yet)."""
+def _warnings(built: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str]:
+    """What this runner does not read, and schedulers whose cycle does not end with their stage."""
+    where, entry = student_entry(built)
     if built.get("tracker"):
-        logger.warning("tracker: not read by refilled; metrics.jsonl holds the figures")
+        yield "tracker: not read by refilled; metrics.jsonl holds the figures"
     if entry.get("sync_bn"):
-        logger.warning("%s.sync_bn: not read by refilled", where)
-
-
-def _warn_of_schedules(sections: Mapping[str, Mapping[str, Any]]) -> None:
-    """A cycle that does not end with its stage leaves the learning rate somewhere, or takes it up again."""
-    for section, stage in sections.items():
-        scheduler, epochs = stage.get("scheduler") or {}, stage["num_epochs"]
-        name = _LENGTHS.get(str(scheduler.get("key")), "")
+        yield f"{where}.sync_bn: not read by refilled"
+    for stage in stages:
+        scheduler = stage.section.get("scheduler") or {}
+        name = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}.get(str(scheduler.get("key")), "")
         length = (scheduler.get("kwargs") or {}).get(name)
-        if length is not None and not scheduler.get("scheduling_step") and length != epochs:
-            logger.warning("%s.scheduler.kwargs.%s: %s, but the stage has %s epochs", section, name, length, epochs)
+        if length is not None and not scheduler.get("scheduling_step") and length != stage.epochs:
+            yield f"{stage.path}.scheduler.kwargs.{name}: {length}, but the stage has {stage.epochs} epochs"

@@ -14,12 +14,13 @@ from torch.nn.functional import normalize
 from torchdistill.common.main_util import set_seed
 
 from gkd_plugin.config.config import RunConfig
+from gkd_plugin.config.stages import student_entry
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.functional import nearest_class_mean
 from gkd_plugin.runner.accuracy import Score, evaluate
-from gkd_plugin.runner.building import build_box, build_test_loader
 from gkd_plugin.runner.devices import make_accelerator, read_placement
-from gkd_plugin.runner.models import TEACHER, build_model, student_entry
+from gkd_plugin.runner.models import TEACHER, build_model
+from gkd_plugin.runner.parts import build_box, build_test_loader
 from gkd_plugin.runner.run import RunOptions
 from gkd_plugin.runner.run_folder import RunFolder, package_versions
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres

@@ -1,12 +1,14 @@
-"""One run: a configuration in, a run folder out."""
+"""One run or several: configurations in, run folders out."""
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +19,26 @@ from torchdistill.common.main_util import set_seed
 
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.cache.teacher_cache import TeacherCache
-from gkd_plugin.config.config import RunConfig
+from gkd_plugin.config.config import RunConfig, load_config
+from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate
-from gkd_plugin.runner.building import build_test_loader
-from gkd_plugin.runner.checkpoints import save_student, save_upstream_checkpoint
-from gkd_plugin.runner.classifier_start import is_asked_for, start_at_centres
 from gkd_plugin.runner.data_checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
-from gkd_plugin.runner.models import build_model, student_entry
-from gkd_plugin.runner.outcome import epoch_line, final_figures, log_final, new_summary
-from gkd_plugin.runner.parts import Parts
-from gkd_plugin.runner.run_folder import RunFolder
+from gkd_plugin.runner.models import build_model, start_at_centres
+from gkd_plugin.runner.parts import Parts, build_test_loader
+from gkd_plugin.runner.run_folder import RunFolder, check_run_folder
+from gkd_plugin.runner.summary import epoch_line, final_figures, log_final, new_summary
 from gkd_plugin.runner.teacher_check import check_teacher
 from gkd_plugin.runner.training import train_epochs
-from gkd_plugin.runner.weights import load_weights
+from gkd_plugin.runner.weights import load_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.teacher import RefilledTeacher
 
-__all__ = ["RunOptions", "evaluate_checkpoint", "run_config"]
+__all__ = ["RunOptions", "evaluate_checkpoint", "run_all", "run_config"]
 
 logger = logging.getLogger(__name__)
+
+RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,111 @@ class RunOptions:
     Attributes:
         output: the run folder.
         seed: of every random number.
-        device: goes before ``device.default``.
+        device: overrides ``device.default``.
     """
 
     output: Path
     seed: int = 0
     device: str | None = None
+
+
+# --- several configurations ------------------------------------------------------------------------------------------
+
+
+def run_all(
+    paths: Sequence[Path],
+    *,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """Trains each configuration, in order; a later one may load what an earlier one writes (``dst_ckpt``).
+
+    Args:
+        paths: the configurations.
+        overrides: ``key.path=value``, applied to each.
+        output: the run folder, or with several configurations the folder that holds one for each. A ``dst_ckpt``
+            inside the default run folder ``runs/<stem>`` moves along, and so does a ``src_ckpt`` that names it.
+        seed: of every random number.
+        device: overrides ``device.default``.
+
+    Returns:
+        The summaries.
+
+    Raises:
+        ConfigError: a configuration cannot be used. All that its text shows is found before any of them runs.
+    """
+    folders = _folders(paths, output)
+    written: dict[str, str] = {}
+    configs: list[RunConfig] = []
+    for path, folder in zip(paths, folders, strict=True):
+        config = load_config(path, overrides, produced=tuple(written))
+        moves = _moved_checkpoints(config, folder, written)
+        if moves:
+            config = load_config(path, [*overrides, *moves], produced=tuple(written.values()))
+        with told_at(f"{path}: "):
+            read_placement(config.tree, device)
+        destination = student_entry(config.tree)[1].get("dst_ckpt")
+        check_run_folder(folder, None if destination is None else Path(destination))
+        configs.append(config)
+    return [
+        run_config(config, RunOptions(output=folder, seed=seed, device=device))
+        for config, folder in zip(configs, folders, strict=True)
+    ]
+
+
+def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
+    """The run folder of each configuration.
+
+    Raises:
+        ConfigError: two are one folder, or one cannot be a run folder.
+    """
+    folders = [(output or RUNS) / path.stem for path in paths]
+    if output is not None and len(paths) == 1:
+        folders = [output]
+    twice = {str(folder) for folder in folders if folders.count(folder) > 1}
+    if twice:
+        raise ConfigError(
+            f"two configurations would write to {', '.join(sorted(twice))}: run them separately with --output"
+        )
+    here = Path.cwd().resolve()
+    for folder in folders:
+        if here.is_relative_to(folder.resolve()):
+            raise ConfigError(f"--output: {folder} holds the working directory, so it cannot be a run folder")
+    return folders
+
+
+def _moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str]) -> list[str]:
+    """Overrides that point the checkpoints of a config to where this command writes them.
+
+    Args:
+        config: a configuration.
+        folder: its run folder.
+        written: checkpoint path in the YAML → where this command writes it, of the configurations before; this one's
+            is added.
+    """
+    moves = {}
+    for name, entry in config.tree["models"].items():
+        source = (entry or {}).get("src_ckpt")
+        if source is not None and _absolute(source) in written:
+            moves[f"models.{name}.src_ckpt"] = source, written[_absolute(source)]
+    where, student = student_entry(config.tree)
+    destination = student.get("dst_ckpt")
+    if destination is not None:
+        default = RUNS / config.stem
+        is_inside = Path(destination).is_relative_to(default)
+        moved = str(folder / Path(destination).relative_to(default)) if is_inside else destination
+        moves[f"{where}.dst_ckpt"] = destination, moved
+        written[_absolute(destination)] = moved
+    return [f"{key}={json.dumps(new)}" for key, (old, new) in moves.items() if _absolute(old) != _absolute(new)]
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  # Path.absolute() keeps '..'
+
+
+# --- one configuration -----------------------------------------------------------------------------------------------
 
 
 def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
@@ -83,9 +183,92 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
         logger.info(
             "%s → %s (device %s, precision %s)", config.path, folder.path, placement.device, placement.precision
         )
-        summary = _train(config, options, placement, parts, folder)
+        summary = _run(config, options, placement, parts, folder)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
     return summary
+
+
+@contextmanager
+def _held_back() -> Iterator[list[logging.LogRecord]]:
+    """Keeps this package's log lines while a run is built: they go to its log.txt, or nowhere if building fails."""
+    handler = logging.handlers.BufferingHandler(capacity=sys.maxsize)
+    ours = logging.getLogger("gkd_plugin")
+    handlers, propagates = ours.handlers, ours.propagate
+    ours.handlers, ours.propagate = [handler], False
+    try:
+        yield handler.buffer
+    finally:
+        ours.handlers, ours.propagate = handlers, propagates
+
+
+def _run(
+    config: RunConfig, options: RunOptions, placement: Placement, parts: Parts, folder: RunFolder
+) -> dict[str, Any]:
+    """Keeps ``summary.json`` up to date, whatever ends the training."""
+    start = time.perf_counter()
+    summary = {**new_summary(str(config.path), options.seed, placement, parts), "warnings": folder.warnings}
+    folder.write_summary(summary)
+    try:
+        _train(parts, folder, summary)
+        summary["status"] = "finished"
+        log_final(summary["final"])
+    except ConfigError as error:
+        summary |= {"status": "failed", "error": str(error)}
+        logging.getLogger().error("%s", error)  # noqa: TRY400  # to log.txt; the console shows what is raised
+        kept = f"; the last good weights are {folder.student}" if folder.student.exists() else ""
+        raise ConfigError(f"{config.path}: {error}{kept}") from error
+    finally:
+        summary["wall_seconds"] = round(time.perf_counter() - start, 3)
+        if summary["status"] == "running":
+            summary["status"] = f"stopped ({getattr(sys.exc_info()[0], '__name__', 'unknown')})"
+        folder.write_summary(summary)
+    parts.box.clean_modules()
+    return summary
+
+
+def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
+    box, accelerator = parts.box, parts.accelerator
+    if hasattr(box, "teacher_model"):
+        summary["teacher"] = check_teacher(box, parts.num_classes, accelerator)
+        if isinstance(box.teacher_model, RefilledTeacher):
+            summary["teacher_weights"] = teacher_key(box.teacher_model.teacher)
+    for stage, row in train_epochs(box, parts.student, parts.stages, accelerator, parts.cache, val_freq=parts.val_freq):
+        summary["stages"][stage.name]["epochs"].append(row)
+        folder.add_metrics(row)
+        has_next_stage = row["epoch"] == stage.epochs and not stage.is_last
+        _save(parts, folder, summary, stage if has_next_stage else None)
+        starts_at_centres = parts.student_entry.get("src_ckpt_classifier") == "centres"
+        if starts_at_centres and has_next_stage and not stage.trains_classifier:  # it fits the embedding no more
+            start_at_centres(parts.student_path, parts.student, box.train_data_loader, accelerator)
+        logger.info("%s", epoch_line(stage, row))
+    if parts.cache is not None:
+        summary["teacher_cache"] = parts.cache.reports
+    summary["final"] = final_figures(parts, summary)
+
+
+def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: Stage | None) -> None:
+    """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format.
+
+    Those at the end of a stage that others follow are kept, because the next stage changes them.
+    """
+    if not all(bool(torch.isfinite(value).all()) for value in parts.student.state_dict().values()):
+        raise ConfigError("the student's weights are not finite any more: they are not saved")
+    if not parts.accelerator.is_main_process:
+        return
+    student = summary["student"]
+    name = str(student["kwargs"].get("model_name", student["key"]))
+    rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
+    epochs = (len(rows), sum(stage.epochs for stage in parts.stages))
+    about: dict[str, Any] = {"image_input": parts.image_input, "classes": parts.class_names}
+    save_student(parts.student, folder.student, name, **about, epochs=epochs)
+    if ended is not None:
+        save_student(parts.student, folder.student_after(ended.name), name, **about)
+    destination = parts.student_entry.get("dst_ckpt")
+    if destination is not None:
+        best, box = rows[-1].get("top1", 0.0), parts.box
+        save_upstream_checkpoint(
+            parts.student, box.optimizer, box.lr_scheduler, best, Path(destination), **about, epochs=epochs
+        )
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None = None) -> dict[str, Any]:
@@ -112,96 +295,3 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
     with accelerator.autocast():
         accuracy = evaluate(student, loader, accelerator)
     return {**accuracy.as_dict(), "samples": accuracy.samples}
-
-
-@contextmanager
-def _held_back() -> Iterator[list[logging.LogRecord]]:
-    """Keeps this package's log lines while a run is built: they belong in its log.txt, or with an error nowhere."""
-    handler = logging.handlers.BufferingHandler(capacity=sys.maxsize)
-    ours = logging.getLogger("gkd_plugin")
-    handlers, propagates = ours.handlers, ours.propagate
-    ours.handlers, ours.propagate = [handler], False
-    try:
-        yield handler.buffer
-    finally:
-        ours.handlers, ours.propagate = handlers, propagates
-
-
-def _train(
-    config: RunConfig, options: RunOptions, placement: Placement, parts: Parts, folder: RunFolder
-) -> dict[str, Any]:
-    start = time.perf_counter()
-    summary = {**new_summary(str(config.path), options.seed, placement, parts), "warnings": folder.warnings}
-    folder.write_summary(summary)
-    try:
-        if hasattr(parts.box, "teacher_model"):
-            summary["teacher"] = check_teacher(parts.box, parts.num_classes, parts.accelerator)
-            if isinstance(parts.box.teacher_model, RefilledTeacher):
-                summary["teacher_weights"] = teacher_key(parts.box.teacher_model.teacher)
-        for row in train_epochs(
-            parts.box, parts.student, parts.stages, parts.accelerator, parts.cache, val_freq=parts.val_freq
-        ):
-            summary["stages"][row["stage"]]["epochs"].append(row)
-            folder.add_metrics(row)
-            _save(parts, folder, summary, row)
-            if is_asked_for(parts.student_entry) and _ends_stage(row, parts.stages) and _left_classifier(parts.box):
-                start_at_centres(parts.student_path, parts.student, parts.box.train_data_loader, parts.accelerator)
-            logger.info("%s", epoch_line(row, parts.stages))
-        if parts.cache is not None:
-            summary["teacher_cache"] = parts.cache.reports
-        summary["final"] = final_figures(parts, summary)
-        summary["status"] = "finished"
-        log_final(summary["final"])
-    except ConfigError as error:
-        summary |= {"status": "failed", "error": str(error)}
-        logging.getLogger().error("%s", error)  # noqa: TRY400  # to log.txt; the console shows what is raised
-        kept = f"; the last good weights are {folder.student}" if folder.student.exists() else ""
-        raise ConfigError(f"{config.path}: {error}{kept}") from error
-    finally:
-        summary["wall_seconds"] = round(time.perf_counter() - start, 3)
-        if summary["status"] == "running":
-            summary["status"] = f"stopped ({getattr(sys.exc_info()[0], '__name__', 'unknown')})"
-        folder.write_summary(summary)
-    parts.box.clean_modules()
-    return summary
-
-
-def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format.
-
-    At the end of a stage that others follow they are kept, because the next stage changes them.
-    """
-    if not all(bool(torch.isfinite(value).all()) for value in parts.student.state_dict().values()):
-        raise ConfigError("the student's weights are not finite any more: they are not saved")
-    if not parts.accelerator.is_main_process:
-        return
-    student = summary["student"]
-    name = str(student["kwargs"].get("model_name", student["key"]))
-    rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
-    epochs = (len(rows), sum(parts.stages.values()))
-    save_student(parts.student, folder.student, name, parts.image_input, epochs=epochs, classes=parts.class_names)
-    if _ends_stage(row, parts.stages):
-        save_student(
-            parts.student, folder.student_after(row["stage"]), name, parts.image_input, classes=parts.class_names
-        )
-    if parts.dst_ckpt is not None:
-        save_upstream_checkpoint(
-            parts.student,
-            parts.box.optimizer,
-            parts.box.lr_scheduler,
-            rows[-1].get("top1", 0.0),
-            parts.dst_ckpt,
-            image_input=parts.image_input,
-            epochs=epochs,
-            classes=parts.class_names,
-        )
-
-
-def _left_classifier(box: Any) -> bool:
-    """Whether the box is in a stage that leaves the classifier as it is, which then fits the embedding no more."""
-    return isinstance(box.criterion, EmbeddingStage) and not box.criterion.term_dict
-
-
-def _ends_stage(row: Mapping[str, Any], stages: Mapping[str, int]) -> bool:
-    """Whether an epoch is the last of a stage, and others follow."""
-    return bool(row["epoch"] == stages[row["stage"]] and row["stage"] != list(stages)[-1])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,44 +18,61 @@ from torchdistill.common.constant import LOGGING_FORMAT
 
 from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.checkpoints import write_atomically
 
-__all__ = ["RunFolder", "check_run_folder", "package_versions"]
+__all__ = ["RunFolder", "check_run_folder", "package_versions", "write_atomically"]
 
-PACKAGES = ("gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy")
-_EXTRAS = {"numba": "numba", "scikit-learn": "sklearn"}
-_CONFIG, _SUMMARY = "config.yaml", "summary.json"
-_FILES = {_CONFIG, _SUMMARY, "metrics.jsonl", "log.txt", "student.safetensors", "inputs.json"}
+PACKAGES = (
+    *("gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"),
+    "scikit-learn",
+)
+_CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.jsonl", "log.txt"
+_FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json"}
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
 """What runs write into their folders, besides checkpoints that their configurations name."""
 logger = logging.getLogger(__name__)
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a result; of extras ``None`` where they are not installed."""
-    extras = {name: version(name) if find_spec(module) else None for name, module in _EXTRAS.items()}
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **extras}
+    """Versions of Python and of the packages that decide a result; ``None`` for those that are not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a temporary file beside ``path``, then puts it in place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
-    """Refuses a folder that holds something, and no earlier run.
+    """Refuses a folder that holds something other than an earlier run.
 
     Args:
         folder: the run folder.
-        checkpoint: what the run will write in torchdistill's format, and a run of torchdistill's may have written;
-            such a file and logs (``*.log``) are no reason.
+        checkpoint: what the run will write in torchdistill's format. This file may be there already, written by
+            torchdistill's own script, and so may logs (``*.log``).
 
     Raises:
-        ConfigError: it is a file, or others' files are in it.
+        ConfigError: it is a file, or other files are in it.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    names = sorted(path.name for path in folder.iterdir() if path.suffix != ".log") if folder.exists() else []
-    if checkpoint is not None and checkpoint.parent == folder:
-        names = [name for name in names if name != checkpoint.name]
+    paths = [path for path in folder.iterdir() if path.suffix != ".log"] if folder.exists() else []
+    names = sorted(path.name for path in paths if path != checkpoint)
     if names and not _holds_run(folder):
         shown = f"{', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
-        raise ConfigError(f"--output: {folder} holds {shown}, and no earlier run; name a new folder")
+        raise ConfigError(f"--output: {folder} holds {shown} and no earlier run; name a new folder")
 
 
 def _holds_run(folder: Path) -> bool:
@@ -71,7 +88,7 @@ class RunFolder:
     """Writes ``config.yaml``, ``summary.json``, ``metrics.jsonl`` and ``log.txt`` of one run, on the main process.
 
     An earlier run in the same place is kept as ``<folder>.previous``. One such is kept; an older one is deleted, unless
-    something lies in it that no run has written.
+    it holds a file that no run has written.
 
     Args:
         path: the folder.
@@ -102,10 +119,9 @@ class RunFolder:
             self.path.rename(previous)
             logger.info("the earlier run in %s is kept as %s", self.path, previous)
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "metrics.jsonl").unlink(missing_ok=True)
-        for stale in (self.path / "stages").glob("stage*.safetensors"):
-            stale.unlink()
-        (self.path / "config.yaml").write_text(config_text, encoding="utf-8")
+        for stale in (self.path / _METRICS, *(self.path / "stages").glob("stage*.safetensors")):
+            stale.unlink(missing_ok=True)
+        (self.path / _CONFIG).write_text(config_text, encoding="utf-8")
 
     @contextmanager
     def log_file(self) -> Iterator[None]:
@@ -113,7 +129,7 @@ class RunFolder:
         if not self.is_main:
             yield
             return
-        handler = logging.FileHandler(self.path / "log.txt", mode="w", encoding="utf-8")
+        handler = logging.FileHandler(self.path / _LOG, mode="w", encoding="utf-8")
         handler.setFormatter(logging.Formatter(LOGGING_FORMAT))
         root, ours, kept = logging.getLogger(), logging.getLogger("gkd_plugin"), _Kept(self.warnings)
         root.addHandler(handler)
@@ -128,14 +144,14 @@ class RunFolder:
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends one row to ``metrics.jsonl``."""
         if self.is_main:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / _METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces ``summary.json``."""
         if self.is_main:
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(self.path / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
+            write_atomically(self.path / _SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 class _Kept(logging.Handler):
@@ -152,21 +168,20 @@ class _Kept(logging.Handler):
 
 
 def _make_room(previous: Path) -> None:
-    """Deletes an older run; where something lies in it that no run has written, it goes to a free name instead."""
+    """Deletes an older run, or renames it where it holds a file that no run has written."""
     if not previous.exists():
         return
     others = _others_files(previous)
     if not others:
         shutil.rmtree(previous)
         return
-    number = next(n for n in count(2) if not previous.with_name(f"{previous.name}{n}").exists())
-    free = previous.with_name(f"{previous.name}{number}")
+    free = next(path for n in count(2) if not (path := previous.with_name(f"{previous.name}{n}")).exists())
     previous.rename(free)
     logger.info("%s holds %r, which no run has written: it is kept as %s", previous, others[0], free)
 
 
 def _others_files(folder: Path) -> list[str]:
-    """What lies in the folder of a run and no run has written."""
+    """The files in the folder of a run that no run has written."""
     ours = _FILES | {Path(path).name for path in _checkpoints(folder / _CONFIG)}
     found = []
     for path in sorted(folder.rglob("*")):

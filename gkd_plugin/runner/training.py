@@ -6,7 +6,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,19 +15,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
+from gkd_plugin.config.stages import Stage
 from gkd_plugin.data import FixedViews
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.runner.accuracy import evaluate, student_ncm
-from gkd_plugin.runner.building import told_as_config_error
-from gkd_plugin.runner.clipping import clip_unscaled
-from gkd_plugin.runner.progress import EpochProgress
 from gkd_plugin.teacher import RefilledTeacher
 
-__all__ = ["EpochRow", "train_epochs"]
+__all__ = ["LAST_EPOCHS", "EpochRow", "train_epochs"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ EpochRow = dict[str, Any]
 def train_epochs(
     box: Any,
     student: nn.Module,
-    stages: Mapping[str, int],
+    stages: Sequence[Stage],
     accelerator: Accelerator,
     cache: TeacherCache | None = None,
     *,
     val_freq: int = 1,
-) -> Iterator[EpochRow]:
-    """Trains the box to the end; yields one row of metrics per epoch, after it.
+) -> Iterator[tuple[Stage, EpochRow]]:
+    """Trains the box to the end; yields a stage and a row of metrics after every epoch.
 
     A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
     ``images_per_second``, ``seconds``, and on the validation set, after the epochs that ``val_freq`` names, ``top1`` /
@@ -53,7 +53,7 @@ def train_epochs(
     Args:
         box: torchdistill's box.
         student: the model itself, unwrapped.
-        stages: stage name → number of epochs, in order.
+        stages: of the box.
         accelerator: what the box was built with.
         cache: what the teacher answers from, in place of running.
         val_freq: n validates after every n-th epoch of a stage, and after its last three.
@@ -62,36 +62,37 @@ def train_epochs(
         ConfigError: the loss is not finite (names the step), or an epoch of stage ``embedding`` had nothing to
             compare.
     """
-    epoch = 0
-    for stage, count in stages.items():
+    done = 0
+    for stage in stages:
         _autocast_teacher(box, accelerator)
         clip_unscaled(box, accelerator)
         if cache is not None:
             cache.attach(box, accelerator)
-        for number in range(1, count + 1):
-            row: EpochRow = {"stage": stage, "epoch": number}
-            row |= _train_epoch(box, f"{stage} {number}/{count}", epoch, accelerator)
-            if number % val_freq == 0 or number > count - LAST_EPOCHS:
+        for number in range(1, stage.epochs + 1):
+            is_end = number == stage.epochs
+            row: EpochRow = {"stage": stage.name, "epoch": number}
+            row |= _train_epoch(box, stage, f"{stage.name} {number}/{stage.epochs}", done, accelerator)
+            if number % val_freq == 0 or number > stage.epochs - LAST_EPOCHS:
                 with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
-                    row |= _validate(box, student, number == count, accelerator)
-            if number == count and row.get("tuples") == 0:
+                    row |= _validate(box, student, stage, is_end, accelerator)
+            if is_end and row.get("tuples") == 0:
                 logger.warning(
-                    "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class", stage
+                    "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class",
+                    stage.name,
                 )
-            epoch += 1
-            yield row
-            _finish_epoch(box, number == count, accelerator)
+            done += 1
+            yield stage, row
+            _finish_epoch(box, is_end, accelerator)
 
 
-def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> EpochRow:
+def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Accelerator) -> EpochRow:
     box.pre_epoch_process(epoch=epoch)
     if isinstance(box.train_data_loader.dataset, FixedViews):
         box.train_data_loader.dataset.set_epoch(epoch)
-    start = time.perf_counter()
     lr = box.optimizer.param_groups[0]["lr"]
-    has_pairs = not isinstance(box.criterion, EmbeddingStage)
-    with EpochProgress(box.train_data_loader, title, None if accelerator.is_main_process else True) as progress:
-        for step, batch in enumerate(progress, start=1):
+    has_pairs = stage.kind != "embedding"
+    with _Progress(box.train_data_loader, title, accelerator.is_main_process) as progress:
+        for step, batch in enumerate(progress.bar, start=1):
             images, labels, *rest = batch
             images, labels = images.to(accelerator.device), labels.to(accelerator.device)
             with _failing_at(f"{title}, step {step}", len(images)):
@@ -100,16 +101,54 @@ def _train_epoch(box: Any, title: str, epoch: int, accelerator: Accelerator) -> 
             if not math.isfinite(value):
                 raise ConfigError(f"the loss is {value} at {title}, step {step}: stopped before the weights changed")
             box.post_forward_process(loss=loss)
-            terms = getattr(box.criterion, "terms", {})
-            progress.update(value, terms, box.optimizer.param_groups[0]["lr"], len(images))
+            progress.update(
+                {"loss": value, **getattr(box.criterion, "terms", {})}, box.optimizer.param_groups[0]["lr"], len(images)
+            )
             has_pairs = has_pairs or _can_compare(labels)
     if not has_pairs:
         raise ConfigError(
             f"{title}: no batch held two samples of one class and one of another, so stage 'embedding' has nothing to "
             "compare: shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
         )
-    seconds = time.perf_counter() - start
-    return {"lr": lr, **progress.means(), "images_per_second": progress.images_per_second(), "seconds": seconds}
+    return {"lr": lr, **progress.means(), "images_per_second": progress.speed, "seconds": progress.seconds}
+
+
+class _Progress:
+    """The running means of an epoch, and the progress bar that shows them."""
+
+    def __init__(self, batches: Any, title: str, is_main: bool) -> None:
+        self.bar = tqdm(batches, desc=title, disable=None if is_main else True, leave=False, dynamic_ncols=True)
+        self.seconds = 0.0
+        self._sums: dict[str, float] = defaultdict(float)
+        self._batches = 0
+        self._images = 0
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, terms: Mapping[str, Tensor | float], lr: float, images: int) -> None:
+        """Adds one batch."""
+        self._batches += 1
+        self._images += images
+        self.seconds = time.perf_counter() - self._start
+        for name, value in terms.items():
+            self._sums[name] += float(value)
+        if not self.bar.disable:
+            shown = {name: f"{value:.4g}" for name, value in self.means().items()}
+            self.bar.set_postfix({**shown, "lr": f"{lr:.2g}", "img/s": f"{self.speed:.0f}"})
+
+    def means(self) -> dict[str, float]:
+        """Means of the loss and its terms over the batches so far."""
+        return {name: value / self._batches for name, value in self._sums.items()}
+
+    @property
+    def speed(self) -> float:
+        """Images per second, on this process."""
+        return self._images / max(self.seconds, 1e-9)
 
 
 @contextmanager
@@ -124,7 +163,7 @@ def _failing_at(place: str, images: int) -> Iterator[None]:
             f"{place}: nothing is recorded under {error}: is it a module path that is missing in a forward_hook?"
         ) from error
     except (ValueError, IndexError) as error:
-        hint = " (the batch has one image: kwargs.drop_last: True would leave it out)" if images == 1 else ""
+        hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if images == 1 else ""
         raise ConfigError(f"{place}: {error}{hint}") from error
 
 
@@ -134,16 +173,16 @@ def _can_compare(labels: Tensor) -> bool:
     return 1 < present < len(labels)
 
 
-def _validate(box: Any, student: nn.Module, is_last: bool, accelerator: Accelerator) -> EpochRow:
+def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelerator: Accelerator) -> EpochRow:
     loader = box.val_data_loader
     if loader is None:
         return {}
     student.eval()
     _share_buffers(student, accelerator)
-    if not isinstance(box.criterion, EmbeddingStage):
+    if stage.kind != "embedding":
         with accelerator.autocast():  # of a student in a wrapper, Accelerate prepared the wrapper
             return dict(evaluate(student, loader, accelerator, "validation").as_dict())
-    if not is_last:
+    if not is_end:
         return {}
     path = box.criterion.student_embedding
     return dict(student_ncm(student, path, box.train_data_loader, loader, accelerator).as_dict("ncm_"))
@@ -163,7 +202,7 @@ def _finish_epoch(box: Any, is_stage_end: bool, accelerator: Accelerator) -> Non
         # Accelerate wraps forward() anew in every stage: undo it, or the wrappers would pile up.
         accelerator.unwrap_model(getattr(box, "student_model", None) or box.model, keep_fp32_wrapper=False)
         accelerator.free_memory()
-    with told_as_config_error("train"):
+    with torchdistill_errors("train"):
         box.post_epoch_process()
     new = getattr(box, "teacher_model", None)
     if new is teacher or not isinstance(new, RefilledTeacher) or not isinstance(teacher, RefilledTeacher):

@@ -1,64 +1,179 @@
-"""Loading weights into a model: finds the prefix of a file's keys, says what does not fit, refuses half a backbone."""
+"""Files of weights: reads them without running code, fits them to a model, writes them in one step."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
+import pickle
 import re
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torchdistill.common.main_util import save_ckpt
 
+from gkd_plugin.data import ImageInput
+from gkd_plugin.data.transforms import trained_with
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.checkpoints import WeightFile, read_weights
+from gkd_plugin.runner.run_folder import write_atomically
 
-__all__ = ["classifier_paths", "load_backbone_weights", "load_teacher_weights", "load_weights"]
+__all__ = [
+    "WeightFile",
+    "classifier_paths",
+    "load_backbone_weights",
+    "load_teacher_weights",
+    "load_weights",
+    "read_weights",
+    "save_student",
+    "save_upstream_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
+# where checkpoints hold the weights: of timm's train.py (averaged ones first, as timm reads them), torchdistill, DINO
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder", "backbone")
+_METADATA = "gkd_plugin"
 _HEAD = re.compile(
     r"((\w+_)?heads?|fc|classifier|aux\w*|(\w+_)?proj(ect\w*)?|pred\w*|decoder\w*|mask_token|queue\w*|prototypes\w*|logit\w*|"
     r"text\w*|student|teacher|momentum\w*)"
 )
+"""Names of modules that pretraining leaves beside a backbone."""
 
 
 @dataclass(frozen=True)
-class _Match:
-    """A file's tensors against a model's, by name.
+class WeightFile:
+    """What a file of weights holds. Our own files also say how the weights were trained; others leave that ``None``.
 
     Attributes:
-        state: what fits.
-        prefix: taken off the file's keys.
-        missing: the model's that the file lacks.
-        unexpected: the file's that the model lacks.
-        misshapen: those of another shape, name → text.
+        state: name → tensor.
+        image_input: what images the weights were trained with.
+        epochs: (trained, planned) when the file was written.
+        classes: names of the classes that the weights were trained with, in the order of their labels.
     """
 
     state: dict[str, Tensor]
-    prefix: str
-    missing: set[str]
-    unexpected: set[str]
-    misshapen: dict[str, str]
+    image_input: ImageInput | None
+    epochs: tuple[int, int] | None = None
+    classes: list[str] | None = None
 
-    def problems(self, but: Collection[str] = ()) -> list[str]:
-        """One phrase for each kind."""
-        return [
-            *_listed("missing", self.missing.difference(but)),
-            *_listed("unexpected", self.unexpected.difference(but)),
-            *_listed("of another shape", (text for key, text in self.misshapen.items() if key not in but)),
-        ]
+
+def read_weights(path: str | Path, where: str) -> WeightFile:
+    """The weights in a ``.safetensors`` or ``state_dict`` file, or in a checkpoint of torchdistill or timm's train.py.
+
+    Pickled files are read with torch's safe loader: tensors and ``argparse.Namespace`` (which both store).
+
+    Args:
+        path: the file, or an ``http(s)://`` address of a pickled ``state_dict``.
+        where: key path or option that names the file, for messages.
+
+    Raises:
+        ConfigError: no such file, or nothing in it that can be read safely.
+    """
+    is_address = str(path).startswith(("http://", "https://"))
+    if not is_address and not Path(path).is_file():
+        raise ConfigError(f"{where}: no such file: {path}")
+    try:
+        is_safetensors = Path(path).suffix == ".safetensors" and not is_address
+        content, about = _read_safetensors(path) if is_safetensors else _unpickle(str(path), is_address)
+    except Exception as error:  # broken files raise whatever the parser meets first
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors; other objects are not unpickled, because that may run any code"
+        raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
+    nested = [content[key] for key in _NESTED if key in content] if isinstance(content, Mapping) else []
+    state = next((value for value in (*nested, content) if _is_state_dict(value)), None)
+    if state is None:
+        raise ConfigError(f"{where}: {path} holds no state_dict")
+    image_input, epochs, classes = (about.get(key) for key in ("image_input", "epochs", "classes"))
+    return WeightFile(
+        dict(state),
+        trained_with(image_input) if isinstance(image_input, Mapping) else None,
+        (int(epochs[0]), int(epochs[1])) if isinstance(epochs, list | tuple) and len(epochs) == 2 else None,
+        [str(name) for name in classes] if isinstance(classes, list | tuple) else None,
+    )
+
+
+def _read_safetensors(path: str | Path) -> tuple[Any, Mapping[str, Any]]:
+    with safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get(_METADATA)
+    return load_file(path), {} if about is None else dict(json.loads(about))
+
+
+def _unpickle(path: str, is_address: bool) -> tuple[Any, Mapping[str, Any]]:
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice on files that it accepts
+        if is_address:
+            content = torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=True)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    args = content.get("args") if isinstance(content, Mapping) else None
+    return content, vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save_student(
+    model: nn.Module,
+    path: Path,
+    name: str,
+    image_input: ImageInput | None = None,
+    *,
+    epochs: tuple[int, int] | None = None,
+    classes: list[str] | None = None,
+) -> None:
+    """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice.
+
+    One entry of metadata says as JSON the model's ``name`` and how it was trained, see :class:`WeightFile`. (Of several
+    entries safetensors would choose the order at random; this way the same weights give the same bytes.)
+    """
+    about: dict[str, Any] = {"model": name, "image_input": image_input.as_dict() if image_input else None}
+    about |= {key: value for key, value in (("epochs", epochs), ("classes", classes)) if value is not None}
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
+    content = save(state, metadata={_METADATA: json.dumps(about)})
+    write_atomically(
+        path, lambda file: file.write_bytes(content)
+    )  # save_file() would make it readable by its owner only
+
+
+def save_upstream_checkpoint(
+    model: nn.Module,
+    optimizer: Any,
+    lr_scheduler: Any,
+    best_value: float,
+    path: Path,
+    *,
+    image_input: ImageInput | None = None,
+    epochs: tuple[int, int] | None = None,
+    classes: list[str] | None = None,
+) -> None:
+    """Writes a checkpoint in torchdistill's own format (``dst_ckpt``); its ``args`` say how the model was trained."""
+    about = {"image_input": image_input.as_dict() if image_input else None, "epochs": epochs, "classes": classes}
+    args = argparse.Namespace(**{key: value for key, value in about.items() if value is not None})
+    write_atomically(path, lambda file: save_ckpt(model, optimizer, lr_scheduler, best_value, args, str(file)))
+
+
+# --- into a model ----------------------------------------------------------------------------------------------------
 
 
 def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
-    """Loads every weight of the model, and nothing else, from a file; a common prefix of its keys is taken off.
+    """Loads every weight of the model, and nothing else, from a file; a common prefix of its keys is removed.
 
     Args:
         model: any model.
-        path: as :func:`~gkd_plugin.runner.checkpoints.read_weights` takes it.
+        path: as :func:`read_weights` takes it.
         where: key path or option that names the file, for messages.
 
     Returns:
@@ -67,11 +182,8 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
     Raises:
         ConfigError: the file cannot be read, or keys or shapes do not fit the model (says which); nothing is changed.
     """
-    found = _read(path, where)
-    with told_at(f"{where}: {path} "):
-        match = _match(model, found.state)
-    if match.problems():
-        raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(match.problems())}")
+    found, match = _read_for(model, path, where)
+    match.refuse()
     model.load_state_dict(match.state, strict=False)
     return found
 
@@ -79,29 +191,23 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
 def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None:
     """Loads a teacher's weights: its backbone in full, and its classifier if it has one.
 
-    What else a file holds (a classifier that the model does not have, a projection head, a decoder) stays out, and a
-    line of the log says so. Where the file tells what images and classes the weights were trained with, the model's
+    Other parts of the file (a classifier that the model lacks, a projection head, a decoder) are left out, and a log
+    line says so. Where the file says what images and classes the weights were trained with, the model's
     ``image_input`` and ``trained_classes`` say so afterwards.
 
     Raises:
         ConfigError: as :func:`load_weights`; a backbone of another architecture, or a classifier that the file lacks or
             has for other classes.
     """
-    found = _read(path, where)
-    with told_at(f"{where}: {path} "):
-        match = _match(model, found.state)
+    found, match = _read_for(model, path, where)
     heads = _timm_classifier_paths(model)
     in_head = {key for key in (*match.missing, *match.misshapen) if key.startswith(heads)}
-    tops = {name.partition(".")[0] for name in model.state_dict()}
-    extra = {key for key in match.unexpected if key.startswith(heads) or _is_head(key.partition(".")[0], tops)}
-    problems = match.problems(but=in_head | extra)
-    if problems:
-        raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    match.refuse(but=in_head | match.heads(heads))
     if in_head and getattr(model, "num_classes", None) != 0:
         raise ConfigError(
             f"{where}: {path} fits the backbone of {type(model).__name__}, but not its classifier: "
-            f"{'; '.join(match.problems(but=extra))}; give its kwargs.num_classes, or num_classes: 0 for a teacher "
-            "without classifier"
+            f"{'; '.join(match.problems(but=match.heads(heads)))}; give its kwargs.num_classes, or num_classes: 0 for "
+            "a teacher without classifier"
         )
     model.load_state_dict(match.state, strict=False)
     if found.image_input is not None:
@@ -110,7 +216,9 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
         model.has_weights_of_unknown_input = True  # type: ignore[assignment]
     if found.classes is not None and len(found.classes) == getattr(model, "num_classes", len(found.classes)):
         model.trained_classes = found.classes  # type: ignore[assignment]
-    _report(where, path, match)
+    prefix = f", prefix {match.prefix!r} removed" if match.prefix else ""
+    left = f"; left out: {'; '.join(match.problems())}" if match.problems() else ""
+    logger.info("%s: %d tensors loaded from %s%s%s", where, len(match.state), path, prefix, left)
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, extends_classifier: bool = False) -> None:
@@ -118,7 +226,7 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
 
     Args:
         model: a timm model, or one whose last module with weights is its classifier, a Linear.
-        path: as :func:`~gkd_plugin.runner.checkpoints.read_weights` takes it.
+        path: as :func:`read_weights` takes it.
         where: key path that names the file, for messages.
         extends_classifier: whether the file's classes are the model's first ones, so that their rows are loaded too;
             the other rows stay as they were initialised.
@@ -127,9 +235,7 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
         ConfigError: as :func:`load_weights`, of the backbone; the model does not say which of its modules is the
             classifier; or the file's classifier has no such rows.
     """
-    state = _read(path, where).state
-    with told_at(f"{where}: {path} "):
-        match = _match(model, state)
+    found, match = _read_for(model, path, where)
     heads = classifier_paths(model)
     if not heads:
         raise ConfigError(
@@ -138,15 +244,11 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
         )
     own = model.state_dict()
     in_head = {key for key in own if key.startswith(heads)}
-    tops = {name.partition(".")[0] for name in own}
-    extra = {key for key in match.unexpected if key.startswith(heads) or _is_head(key.partition(".")[0], tops)}
-    problems = match.problems(but=in_head | extra)
-    if problems:
-        raise ConfigError(f"{where}: {path} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    match.refuse(but=in_head | match.heads(heads))
     loaded = {key: value for key, value in match.state.items() if key not in in_head}
     if extends_classifier:
         for key in in_head:
-            loaded[key] = _extended(own[key], state.get(match.prefix + key), f"{where}: {path}: {key}")
+            loaded[key] = _extended(own[key], found.state.get(match.prefix + key), f"{where}: {path}: {key}")
     model.load_state_dict(loaded, strict=False)
     kind = "extended" if extends_classifier else "new"
     logger.info("%s: %d tensors loaded from %s, the classifier is %s", where, len(loaded), path, kind)
@@ -158,51 +260,6 @@ def _extended(rows: Tensor, first: Tensor | None, where: str) -> Tensor:
         given = None if first is None else list(first.shape)
         raise ConfigError(f"{where} {given} cannot be the first rows of {list(rows.shape)}")
     return torch.cat([first.to(rows), rows[len(first) :]])
-
-
-def _read(path: str | Path, where: str) -> WeightFile:
-    """The file, with a warning where the run that wrote it did not finish."""
-    found = read_weights(path, where)
-    if found.epochs is not None and found.epochs[0] < found.epochs[1]:
-        logger.warning("%s: %s is of epoch %d of %d: the run that wrote it did not finish", where, path, *found.epochs)
-    return found
-
-
-def _report(where: str, path: str | Path, match: _Match) -> None:
-    prefix = f", prefix {match.prefix!r} taken off" if match.prefix else ""
-    left = f"; left out: {'; '.join(match.problems())}" if match.problems() else ""
-    logger.info("%s: %d tensors loaded from %s%s%s", where, len(match.state), path, prefix, left)
-
-
-def _match(model: nn.Module, given: Mapping[str, Tensor]) -> _Match:
-    own = model.state_dict()
-    prefix = _prefix(given, own)
-    state = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
-    beside = {key: value for key, value in given.items() if not key.startswith(prefix)}
-    state |= {key: value for key, value in beside.items() if key in own and key not in state}
-    others = beside.keys() - state.keys()
-    misshapen = {
-        key: f"{key} {list(state[key].shape)} (model: {list(own[key].shape)})"
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape
-    }
-    fitting = {key: value for key, value in state.items() if key in own and key not in misshapen}
-    missing = {key for key in own.keys() - state.keys() if not key.endswith(".num_batches_tracked")}  # old files
-    return _Match(fitting, prefix, missing, others | (state.keys() - own.keys()), misshapen)
-
-
-def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """What stands before most of the keys that end like one of the model's, e.g. 'module.' or 'backbone.'."""
-    counts: Counter[str] = Counter()
-    for key in given:
-        parts = key.split(".")
-        for depth in range(len(parts)):
-            if ".".join(parts[depth:]) in own:
-                counts["".join(f"{part}." for part in parts[:depth])] += 1
-    complete = sorted(prefix for prefix, count in counts.items() if count == len(own))
-    if len(complete) > 1:
-        raise ConfigError(f"holds several sets of such weights, under the prefixes {', '.join(map(repr, complete))}")
-    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
 
 
 def classifier_paths(model: nn.Module) -> tuple[str, ...]:
@@ -223,12 +280,94 @@ def _last_linear(model: nn.Module) -> tuple[str, ...]:
     return (f"{name}.",) if name and isinstance(last, nn.Linear) else ()
 
 
-def _is_head(top: str, tops: Collection[str]) -> bool:
-    """Whether a file's top-level module is a head that the model (with ``tops``) lacks, as pretraining leaves them."""
-    return top not in tops and _HEAD.fullmatch(top) is not None
+# --- a file against a model ------------------------------------------------------------------------------------------
 
 
-def _listed(what: str, keys: Iterable[str]) -> list[str]:
-    names = sorted(keys)
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return [f"{len(names)} {what}: {shown}"] if names else []
+@dataclass(frozen=True)
+class _Match:
+    """A file's tensors against a model's, by name.
+
+    Attributes:
+        title: the file and the model, for messages.
+        own: top-level names of the model's modules.
+        state: what fits.
+        prefix: removed from the file's keys.
+        missing: names that the file lacks.
+        unexpected: names that the model lacks.
+        misshapen: name → text, of tensors of another shape.
+    """
+
+    title: str
+    own: set[str]
+    state: dict[str, Tensor]
+    prefix: str
+    missing: set[str]
+    unexpected: set[str]
+    misshapen: dict[str, str]
+
+    def problems(self, but: Collection[str] = ()) -> list[str]:
+        """One phrase for each kind."""
+        misshapen = {text for key, text in self.misshapen.items() if key not in but}
+        kinds = {
+            "missing": self.missing - {*but},
+            "unexpected": self.unexpected - {*but},
+            "of another shape": misshapen,
+        }
+        return [
+            f"{len(names)} {kind}: {', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''}"
+            for kind, names in kinds.items()
+            if names
+        ]
+
+    def refuse(self, but: Collection[str] = ()) -> None:
+        """Raises ConfigError where there are problems."""
+        problems = self.problems(but)
+        if problems:
+            raise ConfigError(f"{self.title}: {'; '.join(problems)}")
+
+    def heads(self, classifiers: tuple[str, ...]) -> set[str]:
+        """The file's further tensors that belong to a classifier, or to a head that pretraining leaves."""
+        tops = {key: key.partition(".")[0] for key in self.unexpected}
+        is_head = {key for key, top in tops.items() if top not in self.own and _HEAD.fullmatch(top)}
+        return is_head | {key for key in tops if key.startswith(classifiers)}
+
+
+def _read_for(model: nn.Module, path: str | Path, where: str) -> tuple[WeightFile, _Match]:
+    """The file and how it fits the model, with a warning where the run that wrote it did not finish."""
+    found = read_weights(path, where)
+    if found.epochs is not None and found.epochs[0] < found.epochs[1]:
+        logger.warning("%s: %s is of epoch %d of %d: the run that wrote it did not finish", where, path, *found.epochs)
+    own = model.state_dict()
+    with told_at(f"{where}: {path} "):
+        prefix = _prefix(found.state, own)
+    inside = {key.removeprefix(prefix): value for key, value in found.state.items() if key.startswith(prefix)}
+    beside = {key: value for key, value in found.state.items() if not key.startswith(prefix)}
+    given = beside | inside
+    misshapen = {
+        key: f"{key} {list(given[key].shape)} (model: {list(own[key].shape)})"
+        for key in own.keys() & given.keys()
+        if own[key].shape != given[key].shape
+    }
+    return found, _Match(
+        title=f"{where}: {path} does not fit {type(model).__name__}",
+        own={name.partition(".")[0] for name in own},
+        state={key: value for key, value in given.items() if key in own and key not in misshapen},
+        prefix=prefix,
+        missing={key for key in own.keys() - given.keys() if not key.endswith(".num_batches_tracked")},  # old files
+        unexpected=given.keys() - own.keys(),
+        misshapen=misshapen,
+    )
+
+
+def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What stands before most of the keys that end like one of the model's, e.g. 'module.' or 'backbone.'."""
+    counts: Counter[str] = Counter()
+    for key in given:
+        parts = key.split(".")
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in own:
+                counts["".join(f"{part}." for part in parts[:depth])] += 1
+    complete = sorted(prefix for prefix, count in counts.items() if count == len(own))
+    if len(complete) > 1:
+        raise ConfigError(f"holds several sets of such weights, under the prefixes {', '.join(map(repr, complete))}")
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from gkd_plugin.cache.teacher_cache import TeacherCache
+from gkd_plugin.config.stages import stages_of
 from gkd_plugin.functional import class_centres
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.building import build_box
 from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.runner.parts import build_box
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, stage
@@ -103,7 +104,7 @@ def _epochs(teacher_name: str, student_name: str, cache: TeacherCache | None, pe
     if cache:
         config = cache.fix_views(config, {f"train.{name}": section for name, section in config["train"].items()})
     box = build_box(config, teacher, student, CPU, accelerator)
-    return list(train_epochs(box, student, {"stage1": 3, "stage2": 3}, accelerator, cache))
+    return [row for _, row in train_epochs(box, student, stages_of(config), accelerator, cache)]
 
 
 def main() -> None:

@@ -1,17 +1,23 @@
 """Shims and traps of torchdistill 1.1.5 and Accelerate 1.15: a failure here means that upstream has moved."""
 
 import copy
+import re
 import socket
 import traceback
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import SequentialSampler
 from torchdistill.core.distillation import DistillationBox
+from torchdistill.core.interfaces.post_forward_proc import default_post_forward_process
 from torchdistill.losses.mid_level import CRDLoss
 
-from gkd_plugin.box.upstream import install_prepare_hook
+from gkd_plugin.box.upstream import clip_unscaled, install_prepare_hook, torchdistill_errors
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from tests.fakes import TinyNet, cross_entropy, loader, make_box, stage, train_box
 
@@ -131,7 +137,6 @@ def run_rank(rank, port, student_name, freezes, queue):
     }
     try:
         torch.set_num_threads(1)
-        from accelerate import Accelerator
 
         import gkd_plugin  # noqa: F401
         from gkd_plugin.losses import EmbeddingStage
@@ -181,10 +186,92 @@ def test_trap_4_without_freezing_the_classifier_ddp_stops():
 
 
 def test_trap_3_accelerate_has_no_use_fp16():
-    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
     with pytest.raises(AttributeError, match="use_fp16"):
         make_box(copy.deepcopy(stage("embedding")), *models(), accelerator)
+
+
+# --- clipping in float16 ---------------------------------------------------------------------------------------------
+
+LIMIT, SCALE = 0.5, 2.0**16
+GRADIENT = torch.tensor([3.0, 4.0])
+
+
+class Scaled:
+    """What Accelerate does in float16, with a scaler for the CPU."""
+
+    def __init__(self):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+
+def box_with(accelerator, max_grad_norm, grad_accum_step=1, **kwargs):
+    Accelerator(cpu=True)  # AcceleratedOptimizer reads its state
+    parameter = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=1.0, **kwargs)
+    return SimpleNamespace(
+        accelerator=accelerator,
+        max_grad_norm=max_grad_norm,
+        grad_accum_step=grad_accum_step,
+        stage_grad_count=0,
+        lr_scheduler=None,
+        scheduling_step=0,
+        parameter=parameter,
+        optimizer=AcceleratedOptimizer(optimizer, device_placement=False, scaler=accelerator.scaler),
+    )
+
+
+def step(box):
+    """The step that torchdistill takes against the gradient (3, 4)."""
+    before = box.parameter.detach().clone()
+    default_post_forward_process(box, loss=(box.parameter * GRADIENT).sum())
+    return box.parameter.detach() - before
+
+
+def test_trap_torchdistill_clips_what_the_scaler_multiplied():
+    torch.testing.assert_close(step(box_with(Scaled(), LIMIT)), -LIMIT * GRADIENT / 5 / SCALE)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("limit", "expected"), [(LIMIT, LIMIT * GRADIENT / 5), (10.0, GRADIENT), (None, GRADIENT)])
+def test_the_gradient_itself_is_clipped(limit, expected, fused):
+    box = box_with(Scaled(), limit, fused=fused)
+    clip_unscaled(box, box.accelerator)
+    for _ in range(2):
+        torch.testing.assert_close(step(box), -expected)
+
+
+def test_without_a_scaler_torchdistill_clips():
+    box = box_with(SimpleNamespace(scaler=None, backward=lambda loss: loss.backward()), LIMIT)
+    clip_unscaled(box, box.accelerator)
+    assert box.max_grad_norm == LIMIT
+    torch.testing.assert_close(step(box), -LIMIT * GRADIENT / 5)
+
+
+def test_accumulated_gradients_are_clipped_once():
+    box = box_with(Scaled(), LIMIT, grad_accum_step=2)
+    clip_unscaled(box, box.accelerator)
+    assert not step(box).any()
+    torch.testing.assert_close(step(box), -LIMIT * GRADIENT / 5)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        *[(kind("x"), "train.stage3: torchdistill cannot build this stage: x") for kind in (TypeError, ValueError)],
+        (AttributeError("x\n y"), "train.stage3: torchdistill cannot build this stage: x y"),
+        (KeyError("x"), "train.stage3: torchdistill cannot build this stage: 'x'"),
+        (ConfigError("optimizer: missing"), "train.stage3.optimizer: missing"),
+    ],
+)
+def test_errors_of_torchdistill_name_the_stage(error, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"), torchdistill_errors("train.stage3"):
+        raise error

@@ -8,9 +8,10 @@ import torch
 
 from gkd_plugin import ConfigError
 from gkd_plugin.cache.teacher_cache import TeacherCache
+from gkd_plugin.config.stages import stages_of
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.building import build_box
 from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.runner.parts import build_box
 from gkd_plugin.runner.training import train_epochs
 from tests.fakes import TinyImages, stage
 
@@ -49,7 +50,8 @@ def build(folder, views=3, teacher_seed=0, classes=7, precision="no", **changes)
 
 
 def train(box, student, cache, accelerator):
-    return [row["loss"] for row in train_epochs(box, student, {"stage1": 2, "stage2": 2}, accelerator, cache)]
+    stages = stages_of({"train": config()["train"]})
+    return [row["loss"] for _, row in train_epochs(box, student, stages, accelerator, cache)]
 
 
 def test_the_teacher_runs_for_each_view_once_and_not_in_the_epochs(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.checkpoints import WeightFile, save_student
+from gkd_plugin.runner.weights import WeightFile, save_student
 from tests.compare.fakes import CONFIG, write_config, write_few_shot, write_incremental
 
 REFILLED = [name for name in method_names() if name.startswith("refilled")]

@@ -63,7 +63,7 @@ def test_a_last_look_at_stages_and_names(here, monkeypatch):
     restored = restore(Path("runs/student"), "cpu")
     assert (restored.embedding_stage, restored.embedding_path) == (None, "embedding")
     assert restored.class_names == ["tench", "b", "c", "d"]
-    monkeypatch.setattr("gkd_plugin.diagnose.restore.student_embedding_path", lambda *_: "nowhere")
+    monkeypatch.setattr("gkd_plugin.diagnose.restore.student_embedding", lambda _: "nowhere")
     assert restore(Path("runs/student"), "cpu").embedding_path is None
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
+
+from gkd_plugin.runner.devices import Placement, make_accelerator
+
+CPU = Placement(torch.device("cpu"), None, "no")
 
 LOADER = """
     dataset_id: {name}
@@ -87,6 +93,11 @@ train:
   stage1: {_stage("embedding", "['embedding']")}
   stage2: {_stage("classifier", "['embedding', 'local_classifier']")}
 {TEST}"""
+
+
+def cpu(precision: str = "no") -> Any:
+    """Accelerate on the CPU."""
+    return make_accelerator(Placement(torch.device("cpu"), None, precision))
 
 
 def write_configs(folder: Path) -> tuple[Path, Path]:

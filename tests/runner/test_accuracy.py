@@ -1,18 +1,21 @@
 """Top-1, top-5 and nearest class mean against loops."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from gkd_plugin.runner.accuracy import Accuracy, embedding_of, evaluate, near_chance, student_ncm
-from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.data import with_evaluation_view
+from gkd_plugin.runner.accuracy import Accuracy, embedding_of, evaluate, final_ncm, near_chance, student_ncm
 from tests.fakes import TinyImages, TinyNet
+from tests.runner.fakes import cpu
 
 
 @pytest.fixture(scope="module")
 def accelerator():
-    return make_accelerator(Placement(torch.device("cpu"), None, "no"))
+    return cpu()
 
 
 def loop(scores, labels, k):
@@ -39,9 +42,6 @@ def test_accuracy_against_a_loop(accelerator, classes, batch_size):
 def test_batches_with_supplementary_data_and_half_precision_scores(accelerator):
     batches = [(torch.eye(3).bfloat16(), torch.tensor([0, 1, 0]), {"index": [1, 2, 3]})]
     assert evaluate(lambda x: x, batches, accelerator).top1 == pytest.approx(200 / 3)
-
-
-def test_no_batch_is_zero_not_an_error(accelerator):
     assert evaluate(lambda x: x, [], accelerator).top1 == 0
 
 
@@ -68,11 +68,17 @@ def test_groups_of_classes_against_a_loop(accelerator):
     assert set(result.as_dict("ncm_")) == {"ncm_top1", "ncm_old_top1", "ncm_new_top1", "ncm_harmonic_mean"}
 
 
-@pytest.mark.parametrize(("labels", "old", "new"), [([0, 1], 100, 0), ([1, 0], 0, 0)])
-def test_the_harmonic_mean_is_zero_where_a_group_is(accelerator, labels, old, new):
-    scores = torch.tensor([[1.0, 0.0], [1.0, 0.0]]) if old else torch.eye(2)
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 1], {"top1": 50, "old_top1": 100, "new_top1": 0, "harmonic_mean": 0}),
+        ([1, 1], {"top1": 0, "new_top1": 0}),  # a group without samples has no accuracy
+    ],
+)
+def test_groups_at_the_edges(accelerator, labels, expected):
+    scores = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     result = evaluate(lambda x: x, grouped(scores, torch.tensor(labels), {"old": [0], "new": [1]}), accelerator)
-    assert result.as_dict() == {"top1": (old + new) / 2, "old_top1": old, "new_top1": new, "harmonic_mean": 0}
+    assert result.as_dict() == expected
 
 
 class OneOfTwo:
@@ -93,11 +99,6 @@ def test_groups_count_the_samples_of_all_processes():
     own = grouped(right, torch.tensor([0]), {"old": [0], "new": [1]})
     second = OneOfTwo([(torch.cat([wrong, wrong]), torch.tensor([0, 1]))])
     assert evaluate(lambda x: x, own, second).groups == {"old": 50, "new": 100}
-
-
-def test_a_group_without_samples_has_no_accuracy(accelerator):
-    loader = grouped(torch.eye(2), torch.tensor([0, 0]), {"old": [0], "new": [1]})
-    assert evaluate(lambda x: x, loader, accelerator).as_dict() == {"top1": 50, "old_top1": 50}
 
 
 def test_embedding_is_read_without_leaving_a_hook():
@@ -156,20 +157,55 @@ def test_near_chance(top1, samples, classes, expected):
     assert near_chance(Accuracy(top1, None, samples, classes)) is expected
 
 
-def test_ncm_centres_are_of_the_training_set_not_of_the_validation_set(accelerator):
-    """The two label the same images the other way round: centres of the training set are always wrong here."""
-    images = torch.cat([torch.zeros(4, 3, 32, 32), torch.ones(4, 3, 32, 32)])
-    images[:4, 0], images[4:, 1] = 1, 0
-    labels = torch.tensor([0] * 4 + [1] * 4)
-    train = DataLoader(TensorDataset(images, labels), batch_size=4)
-    val = accelerator.prepare(DataLoader(TensorDataset(images, 1 - labels), batch_size=4))
+# --- of the final weights --------------------------------------------------------------------------------------------
 
-    class Channels(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.pool = nn.AdaptiveAvgPool2d(1)
 
-        def forward(self, x):
-            return self.pool(x).flatten(1)
+class NoLabels(TinyImages):
+    """Its labels cannot be read ahead."""
 
-    assert student_ncm(Channels(), "pool", train, val, accelerator).top1 == 0
+    def __init__(self):
+        super().__init__()
+        self.hidden = self.__dict__.pop("targets")
+        self.evaluation_view = self
+
+    def __getitem__(self, index):
+        return self.images[index], self.hidden[index]
+
+    def __len__(self):
+        return len(self.hidden)
+
+
+def viewed(data):
+    return with_evaluation_view(data, data)
+
+
+TEST = DataLoader(TinyImages(seed=1), batch_size=7)
+
+
+def final(train, accelerator, path="embedding", num_classes=4):
+    return final_ncm(Mean(), path, DataLoader(train, batch_size=5), TEST, accelerator, num_classes=num_classes)
+
+
+def test_final_ncm_is_the_students_on_the_test_set(accelerator):
+    train = viewed(TinyImages())
+    expected = student_ncm(Mean(), "embedding", DataLoader(train, batch_size=5), TEST, accelerator).top1
+    assert final(train, accelerator) == {"ncm_top1": expected}
+    assert final(train, accelerator, num_classes=None) == {"ncm_top1": expected}
+
+
+@pytest.mark.parametrize(
+    ("path", "train", "num_classes", "reason"),
+    [
+        (None, viewed(TinyImages()), 4, "does not show which module gives the student's embedding"),
+        ("embedding", viewed(TinyImages()), 6, "no training sample of class 4, 5"),
+        ("embedding", viewed(Subset(TinyImages(), range(6, 24))), None, "no training sample of class 0"),
+        ("embedding", NoLabels(), 4, "dataset NoLabels has no labels to read"),
+        ("embedding", TinyImages(), 4, "the training set offers no evaluation view"),
+    ],
+)
+def test_where_it_cannot_be_measured_one_line_says_why(accelerator, caplog, path, train, num_classes, reason):
+    with caplog.at_level(logging.INFO, "gkd_plugin"):
+        assert final(train, accelerator, path, num_classes) == {}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("final NCM accuracy: not measured, ")
+    assert reason in record.getMessage()

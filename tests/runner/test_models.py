@@ -1,72 +1,77 @@
-"""From an entry of ``models`` to a model with its weights."""
+"""From an entry of ``models`` to a model with its weights, and a classifier that starts at class centres."""
 
 import logging
 
 import pytest
 import timm
 import torch
-import torchvision
+from accelerate import Accelerator
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import save_for_hf
+from torch import nn
+from torch.utils.data import DataLoader
+from torchdistill.models.classification.resnet import resnet20
 
 import gkd_plugin  # noqa: F401
 from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.models import EmbeddingTap
-from gkd_plugin.runner.models import _note_torchvision_input, build_model, student_entry
+from gkd_plugin.models import EmbeddingTap, timm_model
+from gkd_plugin.runner import models
+from gkd_plugin.runner.models import SCALE, build_model, start_at_centres
+from tests.fakes import TinyImages
 
 
 def timm_entry(**kwargs):
     return {"key": "timm_model", "kwargs": {"model_name": "test_resnet", "num_classes": 4, **kwargs}}
 
 
-def test_the_model_that_trains():
-    with_teacher = {"models": {"teacher_model": {"key": "a"}, "student_model": {"key": "b"}}}
-    assert student_entry(with_teacher) == ("models.student_model", {"key": "b"})
-    assert student_entry({"models": {"model": {"key": "c"}}}) == ("models.model", {"key": "c"})
-
-
 def test_models_of_timm_torchvision_and_torchdistill():
     assert isinstance(build_model("models.model", timm_entry()), EmbeddingTap)
     resnet18 = build_model("models.model", {"key": "resnet18", "kwargs": {"num_classes": 3}})
     assert type(resnet18).__module__ == "torchvision.models.resnet"
-    wide = {
-        "key": "wide_resnet",
-        "kwargs": {"depth": 10, "k": 1, "dropout_p": 0.0, "num_classes": 3, "pretrained": False, "progress": False},
-    }
-    assert type(build_model("models.model", wide)).__module__.startswith("torchdistill")
+    assert not hasattr(resnet18, "image_input")
+    kwargs = {"depth": 10, "k": 1, "dropout_p": 0.0, "num_classes": 3, "pretrained": False, "progress": False}
+    wide = build_model("models.model", {"key": "wide_resnet", "kwargs": kwargs})
+    assert type(wide).__module__.startswith("torchdistill")
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (timm_entry(model_name="resnet18x"), r"^models\.m: timm has no model 'resnet18x'; did you mean .*'resnet18'"),
-        (timm_entry(no_such=1), r"^models\.m: .*unexpected keyword argument 'no_such'$"),
-        ({"key": "nowhere", "kwargs": {}}, r"^models\.m: .*nowhere"),
-        ({"key": "resnet18", "kwargs": {"num_classes": -2}}, r"^models\.m: .*negative dimension"),
+        (timm_entry(model_name="resnet18x"), "timm has no model 'resnet18x'; did you mean .*'resnet18'"),
+        (timm_entry(no_such=1), ".*unexpected keyword argument 'no_such'$"),
+        ({"key": "nowhere", "kwargs": {}}, ".*nowhere"),
+        ({"key": "resnet18", "kwargs": {"num_classes": -2}}, ".*negative dimension"),
+        (timm_entry(model_name="local-dir:nowhere"), ".*(nowhere|a file that its kwargs name does not exist)"),
+        (timm_entry(pretrained=True, pretrained_cfg_overlay={"file": "nowhere.pth"}), ".*(nowhere|does not exist)"),
+        (timm_entry(checkpoint_path="nowhere.pth"), ".*(nowhere|a file that its kwargs name does not exist)"),
     ],
 )
 def test_models_that_cannot_be_built(entry, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=rf"^models\.m: {message}") as caught:
         build_model("models.m", entry)
     assert "\n" not in str(caught.value)
 
 
-def test_weights_are_loaded(tmp_path):
-    model = build_model("models.m", timm_entry())
-    torch.save(model.state_dict(), tmp_path / "w.pt")
-    again = build_model("models.m", {**timm_entry(), "src_ckpt": str(tmp_path / "w.pt")})
+def test_weights_are_loaded_as_the_model_needs_them(tmp_path):
+    model, path = build_model("models.m", timm_entry()), str(tmp_path / "w.pt")
+    torch.save(model.state_dict(), path)
+    again = build_model("models.m", {**timm_entry(), "src_ckpt": path})
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    other_classes = {**timm_entry(num_classes=2), "src_ckpt": path}
     with pytest.raises(ConfigError, match=r"^models\.m\.src_ckpt: .* of another shape: fc\.bias"):
-        build_model("models.m", {**timm_entry(num_classes=2), "src_ckpt": str(tmp_path / "w.pt")})
-
-
-def test_a_teacher_may_leave_a_files_classifier_out(tmp_path):
-    torch.save(build_model("models.m", timm_entry()).state_dict(), tmp_path / "w.pt")
-    entry = {**timm_entry(num_classes=0), "src_ckpt": str(tmp_path / "w.pt")}
-    assert build_model("models.teacher_model", entry).num_classes == 0
+        build_model("models.m", other_classes)
+    for classifier in ("new", "centres"):
+        new = build_model("models.m", {**other_classes, "src_ckpt_classifier": classifier})
+        assert torch.equal(new.layer1[0].conv1.weight, model.layer1[0].conv1.weight)
+    extended = build_model(
+        "models.m", {**timm_entry(num_classes=6), "src_ckpt": path, "src_ckpt_classifier": "extended"}
+    )
+    assert torch.equal(extended.fc.weight[:4], model.fc.weight)
+    headless = {**timm_entry(num_classes=0), "src_ckpt": path}
+    assert build_model("models.teacher_model", headless).num_classes == 0
     with pytest.raises(ConfigError, match="does not fit ResNet: 2 unexpected"):
-        build_model("models.student_model", entry)
+        build_model("models.student_model", headless)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "hf-hub:timm/resnet18.a1_in1k"])
@@ -79,9 +84,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch, caplog, name):
 
     monkeypatch.setattr(timm, "create_model", create_model)
     level = logging.getLogger("huggingface_hub").level
-    with pytest.raises(
-        ConfigError, match=r"^models\.teacher_model: what .*resnet18.* needs of the Hugging Face hub .*no connection"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"^models\.teacher_model: what .*resnet18.*no connection") as caught:
         build_model("models.teacher_model", timm_entry(model_name=name, pretrained=True))
     assert "\n" not in str(caught.value)
     assert "Retrying" not in caplog.text
@@ -94,27 +97,76 @@ def test_weights_from_a_folder_as_the_hub_has_them(tmp_path):
     kwargs = {"model_name": f"local-dir:{tmp_path}", "pretrained": True, "num_classes": None}
     model = build_model("models.teacher_model", timm_entry(**kwargs))
     assert model.num_classes == 6
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in source.state_dict().items())
     assert torch.equal(model.eval()(torch.ones(1, 3, 64, 64)), source.eval()(torch.ones(1, 3, 64, 64)))
 
 
+def test_torchvisions_pretrained_weights_say_what_they_were_trained_with(monkeypatch):
+    monkeypatch.setattr(models, "get_image_classification_model", lambda _: nn.Module())  # in place of a download
+    entry = {"key": "resnet18", "kwargs": {"weights": "ResNet18_Weights.IMAGENET1K_V1"}}
+    assert build_model("m", entry).image_input == ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
+
+
+# --- a classifier that starts at class centres -----------------------------------------------------------------------
+
+
+def started(model):
+    data = TinyImages(classes=4, per_class=5)
+    start_at_centres("models.student_model", model, DataLoader(data, batch_size=7), Accelerator(cpu=True))
+    return data
+
+
+def similarities(rows, labels, classes):
+    """Scalar products of rows with the normalised means of the rows of each class, in float64, sample by sample."""
+    centres = []
+    for k in range(classes):
+        total = sum(row for row, label in zip(rows.double(), labels, strict=True) if label == k)
+        centres.append(total / total.norm())
+    return torch.stack([torch.stack([row @ centre for centre in centres]) for row in rows.double()])
+
+
 @pytest.mark.parametrize(
-    "kwargs",
+    ("make", "path"),
     [
-        {"model_name": "local-dir:nowhere"},
-        {"pretrained": True, "pretrained_cfg_overlay": {"file": "nowhere.pth"}},
-        {"checkpoint_path": "nowhere.pth"},
+        (lambda: timm_model("test_resnet", num_classes=4), "embedding"),
+        (lambda: timm_model("test_vit", img_size=32, num_classes=4), "embedding"),
+        (lambda: resnet20(num_classes=4, pretrained=False, progress=False), None),
     ],
 )
-def test_files_that_the_kwargs_name_and_that_are_not_there(kwargs):
-    with pytest.raises(ConfigError, match=r"^models\.m: .*(nowhere|a file that its kwargs name does not exist)"):
-        build_model("models.m", timm_entry(**kwargs))
+def test_logits_are_scaled_similarities_to_class_centres(make, path):
+    torch.manual_seed(0)
+    model = make()
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    random_state = torch.get_rng_state()
+    data = started(model)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()] == hooks
+    (name, linear) = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    given = []
+    model.get_submodule(path or name).register_forward_hook(
+        lambda module, inputs, output: given.append(output if path else inputs[0])
+    )
+    with torch.no_grad():
+        logits = model.eval()(data.images)
+    want = similarities(given[0], data.targets, 4) * SCALE / given[0].double().norm(dim=1).mean()
+    torch.testing.assert_close(logits.double(), want, rtol=1e-4, atol=1e-4)
+    assert linear.bias.abs().max() == 0
 
 
-def test_torchvisions_pretrained_weights_say_what_they_were_trained_with():
-    model = torchvision.models.resnet18()
-    _note_torchvision_input(model, {"key": "resnet18", "kwargs": {"weights": "ResNet18_Weights.IMAGENET1K_V1"}})
-    assert model.image_input == ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
-    other = torchvision.models.resnet18()
-    _note_torchvision_input(other, {"key": "resnet18", "kwargs": {}})
-    assert not hasattr(other, "image_input")
+def test_every_classifier_of_a_distilled_model_is_set():
+    model = timm_model("deit_tiny_distilled_patch16_224", img_size=32, num_classes=4, depth=1)
+    before = [model.get_submodule(path).weight.clone() for path in ("head", "head_dist")]
+    started(model)
+    assert all((model.get_submodule(p).weight != w).any() for p, w in zip(("head", "head_dist"), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: timm_model("test_resnet", num_classes=5), ".*class.* 4"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), "needs .* Linear, none is found in Sequential"),
+        (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(1024, 4)), r".*\[7, 3, 1024\]"),  # a classifier of tokens
+    ],
+)
+def test_what_cannot_start_at_centres_is_told_with_its_key(model, message):
+    with pytest.raises(ConfigError, match=rf"^models\.student_model\.src_ckpt_classifier: 'centres': {message}"):
+        started(model())

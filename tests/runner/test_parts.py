@@ -1,66 +1,204 @@
-"""What a run is built from; whole runs are in test_run."""
+"""From sections of a configuration to boxes, loaders and all the parts of a run; whole runs are in test_run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from gkd_plugin.config.config import load_config
+from gkd_plugin.config.stages import stages_of
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.devices import Placement, make_accelerator
-from gkd_plugin.runner.parts import Parts
-from tests.runner.fakes import write_configs
+from gkd_plugin.models import timm_model
+from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, compile_models
+from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.teacher import RefilledTeacher
+from tests.fakes import TinyImages, TinyNet, loader, make_box, stage
+from tests.runner.fakes import CPU, cpu, write_configs
 
-CPU = Placement(torch.device("cpu"), None, "no")
+TEACHER_APART = replace(CPU, teacher=torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def _configs(tmp_path, monkeypatch):
+@pytest.fixture
+def accelerator():
+    return cpu()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_configs(tmp_path)
 
 
+def config(**stages):
+    return {"datasets": {"train": TinyImages(), "val": TinyImages(seed=1)}, "train": stages}
+
+
+def models():
+    return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
+
+
+# --- boxes and loaders -----------------------------------------------------------------------------------------------
+
+
+def test_building_a_box_leaves_the_config_as_it_was(accelerator):
+    built = config(stage1=stage("embedding"), stage2=stage("classifier"))
+    box = build_box(built, *models(), TEACHER_APART, accelerator)
+    assert isinstance(box.teacher_model, RefilledTeacher)
+    assert box.teacher_model._own_device == torch.device("cpu")
+    assert built["train"] == {"stage1": stage("embedding"), "stage2": stage("classifier")}
+
+
+def test_a_box_without_a_teacher(accelerator):
+    section = stage("embedding")
+    section["model"] = {"forward_proc": "forward_batch_only"}
+    section["criterion"] = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {}}}
+    del section["pre_epoch_process"], section["teacher"], section["student"]
+    box = build_box({"datasets": config()["datasets"], "train": section}, None, TinyNet(), CPU, accelerator)
+    assert not hasattr(box, "teacher_model")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "placement", "message"),
+    [
+        (
+            ("stage2", "teacher", "auxiliary_model_wrapper"),
+            None,
+            TEACHER_APART,
+            r"device\.teacher: only .*; set train\.stage2\.teacher\.auxiliary_model_wrapper\.key",
+        ),
+        (
+            ("stage1", "teacher", "auxiliary_model_wrapper", "kwargs", "teacher_dtype"),
+            "bf16",
+            CPU,
+            "train: the stages' teacher_dtype differ, but they share one teacher",
+        ),
+        (
+            ("stage1", "optimizer", "kwargs", "lr"),
+            -1,
+            CPU,
+            r"train\.stage1: torchdistill cannot build this stage: Invalid learning",
+        ),
+        (
+            ("stage1", "criterion", "kwargs", "student_embedding"),
+            "nowhere",
+            CPU,
+            r"train\.stage1\.student\.forward_hook\.output: .* has no module 'nowhere'",
+        ),
+        (
+            ("stage2", "student", "src_ckpt"),
+            "nowhere.pt",
+            CPU,
+            r"train\.stage2\.student\.src_ckpt: no such file: nowhere\.pt",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_told_with_its_key(accelerator, place, value, placement, message):
+    built = config(stage1=stage("embedding"), stage2=stage("classifier"))
+    section = built["train"]
+    for key in place[:-1]:
+        section = section[key]
+    section[place[-1]] = value
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        build_box(built, *models(), placement, accelerator)
+
+
+def test_the_test_loader(accelerator):
+    built = {**config(), "test": {"test_data_loader": loader("val")}}
+    assert len(build_test_loader(built, accelerator).dataset) == 24
+    assert build_test_loader(config(), accelerator) is None
+    assert build_test_loader({**config(), "test": None}, accelerator) is None
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eager_backend(monkeypatch):
+    """Traces as always, but leaves out the minutes that Inductor compiles."""
+    compiled = []
+
+    def compile_eagerly(module):
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    yield compiled
+    torch._dynamo.reset()
+
+
+def losses(which):
+    """With autocast, whose wrapper Accelerate puts around the student."""
+    torch.manual_seed(0)
+    (teacher, student), accelerator = models(), cpu("bf16")
+    sections = {"stage1": stage("embedding"), "stage2": stage("classifier")}
+    box = make_box(sections, teacher, student, accelerator)
+    compile_models(which, student, teacher)
+    return [row["loss"] for _, row in train_epochs(box, student, stages_of({"train": sections}), accelerator)]
+
+
+def test_compiled_models_train_as_others_do(eager_backend):
+    want = losses(None)
+    assert eager_backend == []
+    torch.testing.assert_close(losses("both"), want, rtol=1e-4, atol=1e-5)
+    assert len(eager_backend) == 2
+
+
+@pytest.mark.parametrize(("which", "count"), [("student", 1), ("teacher", 1), ("both", 2), (None, 0)])
+def test_what_is_compiled_keeps_its_names(eager_backend, which, count):
+    teacher, student = models()
+    names = list(student.state_dict())
+    compile_models(which, student, teacher)
+    assert len(eager_backend) == count
+    assert list(student.state_dict()) == names
+    compile_models("both", student, None)
+
+
+# --- all the parts ---------------------------------------------------------------------------------------------------
+
+
 def parts(*overrides, name="teacher"):
-    return Parts.build(load_config(f"{name}.yaml", overrides).build(), CPU, make_accelerator(CPU), None)
+    return Parts.build(load_config(f"{name}.yaml", overrides).build(), CPU, cpu(), None)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_a_plain_training_is_built_from():
     made = parts()
     assert (made.num_classes, made.student_path, made.embedding_path) == (4, "models.model", "embedding")
-    assert (made.stages, made.val_freq, made.dst_ckpt) == ({"train": 2}, 1, Path("runs/teacher/teacher.pt"))
+    assert ([(stage.name, stage.epochs) for stage in made.stages], made.val_freq) == ([("train", 2)], 1)
     assert made.image_input.size == (32, 32)
     assert made.class_names is None
     assert not hasattr(made.box, "teacher_model")
     assert not Path("runs").exists()
 
 
+@pytest.mark.usefixtures("here")
 def test_what_does_not_fit_is_told():
     with pytest.raises(ConfigError, match=r"datasets\.train: class index out of range: label 3, but models"):
         parts("models.model.kwargs.num_classes=3")
 
 
-@pytest.mark.parametrize(("epochs", "warned"), [(1, False), (2, True)])
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("epochs", "warned"), [(3, False), (2, True)])
 @pytest.mark.parametrize(
-    ("key", "kwargs", "name"),
+    ("scheduler", "name"),
     [
-        ("CosineAnnealingLR", "{T_max: 1}", "T_max"),
-        ("OneCycleLR", "{max_lr: 0.1, total_steps: 1, cycle_momentum: False}", "total_steps"),
+        ("{key: CosineAnnealingLR, kwargs: {T_max: 3}}", "T_max"),
+        ("{key: OneCycleLR, kwargs: {max_lr: 0.1, total_steps: 3, cycle_momentum: False}}", "total_steps"),
     ],
 )
-def test_a_cycle_that_does_not_end_with_its_stage_is_told(caplog, key, kwargs, name, epochs, warned):
-    text = Path("teacher.yaml").read_text("utf-8")
-    at = text.index("  criterion:")
-    section = f"  scheduler: {{key: '{key}', kwargs: {kwargs}}}\n"
-    Path("cycle.yaml").write_text(f"{text[:at]}{section}{text[at:]}", encoding="utf-8")
-    parts(f"train.num_epochs={epochs}", name="cycle")
-    line = f"train.scheduler.kwargs.{name}: 1, but the stage has {epochs} epochs"
-    assert (line in caplog.text) is warned
+def test_a_cycle_that_does_not_end_with_its_stage_is_told(caplog, scheduler, name, epochs, warned):
+    parts(f"train.num_epochs={epochs}", f"train.scheduler={scheduler}")
+    assert (f"train.scheduler.kwargs.{name}: 3, but the stage has {epochs} epochs" in caplog.text) is warned
 
 
-@pytest.mark.parametrize("has_tracker", [True, False])
-def test_what_only_torchdistill_reads_is_told(caplog, has_tracker):
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("is_used", [True, False])
+def test_what_only_torchdistill_reads_is_told(caplog, is_used):
     built = load_config("teacher.yaml").build()
-    if has_tracker:
+    if is_used:
         built["tracker"] = {"key": "x"}
-    Parts.build(built, CPU, make_accelerator(CPU), None)
-    assert ("tracker: not read by refilled" in caplog.text) == has_tracker
+        built["models"]["model"]["sync_bn"] = True
+    Parts.build(built, CPU, cpu(), None)
+    assert ("tracker: not read by refilled" in caplog.text) == is_used
+    assert ("models.model.sync_bn: not read by refilled" in caplog.text) == is_used

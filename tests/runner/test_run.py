@@ -1,4 +1,4 @@
-"""One run: a tiny teacher and a tiny ReFilled student, and everything that they leave behind."""
+"""Runs of a tiny teacher and a tiny ReFilled student, and everything that they leave behind."""
 
 import json
 import logging
@@ -9,24 +9,26 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gkd_plugin.config.config import load_config
+from gkd_plugin.config.stages import student_entry
+from gkd_plugin.config.tree import dump, read
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
 from gkd_plugin.runner import run as run_module
 from gkd_plugin.runner.accuracy import student_ncm
-from gkd_plugin.runner.classifier_start import start_at_centres
-from gkd_plugin.runner.devices import Placement, make_accelerator
-from gkd_plugin.runner.models import build_model, student_entry
-from gkd_plugin.runner.run import RunOptions, evaluate_checkpoint, run_config
+from gkd_plugin.runner.models import build_model, start_at_centres
+from gkd_plugin.runner.run import RunOptions, evaluate_checkpoint, run_all, run_config
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, cross_entropy
-from tests.runner.fakes import write_configs
+from tests.runner.fakes import cpu, write_configs
+
+FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
 
 def run(name, output, *overrides, seed=0, device="cpu"):
@@ -55,10 +57,34 @@ def here(runs, tmp_path, monkeypatch):
 
 
 def summary(folder):
-    return json.loads((folder / "summary.json").read_text("utf-8"))
+    return json.loads((Path(folder) / "summary.json").read_text("utf-8"))
 
 
-FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
+def changed(name, *replacements, base="student"):
+    """Writes a configuration with other text."""
+    text = Path(f"{base}.yaml").read_text("utf-8")
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new, 1)
+    Path(f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def without(*keys, base="student"):
+    """Writes short.yaml: the configuration without its test set, or the stages without some of their keys."""
+    tree = read(f"{base}.yaml")
+    if not keys:
+        del tree["test"]
+    for key in keys:
+        for stage in tree["train"].values():
+            del stage[key]
+    Path("short.yaml").write_text(dump(tree), encoding="utf-8")
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# --- what a run leaves behind ----------------------------------------------------------------------------------------
 
 
 def test_the_files_of_a_run_folder(runs):
@@ -69,12 +95,10 @@ def test_the_files_of_a_run_folder(runs):
 
 def test_summary_of_a_distillation(runs):
     made = summary(runs / "runs/student")
-    assert made["config"] == "student.yaml"
-    assert made["status"] == "finished"
+    assert (made["config"], made["status"], made["warnings"]) == ("student.yaml", "finished", made["warnings"])
     assert (made["seed"], made["device"], made["precision"], made["processes"]) == (0, "cpu", "no", 1)
-    assert made["versions"]["torch"] == torch.__version__.split("+")[0] or made["versions"]["torch"]
-    assert made["student"]["kwargs"]["model_name"] == "test_vit"
-    assert made["student"]["classes"] == 4
+    assert made["versions"]["torch"] in torch.__version__
+    assert (made["student"]["kwargs"]["model_name"], made["student"]["classes"]) == ("test_vit", 4)
     assert made["student"]["parameters"] == sum(p.numel() for p in student_of(runs).parameters())
     assert 0 < made["wall_seconds"] < 60
     assert 0 <= made["teacher"]["ncm_top1"] <= 100
@@ -84,24 +108,164 @@ def test_summary_of_a_distillation(runs):
     assert second.keys() == common | {"cross_entropy", "local_classifier", "emphasis", "top1"}
     assert first["loss"] == pytest.approx(1000 * first["relationship"], rel=1e-4)
     assert second["loss"] == pytest.approx(second["cross_entropy"] + second["local_classifier"], rel=1e-5)
-    assert made["final"]["on"] == "test"
-    assert made["final"]["val_top1_last3"] == second["top1"]
+    assert (made["final"]["on"], made["final"]["val_top1_last3"]) == ("test", second["top1"])
+    rows = [json.loads(line) for line in (runs / "runs/student/metrics.jsonl").read_text().splitlines()]
+    assert rows == [first, second]
 
 
-def test_the_embedding_of_the_final_student_is_measured_too(runs):
-    from gkd_plugin.functional import class_centres, nearest_class_mean
-    from tests.fakes import TinyImages
+def test_summary_of_a_plain_training(runs):
+    made = summary(runs / "runs/teacher")
+    assert "teacher" not in made
+    rows = made["stages"]["train"]["epochs"]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert made["final"]["val_top1_last3"] == pytest.approx((rows[0]["top1"] + rows[1]["top1"]) / 2)
 
-    student, train, test = student_of(runs).eval(), TinyImages(seed=0), TinyImages(seed=2)
+
+def test_log_holds_our_lines_and_torchdistills(runs):
+    text = (runs / "runs/student/log.txt").read_text("utf-8")
+    for part in (
+        "student.yaml → runs/student",
+        "NCM accuracy over the student's 4 classes",
+        "Advanced to stage 2",
+        r"stage1 1/1  lr 0\.05  loss .*  ncm_top1 .* img/s",
+        r"final top-1 on the test set \d+\.\d\d %",
+    ):
+        assert re.search(part, text), part
+
+
+def student_of(runs):
+    """With timm alone."""
+    student = timm.create_model("test_vit", num_classes=4, img_size=32)
+    student.load_state_dict(load_file(runs / "runs/student/student.safetensors"), strict=True)
+    return student.eval()
+
+
+@torch.no_grad()
+def test_the_final_figures_are_of_the_student_in_its_file(runs):
+    student, train, test = student_of(runs), TinyImages(seed=0), TinyImages(seed=2)
+    final = summary(runs / "runs/student")["final"]
 
     def embed(images):
-        with torch.no_grad():
-            return student.forward_head(student.forward_features(images), pre_logits=True)
+        return student.forward_head(student.forward_features(images), pre_logits=True)
 
     centres = class_centres([(embed(train.images), torch.tensor(train.targets))])
-    right = nearest_class_mean(embed(test.images), centres).argmax(1) == torch.tensor(test.targets)
-    assert summary(runs / "runs/student")["final"]["ncm_top1"] == pytest.approx(100 * right.double().mean().item())
+    for key, scores in (
+        ("top1", student(test.images)),
+        ("ncm_top1", nearest_class_mean(embed(test.images), centres)),
+    ):
+        right = scores.argmax(1) == torch.tensor(test.targets)
+        assert final[key] == pytest.approx(100 * right.double().mean().item()), key
     assert "ncm_top1" in summary(runs / "runs/teacher")["final"]
+
+
+def test_dst_ckpt_is_torchdistills_and_holds_the_same_weights(runs):
+    content = torch.load(runs / "runs/student/student.pt", weights_only=False)
+    assert content.keys() == {"model", "optimizer", "best_value", "lr_scheduler", "args"}
+    assert equal(load_file(runs / "runs/student/student.safetensors"), content["model"])
+    assert content["best_value"] == summary(runs / "runs/student")["stages"]["stage2"]["epochs"][-1]["top1"]
+
+
+def test_evaluation_gives_the_final_figure(here):
+    final = summary("runs/student")["final"]["top1"]
+    far = ["device={teacher: 'cuda:7'}"]  # a device that evaluation does not need
+    for name, sets in (("student.safetensors", []), ("student.pt", far)):
+        result = evaluate_checkpoint(load_config("student.yaml", sets), Path("runs/student") / name, "cpu")
+        assert result == {"top1": final, "samples": 24}
+    with pytest.raises(ConfigError, match=r"^--checkpoint: runs/teacher/teacher\.pt does not fit VisionTransformer: "):
+        evaluate_checkpoint(load_config("student.yaml"), Path("runs/teacher/teacher.pt"), "cpu")
+
+
+# --- how it trains ---------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_bits_and_the_resolved_config_runs_again(here):
+    run("student", "out", "train.stage2.num_epochs=2", seed=1)
+    assert load_config("out/config.yaml").tree["train"]["stage2"]["num_epochs"] == 2
+    for folder, seed in (("again", 1), ("other", 2)):
+        run("out/config", folder, seed=seed)
+        assert Path(folder, "config.yaml").read_text("utf-8") == Path("out/config.yaml").read_text("utf-8")
+    first, again, other = (Path(folder, "student.safetensors").read_bytes() for folder in ("out", "again", "other"))
+    assert first == again
+    assert first != other
+
+
+def test_the_same_weights_as_a_plain_torchdistill_loop(here):
+    without("val_data_loader")
+    made = run("short", "short", seed=3)
+    assert "ncm_top1" not in made["stages"]["stage1"]["epochs"][0]
+
+    from torchdistill.common.main_util import set_seed
+    from torchdistill.common.yaml_util import load_yaml_file
+    from torchdistill.core.distillation import get_distillation_box
+
+    set_seed(3)
+    config = load_yaml_file("short.yaml")
+    student = build_model(*student_entry(config))
+    teacher = build_model("models.teacher_model", config["models"]["teacher_model"])
+    device = torch.device("cpu")
+    box = get_distillation_box(teacher, student, config["datasets"], config["train"], device, None, False, 1)
+    for epoch in range(box.num_epochs):
+        box.pre_epoch_process(epoch=epoch)
+        for images, labels, supplementary in box.train_data_loader:
+            box.post_forward_process(loss=box.forward_process(images, labels, supplementary))
+        box.post_epoch_process()
+    assert equal(load_file("short/student.safetensors"), student.state_dict())
+
+
+def test_the_student_is_kept_at_the_end_of_each_stage_but_the_last(here, monkeypatch):
+    trained = {}
+    save = run_module.save_student
+
+    def noted(model, path, *args, **kwargs):
+        trained[path.name] = {key: value.clone() for key, value in model.state_dict().items()}
+        save(model, path, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, "save_student", noted)
+    made = run("student", "out", "train.stage1.num_epochs=2")
+    assert trained.keys() == {"stage1.safetensors", "student.safetensors"}
+    kept = load_file("out/stages/stage1.safetensors")
+    assert equal(kept, trained["stage1.safetensors"])
+    assert not equal(kept, load_file("out/student.safetensors"))
+    student = build_model(*student_entry(load_config("student.yaml").tree))
+    load_weights(student, "out/stages/stage1.safetensors", "stage1")
+    loaders = [DataLoader(TinyImages(seed=seed), batch_size=12) for seed in (0, 1)]
+    again = student_ncm(student.eval(), "embedding", *loaders, cpu())
+    assert again.top1 == pytest.approx(made["stages"]["stage1"]["epochs"][-1]["ncm_top1"])
+
+
+def test_the_teacher_stays_as_loaded_and_its_centres_are_computed_once(here, monkeypatch):
+    fits, used = [], []
+    fit, adopt = RefilledTeacher.fit_centres, RefilledTeacher.adopt_centres
+    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *b: (fits.append(self), fit(self, *b))[1])
+    monkeypatch.setattr(RefilledTeacher, "adopt_centres", lambda self, o: (used.append((self, o)), adopt(self, o))[1])
+    run("student", "out", "train.stage1.num_epochs=2", "train.stage2.num_epochs=2")
+    (fitted,), ((second, adopted),) = fits, used
+    assert adopted is fitted
+    assert torch.equal(second.local_classifier.centres, fitted.local_classifier.centres)
+    assert equal(load_file("runs/teacher/student.safetensors"), second.teacher.state_dict())
+
+
+def test_bf16_runs_and_is_evaluated_alike(here):
+    made = run("student", "out", "device.precision=bf16")
+    assert made["precision"] == "bf16"
+    config = load_config("student.yaml", ["device.precision=bf16"])
+    assert evaluate_checkpoint(config, Path("out/student.safetensors"), "cpu")["top1"] == made["final"]["top1"]
+    assert {value.dtype for value in load_file("out/student.safetensors").values()} == {torch.float32}
+    assert cpu().mixed_precision == "no", "Accelerate's state is fresh for each run"
+
+
+def test_validation_may_be_rare(here):
+    rows = run("student", "out", "train.val_freq=9", "train.stage2.num_epochs=5")["stages"]["stage2"]["epochs"]
+    assert [row["epoch"] for row in rows if "top1" in row] == [3, 4, 5]
+
+
+def test_without_test_set_the_final_figure_is_of_the_validation_set(here):
+    without()
+    made = run("short", "out")
+    assert made["final"]["on"] == "validation"
+    assert made["final"]["top1"] == made["stages"]["stage2"]["epochs"][-1]["top1"]
+    with pytest.raises(ConfigError, match=r"^short\.yaml: has no test\.test_data_loader to evaluate on$"):
+        evaluate_checkpoint(load_config("short.yaml"), Path("out/student.safetensors"))
 
 
 INCREMENTAL = """
@@ -130,187 +294,40 @@ def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
     assert "ncm_top1" not in final
     assert "old_top1" in made["stages"]["train"]["epochs"][-1]
     log = Path("out/log.txt").read_text("utf-8")
-    assert "old top-1 0.00 %" in log
-    assert "harmonic mean 0.00 %" in log
-    assert "final NCM accuracy: not measured, no training sample of class 0, 1" in log
-    cut = Path("incremental.yaml").read_text("utf-8")
-    Path("short.yaml").write_text(cut[: cut.index("\ntest:")], encoding="utf-8")
+    for part in ("old top-1 0.00 %", "harmonic mean 0.00 %", "final NCM accuracy: not measured, no training sample of"):
+        assert part in log
+    without(base="incremental")
     on_validation = run("short", "short")["final"]
     assert (on_validation["on"], on_validation["old_top1"], on_validation["harmonic_mean"]) == ("validation", 0, 0)
 
 
-def test_summary_of_a_plain_training(runs):
-    made = summary(runs / "runs/teacher")
-    assert "teacher" not in made
-    assert [row["epoch"] for row in made["stages"]["train"]["epochs"]] == [1, 2]
-    assert all("top1" in row for row in made["stages"]["train"]["epochs"])
-    mean = sum(row["top1"] for row in made["stages"]["train"]["epochs"]) / 2
-    assert made["final"]["val_top1_last3"] == pytest.approx(mean)
-
-
-def test_metrics_are_the_rows_of_the_summary(runs):
-    rows = [json.loads(line) for line in (runs / "runs/student/metrics.jsonl").read_text().splitlines()]
-    assert rows == [row for stage in summary(runs / "runs/student")["stages"].values() for row in stage["epochs"]]
-
-
-def test_log_holds_our_lines_and_torchdistills(runs):
-    text = (runs / "runs/student/log.txt").read_text("utf-8")
-    for part in ("student.yaml → runs/student", "NCM accuracy over the student's 4 classes", "Advanced to stage 2"):
-        assert part in text
-    assert re.search(r"stage1 1/1  lr 0\.05  loss .*  ncm_top1 .* img/s", text)
-    assert re.search(r"final top-1 on the test set \d+\.\d\d %", text)
-
-
-def student_of(runs):
-    """With timm alone."""
-    student = timm.create_model("test_vit", num_classes=4, img_size=32)
-    student.load_state_dict(load_file(runs / "runs/student/student.safetensors"), strict=True)
-    return student
-
-
-def test_the_student_alone_is_in_its_file(runs):
-    data = TinyImages(seed=2)
-    right = student_of(runs).eval()(data.images).argmax(1) == torch.tensor(data.targets)
-    assert summary(runs / "runs/student")["final"]["top1"] == pytest.approx(100 * right.double().mean().item())
-
-
-def test_the_student_is_kept_at_the_end_of_each_stage_but_the_last(here, monkeypatch):
-    trained = {}
-    save = run_module.save_student
-
-    def noted(model, path, *args, **kwargs):
-        trained[path.name] = {key: value.clone() for key, value in model.state_dict().items()}
-        save(model, path, *args, **kwargs)
-
-    monkeypatch.setattr(run_module, "save_student", noted)
-    made = run("student", "out", "train.stage1.num_epochs=2")
-    assert trained.keys() == {"stage1.safetensors", "student.safetensors"}
-    kept, final = load_file("out/stages/stage1.safetensors"), load_file("out/student.safetensors")
-    assert all(torch.equal(kept[key], value) for key, value in trained["stage1.safetensors"].items())
-    assert any(not torch.equal(kept[key], final[key]) for key in kept)
-    student = build_model(*student_entry(load_config("student.yaml").tree))
-    load_weights(student, "out/stages/stage1.safetensors", "stage1")
-    box_loaders = [torch.utils.data.DataLoader(TinyImages(seed=seed), batch_size=12) for seed in (0, 1)]
-    accelerator = make_accelerator(Placement(torch.device("cpu"), None, "no"))
-    again = student_ncm(student.eval(), "embedding", *box_loaders, accelerator)
-    assert again.top1 == pytest.approx(made["stages"]["stage1"]["epochs"][-1]["ncm_top1"])
-
-
-def test_dst_ckpt_is_torchdistills_and_holds_the_same_weights(runs):
-    content = torch.load(runs / "runs/student/student.pt", weights_only=False)
-    assert content.keys() == {"model", "optimizer", "best_value", "lr_scheduler", "args"}
-    weights = load_file(runs / "runs/student/student.safetensors")
-    assert all(torch.equal(weights[key], value) for key, value in content["model"].items())
-
-
-def test_the_teacher_was_loaded_and_not_changed(here, monkeypatch):
-    wrappers = []
-    build = RefilledTeacher.__init__
-    monkeypatch.setattr(
-        RefilledTeacher, "__init__", lambda self, *a, **k: (wrappers.append(self), build(self, *a, **k))[1]
-    )
-    run("student", "out")
-    saved = load_file("runs/teacher/student.safetensors")
-    trained = wrappers[-1].teacher.state_dict()
-    assert all(torch.equal(saved[key], trained[key]) for key in saved)
-
-
-def test_same_seed_same_bits(here):
-    run("student", "again")
-    run("student", "other", seed=1)
-    first, again, other = (
-        Path(folder, "student.safetensors").read_bytes() for folder in ("runs/student", "again", "other")
-    )
-    assert first == again
-    assert first != other
-
-
-def test_bf16_runs_and_is_evaluated_alike(here):
-    made = run("student", "out", "device.precision=bf16")
-    assert made["precision"] == "bf16"
-    result = evaluate_checkpoint(
-        load_config("student.yaml", ["device.precision=bf16"]), Path("out/student.safetensors"), "cpu"
-    )
-    assert result["top1"] == made["final"]["top1"]
-    weights = load_file("out/student.safetensors")
-    assert {value.dtype for value in weights.values()} == {torch.float32}
-
-
-def test_the_resolved_config_has_the_overrides_and_runs_again(here):
-    run("student", "out", "train.stage2.num_epochs=2", "models.student_model.kwargs.num_classes=4")
-    text = Path("out/config.yaml").read_text("utf-8")
-    assert load_config("out/config.yaml").tree["train"]["stage2"]["num_epochs"] == 2
-    run("out/config", "again")
-    assert Path("again/config.yaml").read_text("utf-8") == text
-    states = [load_file(f"{folder}/student.safetensors") for folder in ("out", "again")]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
-def test_centres_are_computed_once(here, monkeypatch):
-    fits, used = [], []
-    fit, forward = RefilledTeacher.fit_centres, ClassifierStage.forward
-    monkeypatch.setattr(
-        RefilledTeacher, "fit_centres", lambda self, *batches: (fits.append(self), fit(self, *batches))[1]
-    )
-    adopt = RefilledTeacher.adopt_centres
-    monkeypatch.setattr(
-        RefilledTeacher, "adopt_centres", lambda self, other: (used.append((self, other)), adopt(self, other))[1]
-    )
-    run("student", "out", "train.stage1.num_epochs=2", "train.stage2.num_epochs=2")
-    assert len(fits) == 1
-    assert len(used) == 1
-    assert used[0][1] is fits[0]
-    assert torch.equal(used[0][0].local_classifier.centres, fits[0].local_classifier.centres)
-    assert forward is ClassifierStage.forward
-
-
-def test_validation_may_be_rare(here):
-    text = Path("student.yaml").read_text("utf-8")
-    Path("rare.yaml").write_text(text.replace("\ntrain:\n", "\ntrain:\n  val_freq: 9\n"), encoding="utf-8")
-    rows = run("rare", "out", "train.stage2.num_epochs=5")["stages"]["stage2"]["epochs"]
-    assert [row["epoch"] for row in rows if "top1" in row] == [3, 4, 5]
-
-
-def test_without_test_set_the_final_figure_is_of_the_validation_set(here):
-    text = Path("student.yaml").read_text("utf-8")
-    Path("short.yaml").write_text(text[: text.index("\ntest:")], encoding="utf-8")
-    made = run("short", "out")
-    assert made["final"]["on"] == "validation"
-    assert made["final"]["top1"] == made["stages"]["stage2"]["epochs"][-1]["top1"]
-    with pytest.raises(ConfigError, match=r"^short\.yaml: has no test\.test_data_loader to evaluate on$"):
-        evaluate_checkpoint(load_config("short.yaml"), Path("out/student.safetensors"))
-
-
-def without_validation(text):
-    """The configuration without any val_data_loader."""
-    config = yaml.compose(text)
-    for _, section in next(value for key, value in config.value if key.value == "train").value:
-        section.value = [pair for pair in section.value if pair[0].value != "val_data_loader"]
-    return yaml.serialize(config)
-
-
-def test_the_same_weights_as_a_plain_torchdistill_loop(here):
-    Path("short.yaml").write_text(without_validation(Path("student.yaml").read_text("utf-8")), encoding="utf-8")
-    made = run("short", "out", seed=3)
-    assert "ncm_top1" not in made["stages"]["stage1"]["epochs"][0]
-
-    from torchdistill.common.main_util import set_seed
-    from torchdistill.common.yaml_util import load_yaml_file
-    from torchdistill.core.distillation import get_distillation_box
-
-    set_seed(3)
-    config = load_yaml_file("short.yaml")
+def test_a_new_classifier_may_start_at_class_centres(here, caplog):
+    """Again after stage ``embedding``, which leaves the classifier as it is."""
+    shutil.copy("runs/student/student.safetensors", "trained.safetensors")
+    for value in ("new", "centres"):
+        section = f"    src_ckpt: 'trained.safetensors'\n    src_ckpt_classifier: '{value}'\n    dst_ckpt"
+        changed(value, ("    dst_ckpt", section))
+        run(value, value)
+    lines = [line for line in caplog.messages if "starts at 4 class centres" in line]
+    assert lines == ["models.student_model: the classifier 'head' starts at 4 class centres"] * 2
+    made, random = (load_file(f"{name}/stages/stage1.safetensors") for name in ("centres", "new"))
+    run("centres", "still", "train.stage2.optimizer.kwargs.lr=0.0")
+    config = load_config("centres.yaml").build()
     student = build_model(*student_entry(config))
-    teacher = build_model("models.teacher_model", config["models"]["teacher_model"])
-    cpu = torch.device("cpu")
-    box = get_distillation_box(teacher, student, config["datasets"], config["train"], cpu, None, False, 1)
-    for epoch in range(box.num_epochs):
-        box.pre_epoch_process(epoch=epoch)
-        for images, labels, supplementary in box.train_data_loader:
-            box.post_forward_process(loss=box.forward_process(images, labels, supplementary))
-        box.post_epoch_process()
-    ours = load_file("out/student.safetensors")
-    assert all(torch.equal(ours[key], value) for key, value in student.state_dict().items())
+    student.load_state_dict(made)
+    start_at_centres("models.student_model", student, DataLoader(config["datasets"]["train"], batch_size=12), cpu())
+    torch.testing.assert_close(load_file("still/student.safetensors")["head.weight"], student.head.weight.detach())
+    assert not torch.allclose(made["head.weight"], student.head.weight)  # which stage embedding has moved
+    assert torch.equal(made["head.bias"], torch.zeros(4))  # as at the start: the stage does not train it
+    assert not torch.equal(made["head.weight"], random["head.weight"])
+    assert all(torch.equal(made[key], random[key]) for key in made if not key.startswith("head."))
+    caplog.clear()
+    kwargs = {"stage": "embedding", "sub_terms": {"labels": cross_entropy()}}  # trains the classifier, which stays
+    run("centres", "trained", f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
+    assert caplog.text.count("starts at 4 class centres") == 1
+
+
+# --- what stops it ---------------------------------------------------------------------------------------------------
 
 
 def break_the_loss(monkeypatch, stage, at):
@@ -330,14 +347,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch):
         run("student", "out", "train.stage2.num_epochs=3")
     reason = "the loss is nan at stage2 2/3, step 2: stopped before the weights changed"
     assert str(caught.value) == f"student.yaml: {reason}; the last good weights are out/student.safetensors"
-    made = summary(Path("out"))
+    made = summary("out")
     assert (made["status"], made["error"]) == ("failed", reason)
     assert len(made["stages"]["stage2"]["epochs"]) == 1
     assert "final" not in made
     assert f"ERROR\troot\t{reason}" in Path("out/log.txt").read_text("utf-8")
-    kept, same = (load_file(f"{folder}/student.safetensors") for folder in ("out", "runs/student"))
-    assert kept.keys() == same.keys()
-    assert all(torch.equal(kept[key], same[key]) for key in kept)
+    assert equal(load_file("out/student.safetensors"), load_file("runs/student/student.safetensors"))
 
 
 def test_nothing_is_claimed_to_be_kept_where_nothing_is(here, monkeypatch):
@@ -347,6 +362,13 @@ def test_nothing_is_claimed_to_be_kept_where_nothing_is(here, monkeypatch):
     assert {path.name for path in Path("out").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
 
 
+def test_weights_that_are_not_finite_are_not_saved(here):
+    with pytest.raises(ConfigError, match=r"weights are not finite any more: they are not saved|the loss is (nan|inf)"):
+        run("teacher", "out", "train.optimizer.kwargs.lr=1.0e+38")
+    assert not Path("out/student.safetensors").exists()
+    assert summary("out")["status"] == "failed"
+
+
 def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -354,7 +376,7 @@ def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
     monkeypatch.setattr(EmbeddingStage, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("student", "out")
-    assert summary(Path("out"))["status"] == "stopped (KeyboardInterrupt)"
+    assert summary("out")["status"] == "stopped (KeyboardInterrupt)"
 
 
 @pytest.mark.parametrize(
@@ -363,6 +385,11 @@ def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
         ("student", "models.teacher_model.kwargs.num_classes=5", r"teacher_model\.src_ckpt: .* of another shape: "),
         ("student", "models.student_model.kwargs.num_classes=3", r"datasets\.\w+: class index out of range: label 3"),
         ("student", "models.student_model.kwargs.num_classes=5", r"no sample of class 4: stage 'classifier' needs"),
+        (
+            "student",
+            "models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}",
+            r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: ",
+        ),
         ("student", "train.stage2.teacher.forward_hook.output=[embedding]", r"train\.stage2\.teacher\.forward_hook"),
         ("student", "train.stage2.student.forward_hook.output=[layer1]", r"train\.stage2\..* has no module 'layer1'"),
         ("student", "datasets.train.init.kwargs.classes=1", r"datasets\.train: holds one class only"),
@@ -379,52 +406,6 @@ def test_what_cannot_be_used_leaves_no_folder(here, name, override, message):
     assert not Path("out").exists()
 
 
-def test_a_checkpoint_that_does_not_fit(here):
-    with pytest.raises(ConfigError, match=r"^--checkpoint: runs/teacher/teacher\.pt does not fit VisionTransformer: "):
-        evaluate_checkpoint(load_config("student.yaml"), Path("runs/teacher/teacher.pt"), "cpu")
-
-
-def test_evaluation_gives_the_final_figure(here):
-    final = summary(Path("runs/student"))["final"]["top1"]
-    for name in ("student.safetensors", "student.pt"):
-        result = evaluate_checkpoint(load_config("student.yaml"), Path("runs/student") / name, "cpu")
-        assert result == {"top1": final, "samples": 24}
-
-
-def test_the_state_of_accelerate_is_fresh_for_each_run(here):
-    run("student", "out", "device.precision=bf16")
-    assert make_accelerator(Placement(torch.device("cpu"), None, "no")).mixed_precision == "no"
-
-
-def test_weights_that_are_not_finite_are_not_saved(here):
-    with pytest.raises(ConfigError, match=r"weights are not finite any more: they are not saved|the loss is (nan|inf)"):
-        run("teacher", "out", "train.optimizer.kwargs.lr=1.0e+38")
-    assert not Path("out/student.safetensors").exists()
-    assert summary(Path("out"))["status"] == "failed"
-
-
-def test_the_mean_is_over_the_last_three_epochs(here):
-    made = run("teacher", "out", "train.num_epochs=5")
-    rows = [row["top1"] for row in made["stages"]["train"]["epochs"]]
-    assert made["final"]["val_top1_last3"] == pytest.approx(sum(rows[-3:]) / 3)
-    assert sum(rows[-3:]) / 3 != sum(rows) / 5
-
-
-def test_images_that_the_student_cannot_take_leave_no_folder(here):
-    with pytest.raises(ConfigError, match=r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: "):
-        run("student", "out", "models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}")
-    assert not Path("out").exists()
-
-
-def test_evaluation_does_not_need_the_teachers_device(here):
-    Path("far.yaml").write_text(
-        Path("student.yaml").read_text("utf-8") + "\ndevice: {teacher: 'cuda:7'}\n", encoding="utf-8"
-    )
-    assert (
-        evaluate_checkpoint(load_config("far.yaml"), Path("runs/student/student.safetensors"), "cpu")["samples"] == 24
-    )
-
-
 class Command:
     """A pickle that would run a command."""
 
@@ -434,48 +415,109 @@ class Command:
 
 def test_a_stages_own_checkpoint_is_read_safely(here):
     torch.save({"model": Command()}, "evil.pt")
-    text = Path("student.yaml").read_text("utf-8")
-    stage = "    teacher:\n      forward_proc: 'forward_batch_only'\n"
-    assert stage in text
-    Path("evil.yaml").write_text(text.replace(stage, stage + "      src_ckpt: 'evil.pt'\n", 1), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"train\.stage1\.teacher\.src_ckpt: evil\.pt cannot be read as weights"):
-        run("evil", "out")
+        run("student", "out", "train.stage1.teacher.src_ckpt=evil.pt")
     assert not Path("touched").exists()
     assert not Path("out").exists()
 
 
-def test_a_new_classifier_may_begin_at_class_centres(here, caplog):
-    """Again after stage ``embedding``, which leaves the classifier as it is."""
-    shutil.copy("runs/student/student.safetensors", "trained.safetensors")
-    text = Path("student.yaml").read_text("utf-8")
-    for name, value in (("new", "new"), ("begun", "centres")):
-        section = f"    src_ckpt: 'trained.safetensors'\n    src_ckpt_classifier: '{value}'\n    dst_ckpt"
-        Path(f"{name}.yaml").write_text(text.replace("    dst_ckpt", section, 1), encoding="utf-8")
-        run(name, name)
-    lines = [line for line in caplog.messages if "begins at 4 class centres" in line]
-    assert lines == ["models.student_model: the classifier 'head' begins at 4 class centres"] * 2
-    made, random = (load_file(f"{name}/stages/stage1.safetensors") for name in ("begun", "new"))
-    run("begun", "still", "train.stage2.optimizer.kwargs.lr=0.0")
-    config = load_config("begun.yaml").build()
-    student = build_model(*student_entry(config))
-    student.load_state_dict(made)
-    loader = DataLoader(config["datasets"]["train"], batch_size=12)
-    start_at_centres(
-        "models.student_model", student, loader, make_accelerator(Placement(torch.device("cpu"), None, "no"))
+# --- several configurations ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_configs(tmp_path)
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The runs that would be made, none of which is."""
+    made = []
+    monkeypatch.setattr(run_module, "run_config", lambda config, options: made.append((config, options)))
+    return made
+
+
+def checkpoints(config):
+    return {
+        f"{name}.{key}": entry[key]
+        for name, entry in config.tree["models"].items()
+        for key in ("src_ckpt", "dst_ckpt")
+        if key in entry
+    }
+
+
+def test_output_moves_the_checkpoints_along_and_an_earlier_run_is_kept(configs):
+    summaries = run_all(configs, output=Path("out"), device="cpu", seed=7)
+    assert [made["status"] for made in summaries] == ["finished", "finished"]
+    assert not Path("runs").exists()
+    assert Path("out/teacher/teacher.pt").is_file()
+    assert Path("out/student/student.pt").is_file()
+    assert (
+        load_config("out/student/config.yaml").tree["models"]["teacher_model"]["src_ckpt"] == "out/teacher/teacher.pt"
     )
-    torch.testing.assert_close(load_file("still/student.safetensors")["head.weight"], student.head.weight.detach())
-    assert not torch.allclose(made["head.weight"], student.head.weight)  # which stage embedding has moved
-    assert torch.equal(made["head.bias"], torch.zeros(4))  # as at the start: the stage does not train it
-    assert not torch.equal(made["head.weight"], random["head.weight"])
-    backbone = [key for key in made if not key.startswith("head.")]
-    assert all(torch.equal(made[key], random[key]) for key in backbone)
+    run_all(configs[:1], output=Path("out/teacher"), device="cpu", seed=8)
+    assert [summary(f"out/{name}")["seed"] for name in ("student", "teacher.previous", "teacher")] == [7, 7, 8]
 
 
-def test_a_classifier_that_stage_embedding_has_trained_stays(here, caplog):
-    shutil.copy("runs/student/student.safetensors", "trained.safetensors")
-    section = "    src_ckpt: 'trained.safetensors'\n    src_ckpt_classifier: 'centres'\n    dst_ckpt"
-    text = Path("student.yaml").read_text("utf-8").replace("    dst_ckpt", section, 1)
-    Path("begun.yaml").write_text(text, encoding="utf-8")
-    kwargs = {"stage": "embedding", "sub_terms": {"labels": cross_entropy()}}
-    run("begun", "begun", f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
-    assert caplog.text.count("begins at 4 class centres") == 1
+def test_where_each_configuration_would_write(configs, planned):
+    run_all(configs)
+    run_all(configs, output=Path("out"))
+    run_all(configs[:1], output=Path("one"))
+    folders = ["runs/teacher", "runs/student", "out/teacher", "out/student", "one"]
+    assert [str(options.output) for _, options in planned] == folders
+    assert [checkpoints(config) for config, _ in planned] == [
+        {"model.dst_ckpt": "runs/teacher/teacher.pt"},
+        {"teacher_model.src_ckpt": "runs/teacher/teacher.pt", "student_model.dst_ckpt": "runs/student/student.pt"},
+        {"model.dst_ckpt": "out/teacher/teacher.pt"},
+        {"teacher_model.src_ckpt": "out/teacher/teacher.pt", "student_model.dst_ckpt": "out/student/student.pt"},
+        {"model.dst_ckpt": "one/teacher.pt"},
+    ]
+    assert all(config.notices == () for config, _ in planned)
+
+
+def test_paths_are_one_however_they_are_spelt_and_one_elsewhere_stays(configs, planned):
+    changed("student", ("'runs/teacher/teacher.pt'", "'./runs//teacher/teacher.pt'"))
+    run_all(configs, output=Path("a dir: # 1"))
+    assert checkpoints(planned[1][0])["teacher_model.src_ckpt"] == "a dir: # 1/teacher/teacher.pt"
+    run_all(configs[:1], overrides=["models.model.dst_ckpt=elsewhere/w.pt"], output=Path("out"))
+    assert checkpoints(planned[2][0]) == {"model.dst_ckpt": "elsewhere/w.pt"}
+
+
+def test_a_run_does_not_load_what_it_is_going_to_write(configs, planned):
+    """Continuing from an earlier run's weights, in a new folder."""
+    Path("runs/teacher").mkdir(parents=True)
+    Path("runs/teacher/teacher.pt").write_bytes(b"")
+    changed("teacher", ("dst_ckpt:", "src_ckpt: 'runs/teacher/teacher.pt'\n    dst_ckpt:"), base="teacher")
+    run_all(configs[:1], output=Path("out"))
+    moved = {"model.src_ckpt": "runs/teacher/teacher.pt", "model.dst_ckpt": "out/teacher.pt"}
+    assert checkpoints(planned[0][0]) == moved
+
+
+def test_all_are_checked_before_the_first_one_runs(configs, planned):
+    for order in ([1], [1, 0]):
+        with pytest.raises(ConfigError, match=r"student\.yaml: .*src_ckpt: no such file: runs/teacher"):
+            run_all([configs[index] for index in order])
+    changed("student", ("stage: 'classifier'", "stage: 'clasifier'"))
+    with pytest.raises(ConfigError, match=r"student\.yaml: .*'clasifier'; did you mean 'classifier'"):
+        run_all(configs)
+    with pytest.raises(ConfigError, match=r"^teacher\.yaml: --device: there is no device 'gpu' here"):
+        run_all(configs, device="gpu")
+    assert planned == []
+
+
+def test_folders_that_cannot_be_used(configs, planned):
+    Path("file").write_text("")
+    Path("mine").mkdir()
+    Path("mine/config.yaml").write_text("precious")
+    for output, message in (
+        ("file", "file is a file"),
+        (".", r"\. holds the working directory"),
+        ("..", "holds the w"),
+        ("mine", r"mine holds 'config\.yaml' and no earlier run"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--output: .*{message}"):
+            run_all(configs[:1], output=Path(output))
+    with pytest.raises(ConfigError, match="two configurations would write to runs/teacher"):
+        run_all([configs[0], Path("elsewhere/teacher.yaml")])
+    assert planned == []

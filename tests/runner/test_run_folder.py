@@ -6,21 +6,44 @@ import logging
 import pytest
 
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions
+from gkd_plugin.runner import run_folder
+from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions, write_atomically
 
 
-def test_versions_of_what_decides_a_result():
-    versions = package_versions()
-    assert {"python", "torch", "timm", "torchdistill", "gkd-plugin"} <= versions.keys()
-    assert all(versions.values())
-
-
-def finished_run(path, text):
+def finished_run(path, text="a"):
     folder = RunFolder(path)
     folder.create(text)
     folder.add_metrics({"loss": 1.0})
     folder.write_summary({"status": text})
     return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_versions_of_what_decides_a_result(monkeypatch):
+    assert all(package_versions().values())
+    assert {"python", "torch", "timm", "torchdistill", "gkd-plugin"} <= package_versions().keys()
+    monkeypatch.setattr(run_folder, "PACKAGES", ("torch", "not-installed"))
+    assert package_versions()["not-installed"] is None
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path):
+    path = tmp_path / "sub" / "file"
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_atomically(path, fail)
+    assert names(tmp_path / "sub") == []
+    write_atomically(path, lambda temporary: temporary.write_text("good"))
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_atomically(path, fail)
+    assert names(tmp_path / "sub") == ["file"]
+    assert path.read_text() == "good"
 
 
 def test_files(tmp_path):
@@ -37,7 +60,7 @@ def test_the_earlier_run_is_kept_and_one_only(tmp_path):
     path = tmp_path / "x"
     for text in ("first", "second", "third"):
         finished_run(path, text)
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["x", "x.previous"]
+    assert names(tmp_path) == ["x", "x.previous"]
     assert (path / "config.yaml").read_text() == "third"
     assert (tmp_path / "x.previous" / "config.yaml").read_text() == "second"
     assert len((path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -47,28 +70,25 @@ def test_students_after_stages_of_an_earlier_run_do_not_stay(tmp_path):
     folder = RunFolder(tmp_path / "x")
     for first in ("stopped before its summary", "with one"):
         folder.create(first)
+        folder.add_metrics({"loss": 1.0})
         folder.student_after("stage1").parent.mkdir(exist_ok=True)
         folder.student_after("stage1").write_bytes(b"weights")
         if first == "with one":
             folder.write_summary({"status": "finished"})
         folder.create("second")
         assert not folder.student_after("stage1").exists()
+        assert not (folder.path / "metrics.jsonl").exists()
     assert (tmp_path / "x.previous/stages/stage1.safetensors").read_bytes() == b"weights"
 
 
-def test_a_folder_that_is_not_a_run_is_not_moved(tmp_path):
+@pytest.mark.parametrize("summary", [None, "no JSON", "[]", '{"mine": 1}'])
+def test_a_folder_that_is_not_a_run_is_not_moved(summary, tmp_path):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "mine.txt").write_text("keep")
-    finished_run(tmp_path / "x", "a")
-    assert (tmp_path / "x" / "mine.txt").read_text() == "keep"
-    assert not (tmp_path / "x.previous").exists()
-
-
-@pytest.mark.parametrize("summary", ["no JSON", "[]", '{"mine": 1}'])
-def test_somebody_elses_summary_is_no_run(summary, tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/summary.json").write_text(summary)
-    finished_run(tmp_path / "x", "a")
+    (tmp_path / "x/mine.txt").write_text("keep")
+    if summary is not None:
+        (tmp_path / "x/summary.json").write_text(summary)
+    finished_run(tmp_path / "x")
+    assert (tmp_path / "x/mine.txt").read_text() == "keep"
     assert not (tmp_path / "x.previous").exists()
 
 
@@ -83,7 +103,7 @@ def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
             (tmp_path / "x/stages").mkdir()
             (tmp_path / "x/stages/mine.txt").write_text(str(number))
             (tmp_path / "x/stages/stage1.safetensors").touch()
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["x", "x.previous", "x.previous2", "x.previous3"]
+    assert names(tmp_path) == ["x", "x.previous", "x.previous2", "x.previous3"]
     assert (tmp_path / "x.previous2/dst_ckpt").read_text() == "1"
     assert (tmp_path / "x.previous3/stages/mine.txt").read_text() == "2"
     assert (tmp_path / "x.previous/teacher.pt").read_text() == "3"
@@ -93,49 +113,42 @@ def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
 def test_only_an_empty_folder_or_that_of_a_run_is_written_to(tmp_path):
     check_run_folder(tmp_path / "x")
     check_run_folder(tmp_path)
-    finished_run(tmp_path / "x", "a")
+    finished_run(tmp_path / "x")
     (tmp_path / "x/notes.txt").touch()
     check_run_folder(tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"^--output: .* holds 'x', and no earlier run; name a new folder$"):
+    with pytest.raises(ConfigError, match=r"^--output: .* holds 'x' and no earlier run; name a new folder$"):
         check_run_folder(tmp_path)
     with pytest.raises(ConfigError, match=r"notes\.txt is a file$"):
         check_run_folder(tmp_path / "x/notes.txt")
 
 
-def test_a_checkpoint_of_torchdistills_script_and_logs_are_no_reason(tmp_path):
+def test_a_checkpoint_of_torchdistills_script_and_logs_may_be_there(tmp_path):
     (tmp_path / "student.pt").touch()
     (tmp_path / "console.log").touch()
     check_run_folder(tmp_path, tmp_path / "student.pt")
     for other in (None, tmp_path / "other.pt", tmp_path / "elsewhere/student.pt"):
-        with pytest.raises(ConfigError, match=r"holds 'student\.pt', and no earlier run"):
+        with pytest.raises(ConfigError, match=r"holds 'student\.pt' and no earlier run"):
             check_run_folder(tmp_path, other)
 
 
-def test_warnings_are_kept_each_once(tmp_path):
-    folder = finished_run(tmp_path / "x", "a")
-    logger = logging.getLogger("gkd_plugin.runner")
-    with folder.log_file():
-        for _ in range(2):
-            logger.warning("%s near chance", "teacher")
-        logger.info("fine")
-        logging.getLogger("torchdistill").warning("theirs")
-    logger.warning("later")
-    assert folder.warnings == ["teacher near chance"]
-
-
 def test_everything_logged_goes_to_the_file_while_it_is_open(tmp_path):
-    folder = finished_run(tmp_path / "x", "a")
+    folder = finished_run(tmp_path / "x")
     logging.getLogger().setLevel(logging.INFO)
+    ours, theirs = logging.getLogger("gkd_plugin.runner"), logging.getLogger("torchdistill.core")
     count = len(logging.getLogger().handlers)
     with folder.log_file():
-        logging.getLogger("torchdistill.core").info("theirs")
-        logging.getLogger("gkd_plugin.runner").warning("ours – λ")
-    logging.getLogger("gkd_plugin.runner").warning("later")
+        theirs.info("theirs")
+        theirs.warning("theirs")
+        for _ in range(2):
+            ours.warning("%s near chance – λ", "teacher")
+    ours.warning("later")
     lines = (folder.path / "log.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[1:] for line in lines] == [
         ["INFO", "torchdistill.core", "theirs"],
-        ["WARNING", "gkd_plugin.runner", "ours – λ"],
+        ["WARNING", "torchdistill.core", "theirs"],
+        *[["WARNING", "gkd_plugin.runner", "teacher near chance – λ"]] * 2,
     ]
+    assert folder.warnings == ["teacher near chance – λ"]
     assert len(logging.getLogger().handlers) == count
 
 
@@ -146,4 +159,4 @@ def test_other_processes_write_nothing(tmp_path):
     folder.write_summary({})
     with folder.log_file():
         logging.getLogger("gkd_plugin").warning("x")
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []

@@ -1,77 +1,97 @@
 """The epoch loop."""
 
 import copy
+import io
 
 import pytest
 import torch
 from torch.utils.data import SequentialSampler
 
-import gkd_plugin  # noqa: F401
+from gkd_plugin.config.stages import stages_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.devices import Placement, make_accelerator
+from gkd_plugin.runner import training
 from gkd_plugin.runner.training import train_epochs
 from tests.fakes import loader, make_box, stage
+from tests.runner.fakes import cpu
 
 
-def accelerator(precision="no"):
-    return make_accelerator(Placement(torch.device("cpu"), None, precision))
-
-
-def models():
+def epochs_of(sections, accelerator=None, val_freq=1):
+    """The generator of rows, and the box."""
+    accelerator = accelerator or cpu()
     torch.manual_seed(0)
-    return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
+    teacher, student = timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
+    sections = copy.deepcopy(sections if "stage1" in sections else {"stage1": sections})
+    box = make_box(sections, teacher, student, accelerator)
+    return train_epochs(box, student, stages_of({"train": sections}), accelerator, val_freq=val_freq), box
 
 
-def train(sections, accelerate=None, val_freq=1):
-    """Rows, and the box."""
-    accelerate = accelerate or accelerator()
-    teacher, student = models()
-    sections = copy.deepcopy(sections)
-    box = make_box(sections if "stage1" in sections else {"stage1": sections}, teacher, student, accelerate)
-    stages = {name: section["num_epochs"] for name, section in box.train_config.items()}
-    return list(train_epochs(box, student, stages, accelerate, val_freq=val_freq)), box
+def train(sections, **options):
+    epochs, _ = epochs_of(sections, **options)
+    return [row for _, row in epochs]
 
 
 def test_one_row_per_epoch_with_the_figure_of_its_stage():
-    rows, _ = train({"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=2)})
-    assert [(row["stage"], row["epoch"]) for row in rows] == [
-        ("stage1", 1),
-        ("stage1", 2),
-        ("stage2", 1),
-        ("stage2", 2),
-    ]
+    rows = train({"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=2)})
+    places = [("stage1", 1), ("stage1", 2), ("stage2", 1), ("stage2", 2)]
+    assert [(row["stage"], row["epoch"]) for row in rows] == places
     assert ["ncm_top1" in row for row in rows] == [False, True, False, False]
     assert ["top1" in row for row in rows] == [False, False, True, True]
 
 
+def test_a_row_holds_the_means_over_the_batches(monkeypatch):
+    """24 images in batches of 10: the last batch of 4 counts as much as the others."""
+    terms = []
+    update = training._Progress.update
+    monkeypatch.setattr(
+        training._Progress, "update", lambda self, *args: (terms.append((dict(args[0]), args[2])), update(self, *args))
+    )
+    (row,) = train(stage("classifier", train_data_loader=loader("train", batch_size=10)))
+    assert [images for _, images in terms] == [10, 10, 4]
+    for name in ("loss", "cross_entropy", "local_classifier"):
+        assert row[name] == pytest.approx(sum(float(values[name]) for values, _ in terms) / 3)
+    assert row["images_per_second"] == pytest.approx(24 / row["seconds"])
+
+
+def test_the_bar_shows_terms_learning_rate_and_speed_and_is_closed(monkeypatch):
+    stream, bars, plain = io.StringIO(), [], training.tqdm
+
+    def bar(*args, **kwargs):
+        bars.append(plain(*args, **{**kwargs, "disable": False}, file=stream, mininterval=0))
+        return bars[-1]
+
+    monkeypatch.setattr(training, "tqdm", bar)
+    train(stage("embedding"))
+    for part in ("stage1 1/1", "loss=", "relationship=", "lr=0.05", "img/s="):
+        assert part in stream.getvalue()
+    assert bars[0].disable
+
+
 def test_the_learning_rate_of_each_epoch():
     schedule = {"key": "StepLR", "kwargs": {"step_size": 1, "gamma": 0.1}}
-    rows, _ = train(stage("embedding", epochs=3, scheduler=schedule))
+    rows = train(stage("embedding", epochs=3, scheduler=schedule))
     assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.005, 0.0005])
 
 
 def test_without_validation_there_is_no_figure():
-    rows, _ = train(stage("classifier", val_data_loader={}))
-    assert "top1" not in rows[0]
+    assert "top1" not in train(stage("classifier", val_data_loader={}))[0]
 
 
 def test_validation_after_every_few_epochs_and_the_last_three():
-    rows, _ = train({"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=8)}, val_freq=2)
+    rows = train({"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=8)}, val_freq=2)
     assert ["ncm_top1" in row for row in rows[:2]] == [False, True]
     assert [row["epoch"] for row in rows[2:] if "top1" in row] == [2, 4, 6, 7, 8]
-    assert "loss" in rows[2]
 
 
 def test_validation_leaves_training_as_it_is():
-    losses = [[row["loss"] for row in train(stage("classifier", epochs=5), val_freq=n)[0]] for n in (1, 50)]
+    losses = [[row["loss"] for row in train(stage("classifier", epochs=5), val_freq=n)] for n in (1, 50)]
     assert losses[0] == losses[1]
 
 
 def test_the_students_forward_is_wrapped_once_in_every_stage():
     """Accelerate's wrappers for mixed precision would otherwise pile up from stage to stage."""
-    sections = {f"stage{n}": stage("classifier") for n in (1, 2, 3)}
-    _, box = train(sections, accelerator("bf16"))
+    epochs, box = epochs_of({f"stage{n}": stage("classifier") for n in (1, 2, 3)}, cpu("bf16"))
+    assert len(list(epochs)) == 3
     student = box.org_student_model
     assert "forward" not in student.__dict__ or not hasattr(student.forward, "__wrapped__")
     assert "_original_forward" not in student.__dict__
@@ -79,28 +99,19 @@ def test_the_students_forward_is_wrapped_once_in_every_stage():
 
 def test_the_teacher_runs_in_the_students_precision():
     seen = []
-    accelerate = accelerator("bf16")
-    teacher, student = models()
-    box = make_box({"stage1": stage("classifier")}, teacher, student, accelerate)
-    teacher.layer1.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    rows = train_epochs(box, student, {"stage1": 1}, accelerate)
-    next(rows)
+    epochs, box = epochs_of(stage("classifier"), cpu("bf16"))
+    box.teacher_model.teacher.layer1.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    next(epochs)
     assert torch.bfloat16 in seen
 
 
 def test_gradients_are_clipped_in_every_stage(monkeypatch):
     seen = []
-    monkeypatch.setattr("gkd_plugin.runner.training.clip_unscaled", lambda box, _: seen.append(box.max_grad_norm))
+    monkeypatch.setattr(training, "clip_unscaled", lambda box, _: seen.append(box.max_grad_norm))
     sections = {"stage1": stage("embedding"), "stage2": stage("classifier")}
     sections["stage2"]["optimizer"]["max_grad_norm"] = 0.5
     train(sections)
     assert seen == [None, 0.5]
-
-
-def test_an_epoch_with_nothing_to_compare_is_an_error():
-    section = stage("embedding", train_data_loader=loader("train", SequentialSampler, batch_size=6))
-    with pytest.raises(ConfigError, match=r"^stage1 1/1: no batch held two samples of one class and one of another"):
-        train(section)
 
 
 @pytest.mark.parametrize(("margin", "warnings"), [(1e-9, 1), (0.2, 0)])
@@ -111,41 +122,59 @@ def test_a_stage_that_ends_without_a_tuple_is_told(margin, warnings, caplog):
     assert caplog.text.count("stage1: its last epoch had no tuple") == warnings
 
 
+def batches(size, sampler=SequentialSampler):
+    return {"train_data_loader": loader("train", sampler, batch_size=size)}
+
+
 def test_one_batch_with_something_to_compare_is_enough():
-    train(stage("embedding", train_data_loader=loader("train", SequentialSampler, batch_size=5)))
+    """Batches of 5 of the sorted images with 6 of each class: all but the first hold two classes."""
+    train(stage("embedding", **batches(5)))
 
 
-def test_a_last_batch_of_one_image_is_explained():
-    section = stage("embedding", train_data_loader=loader("train", batch_size=23))
-    with pytest.raises(ConfigError, match=r"^stage1 1/1, step 2: .*\(the batch has one image: kwargs\.drop_last"):
+def attention_transfer(path):
+    """A loss whose hooks are not checked before training."""
+    pair = {"io": "output", "path": path}
+    pairs = {"a": {"teacher": pair, "student": pair, "factor": 1}}
+    term = {"criterion": {"key": "ATLoss", "kwargs": {"at_pairs": pairs, "mode": "code"}}, "weight": 1.0}
+    return {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"at": term}}}
+
+
+NEGATIVE = {"key": "SGD", "kwargs": {"lr": -1}}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (stage("embedding", **batches(6)), "stage1 1/1: no batch held two samples of one class and one of another"),
+        (
+            stage("embedding", **batches(23)),
+            r"stage1 1/1, step 2: .*\(the batch has one image; kwargs\.drop_last: True leaves it out\)$",
+        ),
+        (
+            stage("classifier", criterion=attention_transfer("layer9")),
+            "stage1 1/1, step 1: nothing is recorded under 'layer9'",
+        ),
+        (
+            {
+                "stage1": stage("embedding"),
+                "stage2": stage("classifier", optimizer={"key": "SGD", "kwargs": {"lr": -1}}),
+            },
+            "train: torchdistill cannot build this stage: Invalid learning rate",
+        ),
+    ],
+)
+def test_what_stops_an_epoch_is_told_with_its_place(section, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         train(section)
-
-
-def test_a_path_that_nothing_records_is_named():
-    """A loss that hook_checks does not know."""
-    term = {"criterion": {"key": "ATLoss", "kwargs": {"at_pairs": {}, "mode": "code"}}, "weight": 1.0}
-    pair = {"io": "output", "path": "layer9"}
-    term["criterion"]["kwargs"]["at_pairs"] = {"a": {"teacher": pair, "student": pair, "factor": 1}}
-    section = stage("classifier", criterion={"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"at": term}}})
-    with pytest.raises(ConfigError, match=r"^stage1 1/1, step 1: nothing is recorded under 'layer9': is it a module"):
-        train(section)
-
-
-def test_what_torchdistill_refuses_in_a_later_stage_is_told():
-    second = stage("classifier")
-    second["optimizer"]["kwargs"]["lr"] = -1
-    with pytest.raises(ConfigError, match=r"^train: torchdistill cannot build this stage: Invalid learning rate"):
-        train({"stage1": stage("embedding"), "stage2": second})
 
 
 def test_a_later_stage_on_other_data_computes_its_own_centres():
     """Same wrapper class, other training set: the centres of stage 1 must not be adopted."""
-    sections = {"stage1": stage("classifier"), "stage2": stage("classifier", train_data_loader=loader("val"))}
-    first_centres = []
-    accelerate = accelerator()
-    teacher, student = models()
-    box = make_box(sections, teacher, student, accelerate)
-    for row in train_epochs(box, student, {"stage1": 1, "stage2": 1}, accelerate):
-        first_centres.append(box.teacher_model.local_classifier.centres.clone())
-        assert row["epoch"] == 1
-    assert not torch.equal(*first_centres)
+    centres = []
+    epochs, box = epochs_of(
+        {"stage1": stage("classifier"), "stage2": stage("classifier", train_data_loader=loader("val"))}
+    )
+    for _ in epochs:
+        centres.append(box.teacher_model.local_classifier.centres.clone())
+    assert len(centres) == 2
+    assert not torch.equal(*centres)

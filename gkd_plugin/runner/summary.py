@@ -1,25 +1,28 @@
-"""What a run says of itself: ``summary.json``, a line for each epoch, its final figures."""
+"""What a run says about itself: ``summary.json``, a line for each epoch, its final figures, the table at the end."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from gkd_plugin.runner.accuracy import evaluate
+from gkd_plugin.config.stages import Stage
+from gkd_plugin.runner.accuracy import evaluate, final_ncm, is_accuracy
 from gkd_plugin.runner.devices import Placement
-from gkd_plugin.runner.ncm_readout import final_ncm
 from gkd_plugin.runner.parts import Parts
 from gkd_plugin.runner.run_folder import package_versions
 from gkd_plugin.runner.training import LAST_EPOCHS
 
-__all__ = ["epoch_line", "final_figures", "log_final", "new_summary"]
+__all__ = ["aligned", "epoch_line", "final_figures", "log_final", "new_summary", "results_table"]
 
 logger = logging.getLogger(__name__)
 
+HEADER = ("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")
+
 
 def new_summary(config: str, seed: int, placement: Placement, parts: Parts) -> dict[str, Any]:
-    """What ``summary.json`` says of a run that begins.
+    """``summary.json`` of a run that starts.
 
     Args:
         config: path of the configuration.
@@ -45,16 +48,19 @@ def new_summary(config: str, seed: int, placement: Placement, parts: Parts) -> d
             "classes": parts.num_classes,
             "parameters": sum(p.numel() for p in parts.student.parameters()),
         },
-        "stages": {name: {"num_epochs": count, "epochs": []} for name, count in parts.stages.items()},
+        "stages": {stage.name: {"num_epochs": stage.epochs, "epochs": []} for stage in parts.stages},
     }
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool | list | dict | type(None))
 
 
 def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy of the last epoch's weights on the test set, and the mean of the last three validation figures.
 
-    On the test set that is the classifier's, and the embedding's by nearest class mean.
+    On the test set both of the classifier and, by nearest class mean, of the embedding.
     """
-    rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
     last = list(summary["stages"].values())[-1]["epochs"]
     final: dict[str, Any] = {}
     if parts.test_loader is not None:
@@ -70,8 +76,8 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
                 num_classes=parts.num_classes,
             )
         final["on"] = "test"
-    elif "top1" in rows[-1]:
-        final |= {key: value for key, value in rows[-1].items() if _is_accuracy(key)}
+    elif "top1" in last[-1]:
+        final |= {key: value for key, value in last[-1].items() if is_accuracy(key)}
         final["on"] = "validation"
     tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]
     if tail:
@@ -79,29 +85,46 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     return final
 
 
-def epoch_line(row: Mapping[str, Any], stages: Mapping[str, int]) -> str:
+def epoch_line(stage: Stage, row: Mapping[str, Any]) -> str:
     """One epoch in one line of text."""
-    head = f"{row['stage']} {row['epoch']}/{stages[row['stage']]}"
     hidden = {"stage", "epoch", "seconds", "images_per_second"}
     shown = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in hidden)
-    return f"{head}  {shown}  {row['images_per_second']:.0f} img/s"
+    return f"{stage.name} {row['epoch']}/{stage.epochs}  {shown}  {row['images_per_second']:.0f} img/s"
 
 
 def log_final(final: Mapping[str, Any]) -> None:
     """The figures of a finished run, in one or two lines of the log."""
     if "top1" not in final:
         return
-    others = [key for key in final if _is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
+    others = [key for key in final if is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
     shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
     logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], shown)
     if "ncm_top1" in final:
         logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
 
 
-def _is_accuracy(key: str) -> bool:
-    """Whether a metrics row's key is one of ``Accuracy.as_dict``."""
-    return key in ("top1", "top5", "harmonic_mean") or key.endswith("_top1")
+def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The finished runs (as ``summary.json``) side by side, as aligned text."""
+    return aligned([HEADER, *(_row(summary) for summary in summaries)])
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool | list | dict | type(None))
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns, the first row underlined."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])
+
+
+def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    student = summary["student"]
+    top1 = summary["final"].get("top1")
+    ncm = summary.get("teacher", {}).get("ncm_top1")
+    return (
+        Path(summary["config"]).stem,
+        str(student["kwargs"].get("model_name", student["key"])),
+        f"{student['parameters']:,}",
+        str(student["classes"] or "?"),
+        "none" if "teacher" not in summary else "yes" if ncm is None else f"NCM {ncm:.1f} %",
+        "+".join(str(stage["num_epochs"]) for stage in summary["stages"].values()),
+        "–" if top1 is None else f"{top1:.2f}",
+    )
