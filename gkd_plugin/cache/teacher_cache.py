@@ -111,7 +111,7 @@ class TeacherCache:
                     "teacher_cache: the images are not those that the teacher answered for: data or transform changed "
                     f"in a way that the name of the kept answers does not show; delete them in {self.folder}"
                 )
-            teacher.answer_with(Answers(found["embedding"], None, found.get("logits"), found.get("features")))
+            teacher.answer_with(Answers(**found))
             return forward(teacher, images, targets, supplement, **more)
 
         box.teacher_forward_proc = answer
@@ -189,12 +189,9 @@ def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) 
     """What a bank keeps of a batch: no local logits, which follow from the embedding and the centres of the run."""
     with accelerator.autocast():
         answers = teacher.answers(images.to(accelerator.device))
-    fields = {"embedding": answers.embedding, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
-    if teacher.has_classifier and answers.logits is not None:
-        fields["logits"] = answers.logits
-    if answers.features is not None:
-        fields["features"] = answers.features
-    return fields
+    fields = {name: value for name, value in answers._asdict().items() if value is not None}
+    fields.pop("local_classifier", None)
+    return {**fields, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
 
 
 def _ask_again(path: Path, bank: Bank, teacher: RefilledTeacher, views: FixedViews, accelerator: Accelerator) -> None:
