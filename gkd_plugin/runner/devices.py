@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from gkd_plugin.errors import ConfigError, nearest
-from gkd_plugin.teacher import DTYPES
+from gkd_plugin.errors import ConfigError
 
-__all__ = ["COMPILE", "Placement", "available_devices", "make_accelerator", "read_placement"]
-
-PRECISIONS = ("no", "bf16", "fp16")
-COMPILE = ("student", "teacher", "both")
+__all__ = ["Placement", "available_devices", "make_accelerator", "read_placement"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def available_devices() -> list[str]:
 
 
 def read_placement(config: Mapping[str, Any], device: str | None = None) -> Placement:
-    """Reads the ``device:`` section; ``device`` (from the command line) goes before ``device.default``.
+    """Reads the ``device:`` section of a valid config; ``device`` (from the command line) goes before its ``default``.
 
     Raises:
         ConfigError: a device that does not exist here, or a precision that the device does not have; names the key
@@ -57,18 +53,18 @@ def read_placement(config: Mapping[str, Any], device: str | None = None) -> Plac
     """
     section = config.get("device") or {}
     key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
-    default = _find(key, str(name))
-    teacher = None if section.get("teacher") is None else _find("device.teacher", str(section["teacher"]))
-    dtype = section.get("teacher_dtype")
-    if dtype is not None:
-        _check_available("device.teacher_dtype", _choice("device.teacher_dtype", dtype, DTYPES), teacher or default)
+    default = _find(key, name)
+    teacher = None if section.get("teacher") is None else _find("device.teacher", section["teacher"])
+    precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
+    _check_available("device.precision", precision, default)
+    _check_available("device.teacher_dtype", dtype, teacher or default)
     return Placement(
         device=default,
         teacher=teacher,
-        precision=_precision(section.get("precision"), default),
+        precision=precision,
         teacher_dtype=dtype,
-        channels_last=bool(section.get("channels_last", False)),
-        compile=None if section.get("compile") is None else _choice("device.compile", section["compile"], COMPILE),
+        channels_last=section.get("channels_last", False),
+        compile=section.get("compile"),
     )
 
 
@@ -94,20 +90,8 @@ def _find(key: str, name: str) -> torch.device:
     return torch.device(name)
 
 
-def _precision(value: object, device: torch.device) -> str:
-    name = "no" if value in (None, False) else str(value)  # YAML reads a bare `no` as False
-    _check_available("device.precision", _choice("device.precision", name, PRECISIONS), device)
-    return name
-
-
-def _check_available(key: str, name: str, device: torch.device) -> None:
+def _check_available(key: str, name: str | None, device: torch.device) -> None:
     if name == "fp16" and device.type != "cuda":
         raise ConfigError(f"{key}: 'fp16' needs a CUDA device, not {str(device)!r}; use 'bf16'")
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError(f"{key}: {torch.cuda.get_device_name(device)} has no 'bf16'; use 'fp16'")
-
-
-def _choice(key: str, value: object, allowed: Iterable[str]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise ConfigError(f"{key}: there is no {value!r}; {nearest(value, allowed)}")
-    return value
