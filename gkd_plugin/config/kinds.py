@@ -248,23 +248,25 @@ def bind(
     torchdistill's losses ignore keywords that they do not know: there, one that is near to another is a misspelling.
     """
     args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
-    parameters = _parameters(function)
-    if parameters is None or not isinstance(args, list) or not isinstance(kwargs, Mapping):
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):
+        return
+    if not isinstance(args, list) or not isinstance(kwargs, Mapping):
         return
     module, kinds = getattr(function, "__module__", ""), {p.kind for p in parameters}
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     filled = {*positional[: supplied + len(args)], *names}
+    if supplied + len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        report.add(path, f"{len(args)} positional arguments given, at most {len(positional) - supplied} fit")
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    is_open = inspect.Parameter.VAR_KEYWORD in kinds
     listed = {*known, *values} if module.startswith("torchdistill.losses.") else set()
     for name in kwargs:
         if name in filled:
             report.add(at(path, name), "given already, by torchdistill or by position; remove it")
-        elif inspect.Parameter.VAR_KEYWORD in kinds and (name in listed or not get_close_matches(name, listed)):
-            continue
-        elif name not in known:
+        elif name not in known and not (is_open and (name in listed or not get_close_matches(name, listed))):
             report.add(at(path, name), f"unknown argument; {nearest(name, known - filled)}")
-    if supplied + len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        report.add(path, f"{len(args)} positional arguments given, at most {len(positional) - supplied} fit")
     for p in parameters:
         is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         if is_needed and p.name not in filled and p.name not in kwargs:
@@ -273,13 +275,6 @@ def bind(
     for name, kind in {**annotated, **values}.items():
         if kind is not None and name in kwargs and name not in filled:
             report.check(at(path, name), kwargs[name], kind)
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):
-        return None
 
 
 _ANNOTATIONS = {"bool": FLAG, "int": WHOLE, "float": NUMBER, "Iterable[int]": list_of("whole numbers", WHOLE.fits)}

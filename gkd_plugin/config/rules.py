@@ -27,22 +27,6 @@ from gkd_plugin.config.tree import at, items
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.timm_model import check_model_name, unknown_keyword
 
-__all__ = [
-    "absolute",
-    "criterion",
-    "datasets",
-    "loader",
-    "model",
-    "models",
-    "optimizer",
-    "redesign",
-    "role",
-    "sampler",
-    "stage",
-    "stages",
-    "sub_term",
-]
-
 _STEPS = 1000
 """At most so many epochs of a schedule are tried."""
 
