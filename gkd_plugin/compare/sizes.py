@@ -16,7 +16,7 @@ from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.config.tree import build, dump
 from gkd_plugin.data import labels_of
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.forward_check import first_images
+from gkd_plugin.runner.checks import first_images
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.teacher.input import checked_size, own_input
 

@@ -21,11 +21,9 @@ from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Stage, stages_of, student_embedding, student_entry
 from gkd_plugin.data import ImageInput, class_names_of, normalisation_of
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.crd_check import check_crd
+from gkd_plugin.runner.checks import check_forward, check_hooks, first_images
 from gkd_plugin.runner.data_checks import check_data
 from gkd_plugin.runner.devices import Placement
-from gkd_plugin.runner.forward_check import check_forward, first_images
-from gkd_plugin.runner.hook_checks import check_hooks
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
 from gkd_plugin.runner.weights import read_weights
 
@@ -73,11 +71,10 @@ class Parts:
         where, entry = student_entry(built)
         student = build_model(where, entry)
         num_classes = _num_classes(student, entry)
-        check_data(built, where, num_classes, {stage.name: stage.section for stage in stages})
+        check_data(built, where, num_classes, stages)
         teacher_entry = built["models"].get("teacher_model")
         teacher = None if teacher_entry is None else build_model(TEACHER, teacher_entry)
-        check_crd(sections, built["datasets"])
-        check_hooks(sections, teacher, student)
+        check_hooks(stages, teacher, student)
         images = first_images(first)
         check_forward(where, student.to(accelerator.device).eval(), images, accelerator)
         if entry.get("src_ckpt_classifier") == "centres":
