@@ -115,7 +115,8 @@ _WRAPPER = or_else(
 def _role(supplied: str) -> Kind:
     """``teacher``, ``student`` or ``model`` of a stage."""
     names = (supplied, "device", "device_ids", "distributed")
-    auxiliary: Keys = {"kwargs": or_else(_SECTION), **_REDESIGN}
+    wrapper_key = or_else(one_of(AUXILIARY_MODEL_WRAPPER_DICT))
+    auxiliary: Keys = {"key": wrapper_key, "kwargs": or_else(_SECTION), **_REDESIGN}
     keys: Keys = {
         "forward_proc": one_of(processes.FORWARD_PROC_FUNC_DICT),
         "requires_grad": FLAG,
@@ -124,8 +125,8 @@ def _role(supplied: str) -> Kind:
         **_REDESIGN,
         "wrapper": either(section({"key": _WRAPPER, "kwargs": or_else(_SECTION)}), _WRAPPER),
         "forward_hook": section({"input": _MODULES, "output": _MODULES}),
-        "auxiliary_model_wrapper": or_else(
-            part(AUXILIARY_MODEL_WRAPPER_DICT, auxiliary, then=rules.redesign, names=names), {}
+        "auxiliary_model_wrapper": part(
+            AUXILIARY_MODEL_WRAPPER_DICT, auxiliary, needs=(), then=rules.redesign, names=names
         ),
     }
     return section(keys, ("forward_proc",), rules.role)

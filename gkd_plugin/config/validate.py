@@ -77,7 +77,7 @@ def _numbers(report: Report, path: str, value: object) -> None:
     """Numbers that YAML 1.1 reads as text (``1e-3``), and those that nobody means."""
     if isinstance(value, str) and _TEXT_NUMBER.fullmatch(value):
         report.add(path, f"{value!r} is text to YAML, not a number; write {float(value)!r} as e.g. 1.0e-3")
-    elif isinstance(value, float) and not abs(value) <= _LARGEST and report.is_clean(path):
+    elif isinstance(value, int | float) and not abs(value) <= _LARGEST and report.is_clean(path):
         report.add(path, f"{value!r} given; must be a finite number, at most {_LARGEST:.0e}")
     for key, item in items(value):
         _numbers(report, at(path, key), item)
