@@ -163,6 +163,14 @@ def test_opening_leaves_the_random_state_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_what_a_run_fits_is_not_kept(tmp_path):
+    """Other runs fit other local classifiers, and read the same bank."""
+    box, _, cache, accelerator = build(tmp_path)
+    box.pre_epoch_process(epoch=0)
+    assert box.teacher_model.local_classifier.is_ready
+    assert set(cache.open(box, accelerator).records.dtype.names) == {"embedding", "logits", "sketch"}
+
+
 def test_a_process_that_does_not_see_what_the_main_one_wrote_says_so(tmp_path, monkeypatch):
     box, _, cache, accelerator = build(tmp_path)
     monkeypatch.setattr(type(accelerator), "is_main_process", False)
