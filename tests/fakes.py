@@ -92,12 +92,14 @@ def cross_entropy(weight: float = 1.0) -> dict[str, Any]:
     }
 
 
-def make_box(train_config: dict[str, Any], teacher: nn.Module, student: nn.Module, accelerator: Any = None) -> Any:
+def make_box(
+    train_config: dict[str, Any], teacher: nn.Module, student: nn.Module, accelerator: Any = None, lr_factor: float = 1
+) -> Any:
     from torchdistill.core.distillation import get_distillation_box
 
     datasets = {"train": TinyImages(), "val": TinyImages(seed=1)}
     return get_distillation_box(
-        teacher, student, datasets, train_config, torch.device("cpu"), None, False, 1, accelerator
+        teacher, student, datasets, train_config, torch.device("cpu"), None, False, lr_factor, accelerator
     )
 
 

@@ -1,4 +1,4 @@
-"""Module paths that hooks read: checked before they are used, because torchdistill does not."""
+"""Module paths and what hooks record of them: checked here, because torchdistill does not."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ class Capture:
     def of(cls, model: nn.Module, path: str, io: str) -> Capture:
         """The one on this module of the model; wrappers of one model share it."""
         module = model.get_submodule(path)
-        found = [hook for hook in module._forward_hooks.values() if isinstance(hook, cls) and hook.io == io]  # noqa: SLF001
-        if not found:
-            found = [cls(io)]
-            module.register_forward_hook(found[0])
-        return found[0]
+        for hook in module._forward_hooks.values():  # noqa: SLF001
+            if isinstance(hook, cls) and hook.io == io:
+                return hook
+        capture = cls(io)
+        module.register_forward_hook(capture)
+        return capture
 
 
 def check_module_path(model: nn.Module, path: str, where: str) -> None:
@@ -67,8 +68,7 @@ def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: st
     value = recorded[io]
     if not isinstance(value, Tensor):
         raise ConfigError(f"the {model}'s {path!r}/{io} is a {type(value).__name__}, not one tensor")
-    is_pooled = value.ndim == 4 and value.shape[2:] == (1, 1)
-    if value.ndim != 2 and not is_pooled:
+    if value.ndim != 2 and (value.ndim != 4 or value.shape[2:] != (1, 1)):
         raise ConfigError(f"the {model}'s {path!r}/{io} has shape {list(value.shape)}, not [B, D] or [B, D, 1, 1]")
     return value.flatten(1)
 

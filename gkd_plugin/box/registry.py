@@ -1,7 +1,6 @@
 """Registers our parts with torchdistill, refusing keys that something else already holds.
 
-torchdistill's registries are dictionaries that overwrite silently; two plugins that share a key would break
-each other without a word.
+torchdistill's registries are dictionaries that overwrite silently: two plugins that share a key would break each other.
 """
 
 from __future__ import annotations
@@ -11,13 +10,9 @@ from typing import Any, TypeVar
 
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["RegistrationError", "register"]
+__all__ = ["register"]
 
 Part = TypeVar("Part", bound=Callable[..., Any])
-
-
-class RegistrationError(ConfigError):
-    """A registry key that something else already holds."""
 
 
 def register(registry: MutableMapping[str, Any], decorator: Callable[..., Any], key: str) -> Callable[[Part], Part]:
@@ -29,14 +24,14 @@ def register(registry: MutableMapping[str, Any], decorator: Callable[..., Any], 
         key: the key that YAML files use.
 
     Raises:
-        RegistrationError: the key is held by another object; names both. Registering the same object again
-            (a reloaded module) is allowed.
+        ConfigError: the key is held by another object; names both. Registering the same object again (a reloaded
+            module) is allowed.
     """
 
     def decorate(part: Part) -> Part:
         holder = registry.get(key)
         if holder is not None and _name(holder) != _name(part):
-            raise RegistrationError(
+            raise ConfigError(
                 f"registry key {key!r} is already held by {_name(holder)}; {_name(part)} cannot be registered under it"
             )
         decorator(key=key)(part)

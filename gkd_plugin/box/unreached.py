@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torchdistill.core.forward_hook import ForwardHookManager
 
-from gkd_plugin.box.hooks import hooked_tensor
+from gkd_plugin.box.hooks import Capture
 
 __all__ = ["unreached_parameters"]
 
@@ -27,23 +24,18 @@ def unreached_parameters(model: nn.Module, path: str, io: str, images: Tensor) -
         images: ``[B, …]``, on any device.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    embedding = _embedding(model, path, io, images)
-    if not embedding.requires_grad:
-        return trainable
-    gradients = torch.autograd.grad(embedding.sum(), trainable, allow_unused=True)
-    return [parameter for parameter, gradient in zip(trainable, gradients, strict=True) if gradient is None]
-
-
-def _embedding(model: nn.Module, path: str, io: str, images: Tensor) -> Tensor:
     device = next((parameter.device for parameter in model.parameters()), images.device)
-    hook: Any = ForwardHookManager(device)
-    hook.add_hook(model, path, requires_input=io == "input", requires_output=io == "output")
-    was_training = model.training
+    capture, was_training = Capture(io), model.training
+    handle = model.get_submodule(path).register_forward_hook(capture)
     model.eval()
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             model(images.to(device))
-        return hooked_tensor(hook.pop_io_dict(), "student", path, io)
     finally:
-        hook.clear()
+        handle.remove()
         model.train(was_training)
+    embedding = capture.take("student", path)
+    if not embedding.requires_grad:
+        return trainable
+    gradients = torch.autograd.grad(embedding.sum(), trainable, allow_unused=True)
+    return [parameter for parameter, gradient in zip(trainable, gradients, strict=True) if gradient is None]

@@ -7,7 +7,7 @@ The class of the instance is replaced by a subclass of its own class: it stays a
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -22,65 +22,6 @@ __all__ = ["Embedding", "EmbeddingTap", "is_encoder", "tap_embedding"]
 
 class Embedding(nn.Identity):
     """Passes the embedding ``[B, D]`` through unchanged: the place for a forward hook. Has no parameters."""
-
-
-class _ClassifierInputs:
-    """What the classifiers of a model were given in one forward pass, put together as the embedding.
-
-    One classifier (or several that are given the same tensor) is given the embedding itself. Where each has its own
-    input, timm's ``pre_logits`` is their mean if each is as wide as the embedding (a class and a distillation token),
-    and otherwise one behind the other (one classifier for each branch or stage).
-    """
-
-    def __init__(self, embedding: Embedding, width: int, count: int) -> None:
-        self.embedding = embedding
-        self.width = width
-        self.count = count
-        self.seen: list[Tensor] = []
-
-    def single(self, x: Tensor) -> Tensor:
-        """The only classifier's input, through the tap; ``[B, D, 1, 1]`` goes through as ``[B, D]``."""
-        is_pooled = x.ndim == 4 and x.shape[2:] == (1, 1)
-        return self.embedding(x.flatten(1)).view_as(x) if is_pooled else cast("Tensor", self.embedding(x))
-
-    def add(self, index: int, x: Tensor) -> None:
-        """The input of classifier ``index``; with the last one's the embedding goes through the tap."""
-        if index == 0:
-            self.seen = []
-        if not any(x is other for other in self.seen):
-            self.seen.append(x)
-        if index == self.count - 1:
-            inputs, self.seen = self.seen, []
-            self.embedding(self.combined(inputs))
-
-    def combined(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Distinct inputs ``[B, d_i]`` → ``[B, D]``."""
-        widths = [x.shape[-1] for x in inputs]
-        if len(inputs) == 1:
-            return inputs[0]
-        if all(width == self.width for width in widths):
-            return torch.stack(list(inputs)).mean(0)
-        if sum(widths) == self.width:
-            return torch.cat(list(inputs), dim=1)
-        raise ConfigError(f"classifiers with inputs of widths {widths} do not make an embedding of width {self.width}")
-
-
-class _ClassifierHook:
-    """Forward pre-hook of one classifier.
-
-    An object rather than a closure, so that ``copy.deepcopy`` and pickling follow it to the copied model.
-    """
-
-    def __init__(self, inputs: _ClassifierInputs, index: int, *, takes_tokens: bool) -> None:
-        self.inputs = inputs
-        self.index = index
-        self.takes_tokens = takes_tokens
-
-    def __call__(self, _classifier: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.inputs.count == 1 and not self.takes_tokens:
-            return (self.inputs.single(args[0]), *args[1:])
-        self.inputs.add(self.index, args[0][:, 0] if self.takes_tokens else args[0])
-        return None
 
 
 class EmbeddingTap(nn.Module):
@@ -164,27 +105,69 @@ def _attach(model: EmbeddingTap) -> None:
     for handle in model.tap_handles:
         handle.remove()
     timm_model = cast("Any", model)
-    classifiers = list(_classifiers(model)) if timm_model.num_classes else []
+    classifiers = list(_classifiers(timm_model.get_classifier())) if timm_model.num_classes else []
     pools = {id(pool.proj) for pool in model.modules() if isinstance(pool, AttentionPool2d | RotAttentionPool2d)}
     inputs = _ClassifierInputs(model.embedding, timm_model.head_hidden_size, len(classifiers))
     model.tap_handles = [
-        classifier.register_forward_pre_hook(_ClassifierHook(inputs, index, takes_tokens=id(classifier) in pools))
+        classifier.register_forward_pre_hook(functools.partial(_hook, inputs, index, id(classifier) in pools))
         for index, classifier in enumerate(classifiers)
     ]
 
 
-def _classifiers(model: nn.Module) -> Iterator[nn.Module]:
+def _classifiers(found: Any) -> Iterator[nn.Module]:
     """The modules that are given the embedding or parts of it: timm's classifiers without the pooling before them."""
-    yield from _flat(cast("Any", model).get_classifier())
-
-
-def _flat(found: Any) -> Iterator[nn.Module]:
     if isinstance(found, tuple | list | nn.ModuleList):
         for part in found:
-            yield from _flat(part)
+            yield from _classifiers(part)
     else:
         pools_itself = isinstance(found, ClassifierHead | NormMlpClassifierHead | ClNormMlpClassifierHead)
         yield found.fc if pools_itself else found
+
+
+def _hook(inputs: _ClassifierInputs, index: int, takes_tokens: bool, _classifier: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of one classifier; as a ``partial`` it follows ``copy.deepcopy`` and pickling to the copy."""
+    x = args[0]
+    if inputs.count > 1 or takes_tokens:
+        inputs.add(index, x[:, 0] if takes_tokens else x)
+        return None
+    is_pooled = x.ndim == 4 and x.shape[2:] == (1, 1)  # [B, D, 1, 1] goes through as [B, D]
+    return (inputs.embedding(x.flatten(1)).view_as(x) if is_pooled else inputs.embedding(x), *args[1:])
+
+
+class _ClassifierInputs:
+    """What the classifiers of a model were given in one forward pass, put together as the embedding.
+
+    Classifiers that are given the same tensor are given the embedding itself. Where each has its own input, timm's
+    ``pre_logits`` is their mean if each is as wide as the embedding (a class and a distillation token), and otherwise
+    one behind the other (one classifier for each branch or stage).
+    """
+
+    def __init__(self, embedding: Embedding, width: int, count: int) -> None:
+        self.embedding = embedding
+        self.width = width
+        self.count = count
+        self.seen: list[Tensor] = []
+
+    def add(self, index: int, x: Tensor) -> None:
+        """The input of classifier ``index``; with the last one's the embedding goes through the tap."""
+        if index == 0:
+            self.seen = []
+        if not any(x is other for other in self.seen):
+            self.seen.append(x)
+        if index == self.count - 1:
+            inputs, self.seen = self.seen, []
+            self.embedding(self.combined(inputs))
+
+    def combined(self, inputs: list[Tensor]) -> Tensor:
+        """Distinct inputs ``[B, d_i]`` → ``[B, D]``."""
+        widths = [x.shape[-1] for x in inputs]
+        if len(inputs) == 1:
+            return inputs[0]
+        if all(width == self.width for width in widths):
+            return torch.stack(inputs).mean(0)
+        if sum(widths) == self.width:
+            return torch.cat(inputs, dim=1)
+        raise ConfigError(f"classifiers with inputs of widths {widths} do not make an embedding of width {self.width}")
 
 
 def _pooled(x: Tensor, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a loss puts on top of an embedding: a linear map that is trained with the student, and no part of any model."""
+"""A projection of an embedding for losses that train one, and the student that carries it while it is trained."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchdistill.models.wrapper import Normalizer4CRD
+from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper
+from torchdistill.models.wrapper import AuxiliaryModelWrapper, Normalizer4CRD
 
-from gkd_plugin.errors import ConfigError, nearest, told_at, whole_number
+from gkd_plugin.box.hooks import Capture, check_module_path
+from gkd_plugin.box.registry import register
+from gkd_plugin.errors import ConfigError, nearest, one_of, told_at, whole_number
 
-__all__ = ["KINDS", "Projection", "make_projection"]
+__all__ = ["KINDS", "ProjectedStudent", "Projection", "make_projection"]
 
 KINDS = ("identity", "linear", "normalised", "standardised")
 _KEYS = ("kind", "in_features", "out_features")
@@ -39,16 +42,19 @@ class Projection(nn.Module):
 
     def __init__(self, kind: str, in_features: int, out_features: int | None = None) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ConfigError(f"kind: there is no {kind!r}; {nearest(kind, KINDS)}")
-        self.in_features = whole_number("in_features", in_features, low=1)
-        if out_features is None and kind not in ("identity", "standardised"):
+        one_of("kind", kind, KINDS)
+        self.in_features = width = whole_number("in_features", in_features, low=1)
+        linear: nn.Module = nn.Identity()
+        if out_features is not None:
+            if kind == "identity":
+                raise ConfigError(
+                    f"out_features: {out_features!r} given; 'identity' leaves the embedding as wide as it is"
+                )
+            width = whole_number("out_features", out_features, low=1)
+            linear = nn.Linear(in_features, width)
+        elif kind in ("linear", "normalised"):
             raise ConfigError(f"out_features: missing; {kind!r} needs it")
-        if out_features is not None and kind == "identity":
-            raise ConfigError(f"out_features: {out_features!r} given; 'identity' leaves the embedding as wide as it is")
-        width = in_features if out_features is None else whole_number("out_features", out_features, low=1)
-        linear = nn.Identity() if out_features is None else nn.Linear(in_features, width)
-        self.layers: nn.Module = linear
+        self.layers = linear
         if kind == "normalised":
             self.layers = Normalizer4CRD(linear)
         elif kind == "standardised":
@@ -60,10 +66,9 @@ class Projection(nn.Module):
         Raises:
             ConfigError: the embedding has another width.
         """
-        if embedding.shape[1] != self.in_features:
-            raise ConfigError(
-                f"projection.in_features: {self.in_features} given, the embedding has {embedding.shape[1]}"
-            )
+        width = embedding.shape[1]
+        if width != self.in_features:
+            raise ConfigError(f"projection.in_features: {self.in_features} given, the embedding has {width}")
         with torch.autocast(embedding.device.type, enabled=False):
             return cast("Tensor", self.layers(embedding.float()))
 
@@ -77,11 +82,60 @@ def make_projection(section: Any) -> Projection:
     with told_at("auxiliary_model_wrapper.kwargs.projection"):
         if not isinstance(section, Mapping):
             raise ConfigError(f": must be a section with {', '.join(_KEYS)}, got {section!r}")
+        for key in section:
+            if key not in _KEYS:
+                raise ConfigError(f".{key}: unknown key; {nearest(key, _KEYS)}")
+        for key in _KEYS[:2]:
+            if key not in section:
+                raise ConfigError(f".{key}: missing")
         with told_at("."):
-            for key in section:
-                if key not in _KEYS:
-                    raise ConfigError(f"{key}: unknown key; {nearest(key, _KEYS)}")
-            for key in _KEYS[:2]:
-                if key not in section:
-                    raise ConfigError(f"{key}: missing")
             return Projection(**section)
+
+
+@register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, "projected_student")
+class ProjectedStudent(AuxiliaryModelWrapper):
+    """The student while it is trained by CCKD, CRD or SRD. What is evaluated and saved is the student alone.
+
+    Hook paths: ``projection`` ``[B, D']``; ``supplement``, whose input is what a dataset wrapper gives besides image
+    and label (``forward_proc: 'forward_batch_supp_dict'``); ``student.…`` for the student's own modules. The output
+    itself (``.``) is the student's logits.
+
+    Args:
+        student_model: the student; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
+        projection: ``{kind, in_features, out_features}``, see :class:`gkd_plugin.models.projection.Projection`.
+        embedding: module path of the student's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
+            every ``timm_model``.
+
+    Raises:
+        ConfigError: the embedding path does not exist, or the projection is not one.
+    """
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        *,
+        projection: Mapping[str, Any],
+        embedding: str = "embedding",
+        device: torch.device | None = None,
+        device_ids: list[int] | None = None,  # noqa: ARG002
+        distributed: bool = False,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        check_module_path(student_model, embedding, "auxiliary_model_wrapper.kwargs.embedding")
+        self.student = student_model
+        self.projection = make_projection(projection)
+        self.supplement = nn.Identity()
+        self._embedding_path = embedding
+        self._capture = Capture.of(student_model, embedding, "output")
+        if device is not None:
+            self.to(device)
+
+    def forward(self, x: Tensor, supplement: Mapping[str, Any] | None = None) -> Any:
+        """``[B, …]`` images → the student's logits ``[B, C]``."""
+        if supplement is not None:
+            self.supplement(supplement)
+        logits = self.student(x)
+        embedding = self._capture.take("student", self._embedding_path)
+        with told_at("student.auxiliary_model_wrapper.kwargs."):
+            self.projection(embedding)
+        return logits

@@ -69,10 +69,8 @@ def check_model_name(model_name: str) -> None:
     if not isinstance(model_name, str):
         raise ConfigError(f"model_name must be a timm model name, got {model_name!r}")
     source, _ = parse_model_name(model_name)
-    if source or is_model(model_name):
-        return
-    known = timm.list_models()
-    raise ConfigError(f"timm has no model {model_name!r}; {nearest(get_arch_name(model_name), known)}")
+    if not source and not is_model(model_name):
+        raise ConfigError(f"timm has no model {model_name!r}; {nearest(get_arch_name(model_name), timm.list_models())}")
 
 
 def unknown_keyword(model_name: str, kwargs: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.config.stages import Role, Stage
 from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.losses import RefilledStage
-from gkd_plugin.models.student import ProjectedStudent
+from gkd_plugin.models import ProjectedStudent
 from gkd_plugin.teacher import RefilledTeacher
 
 __all__ = ["check_forward", "check_hooks", "first_images"]

@@ -9,6 +9,8 @@ from gkd_plugin.box.unreached import unreached_parameters
 from gkd_plugin.models import timm_model
 from tests.fakes import TinyNet
 
+IMAGES = torch.randn(2, 3, 32, 32)
+
 
 @pytest.mark.parametrize(
     ("name", "classifier"),
@@ -25,34 +27,28 @@ from tests.fakes import TinyNet
 )
 def test_of_a_timm_model_it_is_the_classifier(name, classifier):
     model = timm_model(name, num_classes=3)
-    unreached = {id(p) for p in unreached_parameters(model, "embedding", "output", one_image(model))}
+    image = torch.randn(1, *model.pretrained_cfg["input_size"])
+    unreached = {id(p) for p in unreached_parameters(model, "embedding", "output", image)}
     names = {key for key, parameter in model.named_parameters() if id(parameter) in unreached}
     assert names == {key for key, _ in model.named_parameters() if key.startswith(classifier)}
 
 
-def one_image(model):
-    return torch.randn(1, *model.pretrained_cfg["input_size"])
-
-
 @pytest.mark.parametrize(("path", "io"), [("pool", "output"), ("fc", "input")])
-def test_any_model_with_a_hook_path(path, io):
-    model = TinyNet()
-    found = unreached_parameters(model, path, io, torch.randn(1, 3, 32, 32))
-    assert {id(p) for p in found} == {id(p) for p in model.fc.parameters()}
-
-
-def test_nothing_of_the_model_changes():
+def test_any_model_with_a_hook_path_and_nothing_of_it_changes(path, io):
     model = TinyNet().train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    unreached_parameters(model, "pool", "output", torch.randn(4, 3, 32, 32, generator=torch.Generator()))
+    found = unreached_parameters(model, path, io, IMAGES)
+    assert {id(p) for p in found} == {id(p) for p in model.fc.parameters()}
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(state, torch.get_rng_state())
-    assert not model.pool._forward_hooks
+    assert not model.get_submodule(path)._forward_hooks
 
 
 def test_frozen_parameters_are_not_listed():
     model = TinyNet()
     model.fc.requires_grad_(False)
-    assert unreached_parameters(model, "pool", "output", torch.randn(1, 3, 32, 32)) == []
+    assert unreached_parameters(model, "pool", "output", IMAGES) == []
+    model.requires_grad_(False).fc.requires_grad_(True)
+    assert len(unreached_parameters(model, "pool", "output", IMAGES)) == 2

@@ -1,6 +1,6 @@
 """Shims and traps of torchdistill 1.1.5 and Accelerate 1.15: a failure here means that upstream has moved."""
 
-import copy
+import os
 import re
 import socket
 import traceback
@@ -11,15 +11,17 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch.utils.data import SequentialSampler
+from accelerate.state import AcceleratorState
 from torchdistill.core.distillation import DistillationBox
 from torchdistill.core.interfaces.post_forward_proc import default_post_forward_process
 from torchdistill.losses.mid_level import CRDLoss
+from torchdistill.losses.registry import get_high_level_loss
 
 from gkd_plugin.box.upstream import clip_unscaled, install_prepare_hook, torchdistill_errors
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.models import timm_model
-from tests.fakes import TinyNet, cross_entropy, loader, make_box, stage, train_box
+from tests.fakes import TinyNet, cross_entropy, make_box, stage, train_box
 
 
 def models(student="test_resnet"):
@@ -38,43 +40,39 @@ def plain_stage():
     return section
 
 
-def test_installing_the_prepare_hook_twice_wraps_once():
-    before = DistillationBox.setup_loss
-    install_prepare_hook()
-    assert DistillationBox.setup_loss is before
-
-
 def test_trap_1_torchdistill_lets_the_teachers_batch_norm_drift():
-    teacher, student = TinyNet(4), TinyNet(4)
+    teacher = TinyNet()
     before = teacher.bn.running_mean.clone()
-    train_box(make_box(plain_stage(), teacher, student))
+    train_box(make_box(plain_stage(), teacher, TinyNet()))
     assert not torch.equal(before, teacher.bn.running_mean)
 
 
-def test_trap_2_a_stage_without_forward_proc_fails():
+@pytest.mark.parametrize(
+    ("role", "change", "error", "message"),
+    [
+        ("student", {"forward_proc": None}, ValueError, "No forward process function `None` registered"),  # trap 2
+        ("student", {"forward_hook": {"output": ["nowhere"]}}, AttributeError, "'NoneType' object has no attribute"),
+    ],
+)
+def test_traps_2_and_9_errors_that_tell_nothing(role, change, error, message):
     section = plain_stage()
-    del section["student"]["forward_proc"]
-    with pytest.raises(ValueError, match="No forward process function `None` registered"):
+    section[role] |= change
+    with pytest.raises(error, match=message):
         make_box(section, TinyNet(), TinyNet())
 
 
+def test_trap_9_misspelt_keys_pass_silently_upstream():
+    make_box({**plain_stage(), "optimzer": {}}, TinyNet(), TinyNet())
+
+
 def test_trap_5_processes_are_set_on_the_class_and_the_learning_rate_is_changed_in_place():
-    first = make_box(stage("embedding"), *models())
-    make_box(plain_stage(), TinyNet(), TinyNet())
+    first, section = make_box(stage("embedding"), *models()), plain_stage()
+    make_box(section, TinyNet(), TinyNet(), lr_factor=2)
     assert first.pre_epoch_process.__func__.__name__ == "default_pre_epoch_process_with_teacher"
-    section = plain_stage()
-    from torchdistill.core.distillation import get_distillation_box
-
-    from tests.fakes import TinyImages
-
-    datasets = {"train": TinyImages(), "val": TinyImages()}
-    get_distillation_box(TinyNet(), TinyNet(), datasets, section, torch.device("cpu"), None, False, 2)
     assert section["optimizer"]["kwargs"]["lr"] == pytest.approx(2 * 0.05)
 
 
 def test_trap_6_parameters_in_sub_terms_are_not_seen():
-    from torchdistill.losses.registry import get_high_level_loss
-
     term = {"criterion": torch.nn.Linear(2, 2), "weight": 1.0}
     loss = get_high_level_loss({"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"x": term}}})
     assert list(loss.parameters()) == []
@@ -88,17 +86,16 @@ def test_crd_cannot_draw_negatives_itself():
         loss(student, {"z": {"output": torch.randn(2, 2)}})
 
 
-def test_trap_9_misspelt_keys_pass_silently_upstream():
-    section = plain_stage()
-    section["optimzer"] = section["optimizer"]
-    make_box(section, TinyNet(), TinyNet())
+def test_trap_3_accelerate_has_no_use_fp16():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(AttributeError, match="use_fp16"):
+        make_box(stage("embedding"), *models(), Accelerator(cpu=True))
 
 
-def test_trap_9_a_wrong_hook_path_ends_in_an_attribute_error():
-    section = plain_stage()
-    section["student"]["forward_hook"] = {"output": ["nowhere"]}
-    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'register_forward_hook'"):
-        make_box(section, TinyNet(), TinyNet())
+def test_installing_the_prepare_hook_twice_wraps_once():
+    before = DistillationBox.setup_loss
+    install_prepare_hook()
+    assert DistillationBox.setup_loss is before
 
 
 def test_the_student_is_ours_before_the_box_wraps_it():
@@ -124,8 +121,6 @@ def free_port():
 
 
 def run_rank(rank, port, student_name, freezes, queue):
-    import os
-
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -137,18 +132,12 @@ def run_rank(rank, port, student_name, freezes, queue):
     }
     try:
         torch.set_num_threads(1)
-
-        import gkd_plugin  # noqa: F401
-        from gkd_plugin.losses import EmbeddingStage
-
         if not freezes:
             EmbeddingStage.prepare = lambda self, box, stage_config: None
         accelerator = Accelerator(cpu=True)
         accelerator.state.use_fp16 = False
         teacher, student = models(student_name)
         sections = {"stage1": stage("embedding", epochs=2), "stage2": stage("classifier")}
-        for section in sections.values():
-            section["val_data_loader"] = loader("val", SequentialSampler)
         box = make_box(sections, teacher, student, accelerator)
         train_box(box)
         queue.put((rank, "ok", {key: value.double().sum().item() for key, value in student.state_dict().items()}))
@@ -183,15 +172,6 @@ def test_two_gloo_processes_train_both_stages_with_equal_weights(student_name):
 def test_trap_4_without_freezing_the_classifier_ddp_stops():
     results = two_processes("test_resnet", freezes=False)
     assert any("Expected to have finished reduction" in str(result[2]) for result in results), results
-
-
-def test_trap_3_accelerate_has_no_use_fp16():
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True)
-    with pytest.raises(AttributeError, match="use_fp16"):
-        make_box(copy.deepcopy(stage("embedding")), *models(), accelerator)
 
 
 # --- clipping in float16 ---------------------------------------------------------------------------------------------

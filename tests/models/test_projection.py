@@ -1,70 +1,43 @@
+"""Projections, and CCKD, CRD and SRD in torchdistill's box: what is trained, what is not, the value of one batch."""
+
+import copy
+
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils.data import SequentialSampler
+from torchdistill.losses.mid_level import CCKDLoss, CRDLoss, SRDLoss
+from torchdistill.models.classification.wide_resnet import wide_resnet
 
+from gkd_plugin.compare.method import load_method
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.models import ProjectedStudent, timm_model
 from gkd_plugin.models.projection import Projection, make_projection
+from tests.fakes import TinyImages, loader, make_box, stage
+
+E = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+LOSSES = {"cckd": CCKDLoss, "crd": CRDLoss, "srd": SRDLoss}
+WIDTH = timm_model("test_resnet").head_hidden_size
 
 
-def embeddings(batch=5, width=3):
-    return torch.randn(batch, width, generator=torch.Generator().manual_seed(0))
-
-
-def weights(projection):
-    (linear,) = [module for module in projection.modules() if isinstance(module, torch.nn.Linear)]
-    return linear.weight.detach(), linear.bias.detach()
-
-
-def mapped(projection, e):
-    """z = We + b, sample by sample."""
-    weight, bias = weights(projection)
-    return torch.stack([torch.stack([row @ sample + b for row, b in zip(weight, bias, strict=True)]) for sample in e])
-
-
-def test_identity():
-    assert torch.equal(Projection("identity", 3)(embeddings()), embeddings())
-    with pytest.raises(ConfigError, match="out_features: 4 given; 'identity' leaves the embedding as wide as it is"):
-        Projection("identity", 3, 4)
-
-
-def test_linear():
-    projection = Projection("linear", 3, 4)
-    assert torch.allclose(projection(embeddings()), mapped(projection, embeddings()), atol=1e-6)
-
-
-def test_normalised_rows_have_length_1():
-    projection = Projection("normalised", 3, 4)
-    z = mapped(projection, embeddings())
-    expected = torch.stack([row / sum(value**2 for value in row) ** 0.5 for row in z])
-    assert torch.allclose(projection(embeddings()), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("out_features", [4, None])
-def test_standardised_over_the_batch(out_features):
-    projection = Projection("standardised", 3, out_features)
-    z = embeddings() if out_features is None else mapped(projection, embeddings())
-    expected = torch.empty_like(z)
-    for column in range(z.shape[1]):
-        values = z[:, column]
-        mean = sum(values) / len(values)
-        variance = sum((value - mean) ** 2 for value in values) / len(values)
-        expected[:, column] = (values - mean) / (variance + 1e-4) ** 0.5
-    assert torch.allclose(projection(embeddings()), expected, atol=1e-5)
-    assert bool(list(projection.parameters())) == (out_features is not None)
-
-
-@pytest.mark.parametrize("kind", ["linear", "normalised", "standardised"])
-def test_float32_under_autocast(kind):
-    projection = Projection(kind, 3, 4)
-    e = embeddings().bfloat16()
+@pytest.mark.parametrize(
+    ("kind", "out_features"),
+    [("identity", None), ("linear", 4), ("normalised", 4), ("standardised", 4), ("standardised", None)],
+)
+def test_projections(kind, out_features):
+    projection = Projection(kind, 3, out_features)
+    linear = [module for module in projection.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linear) == (out_features is not None)
+    assert bool(list(projection.parameters())) == bool(linear)
+    z = E @ linear[0].weight.T + linear[0].bias if linear else E
+    want = {
+        "normalised": z / z.square().sum(dim=1, keepdim=True).sqrt(),
+        "standardised": (z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-4).sqrt(),
+    }.get(kind, z)
+    torch.testing.assert_close(projection(E), want)
     with torch.autocast("cpu", torch.bfloat16):
-        out = projection(e)
-    assert out.dtype == torch.float32
-    assert torch.equal(out, projection(e.float()))
-
-
-def test_an_embedding_of_another_width():
-    with pytest.raises(ConfigError, match=r"^projection\.in_features: 4 given, the embedding has 3$"):
-        Projection("linear", 4, 2)(embeddings())
+        half = projection(E.bfloat16())
+    assert torch.equal(half, projection(E.bfloat16().float()))  # in float32, under autocast too
 
 
 @pytest.mark.parametrize(
@@ -74,7 +47,8 @@ def test_an_embedding_of_another_width():
         ({"kind": "linear", "in_feature": 3}, r"\.in_feature: unknown key; did you mean 'in_features'"),
         ({"kind": "linear", "out_features": 3}, r"\.in_features: missing"),
         ({"in_features": 3}, r"\.kind: missing"),
-        ({"kind": "linera", "in_features": 3}, r"\.kind: there is no 'linera'; did you mean 'linear'"),
+        ({"kind": "linera", "in_features": 3}, r"\.kind: 'linera' is unknown; did you mean 'linear'"),
+        ({"kind": "identity", "in_features": 3, "out_features": 4}, r"\.out_features: 4 given; 'identity' leaves"),
         ({"kind": "normalised", "in_features": 3}, r"\.out_features: missing; 'normalised' needs it"),
         ({"kind": "linear", "in_features": 0, "out_features": 3}, r"\.in_features must be a whole number from 1 up"),
         ({"kind": "linear", "in_features": 3, "out_features": "8"}, r"\.out_features must be a whole number from 1 up"),
@@ -83,3 +57,165 @@ def test_an_embedding_of_another_width():
 def test_sections_that_describe_none(section, message):
     with pytest.raises(ConfigError, match=rf"^auxiliary_model_wrapper\.kwargs\.projection{message}"):
         make_projection(section)
+
+
+class NamedImages(TinyImages):
+    """With class names, as CRDDatasetWrapper needs them."""
+
+    classes = ("zero", "one", "two", "three")
+
+
+def filled(value, sizes):
+    if isinstance(value, dict):
+        return {key: filled(item, sizes) for key, item in value.items()}
+    if isinstance(value, list):
+        return [filled(item, sizes) for item in value]
+    return sizes.get(value, value)
+
+
+def method_stage(name, teacher_width=WIDTH):
+    """The stage of a method file, as a section of ``train``."""
+    (method,) = load_method(name).stages
+    sizes = {"{student_width}": WIDTH, "{teacher_width}": teacher_width, "{num_samples}": 24, "{num_negatives}": 6}
+    sizes["{student_embedding}"] = "embedding"
+    teacher = filled(dict(method.teacher), sizes)
+    kwargs = {"preprocessing": "data", **teacher["auxiliary_model_wrapper"]["kwargs"]}
+    section = stage("embedding")
+    section["train_data_loader"] = loader("train", SequentialSampler) | filled(dict(method.train_data_loader), sizes)
+    section["teacher"] |= {**teacher, "auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": kwargs}}
+    section["student"] |= filled(dict(method.student), sizes)
+    section["criterion"] = filled(dict(method.criterion), sizes)
+    return section
+
+
+@pytest.fixture
+def box_of(monkeypatch):
+    def make(section, teacher_classes=10):
+        torch.manual_seed(0)
+        monkeypatch.setattr("tests.fakes.TinyImages", NamedImages)
+        teacher = timm_model("test_resnet", num_classes=teacher_classes)
+        return make_box(section, teacher, timm_model("test_resnet", num_classes=4))
+
+    return make
+
+
+def one_batch(box):
+    images, labels, supplement = next(iter(box.train_data_loader))
+    return box.forward_process(images, labels, supplement), labels, supplement
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_of_a_batch_is_a_direct_call_of_torchdistills(name, box_of):
+    """The projections recomputed from the plain student's and the bare teacher's embeddings."""
+    section = method_stage(name)
+    box = box_of(section, teacher_classes=4 if name == "srd" else 10)
+    box.pre_epoch_process(epoch=0)
+    projections = [copy.deepcopy(model.projection) for model in (box.student_model, box.teacher_model)]
+    student, teacher = copy.deepcopy(box.student_model.student), box.teacher_model.teacher
+    terms = section["criterion"]["kwargs"]["sub_terms"]
+    direct = LOSSES[name](**terms[name]["criterion"]["kwargs"])
+    if name == "crd":
+        assert box.criterion.term_dict[name][0].memory_v1.shape == (24, 128)
+        direct.load_state_dict(box.criterion.term_dict[name][0].state_dict())
+    loss, labels, supplement = one_batch(box)
+
+    images = torch.stack([box.train_data_loader.dataset.org_dataset[i][0] for i in range(12)])
+    ours, theirs = (
+        {
+            ".": {"output": model(images)},
+            "projection": {
+                "output": projection(model.forward_head(model.forward_features(images), pre_logits=True).detach())
+            },
+            "supplement": {"input": supplement},
+        }
+        for model, projection in zip((student.train(), teacher), projections, strict=True)
+    )
+    expected = functional.cross_entropy(ours["."]["output"], labels)
+    expected = expected + terms[name]["weight"] * direct(ours, theirs, labels)
+    assert torch.allclose(loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_projections_are_trained_and_the_teacher_is_not(name, box_of):
+    """A teacher of 10 classes and a student of 4 others, but for SRD, which compares logits."""
+    box = box_of(method_stage(name), teacher_classes=4 if name == "srd" else 10)
+    teacher, student = box.teacher_model, box.student_model
+    before = [copy.deepcopy(model.state_dict()) for model in (teacher, student)]
+    teacher.train()
+    box.pre_epoch_process(epoch=0)
+    for images, labels, supplement in box.train_data_loader:
+        box.post_forward_process(loss=box.forward_process(images, labels, supplement))
+    of_teacher, of_student = (
+        {key for key, value in model.state_dict().items() if not torch.equal(value, old[key])}
+        for model, old in zip((teacher, student), before, strict=True)
+    )
+    assert not any(key.startswith("teacher.") for key in of_teacher)
+    assert not teacher.teacher.training
+    assert any(key.startswith("student.") for key in of_student)
+    assert {f"projection.{key}" for key, _ in student.projection.named_parameters()} <= of_student
+    trained = {f"projection.{key}" for key, _ in teacher.projection.named_parameters()}
+    assert trained <= of_teacher
+    assert bool(trained) == (name != "srd")
+    optimized = {id(p) for group in box.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in teacher.parameters()} & optimized == {id(p) for p in teacher.projection.parameters()}
+    assert {id(p) for p in student.parameters()} <= optimized
+
+
+def test_negatives_are_of_other_classes(box_of):
+    box = box_of(method_stage("crd"))
+    targets = TinyImages().targets
+    for _, labels, supplement in box.train_data_loader:
+        assert [targets[i] for i in supplement["pos_idx"]] == labels.tolist()
+        assert torch.equal(supplement["contrast_idx"][:, 0], supplement["pos_idx"])
+        assert supplement["contrast_idx"].shape == (12, 7)
+        for label, negatives in zip(labels.tolist(), supplement["contrast_idx"][:, 1:].tolist(), strict=True):
+            assert label not in {targets[i] for i in negatives}
+            assert len(set(negatives)) == 6
+
+
+def test_a_projection_that_the_box_would_freeze_is_refused(box_of):
+    section = method_stage("cckd")
+    section["teacher"]["requires_grad"] = False
+    with pytest.raises(ConfigError, match=r"^teacher\.requires_grad: False freezes the teacher's projection too"):
+        box_of(section)
+
+
+def test_a_teachers_embedding_of_another_width_or_not_hooked(box_of):
+    with pytest.raises(ConfigError, match=r"^teacher\.auxil.*\.projection\.in_features: 7 given, the embedding has"):
+        one_batch(box_of(method_stage("cckd", teacher_width=7)))
+    section = method_stage("cckd")
+    section["teacher"]["forward_hook"] = {"output": ["projection"]}
+    with pytest.raises(ConfigError, match=r"the teacher's 'embedding'/output is not recorded"):
+        one_batch(box_of(section))
+
+
+LINEAR = {"kind": "linear", "in_features": WIDTH, "out_features": 5}
+
+
+def test_the_output_is_the_students_and_its_weights_are_its_own():
+    student = timm_model("test_resnet", num_classes=4).eval()
+    names = set(student.state_dict())
+    wrapped = ProjectedStudent(student, projection=LINEAR).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(wrapped(images), student(images))
+    assert set(student.state_dict()) == names
+    added = {key for key in wrapped.state_dict() if not key.startswith("student.")}
+    assert added == {"projection.layers.weight", "projection.layers.bias"}
+
+
+def test_an_embedding_of_torchdistills_wide_resnet():
+    """'avgpool' is [B, D, 1, 1] there."""
+    student = wide_resnet(10, 1, 0.0, num_classes=4, pretrained=False, progress=False).eval()
+    wrapped = ProjectedStudent(student, embedding="avgpool", projection={**LINEAR, "in_features": 64})
+    seen = []
+    wrapped.projection.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
+    wrapped(torch.randn(2, 3, 32, 32))
+    assert [tuple(x.shape) for x in seen] == [(2, 64), (2, 5)]
+
+
+def test_what_a_student_cannot_use():
+    student = timm_model("test_resnet", num_classes=4)
+    with pytest.raises(ConfigError, match=r"kwargs\.embedding: ResNet has no module 'embeding'; did you mean 'embedd"):
+        ProjectedStudent(student, embedding="embeding", projection=LINEAR)
+    with pytest.raises(ConfigError, match=r"^student\.auxil.*\.projection\.in_features: 3 given, the embedding has"):
+        ProjectedStudent(student, projection={**LINEAR, "in_features": 3})(torch.randn(2, 3, 32, 32))
