@@ -22,7 +22,8 @@ from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.runner.parts import build_box, build_test_loader
 from gkd_plugin.runner.run import RunOptions
-from gkd_plugin.runner.run_folder import RunFolder, package_versions
+from gkd_plugin.runner.run_folder import RunFolder
+from gkd_plugin.runner.summary import new_summary
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
 __all__ = ["PROBES", "run_probe"]
@@ -67,13 +68,9 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()
     summary = {
-        "config": str(config.path),
+        **new_summary(config.path, options.seed, placement),
         "status": "finished",
         "probe": probe,
-        "seed": options.seed,
-        "device": str(placement.device),
-        "precision": placement.precision,
-        "versions": package_versions(),
         "warnings": folder.warnings,
         "stages": {},
         "final": {**final, "on": "test"},
@@ -83,12 +80,7 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
     return summary
 
 
-def _nearest_class_mean(
-    teacher: RefilledTeacher,
-    train_loader: Any,
-    num_classes: int,  # noqa: ARG001
-    accelerator: Accelerator,  # noqa: ARG001
-) -> Score:
+def _nearest_class_mean(teacher: RefilledTeacher, train_loader: Any, *_: Any) -> Score:
     """Cosine similarity to the class centres."""
     teacher.local_classifier.kind = "centres"  # whatever the wrapper's keyword asks for
     fit_class_centres(teacher, train_loader)
@@ -101,7 +93,7 @@ def _logistic_regression(
 ) -> Score:
     """Multinomial, C = 1, on embeddings of length 1, as Tian et al. 2020 ("Rethinking Few-Shot Image Classification").
 
-    Classes weigh the same, whatever the number of their samples: old classes with a few exemplars would otherwise
+    Every class has the same weight, whatever its number of samples: old classes with a few exemplars would otherwise
     never be predicted. A class without a sample has probability 0.
     """
     from sklearn.linear_model import LogisticRegression

@@ -206,7 +206,7 @@ def _run(
 ) -> dict[str, Any]:
     """Keeps ``summary.json`` up to date, whatever ends the training."""
     start = time.perf_counter()
-    summary = {**new_summary(str(config.path), options.seed, placement, parts), "warnings": folder.warnings}
+    summary = {**new_summary(config.path, options.seed, placement, parts), "warnings": folder.warnings}
     folder.write_summary(summary)
     try:
         _train(parts, folder, summary)

@@ -21,17 +21,10 @@ logger = logging.getLogger(__name__)
 HEADER = ("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")
 
 
-def new_summary(config: str, seed: int, placement: Placement, parts: Parts) -> dict[str, Any]:
-    """``summary.json`` of a run that starts.
-
-    Args:
-        config: path of the configuration.
-        seed: of every random number.
-        placement: devices and precision.
-        parts: of the run.
-    """
-    return {
-        "config": config,
+def new_summary(config: Path, seed: int, placement: Placement, parts: Parts | None = None) -> dict[str, Any]:
+    """``summary.json`` of a run that starts; without its parts what every run has to say."""
+    summary: dict[str, Any] = {
+        "config": str(config),
         "status": "running",
         "seed": seed,
         "device": str(placement.device),
@@ -40,8 +33,12 @@ def new_summary(config: str, seed: int, placement: Placement, parts: Parts) -> d
         "teacher_dtype": placement.teacher_dtype,
         "channels_last": placement.channels_last,
         "compile": placement.compile,
-        "processes": parts.accelerator.num_processes,
         "versions": package_versions(),
+    }
+    if parts is None:
+        return summary
+    return summary | {
+        "processes": parts.accelerator.num_processes,
         "student": {
             "key": parts.student_entry["key"],
             "kwargs": {k: v for k, v in (parts.student_entry.get("kwargs") or {}).items() if _is_plain(v)},

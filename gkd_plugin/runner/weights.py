@@ -171,16 +171,8 @@ def save_upstream_checkpoint(
 def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
     """Loads every weight of the model, and nothing else, from a file; a common prefix of its keys is removed.
 
-    Args:
-        model: any model.
-        path: as :func:`read_weights` takes it.
-        where: key path or option that names the file, for messages.
-
-    Returns:
-        The file.
-
     Raises:
-        ConfigError: the file cannot be read, or keys or shapes do not fit the model (says which); nothing is changed.
+        ConfigError: as :func:`read_weights`; or keys or shapes do not fit the model (says which), which stays as it is.
     """
     found, match = _read_for(model, path, where)
     match.refuse()
@@ -226,9 +218,9 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
 
     Args:
         model: a timm model, or one whose last module with weights is its classifier, a Linear.
-        path: as :func:`read_weights` takes it.
-        where: key path that names the file, for messages.
-        extends_classifier: whether the file's classes are the model's first ones, so that their rows are loaded too;
+        path: the file.
+        where: key path that names it.
+        extends_classifier: whether the file's classes are the model's first ones. Then their rows are loaded too, and
             the other rows stay as they were initialised.
 
     Raises:
@@ -264,20 +256,18 @@ def _extended(rows: Tensor, first: Tensor | None, where: str) -> Tensor:
 
 def classifier_paths(model: nn.Module) -> tuple[str, ...]:
     """Prefixes (``'fc.'``) of the keys of a model's classifiers: those that a timm model names, or the last Linear."""
-    return _timm_classifier_paths(model) or _last_linear(model)
+    named = _timm_classifier_paths(model)
+    with_weights = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    if named or not with_weights:
+        return named
+    name, last = with_weights[-1]
+    return (f"{name}.",) if name and isinstance(last, nn.Linear) else ()
 
 
 def _timm_classifier_paths(model: nn.Module) -> tuple[str, ...]:
     cfg: Any = getattr(model, "pretrained_cfg", None)
     paths = (cfg.get("classifier") if isinstance(cfg, dict) else None) or ()
     return tuple(f"{path}." for path in ((paths,) if isinstance(paths, str) else paths))
-
-
-def _last_linear(model: nn.Module) -> tuple[str, ...]:
-    """Prefix of the keys of the last module with weights, if it is a Linear, as in torchvision and torchdistill."""
-    with_weights = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
-    name, last = with_weights[-1] if with_weights else ("", model)
-    return (f"{name}.",) if name and isinstance(last, nn.Linear) else ()
 
 
 # --- a file against a model ------------------------------------------------------------------------------------------
