@@ -165,7 +165,8 @@ def test_opening_leaves_the_random_state_alone(tmp_path):
 
 def test_what_a_run_fits_is_not_kept(tmp_path):
     """Other runs fit other local classifiers, and read the same bank."""
-    box, _, cache, accelerator = build(tmp_path)
+    classifier = stage("classifier")
+    box, _, cache, accelerator = build(tmp_path, criterion=classifier["criterion"], teacher=classifier["teacher"])
     box.pre_epoch_process(epoch=0)
     assert box.teacher_model.local_classifier.is_ready
     assert set(cache.open(box, accelerator).records.dtype.names) == {"embedding", "logits", "sketch"}
