@@ -113,7 +113,8 @@ def arguments(docstring: str) -> dict[str, str]:
 
 
 def as_markdown(text: str) -> str:
-    """Without the roles and double backticks of reStructuredText, in one table cell."""
+    """In one table cell, without the roles and double backticks of reStructuredText and what they refer a reader to."""
+    text = re.sub(r"[,;] see :\w+:`[^`]+`", "", text)
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
     return text.replace("``", "`").replace("|", "\\|")
 

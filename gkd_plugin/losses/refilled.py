@@ -145,7 +145,7 @@ class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
     not depend on is frozen for the stage before the box wraps the models, so that DDP waits for no gradient of it.
 
     Args:
-        weight: w.
+        weight: w, the factor of relationship matching.
     """
 
     stage = "embedding"
@@ -173,7 +173,7 @@ class ClassifierStage(RefilledStage, LocalClassifierSettings):
     r"""Stage ``classifier``: cross-entropy + λ · local classifier distillation, TPAMI sections 4.2 and 4.3.
 
     Args:
-        weight: λ (CVPR 2020: 100).
+        weight: λ, the factor of local classifier distillation (CVPR 2020: 100).
         student_logits: module path of the student's logits.
         teacher_logits: module path of the teacher's own logits.
         local_classifier: module path of the teacher's local classifier.
@@ -215,9 +215,9 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
 
     Args:
         temperature: τ₂; 1 takes the local classifier as calibrated.
-        weight: λ.
-        relationship_weight: w.
-        relationship_temperature: τ₁.
+        weight: λ, the factor of local classifier distillation.
+        relationship_weight: w, the factor of relationship matching.
+        relationship_temperature: τ₁ > 0.
     """
 
     stage = "joint"

@@ -49,29 +49,30 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         teacher_model: the teacher; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
         embedding: module path of the teacher's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
             every ``timm_model``.
-        embedding_io: 'output' of that module, or its 'input' (torchvision's ViT: ``embedding: 'heads'``, 'input').
-        local_classifier: a readout of :mod:`gkd_plugin.teacher.readouts`: 'centres', the paper's, or 'discriminant',
-            calibrated to the labels; by default what the criterion's stage asks for.
-        local_features: module paths of earlier layers, which a 'discriminant' reads beside the embedding, see
+        embedding_io: ``'output'`` of that module, or its ``'input'`` (torchvision's ViT: the input of ``'heads'``).
+        local_classifier: ``'centres'`` (the paper's), ``'discriminant'`` (calibrated on held-out labels), or another
+            readout; by default what the criterion's stage asks for.
+        local_features: module paths of earlier layers, which a ``'discriminant'`` reads beside the embedding, see
             :class:`LocalFeatures`.
-        class_map: which classes of the student are classes of the teacher, for a 'discriminant': 'auto' (what the
-            training set says), 'names', a mapping or null, see :meth:`ClassMap.of`. Where the training set speaks of a
-            teacher with another number of classes, no class is shared.
-        teacher_classes: the teacher's class names, where ``class_map`` goes by them; by default those that its weights
-            were trained with, where this package wrote them.
+        class_map: which of the student's classes are the teacher's, for a ``'discriminant'``: ``'auto'`` (what the
+            training set says of a teacher with as many classes), ``'names'``, ``{student's class: teacher's class}``
+            or null, see :meth:`ClassMap.of`.
+        teacher_classes: the names of the teacher's classes, for ``class_map``; by default those in its checkpoint,
+            where this package wrote it.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
-        preprocessing: the images that the teacher was trained on: 'auto', 'pretrained' or 'data' (those of the
-            student, left as they are), see :func:`own_input`.
-        mean: subtracted from pixels in [0, 1] for the teacher, by default of ``preprocessing``.
-        std: divided by, likewise.
-        input_size: the teacher's, a number of pixels or [height, width], likewise.
-        data_mean: subtracted for the student, by default read from the training set's transforms.
-        data_std: divided by, likewise.
-        teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the box.
-        teacher_dtype: precision that the teacher is held in: 'float32', 'bf16' or 'fp16'.
-        projection: ``{kind, in_features, out_features}`` of what a loss puts on top of the embedding, see
-            :class:`Projection`. One with weights needs ``teacher.requires_grad: True``, which puts these into the
-            optimizer and leaves the teacher frozen, and ``embedding`` among the hooks.
+        preprocessing: the images that the teacher was trained on: ``'auto'`` (what its checkpoint says, otherwise
+            timm), ``'pretrained'`` (what timm says) or ``'data'`` (the student's, left as they are), see
+            :func:`own_input`.
+        mean: the teacher's, of pixels in [0, 1]; by default that of ``preprocessing``.
+        std: the teacher's; by default that of ``preprocessing``.
+        input_size: the teacher's, in pixels or as [height, width]; by default that of ``preprocessing``.
+        data_mean: what the student's images are normalised with; by default read from the training set's transforms.
+        data_std: likewise.
+        teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the student.
+        teacher_dtype: what the teacher is held in: ``'float32'``, ``'bf16'`` or ``'fp16'``.
+        projection: ``{kind, in_features, out_features}`` of a map of the embedding that a loss reads, see
+            :class:`Projection`. One with weights is trained: it needs ``teacher.requires_grad: True`` (the teacher
+            itself stays frozen) and ``embedding`` among the hooks.
 
     Raises:
         ConfigError: the embedding path does not exist, or a setting is none of those allowed.
