@@ -84,6 +84,11 @@ class ClassMap:
         return found
 
     @property
+    def is_written(self) -> bool:
+        """Whether the user wrote the map."""
+        return self.written not in ("auto", None)
+
+    @property
     def is_of_another_teacher(self) -> bool:
         """Whether the training set speaks of a teacher with another number of classes."""
         return self.said_of is not None and self.teacher_size not in (None, self.said_of)
@@ -102,22 +107,22 @@ class ClassMap:
     def relation(self) -> Literal["same", "reordered", "different"] | None:
         """Whether the student's classes are the teacher's own, in the same order; ``None`` where nothing tells.
 
-        Without labels it goes by the names. Names that have nothing in common may be spelt otherwise, so they tell
-        nothing.
+        A written map goes before the names, and these before what the training set says. Names that have nothing in
+        common may be spelt otherwise, so they tell nothing.
         """
         ours: list[Any] = list(self.student_names or ())
         theirs: list[Any] = list(self.teacher_names or ())
-        if self.labels is not None:
-            ours, theirs = list(self.labels), list(range(self.teacher_size or len(self.labels)))
-        elif not set(ours) & set(theirs):
-            return None
+        if self.is_written or not set(ours) & set(theirs):
+            if self.labels is None:
+                return None
+            ours, theirs = self.labels, list(range(self.teacher_size or len(self.labels)))
         if ours == theirs:
             return "same"
         return "reordered" if set(ours) == set(theirs) else "different"
 
     def tell_use(self, is_used: bool) -> None:
         """Warns of a map that the local classifier, which uses it or not, leaves out."""
-        if self.written not in ("auto", None) and not is_used:
+        if self.is_written and not is_used:
             logger.warning("class_map: not used, this local classifier reads the class centres alone")
         if is_used and self.written is not None and self.is_of_another_teacher and _any(self.said):
             logger.warning(

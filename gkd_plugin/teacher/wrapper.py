@@ -221,18 +221,16 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """``[B, …]`` images → the teacher's logits ``[B, C_t]``, on the device of the images."""
-        answers, self._given = self._given or self._ask(x), None
-        embedding = self.embedding(_moved(answers.embedding, x.device))
-        local = answers.local_classifier
-        if local is None and self.local_classifier.is_ready:
-            local = self._local_logits(answers)
-        if local is not None:
-            local = self.local_classifier(_moved(local, x.device))
+        given, self._given = self._given, None
+        answers = self._with_local(given or self._ask(x))
+        output = self.embedding(_moved(answers.embedding, x.device))
+        if answers.local_classifier is not None:
+            output = self.local_classifier(_moved(answers.local_classifier, x.device))
         if answers.logits is not None:
             return _moved(answers.logits, x.device)
         if is_first_time(self.teacher, "classifier"):
             logger.info("the teacher has no classifier of its own: its confidence is the local classifier's")
-        return cast("Tensor", embedding if local is None else local)
+        return cast("Tensor", output)
 
     def secondary_forward(self, io_dict: Mapping[str, Mapping[str, Any]]) -> None:
         """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass.
@@ -248,10 +246,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def answers(self, x: Tensor) -> Answers:
         """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
-        answers = self._ask(x)
-        if not self.local_classifier.is_ready:
-            return answers
-        return answers._replace(local_classifier=self.local_classifier.logits(answers))
+        return self._with_local(self._ask(x))
 
     def answer_with(self, answers: Answers | None) -> None:
         """Gives the answers of the next forward pass, which then does not run the teacher."""
@@ -276,13 +271,17 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding = self._capture.take("teacher", self._embedding_path)
         with told_at("auxiliary_model_wrapper.kwargs."):
             features = self._features.take()
-        own = logits.float() if self.has_classifier and isinstance(logits, Tensor) else None
-        return Answers(embedding.float(), logits=own, features=features)
+        if not self.has_classifier or not isinstance(logits, Tensor):
+            return Answers(embedding.float(), features=features)
+        self.class_map.teacher_size = logits.shape[-1]
+        return Answers(embedding.float(), logits=logits.float(), features=features)
 
-    def _local_logits(self, answers: Answers) -> Tensor:
-        """The local classifier's, from answers that may be on any device."""
-        here = (None if value is None else _moved(value, self.device) for value in answers)
-        return self.local_classifier.logits(Answers._make(here))
+    def _with_local(self, answers: Answers) -> Answers:
+        """With the local classifier's logits, once it is fitted; the answers may be on any device."""
+        if answers.local_classifier is not None or not self.local_classifier.is_ready:
+            return answers
+        here = Answers._make(None if value is None else _moved(value, self.device) for value in answers)
+        return answers._replace(local_classifier=self.local_classifier.logits(here))
 
     def adopt_centres(self, other: RefilledTeacher) -> None:
         """Takes over the local classifier of the previous stage's wrapper, fitted on the same training set.
@@ -305,6 +304,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         images = (self.input.teacher, self.input.data)
         return *path, self._features.paths, self.num_classes, *images, self._dtype
 
+    @torch.no_grad()
     def fit_centres(
         self,
         batches: Iterable[tuple[Tensor, Tensor]],
@@ -321,16 +321,10 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             ConfigError: a class has no sample, or a label is out of range.
         """
         with user_can_mend("class centres"):
-            answered = ((self._for_fit(images), labels) for images, labels in batches)
-            seen = None if views is None else ((self._for_fit(x), labels, samples) for x, labels, samples in views)
+            answered = ((self._ask(images), labels) for images, labels in batches)
+            seen = None if views is None else ((self._ask(x), labels, samples) for x, labels, samples in views)
             self.local_classifier.fit(answered, self.num_classes, self.device, seen, self.class_map)
         self.class_map.tell_use(is_used=self.local_classifier.wants_views)
-
-    @torch.no_grad()
-    def _for_fit(self, images: Tensor) -> Answers:
-        answers = self._ask(images)
-        self.class_map.teacher_size = None if answers.logits is None else answers.logits.shape[1]
-        return answers
 
 
 def _check_embedding(model: nn.Module, path: str) -> None:
@@ -347,15 +341,11 @@ def _check_embedding(model: nn.Module, path: str) -> None:
 
 def _device(name: str | torch.device) -> torch.device:
     try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise ConfigError(
-            f"teacher_device: there is no device {name!r}; allowed: cpu, cuda, cuda:<number>, mps"
+            f"teacher_device: there is no device {str(name)!r} here; cpu, cuda, cuda:<number> or mps may be"
         ) from error
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(f"teacher_device: there is no device {str(device)!r} here; this machine has {count} GPUs")
-    return device
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:

@@ -76,10 +76,18 @@ def test_what_is_not_used_needs_no_warning_unless_it_was_written(caplog):
         ("auto", ["cat", "dog", "newt", "eft"], None, "different"),
         ("auto", ["n01", "n02", "n03"], None, None),
         ("auto", None, 3, None),
+        (None, ["cat", "newt", "dog"], None, "reordered"),
     ],
 )
 def test_whether_the_classes_are_the_teachers_own(written, teacher, size, relation):
     assert ClassMap.of(pets(), written, teacher, size).relation == relation
+
+
+def test_what_the_training_set_says_of_the_same_classes():
+    assert ClassMap.of(overlapping()).relation == "different"
+    assert ClassMap.of(overlapping(overlap=1.0)).relation == "same"
+    assert ClassMap.of(overlapping(overlap=1.0), teacher_size=5).relation is None  # it speaks of another teacher
+    assert ClassMap.of(overlapping("abcdef", overlap=1.0), None, list("abdc")).relation == "reordered"  # by the names
 
 
 @pytest.mark.parametrize(
