@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gkd_plugin.diagnose.embedding import ncm_top1, project, report_embedding, shown_samples
+from gkd_plugin.diagnose.embedding import Panel, draw, ncm_top1, project, report_embedding, shown_samples
 from gkd_plugin.diagnose.figures import LeftOut
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.teacher.local_classifier import LocalClassifier
@@ -95,6 +95,18 @@ def test_tsne_repeats_itself_and_too_little_makes_no_picture():
     for few, narrow in ((2, 5), (9, 1)):
         with pytest.raises(LeftOut, match=f"^{few} samples in {narrow} dimensions make no picture$"):
             project(torch.ones(few, narrow), "pca", 0)
+
+
+def test_the_legend_of_ten_long_names_and_three_panels_lies_inside_the_figure():
+    points, labels = np.random.default_rng(0).normal(size=(100, 2)), np.arange(100) % 10
+    names = [f"american_pit_bull_terrier_{k}" for k in range(10)]
+    figure = draw([Panel(title, points, labels, 50.0, 0.5) for title in "abc"], names, "PCA")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
 
 
 def test_ncm():

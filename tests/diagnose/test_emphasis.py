@@ -71,6 +71,7 @@ def test_report(run, tmp_path):
     for figures in made["images"].values():
         assert (figures["known"], figures["unknown"]) == (18, 6)
         assert figures["auc"].keys() == SCORES.keys()
+        assert np.array(figures["emphasis"]["edges"])[[0, -1]] == pytest.approx([2 / (1 + math.e), 1])
         for kind in ("emphasis", "confidence_cost"):
             assert (sum(figures[kind]["known"]), sum(figures[kind]["unknown"])) == (18, 6)
     scores, labels = teacher_scores(run, run.validation, 12, KNOWN)

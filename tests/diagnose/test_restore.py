@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_plugin.config.config import RunConfig
-from gkd_plugin.diagnose.restore import _stage_of_teacher, outputs, restore
+from gkd_plugin.diagnose.restore import Images, _stage_of_teacher, outputs, restore
 from gkd_plugin.errors import ConfigError
 from tests.fakes import TinyImages
 
@@ -64,7 +64,12 @@ def test_a_last_look_at_stages_and_names(here, monkeypatch):
     assert (restored.embedding_stage, restored.embedding_path) == (None, "embedding")
     assert restored.class_names == ["tench", "b", "c", "d"]
     monkeypatch.setattr("gkd_plugin.diagnose.restore.student_embedding", lambda _: "nowhere")
-    assert restore(Path("runs/student"), "cpu").embedding_path is None
+    monkeypatch.setattr(
+        "gkd_plugin.diagnose.restore._held_out", lambda name, _: Images(name, []) if name == "test" else None
+    )
+    restored = restore(Path("runs/student"), "cpu")
+    assert restored.embedding_path is None
+    assert (restored.validation.name, restored.test.name) == ("test", "test")
 
 
 def edit(name, old, new):
