@@ -7,7 +7,7 @@ import pytest
 
 import gkd_plugin
 from gkd_plugin.cli import SCORES
-from gkd_plugin.compare import scores
+from gkd_plugin.compare import report
 
 STARTED = """
 import sys
@@ -41,7 +41,7 @@ def test_no_heavy_import_before_there_is_something_to_do(words, code, shown):
 
 
 def test_scores_that_compare_knows():
-    assert SCORES == scores.SCORES
+    assert SCORES == report.SCORES
 
 
 def test_a_command_runs_in_the_package(tmp_path):

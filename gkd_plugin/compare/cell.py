@@ -124,22 +124,20 @@ def _like_teacher(student: Tree, teacher: Tree, *, is_extended: bool) -> Tree:
     num_classes = student["kwargs"].get("num_classes")
     if num_classes is None:
         raise ConfigError("models.student_model.kwargs.num_classes: missing; the classifier for the teacher's network")
-    own = {**teacher, "kwargs": {**teacher["kwargs"], "num_classes": num_classes}}
-    if own.get("src_ckpt"):
+    changes: Tree = {"kwargs": {"num_classes": num_classes}}
+    if teacher.get("src_ckpt"):
         starts_at_centres = student.get("src_ckpt_classifier") == "centres"
-        own["src_ckpt_classifier"] = "extended" if is_extended else "centres" if starts_at_centres else "new"
-    return own
+        changes["src_ckpt_classifier"] = "extended" if is_extended else "centres" if starts_at_centres else "new"
+    return _merged(teacher, changes)
 
 
 def _untrained(student: Tree) -> Tree:
     """Random weights for a student that the configuration starts from trained ones."""
-    kwargs = student["kwargs"]
     for key in _WEIGHTS:
-        if kwargs.get(key) is not None:
+        if student["kwargs"].get(key) is not None:
             raise ConfigError(f"models.student_model.kwargs.{key}: names weights that this method cannot leave out")
-    if kwargs.get("pretrained"):
-        kwargs = {**kwargs, "pretrained": False}
-    return _merged({**student, "kwargs": kwargs}, {"src_ckpt": None, "src_ckpt_classifier": None})
+    kwargs = {"pretrained": False} if student["kwargs"].get("pretrained") else {}
+    return _merged(student, {"src_ckpt": None, "src_ckpt_classifier": None, "kwargs": kwargs})
 
 
 def _without_weights(stage: Stage) -> Stage:
@@ -149,14 +147,12 @@ def _without_weights(stage: Stage) -> Stage:
 
 def _read_like_student(stage: Stage, embedding: str | None) -> Tree:
     """The stage with a wrapper for a student in the teacher's place, which sees the images as the student does."""
-    kwargs = stage.teacher.wrapper_kwargs if stage.teacher else {}
-    own = {key: value for key, value in kwargs.items() if key == "num_classes"}
-    own |= {"embedding": embedding, "preprocessing": "data", "class_map": None}
-    teacher = _merged(stage.section["teacher"], {"src_ckpt": None})
-    return {
-        **stage.section,
-        "teacher": {**teacher, "auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": own}},
-    }
+    kwargs = {"embedding": embedding, "preprocessing": "data", "class_map": None}
+    if stage.teacher and "num_classes" in stage.teacher.wrapper_kwargs:
+        kwargs["num_classes"] = stage.teacher.wrapper_kwargs["num_classes"]
+    wrapper = {"key": "refilled_teacher", "kwargs": kwargs}
+    teacher = {**_merged(stage.section["teacher"], {"src_ckpt": None}), "auxiliary_model_wrapper": wrapper}
+    return {**stage.section, "teacher": teacher}
 
 
 def _section(tree: Tree, stages: Mapping[str, Stage], wanted: MethodStage, embedding: str | None) -> Tree:

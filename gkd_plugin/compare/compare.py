@@ -11,12 +11,10 @@ from typing import Any
 
 from gkd_plugin.compare.cell import base_stages, cell_config
 from gkd_plugin.compare.grid import Cell, Result, run_grid
-from gkd_plugin.compare.grid_folder import RESULTS, TABLE, check_grid_folder
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.obstacles import obstacle, untrained_student
-from gkd_plugin.compare.plot import draw_settings
-from gkd_plugin.compare.report import comparison_table, write_csv
-from gkd_plugin.compare.scores import OF_GROUPS
+from gkd_plugin.compare.plot import draw_settings, plot_names
+from gkd_plugin.compare.report import COLUMNS, OF_GROUPS, comparison_table, write_csv
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import Stage, stages_of, student_entry
@@ -25,27 +23,28 @@ from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.extras import require_report
 from gkd_plugin.runner.devices import read_placement
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "check_grid_folder", "compare"]
 
 logger = logging.getLogger(__name__)
 
 TOP = 5
+RESULTS, TABLE = "results.csv", "table.txt"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare.
+    """What to compare, as on the command line.
 
     Attributes:
         config: a configuration of both ReFilled stages.
         methods: names, or YAML files.
+        seeds: of every random number.
+        output: folder of the grid.
         overlaps: in per cent; empty leaves the configuration as it is, here and below.
         ways: classes of a few-shot task.
         shots: labelled images of each.
         tasks: numbers of few-shot tasks, repetitions like the seeds.
         memories: exemplars of each old class, in incremental learning.
-        seeds: of every random number.
-        output: folder of the grid.
         overrides: ``key.path=value``, applied to the configuration.
         device: goes before ``device.default``.
         jobs: processes at once.
@@ -97,6 +96,35 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
     return table, results
 
 
+def check_grid_folder(folder: Path) -> None:
+    """Refuses a folder that holds something and no earlier grid, before anything is written there.
+
+    Where there are cells of a grid, other things may lie beside them (notes, logs), but for files of the names that a
+    comparison writes.
+
+    Raises:
+        ConfigError: it is a file, or holds something that no comparison has written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output: {folder} is a file")
+    paths = sorted(folder.iterdir()) if folder.exists() else []
+    others = [path.name for path in paths if not _is_ours(path) and path.suffix != ".log"]
+    if any(path.is_dir() and _is_ours(path) for path in paths):
+        others = [name for name in others if name == RESULTS]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ConfigError(f"--output: {folder} holds {others[0]!r}{more}, which is of no comparison; name a new folder")
+
+
+def _is_ours(path: Path) -> bool:
+    if path.is_dir():  # a setting: <method>/config.yaml, of few-shot tasks <method>/task0/config.yaml
+        return any(next(path.glob(cell), None) for cell in ("*/config.yaml", "*/task*/config.yaml"))
+    if path.name == RESULTS:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().startswith(",".join(COLUMNS[:3]))
+    return path.name == TABLE or path.name in plot_names()
+
+
 def _warn_of_updates(stages: Mapping[str, Stage]) -> None:
     """Methods of one stage take one loader for the epochs of both: with other batches, other numbers of updates."""
     if stages["embedding"].loader != stages["classifier"].loader:
@@ -136,13 +164,9 @@ def _plan(
 
 
 def _settings(wanted: Comparison) -> list[Setting]:
-    return [
-        Setting(overlap, ways, shots, memory)
-        for overlap in wanted.overlaps or (None,)
-        for ways in wanted.ways or (None,)
-        for shots in wanted.shots or (None,)
-        for memory in wanted.memories or (None,)
-    ]
+    overlaps, ways = wanted.overlaps or (None,), wanted.ways or (None,)
+    shots, memories = wanted.shots or (None,), wanted.memories or (None,)
+    return [Setting(*values) for values in product(overlaps, ways, shots, memories)]
 
 
 def _check_data(planned: Sequence[tuple[Cell, RunConfig | None]], score: str) -> None:

@@ -24,6 +24,8 @@ __all__ = ["Cell", "Result", "run_grid"]
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = 30
+"""Seconds that an idle process has to end by itself."""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 FINISHED, FAILED, NOT_SERVED = "finished", "failed", "not served"
 
@@ -166,6 +168,9 @@ def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[
                     process.join()
                     reason = f"its process ended with exit code {process.exitcode}"
                 yield cell, reason
+        for connection, process in processes.items():
+            connection.close()  # nothing more to run
+            process.join(_PATIENCE)
     finally:  # after Ctrl-C too
         for process in processes.values():
             process.kill()

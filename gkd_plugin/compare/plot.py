@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from gkd_plugin.compare.grid import Result
 from gkd_plugin.compare.method import CONTROL
-from gkd_plugin.compare.report import error_of, results_of, scores_of
-from gkd_plugin.compare.scores import SCORES
+from gkd_plugin.compare.report import SCORES, error_of, results_of, scores_of
 from gkd_plugin.compare.statistics import mean_of
 
 if TYPE_CHECKING:

@@ -6,10 +6,9 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from gkd_plugin.box.hooks import Capture, check_module_path
 from gkd_plugin.config.stages import Stage, student_entry
@@ -30,6 +29,19 @@ _WITHOUT_WEIGHTS = {"pretrained": False, "weights": None}
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A part of a configuration; equal to another that is written alike, so that each is built and measured once."""
+
+    path: str
+    text: str
+    tree: Any = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, path: str, tree: Any) -> _Part:
+        return cls(path, dump(tree), tree)
+
+
+@dataclass(frozen=True)
 class Measured:
     """What placeholders are filled in from.
 
@@ -41,15 +53,11 @@ class Measured:
 
     tree: Mapping[str, Any]
     stage: Stage
-    embedding: str | None
+    embedding: str | None = None
 
     @property
     def student_embedding(self) -> str:
-        """``embedding``.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """``embedding``, or a ConfigError where there is none."""
         if self.embedding is None:
             raise ConfigError(
                 "the teacher's embedding is the input of a module (embedding_io), which cannot be read of a student; "
@@ -57,8 +65,9 @@ class Measured:
             )
         return self.embedding
 
-    def training_set(self) -> _Part:
-        """The stage's training set in the configuration, not built."""
+    @property
+    def data(self) -> _Part:
+        """The stage's training set."""
         name = self.stage.loader["dataset_id"]
         return _Part.of(f"datasets.{name}", self.tree["datasets"][name])
 
@@ -82,129 +91,87 @@ def filled(value: Any, of: Measured) -> Any:
 
 def training_set(tree: Mapping[str, Any], stage: Stage) -> Any:
     """The stage's training set, built; the same one for configurations that write it alike."""
-    return _built(Measured(tree, stage, None).training_set())
-
-
-def _num_samples(of: Measured) -> int:
-    return _data(of.training_set()).samples
-
-
-def _num_negatives(of: Measured) -> int:
-    """As many as every sample has, so that none is drawn twice; at most :data:`MOST_NEGATIVES`."""
-    data = _data(of.training_set())
-    if data.lacks:
-        raise ConfigError(
-            f"the training set ({data.kind}) has no {' and no '.join(data.lacks)}, where CRDDatasetWrapper finds the "
-            "negatives; gkd_plugin.data.with_evaluation_view and class_subset give it both"
-        )
-    if data.largest_class == data.samples:
-        raise ConfigError(f"all {data.samples} training samples are of one class; CRD needs negatives of another")
-    return min(MOST_NEGATIVES, data.samples - data.largest_class)
+    return _built(Measured(tree, stage).data)
 
 
 def _student_width(of: Measured) -> int:
-    model = _Part.of(*student_entry(of.tree))
-    return _width(model, of.student_embedding, of.training_set())
+    return _width(_Part.of(*student_entry(of.tree)), of.data, of.student_embedding)
 
 
 def _teacher_width(of: Measured) -> int:
     kwargs = of.stage.teacher.wrapper_kwargs if of.stage.teacher else {}
     return _width(
         _Part.of(TEACHER, of.tree["models"]["teacher_model"]),
+        of.data,
         kwargs.get("embedding", "embedding"),
-        of.training_set(),
-        io=kwargs.get("embedding_io", "output"),
-        preprocessing=kwargs.get("preprocessing", "auto"),
+        kwargs.get("embedding_io", "output"),
+        kwargs.get("preprocessing", "auto"),
         size=checked_size(kwargs.get("input_size")),
     )
 
 
-PLACEHOLDERS: Mapping[str, Callable[[Measured], int]] = {
-    "{student_width}": _student_width,
-    "{teacher_width}": _teacher_width,
-    "{num_samples}": _num_samples,
-    "{num_negatives}": _num_negatives,
-}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of a configuration; equal to another that is written alike, so that each is built and measured once."""
-
-    path: str
-    text: str
-    tree: Any = field(compare=False, repr=False)
-
-    @classmethod
-    def of(cls, path: str, tree: Any) -> _Part:
-        return cls(path, dump(tree), tree)
-
-
-class _Data(NamedTuple):
-    """What is asked of a training set: its class, an image's ``(C, H, W)``, labels, what CRD's wrapper would miss."""
-
-    kind: str
-    shape: tuple[int, ...]
-    samples: int
-    largest_class: int
-    lacks: tuple[str, ...]
-
-
 @functools.lru_cache(maxsize=4)
-def _built(dataset: _Part) -> Any:
-    return build(dataset.tree, dataset.path)
+def _built(data: _Part) -> Any:
+    return build(data.tree, data.path)
 
 
 @functools.lru_cache(maxsize=64)
-def _data(part: _Part) -> _Data:
-    dataset = _built(part)
-    labels = labels_of(dataset)
-    lacks = tuple(name for name in ("classes", "targets") if not hasattr(dataset, name))
-    largest = max(Counter(labels).values(), default=0)
-    return _Data(type(dataset).__name__, tuple(first_images(dataset).shape[1:]), len(labels), largest, lacks)
+def _num_samples(data: _Part) -> int:
+    return len(labels_of(_built(data)))
+
+
+@functools.lru_cache(maxsize=64)
+def _num_negatives(data: _Part) -> int:
+    """As many as every sample has, so that none is drawn twice; at most :data:`MOST_NEGATIVES`."""
+    dataset = _built(data)
+    lacks = " and no ".join(name for name in ("classes", "targets") if not hasattr(dataset, name))
+    if lacks:
+        raise ConfigError(
+            f"the training set ({type(dataset).__name__}) has no {lacks}, where CRDDatasetWrapper finds the "
+            "negatives; gkd_plugin.data.with_evaluation_view and class_subset give it both"
+        )
+    counts = Counter(labels_of(dataset))
+    if len(counts) < 2:
+        raise ConfigError(f"all {counts.total()} training samples are of one class; CRD needs negatives of another")
+    return min(MOST_NEGATIVES, counts.total() - max(counts.values()))
+
+
+@functools.lru_cache(maxsize=64)
+def _image_shape(data: _Part) -> tuple[int, ...]:
+    return tuple(first_images(_built(data)).shape[1:])
 
 
 @functools.lru_cache(maxsize=64)
 def _width(
     entry: _Part,
+    data: _Part,
     path: str,
-    training_set: _Part,
-    *,
     io: str = "output",
     preprocessing: str = "data",
+    *,
     size: tuple[int, int] | None = None,
 ) -> int:
     """The width of an embedding: timm's models know it, others get an image; no weights are made or loaded.
 
     Args:
         entry: the model's.
+        data: the training set, of which only the images' shape matters.
         path: module path of the embedding.
-        training_set: only its images' shape matters.
         io: 'output' or 'input' of that module.
-        preprocessing: what decides the size of the model's images, see :func:`~teacher_input.own_input`.
+        preprocessing: what decides the size of the model's images, see :func:`~gkd_plugin.teacher.input.own_input`.
         size: goes before it.
     """
-    model = _model_without_weights(entry)
-    if path == "embedding" and hasattr(model, "head_hidden_size"):
-        return int(model.head_hidden_size)  # type: ignore[arg-type]
-    check_module_path(model, path, f"{entry.path}: embedding")
-    shape = _data(training_set).shape
-    side = size or own_input(model, preprocessing).size
-    images = torch.empty(2, *(shape if side is None else (shape[0], *side)), device="meta")
-    return _width_at(entry.path, model, path, io, images)
-
-
-def _model_without_weights(entry: _Part) -> nn.Module:
-    """On the device ``meta``, where only shapes are computed."""
-    built = {key: value for key, value in build(entry.tree, entry.path).items() if not key.endswith("_ckpt")}
+    where = entry.path
+    built = {key: value for key, value in build(entry.tree, where).items() if not key.endswith("_ckpt")}
     kwargs = built.get("kwargs") or {}
     built["kwargs"] = {**kwargs, **{key: value for key, value in _WITHOUT_WEIGHTS.items() if key in kwargs}}
-    with torch.device("meta"):
-        return build_model(entry.path, built).eval()
-
-
-def _width_at(where: str, model: nn.Module, path: str, io: str, images: Tensor) -> int:
-    """Of what a forward pass without weights gives there."""
+    with torch.device("meta"):  # where only shapes are computed
+        model = build_model(where, built).eval()
+    if path == "embedding" and hasattr(model, "head_hidden_size"):
+        return int(model.head_hidden_size)  # type: ignore[arg-type]
+    check_module_path(model, path, f"{where}: embedding")
+    shape, side = _image_shape(data), size or own_input(model, preprocessing).size
+    images = torch.empty(2, *(shape if side is None else (shape[0], *side)), device="meta")
     capture = Capture.of(model, path, io)
     try:
         with torch.device("meta"), torch.no_grad():
@@ -214,3 +181,11 @@ def _width_at(where: str, model: nn.Module, path: str, io: str, images: Tensor) 
         raise ConfigError(f"{where}: the width of {path!r} cannot be measured: {reason}") from error
     with told_at(f"{where}: "):
         return capture.take(where.removeprefix("models.").removesuffix("_model"), path).shape[1]
+
+
+PLACEHOLDERS: Mapping[str, Callable[[Measured], int]] = {
+    "{student_width}": _student_width,
+    "{teacher_width}": _teacher_width,
+    "{num_samples}": lambda of: _num_samples(of.data),
+    "{num_negatives}": lambda of: _num_negatives(of.data),
+}

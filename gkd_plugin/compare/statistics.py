@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-__all__ = ["Difference", "Mean", "Repetition", "mean_of", "paired_difference"]
+__all__ = ["Mean", "Repetition", "mean_of", "paired_difference"]
 
 _ROUNDING = 1e-9
 """Of percentages: differences that are equal differ by no more."""
@@ -25,35 +25,33 @@ class Mean:
         error: its standard error, s/√n; over tasks the half-width of the 95 % confidence interval, t(0.975; n−1)·s/√n.
             ``None`` for n = 1.
         count: n.
+        p_value: of paired differences: of the two-sided paired t-test; ``None`` for fewer than two pairs or differences
+            that are all equal.
     """
 
     value: float
     error: float | None
     count: int
-
-
-@dataclass(frozen=True)
-class Difference(Mean):
-    """The mean of paired differences.
-
-    Attributes:
-        p_value: of the two-sided paired t-test; ``None`` for fewer than two pairs or differences that are all equal.
-    """
-
-    p_value: float | None
+    p_value: float | None = None
 
 
 def mean_of(values: Mapping[Repetition, float]) -> Mean:
     """Mean over seeds with its standard error; with tasks, over tasks (each the mean of its seeds) with its interval.
 
     >>> mean_of({(0, None): 1.0, (1, None): 3.0})
-    Mean(value=2.0, error=1.0, count=2)
+    Mean(value=2.0, error=1.0, count=2, p_value=None)
     """
+    from scipy.stats import t
+
     sample = _sample(values)
-    return Mean(fmean(sample), _error(sample, has_tasks=_has_tasks(values)), len(sample))
+    if len(sample) < 2:
+        return Mean(fmean(sample), None, len(sample))
+    error = stdev(sample) / math.sqrt(len(sample))
+    factor = float(t.ppf(0.975, len(sample) - 1)) if _has_tasks(values) else 1.0
+    return Mean(fmean(sample), error * factor, len(sample))
 
 
-def paired_difference(ours: Mapping[Repetition, float], control: Mapping[Repetition, float]) -> Difference | None:
+def paired_difference(ours: Mapping[Repetition, float], control: Mapping[Repetition, float]) -> Mean | None:
     """Ours − control over the repetitions that both have, with SciPy's paired t-test; ``None`` without one.
 
     Args:
@@ -67,8 +65,7 @@ def paired_difference(ours: Mapping[Repetition, float], control: Mapping[Repetit
         return None
     mean, sample = mean_of(differences), _sample(differences)
     is_spread = mean.error is not None and mean.error > _ROUNDING * max(1.0, *map(abs, [*ours.values(), mean.value]))
-    p_value = float(ttest_1samp(sample, 0).pvalue) if is_spread else None
-    return Difference(mean.value, mean.error, mean.count, p_value)
+    return replace(mean, p_value=float(ttest_1samp(sample, 0).pvalue)) if is_spread else mean
 
 
 def _sample(values: Mapping[Repetition, float]) -> list[float]:
@@ -79,15 +76,6 @@ def _sample(values: Mapping[Repetition, float]) -> list[float]:
     for (_, task), value in values.items():
         by_task[task].append(value)
     return [fmean(own) for own in by_task.values()]
-
-
-def _error(sample: list[float], *, has_tasks: bool) -> float | None:
-    from scipy.stats import t
-
-    if len(sample) < 2:
-        return None
-    error = stdev(sample) / math.sqrt(len(sample))
-    return float(t.ppf(0.975, len(sample) - 1)) * error if has_tasks else error
 
 
 def _has_tasks(values: Mapping[Repetition, float]) -> bool:

@@ -7,12 +7,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Thread
+from threading import RLock, Thread
+
+import torch
+from tqdm import tqdm
 
 from gkd_plugin.compare.inputs import inputs_of, keep_inputs
 from gkd_plugin.errors import ConfigError
@@ -66,16 +70,16 @@ def start_worker(run: Callable[..., str], threads: int) -> tuple[Connection, Bas
 
 
 def _work(connection: Connection, run: Callable[..., str], threads: int) -> None:
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the comparison, which ends its workers
     Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, left behind where this process is killed
     torch.set_num_threads(threads)
     logging.getLogger().setLevel(logging.INFO)
     # several progress bars in one console; each run's log.txt has what they say
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    while True:
-        connection.send(run(*connection.recv()))
+    with suppress(EOFError):  # nothing more to run
+        while True:
+            connection.send(run(*connection.recv()))
 
 
 def _end_with_parent() -> None:

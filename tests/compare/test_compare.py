@@ -7,14 +7,17 @@ import torch
 from safetensors.torch import load_file
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
-from gkd_plugin.compare.compare import Comparison, compare
+from gkd_plugin.compare.compare import Comparison, check_grid_folder, compare
 from gkd_plugin.compare.grid import Result
+from gkd_plugin.compare.plot import plot_names
+from gkd_plugin.compare.report import write_csv
 from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
 from tests.compare.conftest import METHODS
 from tests.compare.fakes import CONFIG, write_config, write_few_shot, write_incremental
+from tests.compare.results import RESULTS
 
 
 def test_every_shipped_method_trains_where_the_classes_are_shared(grid):
@@ -214,3 +217,44 @@ def test_other_methods_serve_any_teacher_and_student(here):
             load_config(result.cell.config), result.cell.folder / "student.safetensors", "cpu"
         )
         assert checked["top1"] == result.score("top1")
+
+
+# --- the folder of a grid ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_comparison_has_written_may_be_written_again(tmp_path):
+    check_grid_folder(tmp_path / "new")
+    check_grid_folder(tmp_path)
+    write_csv(RESULTS, tmp_path / "results.csv")
+    for name in ("table.txt", plot_names()[0]):
+        (tmp_path / name).write_text("")
+    for cell in ("overlap50/ce", "ways5/ce/task3"):
+        (tmp_path / cell).mkdir(parents=True)
+        (tmp_path / cell / "config.yaml").write_text("")
+    check_grid_folder(tmp_path)
+    (tmp_path / "notes.md").write_text("mine")
+    (tmp_path / "results.csv").unlink()
+    check_grid_folder(tmp_path)  # still that of a grid
+    (tmp_path / "results.csv").write_text("mine,1")
+    with pytest.raises(ConfigError, match=r"holds 'results\.csv', which is of no comparison"):
+        check_grid_folder(tmp_path)
+
+
+def test_a_log_may_be_there_already(tmp_path):
+    (tmp_path / "console.log").touch()
+    check_grid_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "results.csv", "photos/1.jpg", "config.yaml", "digits/config.yaml"])
+def test_a_folder_of_something_else_is_refused(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine,1")
+    first = name.partition("/")[0]
+    with pytest.raises(ConfigError, match=f"^--output: .* holds '{first}', which is of no comparison; name a new fold"):
+        check_grid_folder(tmp_path)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^--output: .*file is a file$"):
+        check_grid_folder(tmp_path / "file")

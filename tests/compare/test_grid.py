@@ -155,35 +155,25 @@ def test_warnings_of_cells_are_told_once(grid, tmp_path, runs, caplog):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def assert_gone(folders):
-    """No process that ran a cell is left."""
-    assert folders
-    for folder in folders:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((folder / "pid").read_text()), 0)
+def test_a_cell_that_ends_its_process_fails_alone_and_ctrl_c_ends_the_processes(grid, tmp_path, monkeypatch):
+    """Ctrl-C comes after the second cell that finishes: no other one starts, and no process is left."""
+    done = {}
 
-
-def test_a_cell_that_takes_its_process_down_fails_alone(grid, tmp_path, monkeypatch):
-    monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run_by_seed)
-    cells = new_cells(grid, tmp_path, 0, DIES, 2, 3)
-    results = run_grid(cells, jobs=2)
-    assert [(result.status, result.score("top1")) for result in results] == [
-        *(("finished", 0.0), ("failed", None), ("finished", 2.0), ("finished", 3.0))
-    ]
-    assert results[1].reason == "its process ended with exit code 7"
-    assert_gone([cell.folder for cell in cells])
-
-
-def test_ctrl_c_ends_the_processes_and_starts_no_other_cell(grid, tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+    def log(result, *_):
+        done[result.cell.seed] = (result.status, result.reason)
+        if sum(status == "finished" for status, _ in done.values()) == 2:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run_by_seed)
-    monkeypatch.setattr("gkd_plugin.compare.grid._log", stop)
+    monkeypatch.setattr("gkd_plugin.compare.grid._log", log)
     with pytest.raises(KeyboardInterrupt):
-        run_grid(new_cells(grid, tmp_path, 0, SLOW, 3), jobs=2)
-    assert_gone([path.parent for path in tmp_path.glob("*/pid")])
+        run_grid(new_cells(grid, tmp_path, DIES, 0, 2, SLOW, 3), jobs=2)
+    assert done.pop(DIES) == ("failed", "its process ended with exit code 7")
+    assert done == {0: ("finished", ""), 2: ("finished", "")}
     assert not (tmp_path / "seed3").exists()
+    for pid in tmp_path.glob("*/pid"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
 
 
 def test_two_processes_give_the_results_of_one(grid, here):
