@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torchdistill.core.forward_hook import ForwardHookManager
 from tqdm import tqdm
 
-from gkd_plugin.box.hooks import hooked_tensor
+from gkd_plugin.box.hooks import Capture
 from gkd_plugin.data import class_groups_of, evaluation_view, labels_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
@@ -106,13 +105,13 @@ def embedding_of(model: nn.Module, path: str) -> Score:
     """A function images → the output ``[B, D]`` of the module at ``path``."""
 
     def embed(images: Tensor) -> Tensor:
-        hook = ForwardHookManager(images.device)
-        hook.add_hook(model, path, requires_input=False)
+        capture = Capture("output")
+        hook = model.get_submodule(path).register_forward_hook(capture)
         try:
             model(images)
-            return hooked_tensor(hook.pop_io_dict(), "student", path)
+            return capture.take("student", path)
         finally:
-            hook.clear()
+            hook.remove()
 
     return embed
 
@@ -150,7 +149,7 @@ def final_ncm(
         num_classes: C; ``None`` counts the classes of the training set.
 
     Returns:
-        ``ncm_top1`` and so on, for ``summary.json``; empty where it cannot be measured, and a log line says why.
+        ``ncm_top1`` and so on; empty where it cannot be measured, and a log line says why.
     """
     reason = _obstacle(path, num_classes, train_loader)
     if path is None or reason:

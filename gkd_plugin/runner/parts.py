@@ -54,19 +54,12 @@ class Parts:
     def build(
         cls, built: Mapping[str, Any], placement: Placement, accelerator: Accelerator, cache: TeacherCache | None
     ) -> Parts:
-        """Builds and checks everything that the run needs; writes nothing.
-
-        Args:
-            built: the configuration with its data sets built.
-            placement: devices and precision.
-            accelerator: of the run.
-            cache: of the teacher's answers, or ``None``.
+        """Builds and checks everything that the run of a built configuration needs; writes nothing.
 
         Raises:
             ConfigError: something cannot be built, or does not fit the rest.
         """
         stages = stages_of(built)
-        sections = {stage.path: stage.section for stage in stages}
         first, last = stages[0].dataset(built), stages[-1].dataset(built)
         where, entry = student_entry(built)
         student = build_model(where, entry)
@@ -82,7 +75,9 @@ class Parts:
         if placement.channels_last:
             for model in filter(None, (student, teacher)):
                 model.to(memory_format=torch.channels_last)
-        box = build_box(cache.fix_views(built, sections) if cache else built, teacher, student, placement, accelerator)
+        if cache is not None:
+            built = cache.fix_views(built, {stage.path: stage.section for stage in stages})
+        box = build_box(built, teacher, student, placement, accelerator)
         if teacher is not None:
             check_forward(TEACHER, box.teacher_model.eval(), images, accelerator)
         if cache is not None:
@@ -166,13 +161,7 @@ def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> An
 
 
 def compile_models(which: str | None, student: nn.Module, teacher: nn.Module | None) -> None:
-    """``torch.compile`` in place, so that names, hooks and checkpoints stay the same.
-
-    Args:
-        which: 'student', 'teacher', 'both', or ``None`` for neither.
-        student: the model itself, unwrapped.
-        teacher: the model itself, unwrapped.
-    """
+    """``torch.compile`` in place for 'student', 'teacher' or 'both': names, hooks and checkpoints stay the same."""
     for name, model in (("student", student), ("teacher", teacher)):
         if which in (name, "both") and model is not None:
             logger.info("torch.compile: the first batches of the %s may take minutes", name)

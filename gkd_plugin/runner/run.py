@@ -43,13 +43,7 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line adds to a configuration.
-
-    Attributes:
-        output: the run folder.
-        seed: of every random number.
-        device: overrides ``device.default``.
-    """
+    """What the command line adds to a configuration; ``device`` overrides ``device.default``."""
 
     output: Path
     seed: int = 0
@@ -103,11 +97,7 @@ def run_all(
 
 
 def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
-    """The run folder of each configuration.
-
-    Raises:
-        ConfigError: two are one folder, or one cannot be a run folder.
-    """
+    """The run folder of each configuration; refuses one folder for two, and one that holds the working directory."""
     folders = [(output or RUNS) / path.stem for path in paths]
     if output is not None and len(paths) == 1:
         folders = [output]
@@ -126,11 +116,8 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
 def _moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str]) -> list[str]:
     """Overrides that point the checkpoints of a config to where this command writes them.
 
-    Args:
-        config: a configuration.
-        folder: its run folder.
-        written: checkpoint path in the YAML → where this command writes it, of the configurations before; this one's
-            is added.
+    ``written`` maps a checkpoint's path in the YAML to the place where this command writes it, for the configurations
+    before; this one's is added.
     """
     moves = {}
     for name, entry in config.tree["models"].items():

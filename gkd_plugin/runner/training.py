@@ -51,10 +51,10 @@ def train_epochs(
     ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding`` (whose classifier is untrained).
 
     Args:
-        box: torchdistill's box.
+        box: torchdistill's box of these stages, built with the accelerator.
         student: the model itself, unwrapped.
-        stages: of the box.
-        accelerator: what the box was built with.
+        stages: in order.
+        accelerator: device and precision.
         cache: what the teacher answers from, in place of running.
         val_freq: n validates after every n-th epoch of a stage, and after its last three.
 

@@ -275,25 +275,15 @@ def _timm_classifier_paths(model: nn.Module) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Match:
-    """A file's tensors against a model's, by name.
+    """A file's tensors against a model's, by name."""
 
-    Attributes:
-        title: the file and the model, for messages.
-        own: top-level names of the model's modules.
-        state: what fits.
-        prefix: removed from the file's keys.
-        missing: names that the file lacks.
-        unexpected: names that the model lacks.
-        misshapen: name → text, of tensors of another shape.
-    """
-
-    title: str
-    own: set[str]
-    state: dict[str, Tensor]
-    prefix: str
-    missing: set[str]
-    unexpected: set[str]
-    misshapen: dict[str, str]
+    title: str  # the file and the model, for messages
+    own: set[str]  # top-level names of the model's modules
+    prefix: str  # removed from the file's keys
+    state: dict[str, Tensor]  # what fits
+    missing: set[str]  # of the model's
+    unexpected: set[str]  # of the file's
+    misshapen: dict[str, str]  # name → text
 
     def problems(self, but: Collection[str] = ()) -> list[str]:
         """One phrase for each kind."""
@@ -341,8 +331,8 @@ def _read_for(model: nn.Module, path: str | Path, where: str) -> tuple[WeightFil
     return found, _Match(
         title=f"{where}: {path} does not fit {type(model).__name__}",
         own={name.partition(".")[0] for name in own},
-        state={key: value for key, value in given.items() if key in own and key not in misshapen},
         prefix=prefix,
+        state={key: value for key, value in given.items() if key in own and key not in misshapen},
         missing={key for key in own.keys() - given.keys() if not key.endswith(".num_batches_tracked")},  # old files
         unexpected=given.keys() - own.keys(),
         misshapen=misshapen,

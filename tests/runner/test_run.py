@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gkd_plugin.config.config import load_config
+from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.stages import student_entry
-from gkd_plugin.config.tree import dump, read
+from gkd_plugin.config.tree import Tagged, dump, read
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
@@ -31,8 +31,13 @@ from tests.runner.fakes import cpu, write_configs
 FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
 
-def run(name, output, *overrides, seed=0, device="cpu"):
-    return run_config(load_config(f"{name}.yaml", overrides), RunOptions(Path(output), seed, device))
+def run(config, output, *overrides, seed=0, device="cpu"):
+    """Of a file by its stem, or of a tree."""
+    if isinstance(config, str):
+        config = load_config(f"{config}.yaml", overrides)
+    else:
+        config = checked_config(Path("changed.yaml"), config)
+    return run_config(config, RunOptions(Path(output), seed, device))
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +63,6 @@ def here(runs, tmp_path, monkeypatch):
 
 def summary(folder):
     return json.loads((Path(folder) / "summary.json").read_text("utf-8"))
-
-
-def changed(name, *replacements, base="student"):
-    """Writes a configuration with other text."""
-    text = Path(f"{base}.yaml").read_text("utf-8")
-    for old, new in replacements:
-        assert old in text
-        text = text.replace(old, new, 1)
-    Path(f"{name}.yaml").write_text(text, encoding="utf-8")
-
-
-def without(*keys, base="student"):
-    """Writes short.yaml: the configuration without its test set, or the stages without some of their keys."""
-    tree = read(f"{base}.yaml")
-    if not keys:
-        del tree["test"]
-    for key in keys:
-        for stage in tree["train"].values():
-            del stage[key]
-    Path("short.yaml").write_text(dump(tree), encoding="utf-8")
 
 
 def equal(first, second):
@@ -190,7 +175,10 @@ def test_same_seed_same_bits_and_the_resolved_config_runs_again(here):
 
 
 def test_the_same_weights_as_a_plain_torchdistill_loop(here):
-    without("val_data_loader")
+    tree = read("student.yaml")
+    for section in tree["train"].values():
+        del section["val_data_loader"]
+    Path("short.yaml").write_text(dump(tree), encoding="utf-8")
     made = run("short", "short", seed=3)
     assert "ncm_top1" not in made["stages"]["stage1"]["epochs"][0]
 
@@ -260,34 +248,23 @@ def test_validation_may_be_rare(here):
 
 
 def test_without_test_set_the_final_figure_is_of_the_validation_set(here):
-    without()
-    made = run("short", "out")
+    tree = read("student.yaml")
+    del tree["test"]
+    made = run(tree, "out")
     assert made["final"]["on"] == "validation"
     assert made["final"]["top1"] == made["stages"]["stage2"]["epochs"][-1]["top1"]
-    with pytest.raises(ConfigError, match=r"^short\.yaml: has no test\.test_data_loader to evaluate on$"):
-        evaluate_checkpoint(load_config("short.yaml"), Path("out/student.safetensors"))
-
-
-INCREMENTAL = """
-  {name}: !import_call
-    key: 'gkd_plugin.data.incremental_subset'
-    init:
-      kwargs:
-        old: 2
-        new: 2
-        memory: {memory}
-        dataset: !import_call {{key: 'tests.fakes.TinyImages', init: {{kwargs: {{per_class: 6, seed: {seed}}}}}}}
-"""
+    with pytest.raises(ConfigError, match=r"^x\.yaml: has no test\.test_data_loader to evaluate on$"):
+        evaluate_checkpoint(checked_config(Path("x.yaml"), tree), Path("out/student.safetensors"))
 
 
 def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
     """A plain training that never sees the old classes, as the control of incremental learning has it."""
-    text = Path("teacher.yaml").read_text("utf-8")
-    head, tail = text[: text.index("datasets:")], text[text.index("models:") :]
-    given = {"train": ("0", 0), "val": ("null", 1), "test": ("null", 2)}
-    sets = [INCREMENTAL.format(name=name, memory=memory, seed=seed) for name, (memory, seed) in given.items()]
-    Path("incremental.yaml").write_text(f"{head}datasets:{''.join(sets)}{tail}", encoding="utf-8")
-    made = run("incremental", "out")
+    tree = read("teacher.yaml")
+    for name, memory in (("train", 0), ("val", None), ("test", None)):
+        kwargs = {"old": 2, "new": 2, "memory": memory, "dataset": tree["datasets"][name]}
+        subset = {"key": "gkd_plugin.data.incremental_subset", "init": {"kwargs": kwargs}}
+        tree["datasets"][name] = Tagged("!import_call", subset, "")
+    made = run(tree, "out")
     final = made["final"]
     assert final["top1"] == pytest.approx((final["old_top1"] + final["new_top1"]) / 2)
     assert final["old_top1"] == final["harmonic_mean"] == 0
@@ -296,23 +273,23 @@ def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
     log = Path("out/log.txt").read_text("utf-8")
     for part in ("old top-1 0.00 %", "harmonic mean 0.00 %", "final NCM accuracy: not measured, no training sample of"):
         assert part in log
-    without(base="incremental")
-    on_validation = run("short", "short")["final"]
+    del tree["test"]
+    on_validation = run(tree, "short")["final"]
     assert (on_validation["on"], on_validation["old_top1"], on_validation["harmonic_mean"]) == ("validation", 0, 0)
 
 
 def test_a_new_classifier_may_start_at_class_centres(here, caplog):
     """Again after stage ``embedding``, which leaves the classifier as it is."""
     shutil.copy("runs/student/student.safetensors", "trained.safetensors")
-    for value in ("new", "centres"):
-        section = f"    src_ckpt: 'trained.safetensors'\n    src_ckpt_classifier: '{value}'\n    dst_ckpt"
-        changed(value, ("    dst_ckpt", section))
-        run(value, value)
+    entry = "models.student_model"
+    source, centres = f"{entry}.src_ckpt=trained.safetensors", f"{entry}.src_ckpt_classifier=centres"
+    run("student", "new", source, f"{entry}.src_ckpt_classifier=new")
+    run("student", "centres", source, centres)
     lines = [line for line in caplog.messages if "starts at 4 class centres" in line]
     assert lines == ["models.student_model: the classifier 'head' starts at 4 class centres"] * 2
     made, random = (load_file(f"{name}/stages/stage1.safetensors") for name in ("centres", "new"))
-    run("centres", "still", "train.stage2.optimizer.kwargs.lr=0.0")
-    config = load_config("centres.yaml").build()
+    run("student", "still", source, centres, "train.stage2.optimizer.kwargs.lr=0.0")
+    config = load_config("student.yaml", [source, centres]).build()
     student = build_model(*student_entry(config))
     student.load_state_dict(made)
     start_at_centres("models.student_model", student, DataLoader(config["datasets"]["train"], batch_size=12), cpu())
@@ -323,7 +300,7 @@ def test_a_new_classifier_may_start_at_class_centres(here, caplog):
     assert all(torch.equal(made[key], random[key]) for key in made if not key.startswith("head."))
     caplog.clear()
     kwargs = {"stage": "embedding", "sub_terms": {"labels": cross_entropy()}}  # trains the classifier, which stays
-    run("centres", "trained", f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
+    run("student", "trained", source, centres, f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
     assert caplog.text.count("starts at 4 class centres") == 1
 
 
@@ -381,28 +358,22 @@ def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "override", "message"),
+    ("override", "message"),
     [
-        ("student", "models.teacher_model.kwargs.num_classes=5", r"teacher_model\.src_ckpt: .* of another shape: "),
-        ("student", "models.student_model.kwargs.num_classes=3", r"datasets\.\w+: class index out of range: label 3"),
-        ("student", "models.student_model.kwargs.num_classes=5", r"no sample of class 4: stage 'classifier' needs"),
+        ("models.teacher_model.kwargs.num_classes=5", r"models\.teacher_model\.src_ckpt: .* of another shape: "),
+        ("models.student_model.kwargs.num_classes=3", r"datasets\.\w+: class index out of range: label 3"),
         (
-            "student",
-            "models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}",
-            r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: ",
+            "models.student_model.kwargs.num_classes=5",
+            r"datasets\.train: no sample of class 4: stage 'cl",
         ),
-        ("student", "train.stage2.teacher.forward_hook.output=[embedding]", r"train\.stage2\.teacher\.forward_hook"),
-        ("student", "train.stage2.student.forward_hook.output=[layer1]", r"train\.stage2\..* has no module 'layer1'"),
-        ("student", "datasets.train.init.kwargs.classes=1", r"datasets\.train: holds one class only"),
-        ("student", "datasets.train.init.kwargs.per_class=1", r"datasets\.train: every class has one sample"),
-        ("student", "datasets.train.init.kwargs.per_class=many", r"datasets\.train \(line \d+\): TypeError: "),
-        ("teacher", "models.model.kwargs.num_classes=nine", r"models\.model: "),
-        ("teacher", "device.default=cuda:99", r"device\.default: there is no device 'cuda:99' here"),
+        ("train.stage2.teacher.forward_hook.output=[embedding]", r"train\.stage2\.teacher\.forward_hook"),
+        ("datasets.train.init.kwargs.per_class=many", r"datasets\.train \(line \d+\): TypeError: "),
+        ("device.default=cuda:99", r"device\.default: there is no device 'cuda:99' here"),
     ],
 )
-def test_what_cannot_be_used_leaves_no_folder(here, name, override, message):
-    with pytest.raises(ConfigError, match=rf"^{name}\.yaml: .*{message}") as caught:
-        run(name, "out", override, device=None)
+def test_what_cannot_be_used_leaves_no_folder(here, override, message):
+    with pytest.raises(ConfigError, match=rf"^student\.yaml: {message}") as caught:
+        run("student", "out", override, device=None)
     assert "\n" not in str(caught.value)
     assert not Path("out").exists()
 
@@ -437,6 +408,13 @@ def planned(monkeypatch):
     made = []
     monkeypatch.setattr(run_module, "run_config", lambda config, options: made.append((config, options)))
     return made
+
+
+def rewrite(name, old, new):
+    path = Path(f"{name}.yaml")
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def checkpoints(config):
@@ -478,7 +456,7 @@ def test_where_each_configuration_would_write(configs, planned):
 
 
 def test_paths_are_one_however_they_are_spelt_and_one_elsewhere_stays(configs, planned):
-    changed("student", ("'runs/teacher/teacher.pt'", "'./runs//teacher/teacher.pt'"))
+    rewrite("student", "'runs/teacher/teacher.pt'", "'./runs//teacher/teacher.pt'")
     run_all(configs, output=Path("a dir: # 1"))
     assert checkpoints(planned[1][0])["teacher_model.src_ckpt"] == "a dir: # 1/teacher/teacher.pt"
     run_all(configs[:1], overrides=["models.model.dst_ckpt=elsewhere/w.pt"], output=Path("out"))
@@ -489,7 +467,7 @@ def test_a_run_does_not_load_what_it_is_going_to_write(configs, planned):
     """Continuing from an earlier run's weights, in a new folder."""
     Path("runs/teacher").mkdir(parents=True)
     Path("runs/teacher/teacher.pt").write_bytes(b"")
-    changed("teacher", ("dst_ckpt:", "src_ckpt: 'runs/teacher/teacher.pt'\n    dst_ckpt:"), base="teacher")
+    rewrite("teacher", "dst_ckpt:", "src_ckpt: 'runs/teacher/teacher.pt'\n    dst_ckpt:")
     run_all(configs[:1], output=Path("out"))
     moved = {"model.src_ckpt": "runs/teacher/teacher.pt", "model.dst_ckpt": "out/teacher.pt"}
     assert checkpoints(planned[0][0]) == moved
@@ -499,7 +477,7 @@ def test_all_are_checked_before_the_first_one_runs(configs, planned):
     for order in ([1], [1, 0]):
         with pytest.raises(ConfigError, match=r"student\.yaml: .*src_ckpt: no such file: runs/teacher"):
             run_all([configs[index] for index in order])
-    changed("student", ("stage: 'classifier'", "stage: 'clasifier'"))
+    rewrite("student", "stage: 'classifier'", "stage: 'clasifier'")
     with pytest.raises(ConfigError, match=r"student\.yaml: .*'clasifier'; did you mean 'classifier'"):
         run_all(configs)
     with pytest.raises(ConfigError, match=r"^teacher\.yaml: --device: there is no device 'gpu' here"):
