@@ -24,8 +24,7 @@ LABELS = [i % 3 for i in range(SAMPLES)]
 class Draws(Dataset):
     """Sample i is a number of each global generator."""
 
-    def __init__(self):
-        self.targets = LABELS
+    targets = LABELS
 
     def __len__(self):
         return SAMPLES
@@ -46,8 +45,9 @@ def states():
     return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()
 
 
-def assert_follows(loader, views, epochs):
-    """Each pass shows what ``view`` shows in the main process."""
+def assert_follows(views, epochs, **workers):
+    """In each epoch workers that stay alive show what ``view`` shows in the main process."""
+    loader = DataLoader(views, batch_size=2, persistent_workers=True, shuffle=True, **workers)
     for epoch in epochs:
         views.set_epoch(epoch)
         shown = {}
@@ -102,11 +102,7 @@ def test_samples_name_their_row_and_epochs_change_the_view():
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_live_workers_show_the_same_views_and_follow_the_epoch(method):
-    views = FixedViews(Augmented(), 3)
-    loader = DataLoader(
-        views, batch_size=2, num_workers=2, persistent_workers=True, multiprocessing_context=method, shuffle=True
-    )
-    assert_follows(loader, views, epochs=(0, 1, 5))
+    assert_follows(FixedViews(Augmented(), 3), (0, 1, 5), num_workers=2, multiprocessing_context=method)
 
 
 def test_what_a_spawned_worker_is_sent_follows_the_epoch():
@@ -119,24 +115,16 @@ def test_what_a_spawned_worker_is_sent_follows_the_epoch():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda views: pickle.loads(pickle.dumps(views))])
 def test_workers_of_a_copy_follow_the_copy(copied):
     original = FixedViews(Augmented(), 3)
-    views = copied(original)
-    loader = DataLoader(views, batch_size=4, num_workers=1, persistent_workers=True)
-    assert_follows(loader, views, epochs=(0, 2))
+    assert_follows(copied(original), (0, 2), num_workers=1)
     assert original[0][2]["bank_row"] == 0
 
 
-def test_labels_and_names_are_those_of_the_dataset():
+def test_labels_names_and_evaluation_view_are_those_of_the_dataset():
     views = FixedViews(Augmented(), 2)
     assert labels_of(views) == views.targets == LABELS
     assert views.classes == ["ant", "bee", "cat"]
-
-
-def test_the_evaluation_view_is_that_of_the_dataset():
     view, found = evaluation_view(FixedViews(with_view([0, 1]), 2))
-    assert found
-    assert view[1] == ("clean1", 1)
-    dataset = FakeImages([0, 1])
-    assert evaluation_view(FixedViews(dataset, 2)) == (dataset, False)
+    assert (view[1], found) == (("clean1", 1), True)
 
 
 @pytest.mark.parametrize(
@@ -151,20 +139,16 @@ def test_other_samples_are_refused(dataset, found):
         FixedViews(dataset, 2)[1]
 
 
-@pytest.mark.parametrize("views", [0, 1.0, True, "2"])
-def test_views_must_be_a_whole_number(views):
-    with pytest.raises(ConfigError, match="views must be a whole number from 1 up"):
-        FixedViews(Draws(), views)
-
-
 def test_there_are_no_other_samples_or_views():
+    with pytest.raises(ConfigError, match="views must be a whole number from 1 up"):
+        FixedViews(Draws(), 0)
     for index, view in [(SAMPLES, 0), (-1, 0), (0, 2), (0, -1)]:
         with pytest.raises(IndexError, match="7 samples of 2 views"):
             FixedViews(Draws(), 2).view(index, view)
     assert len([*FixedViews(Draws(), 2)]) == SAMPLES  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("shape", [(1,), (1, 8, 8), (3, 32, 32), (3, 224, 224)])
+@pytest.mark.parametrize("shape", [(1,), (3, 32, 32), (3, 224, 224)])
 def test_a_sketch_tells_images_apart(shape):
     generator = torch.Generator().manual_seed(0)  # single pixels may be near each other
     first, second = (torch.randn(shape, generator=generator) for _ in range(2))
