@@ -1,4 +1,3 @@
-import io
 import shutil
 from pathlib import Path
 
@@ -46,14 +45,16 @@ def assert_same(bank, values):
     assert all(torch.equal(got[name], value.half().float()) for name, value in values.items())
 
 
-def test_rows_come_back_rounded_to_float16(path):
+def test_rows_come_back_rounded_to_float16_from_one_ordinary_npy_file(path):
     parts = [batch(4, seed=1), batch(2, seed=2)]
+    values = {name: torch.cat([part[name] for part in parts]).half() for name in WIDTHS}
     Bank.write(path, ROWS, iter(parts))
-    got = Bank.open(path).read(torch.tensor([5, 0, 3, 3]))
-    for name, width in WIDTHS.items():
-        assert (got[name].dtype, got[name].shape) == (torch.float32, (4, width))
-        assert got[name].is_contiguous()
-        assert torch.equal(got[name], torch.cat([part[name] for part in parts])[[5, 0, 3, 3]].half().float())
+    assert list(path.parent.iterdir()) == [path]
+    loaded, got = np.load(path), Bank.open(path).read(torch.tensor([5, 0, 3, 3]))
+    for name, value in values.items():
+        assert np.array_equal(loaded[name], value.numpy())
+        assert (got[name].dtype, got[name].is_contiguous()) == (torch.float32, True)
+        assert torch.equal(got[name], value[[5, 0, 3, 3]].float())
 
 
 @given(st.lists(st.floats(-65504, 65504, width=32), min_size=1, max_size=8))
@@ -63,13 +64,6 @@ def test_any_value_within_float16_is_rounded_once(tmp_path_factory, values):
     Bank.write(path, len(values), [{"x": column}])
     got = Bank.open(path).read(torch.arange(len(values)))["x"]
     assert torch.equal(got, column.half().float())
-
-
-def test_it_is_one_ordinary_npy_file(written):
-    assert list(written.parent.iterdir()) == [written]
-    loaded = np.load(written)
-    assert loaded.shape == (ROWS,)
-    assert np.array_equal(loaded["embedding"], batch()["embedding"].half().numpy())
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.bfloat16, torch.Tensor.double, torch.Tensor.requires_grad_])
@@ -85,26 +79,20 @@ def test_where_there_is_no_file_there_is_no_bank(tmp_path):
     assert Bank.open(tmp_path / "file" / "bank.npy") is None
 
 
-class Failing:
+def failing(error, batches=1):
     """Batches, then an error."""
-
-    def __init__(self, error, batches=1):
-        self.error, self.batches = error, batches
-
-    def __iter__(self):
-        yield from [batch(3)] * self.batches
-        raise self.error
+    yield from [batch(3)] * batches
+    raise error
 
 
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize(
     ("batches", "error", "message"),
     [
-        (Failing(KeyboardInterrupt("stopped")), KeyboardInterrupt, "^stopped$"),
-        (Failing(OSError("an image cannot be read")), OSError, "^an image cannot be read$"),
-        ([batch(3), {**batch(3), "logits": torch.full((3, 2), -7e4)}], ConfigError, "'logits' reach 70000;"),
-        ([batch(3), {**batch(3), "embedding": torch.full((3, 5), torch.nan)}], ConfigError, "'embedding' reach nan;"),
-        ([batch(3), {**batch(3), "embedding": torch.full((3, 5), -torch.inf)}], ConfigError, "'embedding' reach inf;"),
+        (lambda: failing(KeyboardInterrupt("stopped")), KeyboardInterrupt, "^stopped$"),
+        (lambda: failing(OSError("an image cannot be read")), OSError, "^an image cannot be read$"),
+        (lambda: [{**batch(), "logits": torch.full((6, 2), -7e4)}], ConfigError, "'logits' reach 70000;"),
+        (lambda: [{**batch(), "embedding": torch.full((6, 5), torch.nan)}], ConfigError, "'embedding' reach nan;"),
     ],
 )
 def test_what_fails_leaves_everything_as_it_was(path, batches, error, message, before):
@@ -112,7 +100,7 @@ def test_what_fails_leaves_everything_as_it_was(path, batches, error, message, b
         Bank.write(path, ROWS, [batch()])
     content = path.read_bytes() if before else None
     with pytest.raises(error, match=message):
-        Bank.write(path, ROWS, batches)
+        Bank.write(path, ROWS, batches())
     assert list(path.parent.iterdir()) == [path] * before
     assert not before or path.read_bytes() == content
 
@@ -140,11 +128,10 @@ def test_room_is_looked_for_after_the_first_batch(path, monkeypatch):
     Bank.write(path, ROWS, [batch()])
 
 
-@pytest.mark.parametrize("below", ["", "deeper/still"])
-def test_a_file_in_the_folders_place_is_told_before_anything_is_computed(tmp_path, below):
+def test_a_file_in_the_folders_place_is_told_before_anything_is_computed(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .* cannot be written to: (File exists|Not a dir)"):
-        Bank.write(tmp_path / "file" / below / "bank.npy", ROWS, Failing(AssertionError, batches=0))
+    with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .* cannot be written to: File exists"):
+        Bank.write(tmp_path / "file" / "bank.npy", ROWS, failing(AssertionError, batches=0))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -163,20 +150,12 @@ def test_a_flipped_bit_never_gives_other_values(written):
     assert refused > ROWS * 14 + 16
 
 
-def npy(values):
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        *((lambda content, size=size: content[:size], ".") for size in (0, 5, 127, -17, -16)),
+        *((lambda content, size=size: content[:size], ".") for size in (0, 127, -16)),
         (lambda content: content[:-1], "checksum"),
         (lambda content: content + b"\0", "checksum"),
-        (lambda content: npy(np.zeros((ROWS, 7), np.float16)), "checksum"),
-        (lambda content: npy(np.array([{"a": 1}], dtype=object)), "."),
     ],
 )
 def test_other_content_is_refused(written, change, reason):
@@ -184,5 +163,7 @@ def test_other_content_is_refused(written, change, reason):
     refuses(written, reason)
 
 
-def test_another_banks_file_is_refused(written):
+def test_another_file_is_refused(written):
     refuses(written.rename(written.with_name("other.npy")), "checksum")
+    np.save(written, np.array([{"a": 1}], dtype=object))
+    refuses(written, ".")
