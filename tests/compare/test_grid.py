@@ -156,24 +156,24 @@ def test_warnings_of_cells_are_told_once(grid, tmp_path, runs, caplog):
 
 
 def test_a_cell_that_ends_its_process_fails_alone_and_ctrl_c_ends_the_processes(grid, tmp_path, monkeypatch):
-    """Ctrl-C comes after the second cell that finishes: no other one starts, and no process is left."""
-    done = {}
+    """One process is busy; in the other's place comes a new one, whose cell finishes. Then there is Ctrl-C."""
+    done = []
 
     def log(result, *_):
-        done[result.cell.seed] = (result.status, result.reason)
-        if sum(status == "finished" for status, _ in done.values()) == 2:
+        done.append((result.cell.seed, result.status, result.reason))
+        if result.status == "finished":
             raise KeyboardInterrupt
 
     monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run_by_seed)
     monkeypatch.setattr("gkd_plugin.compare.grid._log", log)
     with pytest.raises(KeyboardInterrupt):
-        run_grid(new_cells(grid, tmp_path, DIES, 0, 2, SLOW, 3), jobs=2)
-    assert done.pop(DIES) == ("failed", "its process ended with exit code 7")
-    assert done == {0: ("finished", ""), 2: ("finished", "")}
-    assert not (tmp_path / "seed3").exists()
-    for pid in tmp_path.glob("*/pid"):
+        run_grid(new_cells(grid, tmp_path, SLOW, DIES, 0, 3), jobs=2)
+    assert done == [(DIES, "failed", "its process ended with exit code 7"), (0, "finished", "")]
+    pids = {path.parent.name: int(path.read_text()) for path in tmp_path.glob("*/pid")}
+    assert pids.keys() == {f"seed{seed}" for seed in (SLOW, DIES, 0)}
+    for pid in pids.values():
         with pytest.raises(ProcessLookupError):
-            os.kill(int(pid.read_text()), 0)
+            os.kill(pid, 0)
 
 
 def test_two_processes_give_the_results_of_one(grid, here):
