@@ -41,11 +41,6 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         num_batches: batches in an epoch; ``None`` means one pass over as many samples as the sampler has,
             ``max(1, len(sampler) // (P · K))``.
 
-    Attributes:
-        batch_size: P · K.
-        drop_last: True, every batch is full.
-        sampler: the sampler of single samples.
-
     Raises:
         ConfigError: P, K or ``num_batches`` is below 1, P is larger than the number of classes present, or
             the sampler does not know its dataset. A shard of too few classes raises when it is iterated.
@@ -85,10 +80,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             yield [index for label in classes for index in islice(decks[label], self.samples_per_class)]
 
     def _check_classes(self, present: int) -> None:
-        if self.classes_per_batch > present:
-            raise ConfigError(
-                f"classes_per_batch={self.classes_per_batch}, but there are samples of {present} classes only"
-            )
+        P = self.classes_per_batch
+        if present < P:
+            raise ConfigError(f"classes_per_batch={P}, but there are samples of {present} classes only")
 
 
 def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> Iterator[list[int]]:

@@ -22,8 +22,7 @@ from gkd_plugin.errors import ConfigError, nearest_beside, one_of, told_at, whol
 
 __all__ = ["ClassOrder", "class_split", "incremental_subset", "ordered_classes", "overlap_classes", "overlap_subset"]
 
-ClassOrder = Sequence[int] | str
-"""All class indices, or the path to a text file that holds one class in each line."""
+ClassOrder = Sequence[int] | str  # all class indices, or the path to a text file that holds one class in each line
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _ROUNDING = 5e-5 + 1e-9  # an overlap may be written with four decimals: 0.3333, 0.0312 for 1 / 32
@@ -209,7 +208,12 @@ def ordered_classes(
             file cannot be read, or the order does not hold each class once.
     """
     if class_order is None:
-        return _drawn(seed, total_classes)
+        if total_classes is None:
+            raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")
+        if seed is None:
+            return list(range(total_classes))
+        generator = np.random.default_rng(whole_number("seed", seed, low=0))
+        return [int(label) for label in generator.permutation(total_classes)]
     if seed is not None:
         raise ConfigError(f"give either class_order or seed, got both (seed={seed!r})")
     if isinstance(class_order, str):
@@ -229,15 +233,6 @@ def ordered_classes(
         found = ", ".join(f"{what} {classes[:5]}" for what, classes in wrong.items() if classes)
         file = f" {class_order}" if isinstance(class_order, str) else ""
         raise ConfigError(f"class_order{file} must hold each of the {size} classes once; {found}")
-    return order
-
-
-def _drawn(seed: int | None, total_classes: int | None) -> list[int]:
-    if total_classes is None:
-        raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")
-    if seed is None:
-        return list(range(total_classes))
-    order: list[int] = np.random.default_rng(whole_number("seed", seed, low=0)).permutation(total_classes).tolist()
     return order
 
 

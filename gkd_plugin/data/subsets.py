@@ -19,16 +19,7 @@ from gkd_plugin.data.labels import (
 )
 from gkd_plugin.errors import ConfigError, nearest, one_of, told_at, whole_number
 
-__all__ = [
-    "ClassNames",
-    "ClassSubset",
-    "check_size",
-    "class_subset",
-    "few_shot_subset",
-    "few_shot_task",
-    "members_of",
-    "pick",
-]
+__all__ = ["ClassNames", "ClassSubset", "class_subset", "few_shot_subset", "few_shot_task", "members_of", "pick"]
 
 
 class ClassSubset(Dataset[Any]):
@@ -215,11 +206,7 @@ def few_shot_task(
 
 
 class ClassNames:
-    """Finds classes by index or name; a class may have several names (torchvision's ImageNet has tuples of synonyms).
-
-    Args:
-        names: the name, or the tuple of names, of each class.
-    """
+    """Finds classes by index or name; a class may have a tuple of names, as in torchvision's ImageNet."""
 
     def __init__(self, names: Sequence[Any]) -> None:
         self._count = len(names)
@@ -235,11 +222,7 @@ class ClassNames:
         return name in self._labels
 
     def label(self, entry: int | str) -> int:
-        """The class of this index or name.
-
-        Raises:
-            ConfigError: there is no such class, or several have the name.
-        """
+        """The class of this index or name, which must be one."""
         if not isinstance(entry, str):
             return whole_number("class index", entry, low=0, high=self._count - 1)
         labels = self._labels.get(entry, [])

@@ -20,14 +20,7 @@ __all__ = ["DatasetWithView", "evaluation_view", "with_evaluation_view"]
 
 
 class DatasetWithView(Dataset[Any]):
-    """A dataset to which :func:`with_evaluation_view` attached an evaluation view.
-
-    Attributes:
-        dataset: the training dataset, whose samples this one returns.
-        evaluation_view: the same samples without random augmentation.
-        targets: the labels, a list of ``int``.
-        classes: the class names, or the labels 0, 1, … where the dataset has none.
-    """
+    """The samples of ``dataset``, its training dataset, with an attribute ``evaluation_view``."""
 
     def __init__(self, dataset: Dataset[Any], view: Dataset[Any]) -> None:
         self.dataset = dataset

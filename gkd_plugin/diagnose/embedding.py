@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,17 +27,8 @@ _PER_CLASS = 200  # points; more cover each other
 _MARKERS = "os^Dv"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One embedding.
-
-    Attributes:
-        title: above it.
-        points: ``[n, 2]``.
-        labels: ``[n]``.
-        ncm: nearest-class-mean accuracy of all images, in per cent.
-        explained: share of the variance that the points show; ``None`` where it is not known.
-    """
+class Panel(NamedTuple):
+    """``[n, 2]`` points with labels; the NCM accuracy of all images in per cent; the share of the variance shown."""
 
     title: str
     points: NDArray[Any]
@@ -89,13 +79,7 @@ def shown_samples(labels: NDArray[Any], classes: int = len(PALETTE)) -> NDArray[
 
 
 def ncm_top1(embedding: Tensor, labels: Tensor, centres: Tensor) -> float:
-    """Nearest-class-mean accuracy in per cent.
-
-    Args:
-        embedding: ``[N, D]``.
-        labels: ``[N]``.
-        centres: ``[C, D]``, rows of length 1.
-    """
+    """Nearest-class-mean accuracy in per cent of ``[N, D]`` embeddings, with centres ``[C, D]`` of length 1."""
     return 100 * float((nearest_class_mean(embedding, centres).argmax(dim=1) == labels).double().mean())
 
 

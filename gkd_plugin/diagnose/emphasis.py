@@ -45,7 +45,7 @@ def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None)
     Args:
         run: a finished run.
         folder: where the picture goes.
-        known: the student's labels of the classes that the teacher knows; by default what the training set says.
+        known: the student's labels of classes that the teacher knows; by default what the training set says.
 
     Raises:
         LeftOut: it is not known what the teacher knows, or it knows all classes or none.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -36,14 +36,8 @@ NO_CENTRES = "a class has no training sample, so there are no class centres (inc
 Score = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Images:
-    """A set of images to look at.
-
-    Attributes:
-        name: 'train', 'validation' or 'test'.
-        loader: (images, labels, …) batches, each sample once, in order, without augmentation where the set offers that.
-    """
+class Images(NamedTuple):
+    """'train', 'validation' or 'test', and (images, labels, …) batches of each sample once, clean where possible."""
 
     name: str
     loader: DataLoader[Any]
@@ -54,20 +48,17 @@ class RestoredRun:
     """A finished run.
 
     Attributes:
-        folder: where it is.
-        seed: of the run.
-        train: the training images of the last stage that the teacher takes part in.
-        validation: the validation images, or the test images where there are none, or ``None``.
-        test: the test images, or the validation images where there are none, or ``None``.
+        train: of the last stage that the teacher takes part in.
+        validation: the test images where there are none, or ``None``.
+        test: the validation images where there are none, or ``None``.
         class_names: of the student's classes.
         teacher_labels: for each of the student's classes the teacher's own label of it, or ``None`` where the teacher
-            does not know the class; ``None`` as a whole where the training set does not say.
+            does not know the class; ``None`` as a whole where that is not known.
         teacher: with its class centres, where each class has a training sample.
         student: on the device, in eval mode; see :meth:`load_student`.
         initial: the student's weights before any training.
         embedding_stage: name of the stage ``embedding``, or ``None``.
-        embedding_path: module path of the student's embedding, or ``None`` where nothing tells it.
-        accelerator: device and precision.
+        embedding_path: module path of the student's embedding, or ``None`` where it is not known.
     """
 
     folder: RunFolder
