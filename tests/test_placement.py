@@ -7,8 +7,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gkd_plugin.losses.refilled import refilled
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import DTYPES, RefilledTeacher
+from tests.teacher.fakes import record
 
 CLASSES, BATCH = 4, 12
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def models(name="test_vit"):
+    torch.manual_seed(0)
+    return timm_model("test_resnet", num_classes=CLASSES).train(), timm_model(name, num_classes=7)
+
+
+def losses(student, teacher, images, labels):
+    """Both stages' losses of one batch, and what torchdistill's hooks record of the teacher."""
+    io_dict = {}
+    for role, model, paths in (
+        ("student", student, ["embedding"]),
+        ("teacher", teacher, ["embedding", "local_classifier"]),
+    ):
+        seen = record(model, *paths)
+        logits = model(images)
+        io_dict[role] = {".": {"output": logits}, **{path: {"output": output} for path, output in seen.items()}}
+    return [refilled(stage)(io_dict, {}, labels) for stage in ("embedding", "classifier")], io_dict["teacher"]
 
 
 def placed(model, device, dtype=torch.float32):
@@ -23,57 +43,32 @@ def placed(model, device, dtype=torch.float32):
     return model
 
 
-def teacher_on(device, model, **kwargs):
-    """A wrapped teacher that was made on ``device``."""
-    with torch.device(device):
-        teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5, **kwargs)
-        teacher.local_classifier.use_centres(torch.randn(CLASSES, model.head_hidden_size))
-    return teacher
-
-
-def recorded(model, paths, images):
-    """What torchdistill's hooks record in a forward pass."""
-    io_dict = {path: {} for path in paths}
-    handles = [
-        model.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: io_dict[path].update(output=out))
-        for path in paths
-    ]
-    io_dict["."] = {"output": model(images)}
-    for handle in handles:
-        handle.remove()
-    return io_dict
-
-
-def losses(student, teacher, images, labels):
-    """Both stages' losses of one batch."""
-    io_dict = {
-        "student": recorded(student, ["embedding"], images),
-        "teacher": recorded(teacher, ["embedding", "local_classifier"], images),
-    }
-    return [refilled(stage)(io_dict, {}, labels) for stage in ("embedding", "classifier")], io_dict
-
-
 @pytest.mark.parametrize(
-    ("student_device", "teacher_device"),
-    [("cuda:0", "cuda:1"), ("cuda:0", "cpu"), ("cuda:0", "cuda:0")],
+    ("student_device", "teacher_device", "dtype"),
+    [
+        ("cuda:0", "cuda:1", "float32"),
+        ("cuda:0", "cpu", "float32"),
+        ("cuda:0", "cuda:0", "float32"),
+        ("cuda:0", "cuda:1", "bf16"),
+        ("cuda:0", "cuda:1", "fp16"),
+    ],
 )
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "deit_tiny_distilled_patch16_224"])
-def test_no_arithmetic_mixes_devices(student_device, teacher_device, name):
+def test_no_arithmetic_mixes_devices_or_precisions(student_device, teacher_device, dtype, name):
     """Fake tensors refuse operands on two devices, as real ones do."""
-    student, model = timm_model("test_resnet", num_classes=CLASSES).train(), timm_model(name, num_classes=7)
+    student, model = models(name)
     with FakeTensorMode():
-        student, model = placed(student, student_device), placed(model, teacher_device)
-        teacher = teacher_on(teacher_device, model)
+        student, model = placed(student, student_device), placed(model, teacher_device, DTYPES[dtype])
+        with torch.device(teacher_device):
+            teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5)
+            teacher.local_classifier.use_centres(torch.randn(CLASSES, model.head_hidden_size))
+        teacher._dtype = DTYPES[dtype]
         images = torch.zeros(BATCH, 3, 48, 48, device=student_device)
-        labels = torch.zeros(BATCH, dtype=torch.int64, device=student_device)
-        found, io_dict = losses(student, teacher, images, labels)
-        assert teacher.device == torch.device(teacher_device)
-        assert teacher.embed(images).device == torch.device(teacher_device)
-        assert {str(loss.device) for loss in found} == {student_device}
-        for recording in io_dict["teacher"].values():
-            assert recording["output"].device == torch.device(student_device)
-            assert recording["output"].dtype == torch.float32
-            assert not recording["output"].requires_grad
+        found, recorded = losses(student, teacher, images, torch.zeros(BATCH, dtype=torch.int64, device=student_device))
+        assert teacher.device == teacher.embed(images).device == torch.device(teacher_device)
+        assert {(str(loss.device), loss.dtype) for loss in found} == {(student_device, torch.float32)}
+        outputs = [recording["output"] for recording in recorded.values()]
+        assert {(str(x.device), x.dtype, x.requires_grad) for x in outputs} == {(student_device, torch.float32, False)}
 
 
 def test_fake_tensors_do_refuse_a_mixture():
@@ -81,34 +76,19 @@ def test_fake_tensors_do_refuse_a_mixture():
         torch.zeros(2, device="cuda:0") + torch.zeros(2, device="cuda:1")
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_a_teacher_held_in_half_precision_meets_a_float32_student(dtype):
-    student, model = timm_model("test_resnet", num_classes=CLASSES).train(), timm_model("test_vit", num_classes=7)
-    with FakeTensorMode():
-        student, model = placed(student, "cuda:0"), placed(model, "cuda:1", DTYPES[dtype])
-        teacher = teacher_on("cuda:1", model)
-        teacher._dtype = DTYPES[dtype]
-        images = torch.zeros(BATCH, 3, 48, 48, device="cuda:0")
-        found, _ = losses(student, teacher, images, torch.zeros(BATCH, dtype=torch.int64, device="cuda:0"))
-        assert {loss.dtype for loss in found} == {torch.float32}
-
-
-def real_batch(device):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, 3, 48, 48, generator=generator)
-    return images.to(device), (torch.arange(BATCH) % CLASSES).to(device)
+def real_teacher(model, device, dtype=None):
+    teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5, teacher_device=device, teacher_dtype=dtype)
+    centres = torch.nn.functional.normalize(torch.randn(CLASSES, model.head_hidden_size), dim=1)
+    teacher.local_classifier.use_centres(centres.to(teacher.device))
+    return teacher, torch.randn(BATCH, 3, 48, 48)
 
 
 def real_losses(student_device, teacher_device, precision=None, dtype=None):
-    torch.manual_seed(0)
-    model = timm_model("test_vit", num_classes=7)
-    student = timm_model("test_resnet", num_classes=CLASSES).to(student_device)
-    centres = torch.nn.functional.normalize(torch.randn(CLASSES, model.head_hidden_size), dim=1)
-    teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5, teacher_device=teacher_device, teacher_dtype=dtype)
-    teacher.local_classifier.use_centres(centres.to(teacher.device))
-    images, labels = real_batch(student_device)
+    student, model = models()
+    teacher, images = real_teacher(model, teacher_device, dtype)
+    student, images = student.to(student_device), images.to(student_device)
     with torch.autocast(student_device.partition(":")[0], precision, enabled=precision is not None):
-        found, _ = losses(student, teacher, images, labels)
+        found, _ = losses(student, teacher, images, torch.arange(BATCH, device=student_device) % CLASSES)
     sum(found).backward()
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
     return torch.stack([loss.detach().cpu() for loss in found])
@@ -121,7 +101,7 @@ def test_a_bf16_teacher_changes_the_losses_little():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 @pytest.mark.parametrize(("student", "teacher"), [("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:0")])
 def test_one_gpu(student, teacher):
     torch.testing.assert_close(real_losses(student, teacher), real_losses("cpu", "cpu"), rtol=1e-2, atol=1e-3)
@@ -134,7 +114,7 @@ def test_two_gpus():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 @pytest.mark.parametrize(("precision", "dtype"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16"), (None, "fp16")])
 def test_half_precision_on_a_gpu(precision, dtype):
     got = real_losses("cuda:0", "cuda:0", precision, dtype)
@@ -142,10 +122,10 @@ def test_half_precision_on_a_gpu(precision, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 def test_the_host_does_not_wait_for_the_teacher_on_a_gpu():
-    teacher = teacher_on("cuda:0", timm_model("test_resnet", num_classes=7).cuda())
-    images, _ = real_batch("cuda:0")
+    teacher, images = real_teacher(timm_model("test_resnet", num_classes=7), "cuda:0")
+    images = images.cuda()
     teacher(images)
     torch.cuda.set_sync_debug_mode("error")
     try:

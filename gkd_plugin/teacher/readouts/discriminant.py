@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,24 +50,23 @@ class CalibratedDiscriminant(Readout):
         has_features = seen.rows.shape[1] > centres.shape[1]
         spread = _spread(seen.rows) if has_features else torch.ones(1)
         fit = fit_discriminant(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
-        fitted = {"weight": fit.weight / spread, "bias": fit.bias}
-        found = _Found(fit.held_out_accuracy, fit.held_out_nll)
+        fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias}, fit.held_out_logits
         source = "the embedding" + (" and local features" if has_features else "")
         if seen.logits is not None and seen.teacher_labels is not None:
-            shared, found = _fit_shared(fit.held_out_logits, seen, seen.logits)
+            shared, held_out = _fit_shared(held_out, seen, seen.logits)
             fitted |= shared
             source += f", with the teacher's own logits of {int((shared['teacher_labels'] >= 0).sum())} shared classes"
-        classes = len(centres)
         logger.info(
             "local classifier: held-out accuracy %.1f %% (chance: %.1f %%) from %s",
-            100 * found.accuracy,
-            100 / classes,
+            100 * (held_out.argmax(dim=1) == seen.labels).double().mean(),
+            100 / len(centres),
             source,
         )
+        targets = smoothed_targets(seen.labels, len(centres), len(torch.unique(seen.samples))).float()
         logger.debug(
             "local classifier: labels cost %.2f of %.2f nats, shrinkage %g, scale %.3g, factors %s",
-            found.nll,
-            math.log(classes),
+            functional.cross_entropy(held_out, targets),
+            math.log(len(centres)),
             fit.shrinkage,
             fit.scale,
             fitted["shared_factors"].tolist() if "shared_factors" in fitted else "none",
@@ -85,31 +83,18 @@ class CalibratedDiscriminant(Readout):
         return shared_log_probabilities(local, own, teacher_labels, factors)
 
 
-class _Found(NamedTuple):
-    """How well held-out labels are told, as a share of them and in nats."""
-
-    accuracy: float
-    nll: float
-
-
-def _fit_shared(local: Tensor, seen: Seen, logits: Tensor) -> tuple[dict[str, Tensor], _Found]:
-    """Takes the teacher's own logits in; ``local`` ``[N, C]`` are logits of held-out samples."""
+def _fit_shared(local: Tensor, seen: Seen, logits: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What it keeps for shared classes, and log-probabilities ``[N, C]`` from held-out logits ``local`` ``[N, C]``."""
     teacher_labels = torch.tensor([-1 if label is None else label for label in seen.teacher_labels or ()])
-    _check_labels(teacher_labels, local.shape[1], logits.shape[1])
+    last, count = int(teacher_labels.max()), logits.shape[1]
+    if len(teacher_labels) != local.shape[1]:
+        raise ValueError(f"class_map is of {len(teacher_labels)} classes, the student has {local.shape[1]}")
+    if last >= count:
+        raise ValueError(f"class_map: there is no class {last} in a teacher with {count} classes (0 … {count - 1})")
     own = own_log_probabilities(logits, teacher_labels)
     factors = torch.tensor(fit_shared_classes(local, own, teacher_labels, seen.labels, seen.samples))
-    together = shared_log_probabilities(local, own, teacher_labels, factors)
-    targets = smoothed_targets(seen.labels, local.shape[1], len(torch.unique(seen.samples))).float()
-    accuracy = (together.argmax(dim=1) == seen.labels).double().mean()
-    found = _Found(float(accuracy), float(functional.cross_entropy(together, targets)))
-    return {"teacher_labels": teacher_labels, "shared_factors": factors}, found
-
-
-def _check_labels(teacher_labels: Tensor, classes: int, own_classes: int) -> None:
-    if len(teacher_labels) != classes:
-        raise ValueError(f"class_map is of {len(teacher_labels)} classes, the student has {classes}")
-    if int(teacher_labels.max()) >= own_classes:
-        raise ValueError(f"class_map names class {int(teacher_labels.max())} of a teacher with {own_classes} classes")
+    kept = {"teacher_labels": teacher_labels, "shared_factors": factors}
+    return kept, shared_log_probabilities(local, own, teacher_labels, factors)
 
 
 def _spread(rows: Tensor) -> Tensor:

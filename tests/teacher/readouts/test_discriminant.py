@@ -118,7 +118,7 @@ def test_the_log_says_how_good_it_is_and_the_rest_to_those_who_debug(caplog):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, None, 7, None], "class_map names class 7 of a teacher with 5 classes"),
+        ([0, None, 7, None], "class_map: there is no class 7 in a teacher with 5 classes"),
         ([0, None], "class_map is of 2 classes, the student has 4"),
     ],
 )
