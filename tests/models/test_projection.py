@@ -161,18 +161,6 @@ def test_projections_are_trained_and_the_teacher_is_not(name, box_of):
     assert {id(p) for p in student.parameters()} <= optimized
 
 
-def test_negatives_are_of_other_classes(box_of):
-    box = box_of(method_stage("crd"))
-    targets = TinyImages().targets
-    for _, labels, supplement in box.train_data_loader:
-        assert [targets[i] for i in supplement["pos_idx"]] == labels.tolist()
-        assert torch.equal(supplement["contrast_idx"][:, 0], supplement["pos_idx"])
-        assert supplement["contrast_idx"].shape == (12, 7)
-        for label, negatives in zip(labels.tolist(), supplement["contrast_idx"][:, 1:].tolist(), strict=True):
-            assert label not in {targets[i] for i in negatives}
-            assert len(set(negatives)) == 6
-
-
 def test_a_projection_that_the_box_would_freeze_is_refused(box_of):
     section = method_stage("cckd")
     section["teacher"]["requires_grad"] = False

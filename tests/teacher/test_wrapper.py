@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
-from torch import nn
 from torch.nn import functional
 from torchdistill.models.classification.resnet import resnet20
 from torchvision import transforms
@@ -40,30 +38,20 @@ def overlapping():
     return overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
 
 
-def test_it_stays_frozen_and_in_eval_mode():
+def test_it_stays_frozen_and_in_eval_mode_whatever_is_done_to_it_or_to_the_inner_model():
     teacher = make_teacher()
+    before = copy.deepcopy(teacher.teacher.state_dict())
     assert teacher.train() is teacher
     assert not any(module.training for module in teacher.modules())
     teacher.requires_grad_(True)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-
-
-def test_batch_norm_statistics_never_move_even_if_the_inner_model_was_put_in_train_mode():
-    teacher = make_teacher()
-    before = copy.deepcopy(teacher.teacher.state_dict())
     teacher.teacher.train()
-    for images, _ in batches():
-        teacher(images)
-    after = teacher.teacher.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-def test_output_is_the_teachers_own_without_gradient():
-    teacher = make_teacher()
     got = teacher(IMAGES.clone().requires_grad_())
     assert not got.requires_grad
+    after = teacher.teacher.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
     with torch.no_grad():
-        assert torch.equal(got, teacher.teacher(IMAGES))
+        assert torch.equal(got, teacher.teacher(IMAGES))  # its output is the teacher's own
 
 
 def test_hook_paths_and_class_centres():
@@ -138,17 +126,6 @@ def test_own_device_is_kept_when_the_box_moves_the_teacher():
     teacher = make_teacher(teacher_device="meta", projection=PROJECTION).double()
     assert {p.dtype for p in teacher.teacher.parameters()} == {torch.float32}
     assert {p.dtype for p in teacher.projection.parameters()} == {torch.float64}  # it is the student's
-
-
-def test_a_projection_is_all_that_trains():
-    teacher = make_teacher(projection=PROJECTION)
-    for mode in (True, False):
-        teacher.train(mode).requires_grad_(True)
-        assert teacher.projection.training
-        assert not teacher.training
-        assert not any(module.training for module in teacher.teacher.modules())
-        trained = {name for name, parameter in teacher.named_parameters() if parameter.requires_grad}
-        assert trained == {"projection.layers.0.weight", "projection.layers.0.bias"}
 
 
 def test_a_forward_pass_does_not_ask_the_projection():
@@ -231,16 +208,15 @@ def test_local_features_are_read_beside_the_embedding():
     assert teacher.settings() != make_teacher(local_classifier="discriminant").settings()
 
 
-def test_a_calibrated_local_classifier_is_asked_for_by_keyword_or_suggested():
-    suggested, refusing = make_teacher(), make_teacher(local_classifier="centres")
-    for teacher in (suggested, refusing):
-        teacher.suggest_local_classifier("discriminant")
-    assert suggested.local_classifier.kind == "discriminant"
-    assert refusing.local_classifier.kind == "centres"
-    asked = fitted(local_classifier="discriminant")
-    embedding, labels = torch.cat([asked.embed(x) for x, _ in batches()]), torch.cat([y for _, y in batches()])
-    fit = fit_discriminant(embedding, labels, 4)
-    torch.testing.assert_close(asked.answers(IMAGES).local_classifier, embedding[:8] @ fit.weight.T + fit.bias)
+@pytest.mark.parametrize(("asked", "kind"), [(None, "discriminant"), ("centres", "centres")])
+def test_a_stage_suggests_a_local_classifier_where_the_keyword_leaves_it_open(asked, kind):
+    teacher = make_teacher(local_classifier=asked)
+    teacher.suggest_local_classifier("discriminant")
+    teacher.fit_centres(batches())
+    embedding, labels = torch.cat([teacher.embed(x) for x, _ in batches()]), torch.cat([y for _, y in batches()])
+    fit, centres = fit_discriminant(embedding, labels, 4), class_centres([(embedding, labels)])
+    want = embedding[:8] @ fit.weight.T + fit.bias if kind == "discriminant" else embedding[:8] @ centres.T
+    torch.testing.assert_close(teacher.answers(IMAGES).local_classifier, want)
 
 
 def test_the_training_set_tells_the_shared_classes():
@@ -274,23 +250,25 @@ def test_a_training_set_that_speaks_of_another_teacher_is_not_believed(of, caplo
 
 
 def test_the_number_of_logits_tells_of_a_model_that_does_not():
+    """And a map that is not believed for it is no reason to fit again."""
     net = TinyNet(num_classes=6)  # without an attribute num_classes
-    teacher = RefilledTeacher(net, embedding="pool", local_classifier="discriminant")
-    teacher.prepare(box_over(overlapping()), {})
-    assert teacher.class_map.labels == [2, 3, None, None]
-    teacher.fit_centres(batches())
-    assert teacher.class_map.labels is None
-    assert teacher.local_classifier.teacher_labels.numel() == 0
+    first, second = (RefilledTeacher(net, embedding="pool", local_classifier="discriminant") for _ in range(2))
+    for teacher in (first, second):
+        teacher.prepare(box_over(overlapping()), {})
+        assert teacher.class_map.labels == [2, 3, None, None]
+    first.fit_centres(batches())
+    second.adopt_centres(first)
+    for teacher in (first, second):
+        assert teacher.class_map.labels is None
+        assert teacher.local_classifier.is_ready
+        assert teacher.local_classifier.teacher_labels.numel() == 0
 
 
-def test_a_class_map_that_does_not_fit_is_told_with_its_key():
+def test_a_class_map_that_does_not_fit_or_is_not_used_is_told(caplog):
     with pytest.raises(
         ConfigError, match=r"^teacher\.auxiliary_model_wrapper\.kwargs\.class_map: the student: no class"
     ):
         fitted(class_map={"cat": 1})
-
-
-def test_a_class_map_that_is_not_used_is_said(caplog):
     fitted(class_map={0: 1})
     assert "class_map: not used" in caplog.text
 
@@ -316,45 +294,32 @@ def test_another_fit_forgets_the_shared_classes_of_the_last():
     assert torch.equal(teacher.answers(IMAGES).local_classifier, fresh.answers(IMAGES).local_classifier)
 
 
-CHANGES = [
-    {"embedding": "global_pool"},
-    {"num_classes": 4},
-    {"input_size": 64},
-    {"mean": [0.5], "std": [1]},
-    {"local_features": ["layer1"]},
-    {"local_classifier": "centres"},
-    {"class_map": {0: 2}},
-    {"class_map": None},
-]
+ADOPTING = {"preprocessing": "data", "local_classifier": "discriminant", "class_map": {0: 1}}
 
 
-@pytest.mark.parametrize("changes", [{}, *CHANGES])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"embedding": "global_pool"},
+        {"num_classes": 4},
+        {"input_size": 64},
+        {"mean": [0.5], "std": [1]},
+        {"local_features": ["layer1"]},
+        {"local_classifier": "centres"},
+        {"class_map": {0: 2}},
+        {"class_map": None},
+        {"teacher_model": make_teacher().teacher},
+    ],
+)
 def test_a_local_classifier_is_adopted_only_where_it_would_be_fitted_the_same(changes):
-    kwargs = {"preprocessing": "data", "local_classifier": "discriminant", "class_map": {0: 1}}
-    first = fitted(**kwargs)
-    other = RefilledTeacher(first.teacher, **{**kwargs, **changes})
+    first = fitted(**ADOPTING)
+    other = RefilledTeacher(**{"teacher_model": first.teacher, **ADOPTING, **changes})
     other.prepare(box_over(TinyImages(classes=4)), {})
     other.adopt_centres(first)
     assert other.local_classifier.is_ready == (not changes)
     if not changes:
         assert torch.equal(other.answers(IMAGES).local_classifier, first.answers(IMAGES).local_classifier)
-
-
-def test_nothing_is_adopted_from_another_teacher():
-    second = make_teacher()
-    second.adopt_centres(fitted())
-    assert not second.local_classifier.is_ready
-
-
-def test_a_map_that_is_not_believed_is_no_reason_to_fit_again():
-    net = TinyNet(num_classes=6)
-    first, second = (RefilledTeacher(net, embedding="pool", local_classifier="discriminant") for _ in range(2))
-    for teacher in (first, second):
-        teacher.prepare(box_over(overlapping()), {})
-    first.fit_centres(batches())
-    second.adopt_centres(first)
-    assert second.local_classifier.is_ready
-    assert second.class_map.labels is None
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
@@ -363,24 +328,17 @@ def test_the_teacher_sees_its_own_normalisation_and_size(name, caplog):
     caplog.set_level(logging.INFO)
     torch.manual_seed(0)
     model = timm_model(name, num_classes=5)
-    cfg = model.pretrained_cfg
-    size = cfg["input_size"][1:]
+    cfg, size = model.pretrained_cfg, model.pretrained_cfg["input_size"][1:]
     dataset = normalised((0.2, 0.3, 0.4), (0.3, 0.3, 0.3))
     teacher = RefilledTeacher(model)
     teacher.prepare(box_over(dataset), {})
-    generator = np.random.default_rng(0)
-    images = [Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in range(4)]
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), dtype=np.uint8)
     for _ in range(2):
-        got = teacher(torch.stack([dataset.transform(image) for image in images]))
-    own = transforms.Compose(
-        [
-            transforms.ToTensor(),
-            transforms.Resize(size, transforms.InterpolationMode.BICUBIC, antialias=True),
-            transforms.Normalize(cfg["mean"], cfg["std"]),
-        ]
-    )
+        got = teacher(torch.stack([dataset.transform(image) for image in pixels]))
+    resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC, antialias=True)
+    own = transforms.Compose([transforms.ToTensor(), resize, transforms.Normalize(cfg["mean"], cfg["std"])])
     with torch.no_grad():
-        want = model(torch.stack([own(image) for image in images]))
+        want = model(torch.stack([own(image) for image in pixels]))
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
     assert caplog.text.count(f"resized from 48 × 48 to {size[0]} × {size[1]} pixels") == 1
 
@@ -444,8 +402,3 @@ def test_an_embedding_that_cannot_be_read():
         make_teacher(embedding="layer2").embed(IMAGES)
     with pytest.raises(ConfigError, match=r"ResNet has no module 'embedding', as timm_model's .* are .*'avgpool'"):
         RefilledTeacher(torchvision.models.resnet18())
-
-
-def test_a_model_that_is_not_timms_names_its_embedding():
-    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
-    assert RefilledTeacher(net, embedding="1").embed(torch.randn(2, 3, 8, 8)).shape == (2, 6)
