@@ -19,7 +19,7 @@ from gkd_plugin.box.registry import register
         (MODEL_DICT, ["timm_model"]),
         (AUXILIARY_MODEL_WRAPPER_DICT, ["refilled_teacher", "projected_student"]),
         (HIGH_LEVEL_LOSS_DICT, ["refilled"]),
-        (MIDDLE_LEVEL_LOSS_DICT, ["refilled_relationship", "refilled_local_classifier"]),
+        (MIDDLE_LEVEL_LOSS_DICT, ["refilled_relationship", "refilled_local_classifier", "old_class_distillation"]),
         (PRE_EPOCH_PROC_FUNC_DICT, ["refilled"]),
         (BATCH_SAMPLER_DICT, ["ClassBalancedBatchSampler"]),
     ],

@@ -15,12 +15,10 @@ IMAGES = torch.randn(2, 3, 32, 32)
 @pytest.mark.parametrize(
     ("name", "classifier"),
     [
-        ("test_resnet", ("fc.",)),
         ("test_vit", ("head.",)),
         ("deit_tiny_distilled_patch16_224", ("head.", "head_dist.")),
         ("caformer_s18", ("head.fc.",)),
         ("efficientvim_m1_dist", ("heads.", "heads_dist.", "weights", "weights_dist")),
-        ("levit_128s", ("head.", "head_dist.")),
         ("resnet50_clip", ("head.proj.",)),
         ("volo_d1_224", ("head.", "aux_head.")),
     ],

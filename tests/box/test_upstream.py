@@ -48,15 +48,15 @@ def test_trap_1_torchdistill_lets_the_teachers_batch_norm_drift():
 
 
 @pytest.mark.parametrize(
-    ("role", "change", "error", "message"),
+    ("change", "error", "message"),
     [
-        ("student", {"forward_proc": None}, ValueError, "No forward process function `None` registered"),  # trap 2
-        ("student", {"forward_hook": {"output": ["nowhere"]}}, AttributeError, "'NoneType' object has no attribute"),
+        ({"forward_proc": None}, ValueError, "No forward process function `None` registered"),  # trap 2
+        ({"forward_hook": {"output": ["nowhere"]}}, AttributeError, "'NoneType' object has no attribute"),
     ],
 )
-def test_traps_2_and_9_errors_that_tell_nothing(role, change, error, message):
+def test_traps_2_and_9_errors_that_tell_nothing(change, error, message):
     section = plain_stage()
-    section[role] |= change
+    section["student"] |= change
     with pytest.raises(error, match=message):
         make_box(section, TinyNet(), TinyNet())
 
@@ -114,22 +114,9 @@ def test_the_student_is_ours_before_the_box_wraps_it():
     assert not any(p.requires_grad for p in student.get_classifier().parameters())
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 def run_rank(rank, port, student_name, freezes, queue):
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     try:
         torch.set_num_threads(1)
         if not freezes:
@@ -148,7 +135,9 @@ def run_rank(rank, port, student_name, freezes, queue):
 def two_processes(student_name, freezes=True):
     context = mp.get_context("spawn")
     queue = context.Queue()
-    port = free_port()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     processes = [context.Process(target=run_rank, args=(rank, port, student_name, freezes, queue)) for rank in range(2)]
     for process in processes:
         process.start()
@@ -227,7 +216,7 @@ def test_the_gradient_itself_is_clipped(limit, expected, fused):
 
 
 def test_without_a_scaler_torchdistill_clips():
-    box = box_with(SimpleNamespace(scaler=None, backward=lambda loss: loss.backward()), LIMIT)
+    box = box_with(SimpleNamespace(scaler=None, backward=torch.Tensor.backward), LIMIT)
     clip_unscaled(box, box.accelerator)
     assert box.max_grad_norm == LIMIT
     torch.testing.assert_close(step(box), -LIMIT * GRADIENT / 5)
@@ -246,7 +235,6 @@ def test_accumulated_gradients_are_clipped_once():
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        *[(kind("x"), "train.stage3: torchdistill cannot build this stage: x") for kind in (TypeError, ValueError)],
         (AttributeError("x\n y"), "train.stage3: torchdistill cannot build this stage: x y"),
         (KeyError("x"), "train.stage3: torchdistill cannot build this stage: 'x'"),
         (ConfigError("optimizer: missing"), "train.stage3.optimizer: missing"),

@@ -81,14 +81,7 @@ HALF_CE = {"ce": cross_entropy(0.5)}
             lambda of: of.ce() + 3 * of.over_all_classes() + 1000 * of.match(),
         ),
         (
-            {
-                "stage": "joint",
-                "classes": "batch",
-                "relationship_weight": 0,
-                "weight": 2.0,
-                "adaptive": True,
-                **DIVIDED,
-            },
+            {"stage": "joint", "classes": "batch", "relationship_weight": 0, "weight": 2.0, "adaptive": True} | DIVIDED,
             {"emphasis"},
             lambda of: of.ce() + 2 * of.local(adaptive=True, **DIVIDED),
         ),
@@ -133,15 +126,11 @@ def test_stages_read_the_paths_that_they_are_told():
         ({"stage": "emebdding"}, "'emebdding'; did you mean 'embedding'"),
         ({"stage": "embedding", "temprature": 1.0}, "takes no 'temprature': did you mean 'temperature'"),
         ({"stage": "classifier", "margin": 0.1}, "stage 'classifier' takes no 'margin'"),
-        ({"stage": "embedding", "student_module_path": "x"}, "takes no 'student_module_path'"),
         ({"stage": "embedding", "temperature": 0}, "temperature: .* above 0, got 0"),
         ({"stage": "classifier", "temperature": "hot"}, "temperature: .* above 0, got 'hot'"),
         ({"stage": "classifier", "student_temperature": -1}, "student_temperature: .* above 0, got -1"),
-        ({"stage": "embedding", "margin": -1}, "margin: .* at least 0, got -1"),
-        ({"stage": "embedding", "max_negatives": "smalest"}, "max_negatives: must be None, 'smallest' or an integer"),
         ({"stage": "classifier", "classes": "al"}, "classes: 'al' given; did you mean 'all'"),
         ({"stage": "classifier", "adaptive": "no"}, "adaptive: must be True or False, got 'no'"),
-        ({"stage": "embedding", "weight": "x"}, "^weight: .* at least 0, got 'x'"),
         ({"stage": "embedding", "weight": True}, "^weight: .* at least 0, got True"),
         ({"stage": "classifier", "weight": -1}, "^weight: .* at least 0, got -1"),
         ({"stage": "joint", "weight": float("inf")}, "^weight: .* finite .*, got inf"),
@@ -153,10 +142,18 @@ def test_bad_settings_are_named(kwargs, message):
         refilled(**kwargs)
 
 
-def models(name="test_resnet", classes=4):
+def models(name="test_resnet", classes=4, **student):
     torch.manual_seed(0)
-    teacher = timm_model("test_resnet", num_classes=7)
-    return teacher, timm_model(name, num_classes=classes, **({"img_size": 32} if "vit" in name else {}))
+    return timm_model("test_resnet", num_classes=7), timm_model(name, num_classes=classes, **student)
+
+
+def section(kind, model=None, hooks=(), **kwargs):
+    """The stage with these hooks of one model, and with keywords of the criterion."""
+    made = stage(kind)
+    made["criterion"]["kwargs"] |= kwargs
+    if model is not None:
+        made[model]["forward_hook"] = {"output": list(hooks)}
+    return made
 
 
 def trained(train_config, teacher, student):
@@ -169,29 +166,28 @@ def trained(train_config, teacher, student):
     return box, {key for key, value in student.state_dict().items() if not torch.equal(value, before[1][key])}
 
 
-def joint_stage(**wrapper):
-    section = stage("joint")
-    section["teacher"]["auxiliary_model_wrapper"]["kwargs"] |= wrapper
-    return {"stage1": section}
-
-
-@pytest.mark.parametrize(("wrapper", "kind"), [({}, "discriminant"), ({"local_classifier": "centres"}, "centres")])
-def test_joint_stage_trains_and_asks_for_the_calibrated_classifier(wrapper, kind):
-    box, changed = trained(joint_stage(**wrapper), *models())
+@pytest.mark.parametrize(
+    ("wrapper", "kind", "shared"),
+    [
+        ({}, "discriminant", None),
+        ({"local_classifier": "centres"}, "centres", None),
+        ({"class_map": {0: 5, 2: 1}}, "discriminant", [5, -1, 1, -1]),
+    ],
+)
+def test_joint_stage_trains_and_asks_for_the_calibrated_classifier(wrapper, kind, shared):
+    joint = stage("joint")
+    joint["teacher"]["auxiliary_model_wrapper"]["kwargs"] |= wrapper
+    box, changed = trained({"stage1": joint}, *models())
     fitted = box.teacher_model.local_classifier
     assert fitted.kind == kind
+    assert shared is None or fitted.teacher_labels.tolist() == shared
     assert torch.equal(fitted.weight, fitted.centres) == (kind == "centres")
     assert {key.split(".")[0] for key in changed} >= {"conv1", "fc"}
 
 
-def test_joint_stage_uses_the_shared_classes_that_the_wrapper_names():
-    box, _ = trained(joint_stage(class_map={0: 5, 2: 1}), *models())
-    assert box.teacher_model.local_classifier.teacher_labels.tolist() == [5, -1, 1, -1]
-
-
-@pytest.mark.parametrize("student", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("student", [{"name": "test_vit", "img_size": 32}, {"name": "mobilenetv3_small_050"}])
 def test_swapping_the_backbone_changes_nothing_else(student):
-    _, changed = trained({"stage1": stage("embedding"), "stage2": stage("classifier")}, *models(student))
+    _, changed = trained({"stage1": stage("embedding"), "stage2": stage("classifier")}, *models(**student))
     assert changed
 
 
@@ -204,44 +200,34 @@ def test_stage_embedding_leaves_the_classifier_alone_though_weight_decay_is_on()
 
 
 def test_further_terms_keep_the_classifier_in_training():
-    criterion = {"key": "refilled", "kwargs": {"stage": "embedding", "sub_terms": {"ce": cross_entropy()}}}
-    _, changed = trained(stage("embedding", criterion=criterion), *models())
+    _, changed = trained(section("embedding", sub_terms={"ce": cross_entropy()}), *models())
     assert any(key.startswith("fc.") for key in changed)
 
 
 def test_models_that_are_not_timms_by_hook_path():
     torch.manual_seed(0)
-    kwargs = {"stage": "embedding", "student_embedding": "pool"}
-    sections = {"stage1": stage("embedding", criterion={"key": "refilled", "kwargs": kwargs})}
-    sections["stage1"]["student"]["forward_hook"] = {"output": ["pool"]}
-    sections["stage2"] = stage("classifier")
-    del sections["stage2"]["student"]["forward_hook"]
-    for section in sections.values():
-        section["teacher"]["auxiliary_model_wrapper"]["kwargs"] = {"embedding": "pool"}
+    sections = {
+        "stage1": section("embedding", "student", ["pool"], student_embedding="pool"),
+        "stage2": section("classifier", "student"),
+    }
+    for made in sections.values():
+        made["teacher"]["auxiliary_model_wrapper"]["kwargs"] = {"embedding": "pool"}
     _, changed = trained(sections, TinyNet(7, 16), TinyNet(4, 8))
     assert {key.split(".")[0] for key in changed} == {"conv", "bn", "fc"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "model", "hooks", "message"),
+    ("train", "message"),
     [
-        ("embedding", "student", [], r"student\.forward_hook\.output: stage 'embedding' reads 'embedding'"),
-        ("embedding", "teacher", ["local_classifier"], r"teacher\.forward_hook\.output: .* reads 'embedding'"),
-        ("joint", "student", [], r"student\.forward_hook\.output: stage 'joint' reads 'embedding'"),
-        ("classifier", "teacher", ["embedding"], r"teacher\.forward_hook\.output: .* reads 'local_classifier'"),
+        (section("embedding", "student"), r"student\.forward_hook\.output: stage 'embedding' reads 'embedding'"),
+        (section("embedding", "teacher", ["local_classifier"]), r"teacher\.forward_hook\.output: .* reads 'embedding'"),
+        (section("classifier", "teacher", ["embedding"]), r"teacher\.forward_hook\..* reads 'local_classifier'"),
+        (section("embedding", student_embedding="layer9"), "ResNet has no module 'layer9'; did you mean 'layer"),
     ],
 )
-def test_missing_hooks_are_named_before_training(kind, model, hooks, message):
-    section = stage(kind)
-    section[model]["forward_hook"] = {"output": hooks}
+def test_missing_hooks_and_modules_are_named_before_training(train, message):
     with pytest.raises(ConfigError, match=message):
-        make_box(section, *models())
-
-
-def test_a_module_path_that_does_not_exist_is_named():
-    criterion = {"key": "refilled", "kwargs": {"stage": "embedding", "student_embedding": "layer9"}}
-    with pytest.raises(ConfigError, match="ResNet has no module 'layer9'; did you mean 'layer"):
-        make_box(stage("embedding", criterion=criterion), *models())
+        make_box(train, *models())
 
 
 def test_a_student_without_a_classifier_is_refused():
@@ -250,24 +236,22 @@ def test_a_student_without_a_classifier_is_refused():
 
 
 def test_stage_classifier_without_its_pre_epoch_process_says_what_is_missing():
-    section = stage("classifier")
-    del section["pre_epoch_process"]
+    without = stage("classifier")
+    del without["pre_epoch_process"]
     with pytest.raises(ConfigError, match="pre_epoch_process: 'refilled'"):
-        train_box(make_box(section, *models()))
+        train_box(make_box(without, *models()))
 
 
 def test_an_unwrapped_teacher_is_warned_about(caplog):
-    section = stage("embedding")
-    del section["teacher"]["auxiliary_model_wrapper"]
+    bare = stage("embedding")
+    del bare["teacher"]["auxiliary_model_wrapper"]
     with caplog.at_level(logging.WARNING):
-        make_box(section, *models())
+        make_box(bare, *models())
     assert "not wrapped in 'refilled_teacher'" in caplog.text
 
 
 def test_a_stage_without_its_own_optimizer_is_refused():
     """Stage 1's optimizer holds no classifier, so stage 2 would never train it."""
-    second = stage("classifier")
-    del second["optimizer"]
-    box = make_box({"stage1": stage("embedding"), "stage2": second}, *models())
+    box = make_box({"stage1": stage("embedding"), "stage2": stage("classifier", optimizer=None)}, *models())
     with pytest.raises(ConfigError, match="optimizer: stage 'classifier' needs its own"):
         box.advance_to_next_stage()
