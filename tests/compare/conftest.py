@@ -1,6 +1,5 @@
 """One grid that many tests look at: every method where the classes are shared."""
 
-import csv
 import os
 from collections import namedtuple
 
@@ -56,6 +55,11 @@ def written(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def rows():
-    """Reads a results.csv."""
-    return lambda path: list(csv.DictReader(path.open(encoding="utf-8")))
+def compared(here):
+    """Compares in that folder: one seed, one epoch for each stage, unless told otherwise."""
+
+    def run(methods, config="tiny.yaml", **changes):
+        given = {"seeds": [0], "output": here / "grid", "device": "cpu", "overrides": ["train.stage2.num_epochs=1"]}
+        return compare(Comparison(here / config, methods, **{**given, **changes}))
+
+    return run

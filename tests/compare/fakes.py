@@ -13,21 +13,22 @@ import torch
 from gkd_plugin.models import timm_model
 from tests.runner.fakes import TEST, TRAIN_LOADER, VAL_LOADER
 
-CLASSES = 8
+DIES, SLOW = 1, 9
+"""Seeds of :func:`run_by_seed`."""
 
 
-def _dataset(name: str, kwargs: str, seed: int, classes: int = CLASSES) -> str:
+def _dataset(name: str, seed: int, key: str, **kwargs: Any) -> str:
+    """A split of eight classes of four images each."""
+    tiny = f"{{classes: 8, per_class: 4, size: 32, seed: {seed}}}"
+    images = f"!import_call {{key: 'tests.fakes.TinyImages', init: {{kwargs: {tiny}}}}}"
+    lines = [f"{key}: {json.dumps(value)}" for key, value in kwargs.items()]
     return f"""
   {name}: !import_call
-    key: 'gkd_plugin.data.overlap_subset'
+    key: 'gkd_plugin.data.{key}'
     init:
       kwargs:
-        role: 'student'
-        num_classes: 4
-        {kwargs}
-        dataset: !import_call
-          key: 'tests.fakes.TinyImages'
-          init: {{kwargs: {{classes: {classes}, per_class: 4, size: 32, seed: {seed}}}}}"""
+        {f"{chr(10)}        ".join(lines).replace(chr(34), chr(39))}
+        dataset: {images}"""
 
 
 def _stage(kind: str, hooks: str, t_max: int) -> str:
@@ -52,9 +53,9 @@ CONFIG = f"""
 dependencies:
   - name: 'gkd_plugin'
 datasets:
-  {_dataset("train", "overlap: 0.0", 0)}
-  {_dataset("val", "shift: 4", 1)}
-  {_dataset("test", "overlap: 0.0", 2)}
+  {_dataset("train", 0, "overlap_subset", role="student", num_classes=4, overlap=0.0)}
+  {_dataset("val", 1, "overlap_subset", role="student", num_classes=4, shift=4)}
+  {_dataset("test", 2, "overlap_subset", role="student", num_classes=4, overlap=0.0)}
 models:
   teacher_model:
     key: 'timm_model'
@@ -79,53 +80,31 @@ def write_config(folder: Path, text: str = CONFIG) -> Path:
     return path
 
 
-def _incremental(name: str, memory: int | None, seed: int) -> str:
-    return f"""
-  {name}: !import_call
-    key: 'gkd_plugin.data.incremental_subset'
-    init:
-      kwargs:
-        old: 4
-        new: 2
-        memory: {"null" if memory is None else memory}
-        dataset: !import_call
-          key: 'tests.fakes.TinyImages'
-          init: {{kwargs: {{classes: {CLASSES}, per_class: 4, size: 32, seed: {seed}}}}}"""
-
-
-def _few_shot(name: str, role: str, shots: int, seed: int) -> str:
-    return f"""
-  {name}: !import_call
-    key: 'gkd_plugin.data.few_shot_task'
-    init:
-      kwargs:
-        ways: 4
-        shots: {shots}
-        task: 0
-        role: '{role}'
-        queries: {0 if role == "support" else "null"}
-        dataset: !import_call
-          key: 'tests.fakes.TinyImages'
-          init: {{kwargs: {{classes: {CLASSES}, per_class: 4, size: 32, seed: {seed}}}}}"""
-
-
-def _with_datasets(datasets: str, num_classes: int) -> str:
-    head, rest = CONFIG.split("datasets:", maxsplit=1)[0], CONFIG[CONFIG.index("models:") :]
-    before, after = rest.split("student_model:")
-    student = after.replace("num_classes: 4", f"num_classes: {num_classes}", 1)
-    return f"{head}datasets:{datasets}\n{before}student_model:{student}"
-
-
 def write_incremental(folder: Path, memory: int = 2) -> Path:
     """The teacher knows 4 classes, the student learns 6."""
-    sets = [_incremental("train", memory, 0), _incremental("val", None, 1), _incremental("test", None, 2)]
-    return write_config(folder, _with_datasets("".join(sets), 6))
+    sets = [
+        _dataset(name, seed, "incremental_subset", old=4, new=2, memory=memory if name == "train" else None)
+        for seed, name in enumerate(("train", "val", "test"))
+    ]
+    return write_config(folder, _with_datasets(sets, num_classes=6))
 
 
 def write_few_shot(folder: Path) -> Path:
     """4-way 3-shot tasks of 8 classes; the queries are other images."""
-    sets = [_few_shot("train", "support", 3, 0), _few_shot("val", "query", 0, 1), _few_shot("test", "query", 0, 2)]
-    return write_config(folder, _with_datasets("".join(sets), 4))
+    support = {"role": "support", "shots": 3, "queries": 0}
+    query = {"role": "query", "shots": 0, "queries": None}
+    sets = [
+        _dataset(name, seed, "few_shot_task", ways=4, task=0, **(support if name == "train" else query))
+        for seed, name in enumerate(("train", "val", "test"))
+    ]
+    return write_config(folder, _with_datasets(sets, num_classes=4))
+
+
+def _with_datasets(sets: list[str], num_classes: int) -> str:
+    head, rest = CONFIG.split("datasets:", maxsplit=1)[0], CONFIG[CONFIG.index("models:") :]
+    before, after = rest.split("student_model:")
+    student = after.replace("num_classes: 4", f"num_classes: {num_classes}", 1)
+    return f"{head}datasets:{''.join(sets)}\n{before}student_model:{student}"
 
 
 def write_summary(folder: str | Path, final: dict[str, float], **more: Any) -> None:
@@ -133,10 +112,6 @@ def write_summary(folder: str | Path, final: dict[str, float], **more: Any) -> N
     Path(folder).mkdir(parents=True, exist_ok=True)
     summary = {"status": "finished", "final": final, "wall_seconds": 2.0, **more}
     (Path(folder) / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-
-
-DIES, SLOW = 1, 9
-"""Seeds of :func:`run_by_seed`."""
 
 
 def run_by_seed(config: Path, folder: Path, seed: int, device: str | None, probe: str | None) -> str:

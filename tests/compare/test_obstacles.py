@@ -177,13 +177,6 @@ def test_a_checkpoint_written_anew_is_read_anew(kd):
     assert different_classes(kd(EVEN, list("0264"))) == ORDER
 
 
-def test_the_table_says_so(kd):
-    kd(EVEN, list("1357"))
-    table, (result,) = compare(Comparison(Path("tiny.yaml"), ["kd"], seeds=[0], output=Path("grid")))
-    assert result.status == "not served"
-    assert OTHERS in table
-
-
 def test_what_nothing_shows_is_warned_of(kd, caplog, monkeypatch):
     kd(EVEN, None)
     monkeypatch.setattr("gkd_plugin.compare.compare.run_grid", lambda cells, *given: [Result(cells[0], "finished")])
