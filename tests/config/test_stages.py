@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gkd_plugin.config.config import load_config
-from gkd_plugin.config.stages import has_teacher, stages_of, student_entry
+from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, student_entry
 
 TEACHER = {
     "auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": {"embedding": "avgpool"}},
     "forward_hook": {"output": ["embedding"]},
 }
+
+
+PROJECTED = {"key": "projected_student"}
 
 
 def config(train, **models):
@@ -19,10 +22,10 @@ def config(train, **models):
 
 def test_stages_come_in_the_order_of_their_numbers():
     train = {"stage10": {}, "stage2": {}, "stage1": {}, "log_freq": 1, "stages": 3}
-    assert [(s.name, s.path) for s in stages_of(config(train))] == [
-        ("stage1", "train.stage1"),
-        ("stage2", "train.stage2"),
-        ("stage10", "train.stage10"),
+    assert [(s.name, s.path, s.is_last) for s in stages_of(config(train))] == [
+        ("stage1", "train.stage1", False),
+        ("stage2", "train.stage2", False),
+        ("stage10", "train.stage10", True),
     ]
 
 
@@ -31,6 +34,7 @@ def test_a_training_of_one_stage_is_train_itself():
         config({"num_epochs": 3, "model": {"forward_hook": None}, "criterion": {"key": "WeightedSumLoss"}})
     )
     assert (stage.name, stage.path, stage.epochs, stage.kind) == ("train", "train", 3, None)
+    assert stage.is_last
     assert stage.teacher is None
     assert stage.student.path == "train.model"
     assert stage.student.hooks() == []
@@ -76,6 +80,46 @@ def test_models():
     assert student_entry(config({}, model={"key": "c"})) == ("models.model", {"key": "c"})
     assert has_teacher(with_teacher)
     assert not has_teacher(config({}, teacher_model=None))
+
+
+def criterion(key="refilled", **kwargs):
+    return {"criterion": {"key": key, "kwargs": kwargs}}
+
+
+@pytest.mark.parametrize(
+    ("key", "train", "path"),
+    [
+        ("timm_model", criterion("WeightedSumLoss"), "embedding"),
+        ("timm_model", {"stage1": criterion(stage="embedding", student_embedding="pool")}, "embedding"),
+        ("resnet18", {"stage1": criterion(stage="embedding", student_embedding="avgpool")}, "avgpool"),
+        ("mine", {"stage1": criterion(stage="embedding")}, "embedding"),
+        ("resnet18", criterion(stage="joint", student_embedding="avgpool"), "avgpool"),
+        (
+            "resnet18",
+            {"student": {"auxiliary_model_wrapper": {**PROJECTED, "kwargs": {"embedding": "avgpool"}}}},
+            "avgpool",
+        ),
+        ("mine", {"student": {"auxiliary_model_wrapper": PROJECTED}}, "embedding"),
+        ("resnet18", {"stage1": criterion(stage="classifier")}, None),
+        ("resnet18", {"stage1": criterion("WeightedSumLoss", stage="embedding"), "stage2": {}}, None),
+    ],
+)
+def test_the_path_of_the_students_embedding(key, train, path):
+    assert student_embedding(config(train, student_model={"key": key})) == path
+
+
+@pytest.mark.parametrize(
+    ("section", "trains"),
+    [
+        (criterion(stage="embedding"), False),
+        (criterion(stage="embedding", sub_terms={}), False),
+        (criterion(stage="embedding", sub_terms={"ce": {}}), True),
+        (criterion(stage="classifier"), True),
+        (criterion("WeightedSumLoss", stage="embedding"), True),
+    ],
+)
+def test_which_stages_train_the_classifier(section, trains):
+    assert stages_of(config({"stage1": section}))[0].trains_classifier is trains
 
 
 def test_shipped_configuration(pytestconfig):

@@ -123,6 +123,7 @@ class Mean(nn.Module):
 
 def test_student_ncm_against_a_loop(accelerator):
     train, val = TinyImages(seed=0), TinyImages(seed=1)
+    val.targets = [(label + 1) % 4 for label in val.targets]  # centres of the validation set would be right
     model = Mean()
     result = student_ncm(
         model,
@@ -136,7 +137,7 @@ def test_student_ncm_against_a_loop(accelerator):
     centres = torch.stack([unit(model(train.images)[labels == k].mean(0), dim=0) for k in range(4)])
     similarity = unit(model(val.images), dim=1) @ centres.T
     assert result.top1 == pytest.approx(loop(similarity, torch.tensor(val.targets), 1))
-    assert result.top1 > 60
+    assert result.top1 < 20
     assert (result.samples, result.classes) == (24, 4)
 
 

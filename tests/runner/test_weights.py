@@ -181,6 +181,7 @@ def test_our_files_say_how_the_weights_were_trained(tmp_path, name):
 def test_weights_of_an_unfinished_run_are_told(tmp_path, caplog, name, epochs, is_told):
     path = save(TinyNet(), tmp_path / name, epochs=epochs)
     load_weights(TinyNet(), path, "here")
+    assert ("the run that wrote it did not finish" in caplog.text) == is_told
     assert (f"here: {path} is of epoch 13 of 15" in caplog.text) == is_told
 
 
@@ -293,6 +294,23 @@ def test_a_part_of_a_backbone_is_not_left_out(tmp_path, key):
     path = saved(tmp_path / "w.pth", {**resnet().state_dict(), key: torch.zeros(2)})
     with pytest.raises(ConfigError, match=f"does not fit ResNet: 1 unexpected: {key}"):
         load_teacher_weights(student(), path, "here")
+    path = saved(tmp_path / "w.pth", {**TinyNet().state_dict(), "fc.scale": torch.zeros(2)})
+    with pytest.raises(ConfigError, match=r"does not fit TinyNet: 1 unexpected: fc\.scale"):
+        load_teacher_weights(TinyNet(), path, "here")
+
+
+@pytest.mark.parametrize("num_classes", [0, 4])
+def test_a_teacher_that_claims_no_classes_needs_no_classifier_of_the_file(tmp_path, num_classes):
+    source, model = TinyNet(), TinyNet()
+    model.pretrained_cfg, model.num_classes = {"classifier": "fc"}, num_classes
+    state = {key: value for key, value in source.state_dict().items() if not key.startswith("fc.")}
+    path = saved(tmp_path / "w.pth", state)
+    if num_classes == 0:
+        load_teacher_weights(model, path, "here")
+        assert torch.equal(model.conv.weight, source.conv.weight)
+    else:
+        with pytest.raises(ConfigError, match="but not its classifier: 2 missing"):
+            load_teacher_weights(model, path, "here")
 
 
 def test_a_student_takes_nothing_but_its_own(tmp_path):
