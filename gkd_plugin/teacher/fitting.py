@@ -17,7 +17,7 @@ from gkd_plugin.box.registry import register
 from gkd_plugin.data import evaluation_view, labels_of, seeded
 from gkd_plugin.data.labels import length_of, unwrapped
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.teacher.local_classifier import MAX_ROWS
+from gkd_plugin.teacher.local_classifier import MAX_ROWS, first_of_each
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
 __all__ = ["clean_loader", "fit_class_centres", "refilled_pre_epoch_process"]
@@ -114,14 +114,7 @@ def _views(train_data_loader: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 def _first_samples(dataset: Any) -> Any:
     """At most about :data:`MAX_ROWS` samples, the first of each class; all where labels are not known."""
     try:
-        labels = labels_of(dataset) if length_of(dataset) > MAX_ROWS else []
+        labels = labels_of(dataset) if length_of(dataset) > MAX_ROWS else None
     except ConfigError:
         return dataset
-    classes = set(labels)
-    room = dict.fromkeys(classes, max(MAX_ROWS // max(len(classes), 1), 2))
-    chosen = []
-    for index, label in enumerate(labels):
-        if room[label] > 0:
-            room[label] -= 1
-            chosen.append(index)
-    return Subset(dataset, chosen) if chosen else dataset
+    return dataset if labels is None else Subset(dataset, first_of_each(torch.tensor(labels), MAX_ROWS).tolist())

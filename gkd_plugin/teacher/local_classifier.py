@@ -13,7 +13,7 @@ from gkd_plugin.teacher.answers import Answers
 from gkd_plugin.teacher.class_map import ClassMap
 from gkd_plugin.teacher.readouts import READOUTS, Seen
 
-__all__ = ["MAX_ROWS", "LocalClassifier"]
+__all__ = ["MAX_ROWS", "LocalClassifier", "first_of_each"]
 
 MAX_ROWS = 10_000
 """Images that a readout is fitted to: about as many of each class, the first ones."""
@@ -68,7 +68,6 @@ class LocalClassifier(nn.Module):
         self,
         batches: Iterable[tuple[Answers, Tensor]],
         num_classes: int | None,
-        device: torch.device,
         views: Iterable[tuple[Answers, Tensor, Tensor]] | None = None,
         class_map: ClassMap | None = None,
     ) -> None:
@@ -77,7 +76,6 @@ class LocalClassifier(nn.Module):
         Args:
             batches: of answers and labels ``[B]``, for the class centres.
             num_classes: C; ``None`` for 1 + the largest label.
-            device: where the result goes.
             views: of answers, labels and the numbers ``[B]`` of the samples, to images as the student sees them, for a
                 readout that wants these; ``None`` for the batches themselves.
             class_map: which classes the teacher has itself.
@@ -91,13 +89,13 @@ class LocalClassifier(nn.Module):
             accumulator.update(answers.embedding, labels)
             if self.wants_views and views is None:
                 kept.add(answers, labels, torch.arange(kept.seen, kept.seen + len(labels)))
-        centres = accumulator.result().to(device)
+        centres = accumulator.result()
         if self.wants_views:
             for answers, labels, samples in views or ():
                 kept.add(answers, labels, samples)
         fitted = READOUTS[self.kind].fit(centres, kept.result() if self.wants_views else None)
-        empty = {name: torch.empty(0) for name in _ALWAYS_SAVED}
-        self._keep({**empty, "centres": centres, **fitted}, device)
+        empty = dict.fromkeys(self._tensors(), torch.empty(0))  # of another fit
+        self._keep({**empty, "centres": centres, **fitted}, centres.device)
 
     def _tensors(self) -> dict[str, Tensor]:
         """What was fitted, by name; class centres may be there under two names."""
@@ -144,12 +142,14 @@ class _Kept:
         return [torch.cat(parts) for parts in zip(*self._parts, strict=True)]
 
     def _thin(self) -> None:
-        """Keeps the first samples of each class."""
         joined = self._joined()
-        labels = joined[2]
-        by_class = labels.argsort(stable=True)
-        counts = torch.bincount(labels)
-        starts = (counts.cumsum(0) - counts)[labels[by_class]]
-        room = max(MAX_ROWS // int((counts > 0).sum()), 2)
-        members = by_class[torch.arange(len(labels)) - starts < room].sort().values
+        members = first_of_each(joined[2], MAX_ROWS)
         self._parts, self._count = [[part[members] for part in joined]], len(members)
+
+
+def first_of_each(labels: Tensor, at_most: int) -> Tensor:
+    """Positions, in order, of the first samples of each class: as many of each, at least two, about ``at_most``."""
+    by_class, counts = labels.argsort(stable=True), torch.bincount(labels)
+    places = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    room = max(at_most // int((counts > 0).sum()), 2)
+    return by_class[places < room].sort().values

@@ -12,8 +12,6 @@ from gkd_plugin.data import ArrayImages
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import Answers, RefilledTeacher
 
-CPU = torch.device("cpu")
-
 
 def make_teacher(own_classes=5, **kwargs):
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from gkd_plugin.functional import class_centres, fit_discriminant
 from gkd_plugin.teacher import Answers, ClassMap, local_classifier
 from gkd_plugin.teacher.local_classifier import LocalClassifier
 from gkd_plugin.teacher.readouts import READOUTS
-from tests.teacher.fakes import CPU, said
+from tests.teacher.fakes import said
 
 
 def parts(answers, labels, size=10):
@@ -20,8 +20,8 @@ def parts(answers, labels, size=10):
 def test_what_was_fitted_moves_on(kind):
     answers, labels = said()
     classifier, adopted, loaded = (LocalClassifier(kind) for _ in range(3))
-    classifier.fit(parts(answers, labels), None, CPU, class_map=ClassMap(said=[0, None, 2, None]))
-    adopted.adopt(classifier, CPU)
+    classifier.fit(parts(answers, labels), None, class_map=ClassMap(said=[0, None, 2, None]))
+    adopted.adopt(classifier, torch.device("cpu"))
     loaded.load_state_dict(classifier.state_dict())
     for other in (adopted, loaded):
         assert other.is_ready
@@ -37,7 +37,7 @@ def test_a_long_stream_is_thinned_to_as_many_of_each_class(has_views, monkeypatc
     numbers = iter(torch.arange(96).split(10))
     views = ((given, of, next(numbers)) for given, of in stream) if has_views else None
     classifier = LocalClassifier("discriminant")
-    classifier.fit(stream, None, CPU, views)
+    classifier.fit(stream, None, views)
     kept = torch.cat([(labels == k).nonzero().flatten()[:4] for k in range(4)])
     fit = fit_discriminant(answers.embedding[kept], labels[kept], 4)
     torch.testing.assert_close(classifier.weight, fit.weight)

@@ -14,14 +14,14 @@ from gkd_plugin.functional import (
 )
 from gkd_plugin.teacher import Answers, ClassMap
 from gkd_plugin.teacher.local_classifier import LocalClassifier
-from tests.teacher.fakes import CPU, said
+from tests.teacher.fakes import said
 
 SHARED = ClassMap(said=[0, None, 2, None])
 
 
 def fitted(class_map=None, given=None, **kwargs):
     classifier = LocalClassifier("discriminant")
-    classifier.fit([given or said()], None, CPU, class_map=class_map, **kwargs)
+    classifier.fit([given or said()], None, class_map=class_map, **kwargs)
     return classifier
 
 
