@@ -69,23 +69,48 @@ def test_overlaps_of_a_natural_and_of_an_explicit_order():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("split", "arguments", "message"),
     [
-        ({"role": "studnet", "shift": 1}, "did you mean 'student'"),
-        ({}, "give either shift or overlap, got shift=None and overlap=None"),
-        ({"shift": 1, "overlap": 0.5}, "give either shift or overlap"),
-        ({"shift": 5}, r"shift must be a whole number in 0 … 4, got 5"),
-        ({"overlap": 1.5}, r"overlap must be a number in 0 … 1, got 1.5"),
-        ({"overlap": 0.2502}, r"nearest allowed: 0.2500 \(shift=3\) or 0.5000 \(shift=2\)"),
-        ({"shift": 3, "total_classes": 6}, "num_classes=4 and shift=3 need 7 classes, there are 6"),
-        ({"shift": 0, "seed": 1}, "total_classes is needed"),
-        ({"shift": 0, "class_order": [0, 1, 2, 3], "total_classes": 5}, "each of the 5 classes once; missing"),
-        ({"shift": 0, "num_classes": 0}, "num_classes must be a whole number from 1 up"),
+        (overlap_classes, {"role": "studnet", "shift": 1}, "did you mean 'student'"),
+        (overlap_classes, {}, "give either shift or overlap, got shift=None and overlap=None"),
+        (overlap_classes, {"shift": 1, "overlap": 0.5}, "give either shift or overlap"),
+        (overlap_classes, {"shift": 5}, r"shift must be a whole number in 0 … 4, got 5"),
+        (overlap_classes, {"overlap": 1.5}, r"overlap must be a number in 0 … 1, got 1.5"),
+        (overlap_classes, {"overlap": 0.2502}, r"nearest allowed: 0.2500 \(shift=3\) or 0.5000 \(shift=2\)"),
+        (overlap_classes, {"shift": 3, "total_classes": 6}, "num_classes=4 and shift=3 need 7 classes, there are 6"),
+        (overlap_classes, {"shift": 0, "seed": 1}, "total_classes is needed"),
+        (
+            overlap_classes,
+            {"shift": 0, "class_order": [0, 1, 2, 3], "total_classes": 5},
+            "each of the 5 classes once; missing",
+        ),
+        (overlap_classes, {"shift": 0, "num_classes": 0}, "num_classes must be a whole number from 1 up"),
+        (class_split, {"part": "bse"}, "part: 'bse' is unknown; did you mean 'base'"),
+        (class_split, {"sizes": {"base": 4, "novel": 3}}, r"sizes: 4 \+ 3 = 7 classes, the dataset has 6"),
+        (class_split, {"sizes": {"base": 4, "novel": 0}}, "sizes.novel must be a whole number from 1 up, got 0"),
+        (class_split, {"sizes": [4, 2]}, r"sizes must map .* got \[4, 2\]"),
+        (class_split, {"per_class": 9}, "class 'elk' has 8 samples, but .*per_class=9"),
+        (incremental_subset, {"old": 0}, "old must be a whole number from 1 up, got 0"),
+        (incremental_subset, {"new": 0}, "new must be a whole number from 1 up, got 0"),
+        (incremental_subset, {"new": 5}, "old=2 and new=5 need 7 classes, the dataset has 6"),
+        (incremental_subset, {"memory": -1}, "memory must be a whole number from 0 up, got -1"),
+        (incremental_subset, {"memory": 9}, "class 'ant' has 8 samples, but memory=9 need 9"),
+        (incremental_subset, {"memory": 4, "per_class": 3}, "class 'ant' has 3 samples, but memory=4 need 4"),
+        (
+            incremental_subset,
+            {"dataset": FakeImages([0, 1], NAMES[:4]), "memory": 0},
+            "none of the new classes has a sample",
+        ),
     ],
 )
-def test_an_unusable_overlap_is_refused(arguments, message):
+def test_an_unusable_split_is_refused(split, arguments, message):
+    usable = {
+        overlap_classes: {"num_classes": 4, "role": "student"},
+        class_split: {"dataset": IMAGES, "part": "novel", "sizes": SIZES},
+        incremental_subset: {"dataset": IMAGES, "old": 2, "new": 2},
+    }
     with pytest.raises(ConfigError, match=message):
-        overlap_classes(**{"num_classes": 4, "role": "student", **arguments})
+        split(**{**usable[split], **arguments})
 
 
 @given(st.integers(2, 40), st.floats(0, 1))
@@ -136,21 +161,6 @@ def test_a_part_takes_an_order_and_the_samples_to_draw_from():
     assert class_split(IMAGES, "b", {"a": 1, "b": 2}).classes == ["bee", "cat"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"part": "bse"}, "part: 'bse' is unknown; did you mean 'base'"),
-        ({"sizes": {"base": 4, "novel": 3}}, r"sizes: 4 \+ 3 = 7 classes, the dataset has 6"),
-        ({"sizes": {"base": 4, "novel": 0}}, "sizes.novel must be a whole number from 1 up, got 0"),
-        ({"sizes": [4, 2]}, r"sizes must map .* got \[4, 2\]"),
-        ({"per_class": 9}, "class 'elk' has 8 samples, but .*per_class=9"),
-    ],
-)
-def test_an_unusable_part_is_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        class_split(IMAGES, **{"part": "novel", "sizes": SIZES, **arguments})
-
-
 @given(st.integers(1, 5), st.integers(1, 5), st.one_of(st.none(), st.integers(0, 8)), st.one_of(st.none(), st.just(3)))
 def test_old_classes_first_with_the_exemplars_that_memory_allows(old, new, memory, seed):
     new = min(new, 6 - old)
@@ -170,23 +180,6 @@ def test_exemplars_are_the_first_of_the_samples_to_draw_from():
     subset = incremental_subset(IMAGES, 1, 1, 2, class_order=[5, 0, 1, 2, 3, 4], per_class=4, start=3)
     assert [i for i, label in zip(subset.indices, subset.targets, strict=True) if label == 0] == [23, 29]
     assert [i for i, label in zip(subset.indices, subset.targets, strict=True) if label == 1] == [18, 24, 30, 36]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"old": 0}, "old must be a whole number from 1 up, got 0"),
-        ({"new": 0}, "new must be a whole number from 1 up, got 0"),
-        ({"new": 5}, "old=2 and new=5 need 7 classes, the dataset has 6"),
-        ({"memory": -1}, "memory must be a whole number from 0 up, got -1"),
-        ({"memory": 9}, "class 'ant' has 8 samples, but memory=9 need 9"),
-        ({"memory": 4, "per_class": 3}, "class 'ant' has 3 samples, but memory=4 need 4"),
-        ({"dataset": FakeImages([0, 1], NAMES[:4]), "memory": 0}, "none of the new classes has a sample"),
-    ],
-)
-def test_unusable_old_and_new_classes_are_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        incremental_subset(**{"dataset": IMAGES, "old": 2, "new": 2, **arguments})
 
 
 def test_the_order_of_every_split_may_be_a_file_of_names(write):
@@ -210,24 +203,6 @@ def test_a_file_holds_names_and_indices(write, text, total, names, order):
     assert ordered_classes(write(text), None, total, names) == order
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("ant\n\nbees\n", r"class_order: .*order.txt, line 3: no class is named 'bees'; did you mean 'bee'"),
-        ("ant\nbee\n0\n", r"class_order .*order.txt must .*twice \['ant'\], missing \[\('tench', .*'sea lion'\]"),
-        ("tench\nTinca tinca\n", r"twice \[\('tench', 'Tinca tinca'\)\], missing"),
-        ("ant\n4\n", "line 2: class index .* 0 … 3, got 4"),
-        ("ant\n-1\n", "line 2: no class is named '-1'"),
-        ("# nothing\n", r"each of the 4 classes once; missing \['ant'"),
-        (b"\xff\xfe", "order.txt cannot be read as UTF-8 text"),
-    ],
-)
-def test_an_unusable_file_is_refused(write, text, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        ordered_classes(write(text), None, 4, ORDER_NAMES)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_missing_file_names_the_nearest_one(write, tmp_path):
     write("0\n")
     with pytest.raises(ConfigError, match=r"class_order: .*ordr.txt; in its folder did you mean 'order.txt'"):
@@ -237,19 +212,25 @@ def test_a_missing_file_names_the_nearest_one(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("order", "seed", "message"),
+    ("order", "message"),
     [
-        (5, None, "class_order must be a list of class indices or the path"),
-        ({0: 1}, None, "class_order must be a list"),
-        ("order.txt", 0, r"either class_order or seed, got both \(seed=0\)"),
-        ([0, 2, 2], None, r"each of the 3 classes once; twice \[2\], missing \[1\]$"),
-        ([0, 1, 7], None, "^class_order: entry 2 must be a whole number in 0 … 2, got 7$"),
-        (None, -1, "seed must be a whole number from 0 up"),
+        ("ant\n\nbees\n", r"class_order: .*order.txt, line 3: no class is named 'bees'; did you mean 'bee'"),
+        ("ant\nbee\n0\n", r"class_order .*order.txt must .*twice \['ant'\], missing \[\('tench', .*'sea lion'\]"),
+        ("tench\nTinca tinca\n", r"twice \[\('tench', 'Tinca tinca'\)\], missing"),
+        ("ant\n4\n", "line 2: class index .* 0 … 3, got 4"),
+        ("ant\n-1\n", "line 2: no class is named '-1'"),
+        ("# nothing\n", r"each of the 4 classes once; missing \['ant'"),
+        (b"\xff\xfe", "order.txt cannot be read as UTF-8 text"),
+        (5, "class_order must be a list of class indices or the path"),
+        ({0: 1}, "class_order must be a list"),
+        ([0, 2, 2, 3], r"each of the 4 classes once; twice \[\('tench', .*\], missing \['bee'\]$"),
+        ([0, 1, 7], "^class_order: entry 2 must be a whole number in 0 … 3, got 7$"),
     ],
 )
-def test_an_unusable_order_is_refused(order, seed, message):
-    with pytest.raises(ConfigError, match=message):
-        ordered_classes(order, seed, 3)
+def test_an_unusable_order_is_refused(write, order, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        ordered_classes(write(order) if isinstance(order, str | bytes) else order, None, 4, ORDER_NAMES)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_seed_draws_whatever_the_global_random_state():
@@ -258,6 +239,12 @@ def test_a_seed_draws_whatever_the_global_random_state():
     torch.manual_seed(2)
     assert ordered_classes(None, 3, 50) == first != ordered_classes(None, 4, 50)
     assert sorted(first) == list(range(50))
+    for order, seed, message in (
+        ([0], 0, r"got both \(seed=0\)"),
+        (None, -1, "seed must be"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ordered_classes(order, seed, 3)
 
 
 def test_the_work_on_a_file_grows_with_the_number_of_classes_and_not_with_its_square(write):

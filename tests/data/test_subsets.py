@@ -72,24 +72,6 @@ def test_a_class_without_samples_is_allowed_among_others():
     assert subset.classes == ["dog", "ant"]
 
 
-@pytest.mark.parametrize(
-    ("classes", "numbers", "message"),
-    [
-        ([0, 4], {}, "classes: class index .* 0 … 3, got 4"),
-        (["bee", 1], {}, "class index 1 is given twice"),
-        (["bees"], {}, "no class is named 'bees'; did you mean 'bee'"),
-        (["dog"], {}, "classes: no sample of the 1 given"),
-        ([0], {"per_class": 0}, "per_class must be a whole number from 1 up, got 0"),
-        ([0], {"start": -1}, "start must be a whole number from 0 up, got -1"),
-        ([0, 2], {"per_class": 2, "start": 1}, "class 'cat' has 2 samples, but start=1 and per_class=2 need 3"),
-        ([0, 2], {"start": 2}, "class 'cat' has 2 samples, but start=2 .* need 3"),
-    ],
-)
-def test_unusable_arguments_are_refused(classes, numbers, message):
-    with pytest.raises(ConfigError, match=message):
-        class_subset(FakeImages(LABELS, [*NAMES, "dog"]), classes, **numbers)
-
-
 @pytest.mark.parametrize("by_name", [False, True])
 def test_the_work_grows_with_the_number_of_classes_and_not_with_its_square(by_name):
     count, kind = 400, counted(str if by_name else int)
@@ -131,12 +113,6 @@ def test_few_shot_draws_the_same_number_of_every_class_by_the_seed_alone():
 def test_a_last_class_without_samples_does_not_disturb_a_draw_from_a_concatenation():
     part = known_by_a_teacher(class_subset(FakeImages([0, 1], NAMES), [0, 1, 2]), [4, None, 1], 7)
     assert few_shot_subset(ConcatDataset([part]), shots=1).teacher_labels == [4, None]
-
-
-@pytest.mark.parametrize(("shots", "message"), [(3, "class 'cat' has 2 samples, but shots=3"), (0, "shots must be")])
-def test_few_shot_needs_enough_samples(shots, message):
-    with pytest.raises(ConfigError, match=message):
-        few_shot_subset(FakeImages(LABELS, NAMES), shots)
 
 
 @given(st.integers(2, 6), st.integers(2, 11), st.integers(0, 500), st.integers(0, 5), st.data())
@@ -188,20 +164,35 @@ def test_a_task_keeps_the_teachers_labels():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("subset", "arguments", "message"),
     [
-        ({"role": "suport"}, "role: 'suport' is unknown; did you mean 'support'"),
-        ({"ways": 1}, "ways must be a whole number from 2 up, got 1"),
-        ({"ways": 7}, "ways=7, but the dataset has 6 classes"),
-        ({"shots": 0}, "shots must be a whole number from 1 up, got 0"),
-        ({"shots": 0, "queries": 0, "role": "query"}, "queries must be a whole number from 1 up, got 0"),
-        ({"task": -1}, "task must be a whole number from 0 up"),
-        ({"seed": -1}, "seed must be a whole number from 0 up"),
-        ({"shots": 13, "queries": None}, r"class '\w+' has 12 samples, but shots=13 .* need 13"),
-        ({"shots": 2}, "12 samples, but shots=2 and queries=15 need 17"),
-        ({"shots": 12, "queries": None, "role": "query"}, "12 samples, but shots=12 and queries=1 need 13"),
+        (class_subset, {"classes": [0, 4]}, "classes: class index .* 0 … 3, got 4"),
+        (class_subset, {"classes": ["bee", 1]}, "class index 1 is given twice"),
+        (class_subset, {"classes": ["bees"]}, "no class is named 'bees'; did you mean 'bee'"),
+        (class_subset, {"classes": ["dog"]}, "classes: no sample of the 1 given"),
+        (class_subset, {"classes": [0], "per_class": 0}, "per_class must be a whole number from 1 up, got 0"),
+        (class_subset, {"classes": [0], "start": -1}, "start must be a whole number from 0 up, got -1"),
+        (class_subset, {"classes": [0, 2], "per_class": 2, "start": 1}, "'cat' has 2 samples, .* need 3"),
+        (class_subset, {"classes": [0, 2], "start": 2}, "class 'cat' has 2 samples, but start=2 .* need 3"),
+        (few_shot_subset, {"shots": 3}, "class 'cat' has 2 samples, but shots=3"),
+        (few_shot_subset, {"shots": 0}, "shots must be"),
+        (few_shot_task, {"role": "suport"}, "role: 'suport' is unknown; did you mean 'support'"),
+        (few_shot_task, {"ways": 1}, "ways must be a whole number from 2 up, got 1"),
+        (few_shot_task, {"ways": 7}, "ways=7, but the dataset has 6 classes"),
+        (few_shot_task, {"shots": 0}, "shots must be a whole number from 1 up, got 0"),
+        (few_shot_task, {"shots": 0, "queries": 0, "role": "query"}, "queries must be a whole number from 1 up, got 0"),
+        (few_shot_task, {"task": -1}, "task must be a whole number from 0 up"),
+        (few_shot_task, {"seed": -1}, "seed must be a whole number from 0 up"),
+        (few_shot_task, {"shots": 13, "queries": None}, r"class '\w+' has 12 samples, but shots=13 .* need 13"),
+        (few_shot_task, {"shots": 2}, "12 samples, but shots=2 and queries=15 need 17"),
+        (few_shot_task, {"shots": 12, "queries": None, "role": "query"}, "shots=12 and queries=1 need 13"),
     ],
 )
-def test_an_unusable_task_is_refused(arguments, message):
+def test_an_unusable_subset_is_refused(subset, arguments, message):
+    usable = {
+        class_subset: {"dataset": FakeImages(LABELS, [*NAMES, "dog"])},
+        few_shot_subset: {"dataset": FakeImages(LABELS, NAMES)},
+        few_shot_task: {"dataset": TASK_IMAGES, "ways": 6, "shots": 1, "task": 0, "role": "support"},
+    }
     with pytest.raises(ConfigError, match=message):
-        few_shot_task(**{"dataset": TASK_IMAGES, "ways": 6, "shots": 1, "task": 0, "role": "support", **arguments})
+        subset(**{**usable[subset], **arguments})
