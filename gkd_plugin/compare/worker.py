@@ -39,12 +39,12 @@ def run_cell(config: Path, folder: Path, seed: int, device: str | None, probe: s
     """
     from gkd_plugin.config.config import load_config
     from gkd_plugin.runner.probe import run_probe
-    from gkd_plugin.runner.run import RunOptions, run_config
+    from gkd_plugin.runner.run import run_config
 
     try:
         inputs = inputs_of(config, probe)
         run = run_config if probe is None else partial(run_probe, probe=probe)
-        run(load_config(config), RunOptions(output=folder, seed=seed, device=device))
+        run(load_config(config), folder, seed=seed, device=device)
         keep_inputs(inputs, folder)
     except Exception as error:  # whatever it is, the other cells go on
         lines = str(error).strip().splitlines() or [""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from gkd_plugin.runner.accuracy import Score, evaluate
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.runner.parts import build_box, build_test_loader
-from gkd_plugin.runner.run import RunOptions
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.summary import new_summary
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
@@ -31,13 +31,17 @@ __all__ = ["PROBES", "run_probe"]
 logger = logging.getLogger(__name__)
 
 
-def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, Any]:
+def run_probe(
+    config: RunConfig, output: Path, probe: str, *, seed: int = 0, device: str | None = None
+) -> dict[str, Any]:
     """Fits a classifier to the teacher's embeddings of the training set and writes a run folder with its accuracy.
 
     Args:
         config: with a teacher in the wrapper ``refilled_teacher`` and a test set.
-        options: as of a run.
+        output: the run folder.
         probe: a key of :data:`PROBES`.
+        seed: of every random number.
+        device: overrides ``device.default``.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -47,9 +51,9 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
     """
     start = time.perf_counter()
     with told_at(f"{config.path}: "):
-        placement = read_placement(config.tree, options.device)
+        placement = read_placement(config.tree, device)
         accelerator = make_accelerator(placement)
-        set_seed(options.seed)
+        set_seed(seed)
         built = config.build()
         where, entry = student_entry(built)
         student, teacher = build_model(where, entry), build_model(TEACHER, built["models"]["teacher_model"])
@@ -59,7 +63,7 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
             raise ConfigError("the teacher has no wrapper 'refilled_teacher', which gives its embedding")
         if loader is None:
             raise ConfigError("has no test.test_data_loader to evaluate on")
-        folder = RunFolder(options.output, accelerator.is_main_process)
+        folder = RunFolder(output, accelerator.is_main_process)
         folder.create(config.text)
         num_classes = getattr(student, "num_classes", None) or entry["kwargs"]["num_classes"]
         with folder.log_file(), accelerator.autocast():
@@ -68,7 +72,7 @@ def run_probe(config: RunConfig, options: RunOptions, probe: str) -> dict[str, A
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()
     summary = {
-        **new_summary(config.path, options.seed, placement),
+        **new_summary(config.path, seed, placement),
         "status": "finished",
         "probe": probe,
         "warnings": folder.warnings,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import logging.handlers
 import os
@@ -10,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from torchdistill.common.main_util import set_seed
 
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.cache.teacher_cache import TeacherCache
-from gkd_plugin.config.config import RunConfig, load_config
+from gkd_plugin.config.config import RunConfig, checked_config, load_config
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.data_checks import check_trained_classes
-from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
+from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model, start_at_centres
 from gkd_plugin.runner.parts import Parts, build_test_loader
 from gkd_plugin.runner.run_folder import RunFolder, check_run_folder
@@ -34,20 +32,11 @@ from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.runner.weights import load_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.teacher import RefilledTeacher
 
-__all__ = ["RunOptions", "evaluate_checkpoint", "run_all", "run_config"]
+__all__ = ["evaluate_checkpoint", "run_all", "run_config"]
 
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line adds to a configuration; ``device`` overrides ``device.default``."""
-
-    output: Path
-    seed: int = 0
-    device: str | None = None
 
 
 # --- several configurations ------------------------------------------------------------------------------------------
@@ -82,17 +71,16 @@ def run_all(
     configs: list[RunConfig] = []
     for path, folder in zip(paths, folders, strict=True):
         config = load_config(path, overrides, produced=tuple(written))
-        moves = _moved_checkpoints(config, folder, written)
-        if moves:
-            config = load_config(path, [*overrides, *moves], produced=tuple(written.values()))
+        moved = _with_moved_checkpoints(config, folder, written)
+        if moved != config.tree:
+            config = checked_config(path, moved, config.notices, produced=tuple(written.values()))
         with told_at(f"{path}: "):
             read_placement(config.tree, device)
         destination = student_entry(config.tree)[1].get("dst_ckpt")
         check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
     return [
-        run_config(config, RunOptions(output=folder, seed=seed, device=device))
-        for config, folder in zip(configs, folders, strict=True)
+        run_config(config, folder, seed=seed, device=device) for config, folder in zip(configs, folders, strict=True)
     ]
 
 
@@ -113,26 +101,24 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
     return folders
 
 
-def _moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str]) -> list[str]:
-    """Overrides that point the checkpoints of a config to where this command writes them.
+def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str]) -> dict[str, Any]:
+    """The config's tree with its checkpoints where this command writes them.
 
-    ``written`` maps a checkpoint's path in the YAML to the place where this command writes it, for the configurations
-    before; this one's is added.
+    ``written`` maps the path of a checkpoint in the YAML to the place where this command writes it, for the
+    configurations before; this one's is added.
     """
-    moves = {}
-    for name, entry in config.tree["models"].items():
-        source = (entry or {}).get("src_ckpt")
-        if source is not None and _absolute(source) in written:
-            moves[f"models.{name}.src_ckpt"] = source, written[_absolute(source)]
-    where, student = student_entry(config.tree)
+    models = {name: entry and dict(entry) for name, entry in config.tree["models"].items()}
+    for entry in filter(None, models.values()):
+        if entry.get("src_ckpt") is not None:
+            entry["src_ckpt"] = written.get(_absolute(entry["src_ckpt"]), entry["src_ckpt"])
+    student = student_entry({"models": models})[1]
     destination = student.get("dst_ckpt")
     if destination is not None:
         default = RUNS / config.stem
-        is_inside = Path(destination).is_relative_to(default)
-        moved = str(folder / Path(destination).relative_to(default)) if is_inside else destination
-        moves[f"{where}.dst_ckpt"] = destination, moved
-        written[_absolute(destination)] = moved
-    return [f"{key}={json.dumps(new)}" for key, (old, new) in moves.items() if _absolute(old) != _absolute(new)]
+        if Path(destination).is_relative_to(default):
+            student["dst_ckpt"] = str(folder / Path(destination).relative_to(default))
+        written[_absolute(destination)] = student["dst_ckpt"]
+    return {**config.tree, "models": models}
 
 
 def _absolute(path: str) -> str:
@@ -142,8 +128,14 @@ def _absolute(path: str) -> str:
 # --- one configuration -----------------------------------------------------------------------------------------------
 
 
-def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
+def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | None = None) -> dict[str, Any]:
     """Trains what the configuration says.
+
+    Args:
+        config: the configuration.
+        output: the run folder.
+        seed: of every random number.
+        device: overrides ``device.default``.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -153,14 +145,14 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
             of it was built.
     """
     with told_at(f"{config.path}: "):
-        placement = read_placement(config.tree, options.device)
+        placement = read_placement(config.tree, device)
         accelerator = make_accelerator(placement)
-        set_seed(options.seed)
+        set_seed(seed)
         cache = TeacherCache.from_section(config.tree.get("teacher_cache"))
         with _held_back() as records:
             parts = Parts.build(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
-    folder = RunFolder(options.output, accelerator.is_main_process)
+    folder = RunFolder(output, accelerator.is_main_process)
     folder.create(config.text)
     with folder.log_file():
         for record in records:
@@ -170,7 +162,8 @@ def run_config(config: RunConfig, options: RunOptions) -> dict[str, Any]:
         logger.info(
             "%s → %s (device %s, precision %s)", config.path, folder.path, placement.device, placement.precision
         )
-        summary = _run(config, options, placement, parts, folder)
+        summary = {**new_summary(config.path, seed, placement, parts), "warnings": folder.warnings}
+        _run(config, parts, folder, summary)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
     return summary
 
@@ -188,12 +181,9 @@ def _held_back() -> Iterator[list[logging.LogRecord]]:
         ours.handlers, ours.propagate = handlers, propagates
 
 
-def _run(
-    config: RunConfig, options: RunOptions, placement: Placement, parts: Parts, folder: RunFolder
-) -> dict[str, Any]:
-    """Keeps ``summary.json`` up to date, whatever ends the training."""
+def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
+    """Trains, and keeps ``summary.json`` up to date, whatever ends the training."""
     start = time.perf_counter()
-    summary = {**new_summary(config.path, options.seed, placement, parts), "warnings": folder.warnings}
     folder.write_summary(summary)
     try:
         _train(parts, folder, summary)
@@ -210,7 +200,6 @@ def _run(
             summary["status"] = f"stopped ({getattr(sys.exc_info()[0], '__name__', 'unknown')})"
         folder.write_summary(summary)
     parts.box.clean_modules()
-    return summary
 
 
 def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:

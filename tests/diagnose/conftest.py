@@ -10,7 +10,7 @@ import pytest
 from gkd_plugin.config.config import load_config
 from gkd_plugin.diagnose.restore import restore
 from gkd_plugin.runner import parts as parts_module
-from gkd_plugin.runner.run import RunOptions, run_config
+from gkd_plugin.runner.run import run_config
 from tests.runner.fakes import write_configs
 
 
@@ -29,10 +29,10 @@ def finished(tmp_path_factory):
         patch.chdir(folder)
         write_configs(folder)
         logging.getLogger().setLevel(logging.INFO)
-        run_config(load_config("teacher.yaml"), RunOptions(Path("runs/teacher"), 0, "cpu"))
+        run_config(load_config("teacher.yaml"), Path("runs/teacher"), device="cpu")
         patch.setattr(parts_module, "check_hooks", noted)
         config = load_config("student.yaml", ["train.stage1.num_epochs=2"])
-        run_config(config, RunOptions(Path("runs/student"), 3, "cpu"))
+        run_config(config, Path("runs/student"), seed=3, device="cpu")
     return SimpleNamespace(folder=folder, initial=initial)
 
 

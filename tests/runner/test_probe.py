@@ -15,7 +15,6 @@ from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.probe import PROBES, run_probe
-from gkd_plugin.runner.run import RunOptions
 from tests.fakes import TinyImages
 from tests.runner.fakes import REFILLED, TEST, write_configs
 
@@ -40,7 +39,7 @@ def here(configured, monkeypatch):
 
 def ran(tmp_path, probe, *sets):
     data = "train.stage1.teacher.auxiliary_model_wrapper={key: refilled_teacher, kwargs: {preprocessing: data}}"
-    return run_probe(load_config("student.yaml", [data, *sets]), RunOptions(tmp_path / "run", 3, "cpu"), probe)
+    return run_probe(load_config("student.yaml", [data, *sets]), tmp_path / "run", probe, seed=3, device="cpu")
 
 
 @torch.no_grad()
@@ -123,5 +122,5 @@ def test_what_it_cannot_probe(here, tmp_path, old, new, message):
     path = tmp_path / "other.yaml"
     path.write_text(REFILLED.replace(old, new), encoding="utf-8")
     with pytest.raises(ConfigError, match=rf"other\.yaml: {message}"):
-        run_probe(load_config(path), RunOptions(tmp_path / "run", 0, "cpu"), next(iter(PROBES)))
+        run_probe(load_config(path), tmp_path / "run", next(iter(PROBES)), device="cpu")
     assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from gkd_plugin.losses import ClassifierStage, EmbeddingStage
 from gkd_plugin.runner import run as run_module
 from gkd_plugin.runner.accuracy import student_ncm
 from gkd_plugin.runner.models import build_model, start_at_centres
-from gkd_plugin.runner.run import RunOptions, evaluate_checkpoint, run_all, run_config
+from gkd_plugin.runner.run import evaluate_checkpoint, run_all, run_config
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, cross_entropy
@@ -37,7 +37,7 @@ def run(config, output, *overrides, seed=0, device="cpu"):
         config = load_config(f"{config}.yaml", overrides)
     else:
         config = checked_config(Path("changed.yaml"), config)
-    return run_config(config, RunOptions(Path(output), seed, device))
+    return run_config(config, Path(output), seed=seed, device=device)
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +406,7 @@ def configs(tmp_path, monkeypatch):
 def planned(monkeypatch):
     """The runs that would be made, none of which is."""
     made = []
-    monkeypatch.setattr(run_module, "run_config", lambda config, options: made.append((config, options)))
+    monkeypatch.setattr(run_module, "run_config", lambda config, folder, **_: made.append((config, folder)))
     return made
 
 
@@ -444,7 +444,7 @@ def test_where_each_configuration_would_write(configs, planned):
     run_all(configs, output=Path("out"))
     run_all(configs[:1], output=Path("one"))
     folders = ["runs/teacher", "runs/student", "out/teacher", "out/student", "one"]
-    assert [str(options.output) for _, options in planned] == folders
+    assert [str(folder) for _, folder in planned] == folders
     assert [checkpoints(config) for config, _ in planned] == [
         {"model.dst_ckpt": "runs/teacher/teacher.pt"},
         {"teacher_model.src_ckpt": "runs/teacher/teacher.pt", "student_model.dst_ckpt": "runs/student/student.pt"},
