@@ -160,17 +160,13 @@ def test_a_process_that_does_not_see_what_the_main_one_wrote_says_so(tmp_path, m
         cache.open(box, accelerator)
 
 
-def test_another_wrapper_is_refused(tmp_path):
-    plain = {"forward_proc": "forward_batch_only", "requires_grad": False}
-    with pytest.raises(ConfigError, match="teacher_cache: only the wrapper 'refilled_teacher' can answer from a cache"):
-        build(tmp_path, teacher=plain)
-
-
-@pytest.mark.parametrize("key", ["collate_fn", "dataset_wrapper"])
-def test_loaders_that_may_change_images_are_refused(tmp_path, key):
-    loader = {**stage("embedding")["train_data_loader"], key: {"key": "x"}}
-    with pytest.raises(ConfigError, match=rf"teacher_cache: train\.stage1\.train_data_loader\.{key} may change images"):
-        build(tmp_path, train_data_loader=loader)
+def test_another_wrapper_and_loaders_that_may_change_images_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="teacher_cache: only the wrapper 'refilled_teacher' can answer"):
+        build(tmp_path, teacher={"forward_proc": "forward_batch_only"})
+    for key in ("collate_fn", "dataset_wrapper"):
+        loader = {**stage("embedding")["train_data_loader"], key: {"key": "x"}}
+        with pytest.raises(ConfigError, match=rf"teacher_cache: train\.stage1\.train_data_loader\.{key} may change"):
+            build(tmp_path, train_data_loader=loader)
 
 
 def test_the_section():
