@@ -20,7 +20,7 @@ from gkd_plugin.errors import ConfigError
     ],
 )
 def test_why_a_cell_failed_is_one_line(tmp_path, monkeypatch, error, reason):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("gkd_plugin.runner.run.run_config", fail)
