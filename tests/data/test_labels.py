@@ -20,7 +20,7 @@ from gkd_plugin.data import (
 )
 from gkd_plugin.data.labels import keeps_labels
 from gkd_plugin.errors import ConfigError
-from tests.data.fakes import FakeImages, with_view
+from tests.data.fakes import FakeImages
 
 LABELS = [2, 0, 1, 2]
 NAMES = ["ant", "bee", "cat"]
@@ -150,19 +150,15 @@ def test_the_usual_wrappers_keep_labels():
     assert not keeps_labels(Wrapper(FakeImages(LABELS), targets=LABELS * 2, classes=NAMES))
 
 
-def test_teacher_labels_go_along_with_views_draws_and_wrappers():
-    subset = known_by_a_teacher(with_view(LABELS, NAMES))
+def test_teacher_labels_go_along_with_views_draws_and_wrappers_unless_parts_disagree():
+    subset, other = known_by_a_teacher(FakeImages(LABELS, NAMES)), known_by_a_teacher(FakeImages(LABELS, NAMES))
     wrapped = BaseDatasetWrapper(few_shot_subset(Subset(subset, range(4)), shots=1))
-    for dataset in (with_evaluation_view(wrapped, wrapped), FixedViews(subset, 2)):
+    parts = ConcatDataset([subset, other])
+    for dataset in (with_evaluation_view(wrapped, wrapped), FixedViews(subset, 2), parts):
         assert teacher_labels_of(dataset) == [4, None, 1]
         assert teacher_num_classes_of(dataset) == 7
-
-
-def test_parts_that_disagree_have_no_teacher_labels():
-    first, second = known_by_a_teacher(FakeImages(LABELS)), known_by_a_teacher(FakeImages(LABELS))
-    assert teacher_labels_of(ConcatDataset([first, second])) == [4, None, 1]
-    second.teacher_labels = [4, 0, 1]
-    assert teacher_labels_of(ConcatDataset([first, second])) is None
+    other.teacher_labels = [4, 0, 1]
+    assert teacher_labels_of(parts) is None
 
 
 def test_the_teacher_labels_inside_a_dataset_that_relabels_are_not_believed(caplog):

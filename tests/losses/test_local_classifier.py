@@ -27,10 +27,3 @@ def test_without_class_centres_it_says_how_to_get_them():
     loss = get_mid_level_loss({"key": "refilled_local_classifier", "kwargs": {}})
     with pytest.raises(ConfigError, match="computes the class centres before the first epoch"):
         loss({".": {"output": torch.randn(2, 2)}}, {".": {"output": torch.randn(2, 2)}}, torch.tensor([0, 1]))
-
-
-def test_other_numbers_of_classes_are_named():
-    loss = get_mid_level_loss({"key": "refilled_local_classifier", "kwargs": {"adaptive": False}})
-    student, teacher = {".": {"output": torch.randn(2, 3)}}, {"local_classifier": {"output": torch.randn(2, 4)}}
-    with pytest.raises(ConfigError, match=r"student \[2, 3\], teacher \[2, 4\]"):
-        loss(student, teacher, torch.tensor([0, 1]))
