@@ -1,116 +1,131 @@
-"""The loss of relationship matching and its gradient, tile by tile of anchors.
+"""The loss of relationship matching and its gradient, tile by tile of anchors, as one torch operator.
 
-The host waits for no device, unless the dense engine is needed.
+An operator is opaque to ``torch.compile``, which then needs no graph break. It computes the gradient along with the
+loss, in closed form. The host waits for no device, unless the dense form is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._accelerated import compiled_for, compiled_parts
 from gkd_plugin.functional._dense import count_smallest, score_densely
-from gkd_plugin.functional._distances import before_normalisation, centred, full_precision_products, normalised
-from gkd_plugin.functional._positives import ClassIndex
+from gkd_plugin.functional._distances import Distances, Normalised, Pulls, full_precision_products
 from gkd_plugin.functional._precision import exact_dtype
 from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
-from gkd_plugin.functional._rows import Rows, SymmetricRows, TiledRows
-from gkd_plugin.functional._tile import Selection, Tile, TileScore
+from gkd_plugin.functional._tuples import ClassIndex, Selection
+from gkd_plugin.functional.mining import MINING
 
-__all__ = ["Match", "match_relationships"]
+__all__ = ["SMALLEST", "relationship_operator"]
 
-Scorer = Callable[[Tile, Selection, bool], TileScore]
-
+SMALLEST = 0
 LOWEST_PREFIX_TEMPERATURE = 0.15
-"""Below it the prefix sums lose digits, and the dense engine takes over."""
+"""Below it the prefix sums lose digits."""
+
+_CPU_TILE = 2**17  # elements; a few arrays of this size stay in the cache
+_DEVICE_TILE = 2**22
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class Match(NamedTuple):
-    """The result of a batch.
-
-    Attributes:
-        divergence: scalar float64, the sum of KL(q^T ‖ q^S) over the tuples.
-        tuples: scalar int64.
-        negatives: scalar int64, over all tuples.
-        gradient: ``[B, D_s]``, of ``divergence`` with respect to the anchors; empty where none was asked for.
-    """
-
-    divergence: Tensor
-    tuples: Tensor
-    negatives: Tensor
-    gradient: Tensor
-
-
-def match_relationships(
-    student: Tensor,
+@torch.library.custom_op("gkd_plugin::relationship", mutates_args=())
+def relationship_operator(
+    anchors: Tensor,
+    earlier: Tensor | None,
     teacher: Tensor,
     labels: Tensor,
-    anchors: int,
-    selection: Selection,
-    *,
-    cut_to_smallest: bool,
+    temperature: float,
+    margin: float,
+    mining: str,
+    max_negatives: int | None,
     tiled: bool,
     need_gradient: bool,
-) -> Match:
-    """Matches the first ``anchors`` rows with all rows; the rows after them carry no gradient.
+) -> Outputs:
+    """(mean KL, number of tuples, their negatives in all, its gradient with respect to the anchors or an empty tensor).
 
     Args:
-        student: ``[N, D_s]`` embeddings, not normalised.
-        teacher: ``[N, D_t]`` embeddings, not normalised, of the same type.
-        labels: ``[N]``.
-        anchors: B ≤ N.
-        selection: how tuples are formed.
-        cut_to_smallest: keep as many negatives of each tuple as the smallest tuple has.
-        tiled: never hold a B × N matrix, at the price of two more matrix products.
+        anchors: ``[B, D_s]``, the student's embeddings.
+        earlier: ``[Q, D_s]``, those of earlier batches, if any.
+        teacher: ``[B + Q, D_t]``, of the same type.
+        labels: ``[B + Q]`` int64.
+        temperature: τ₁.
+        margin: width of the window.
+        mining: a key of ``MINING``.
+        max_negatives: per tuple; ``None`` for all, ``SMALLEST`` for as many as the smallest tuple has.
+        tiled: never hold a B × B matrix, at the price of two more matrix products.
         need_gradient: otherwise only the loss.
     """
+    exact = exact_dtype(anchors)
+    is_dense = exact != torch.float64 or max_negatives is not None or temperature < LOWEST_PREFIX_TEMPERATURE
+    score_tile = score_densely if is_dense else score_by_prefix_sums
+    selection = Selection(temperature, margin, MINING[mining], max_negatives)
+    classes = ClassIndex(labels, wait=is_dense or labels.device.type == "cpu")
+    spans = _spans(len(anchors), labels)
     with full_precision_products():
-        directions, lengths = normalised(student)
-        teacher_directions, teacher_lengths = normalised(teacher)
-        student, teacher, classes = centred(directions), centred(teacher_directions), ClassIndex(labels)
-        if cut_to_smallest:
-            rows = _rows(student, teacher, classes, anchors, tiled)
-            smallest = [count_smallest(rows.tile(*span), selection) for span in rows.spans()]
-            selection = selection._replace(max_negatives=torch.stack(smallest).min() if smallest else None)
-        rows = _rows(student, teacher, classes, anchors, tiled)
-        divergence, tuples, negatives = _sum_tiles(rows, selection, _scorer(selection, student), need_gradient)
-        divergence = divergence + 0 * (lengths.sum() + teacher_lengths.sum())  # NaN and infinity are not dropped
-        gradient = student.new_empty(0)
-        if need_gradient:
-            gradient = before_normalisation(rows.gradient(), directions[:anchors], lengths[:anchors])
-        return Match(divergence, tuples, negatives, gradient)
+        student = Normalised.of(anchors if earlier is None else torch.cat([anchors, earlier]))
+        of_teacher = Normalised.of(teacher)
+        hold = earlier is None and not tiled
+        student_distances, teacher_distances = Distances(student.rows, hold), Distances(of_teacher.rows, hold)
+        if max_negatives == SMALLEST:
+            selection = _cut_to_smallest(selection, student_distances, classes, spans)
+        pulls = Pulls(student_distances, len(anchors))
+        divergence = 0 * (student.lengths.sum() + of_teacher.lengths.sum()).to(exact)  # keeps NaN and infinity
+        tuples, negatives = labels.new_zeros(()), labels.new_zeros(())
+        for span in spans:
+            score = score_tile(
+                student_distances.tile(*span),
+                teacher_distances.tile(*span),
+                classes.positives(*span),
+                selection,
+                need_gradient,
+            )
+            divergence = divergence + score.divergence
+            tuples, negatives = tuples + score.tuples, negatives + score.negatives
+            if score.pull is not None:
+                pulls.add(*span, score.pull)
+        del teacher_distances  # as large as what the gradient needs next
+        gradient = student.embedding_gradient(pulls.gradient()) if need_gradient else anchors.new_empty(0)
+    count = tuples.clamp(min=1)
+    return (divergence / count).to(anchors.dtype), tuples, negatives, gradient.div_(count)
 
 
-def _rows(student: Tensor, teacher: Tensor, classes: ClassIndex, anchors: int, tiled: bool) -> Rows:
-    if tiled or anchors < student.shape[0]:
-        return TiledRows(student, teacher, classes, anchors)
-    return SymmetricRows(student, teacher, classes)
+def _spans(anchors: int, labels: Tensor) -> list[tuple[int, int]]:
+    """(first, last) of each tile of anchors."""
+    elements = _CPU_TILE if labels.device.type == "cpu" else _DEVICE_TILE
+    step = max(elements // max(len(labels), 1), 16)
+    return [(first, min(first + step, anchors)) for first in range(0, anchors, step)]
 
 
-def _scorer(selection: Selection, student: Tensor) -> Scorer:
-    """Decided on the host, by the settings alone."""
-    exact = exact_dtype(student) == torch.float64
-    if not exact or selection.max_negatives is not None or selection.temperature < LOWEST_PREFIX_TEMPERATURE:
-        return score_densely
-    compiled: Scorer | None = compiled_parts().score_compiled if compiled_for(student) else None
-    return compiled or score_by_prefix_sums
+def _cut_to_smallest(
+    selection: Selection, student: Distances, classes: ClassIndex, spans: list[tuple[int, int]]
+) -> Selection:
+    """As many negatives of each tuple as the smallest tuple of the batch has."""
+    selection = selection._replace(max_negatives=None)
+    counts = [count_smallest(student.tile(*span), classes.positives(*span), selection) for span in spans]
+    return selection._replace(max_negatives=int(torch.stack(counts).min()) if counts else None)
 
 
-def _sum_tiles(rows: Rows, selection: Selection, scorer: Scorer, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(divergence, tuples, negatives); hands the pulls to ``rows``."""
-    scores = []
-    for first, last in rows.spans():
-        score = scorer(rows.tile(first, last), selection, need_gradient)
-        if score.pull is not None:
-            rows.collect(first, last, score.pull)
-        scores.append(score[:3])
-    if len(scores) == 1:
-        return scores[0]
-    if not scores:
-        nothing = torch.zeros((), dtype=torch.int64, device=rows.student.device)
-        return nothing.to(exact_dtype(rows.student)), nothing, nothing
-    divergence, tuples, negatives = (torch.stack(parts).sum() for parts in zip(*scores, strict=True))
-    return divergence, tuples, negatives
+@relationship_operator.register_fake
+def _shapes(anchors: Tensor, *settings: Any) -> Outputs:
+    need_gradient = settings[-1]
+    counts = [anchors.new_empty((), dtype=torch.int64) for _ in range(2)]
+    return anchors.new_empty(()), counts[0], counts[1], anchors.new_empty(anchors.shape if need_gradient else 0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    ctx.save_for_backward(output[-1])
+    ctx.set_materialize_grads(False)
+    ctx.settings = len(inputs) - 1
+
+
+def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    of_loss, *_, of_gradient = gradients
+    if of_gradient is not None:  # a term that went missing in silence would be worse
+        raise RuntimeError("relationship matching can be differentiated once, not twice")
+    (gradient,) = ctx.saved_tensors
+    return (None if of_loss is None else of_loss * gradient), *([None] * ctx.settings)
+
+
+relationship_operator.register_autograd(_backward, setup_context=_save)

@@ -43,6 +43,8 @@ def emphasis_weights(logits: Tensor) -> Tensor:
         tensor([1.0000, 0.5379])
     """
     cost = confidence_cost(logits.detach())
+    if not len(cost):
+        return cost.to(torch.promote_types(logits.dtype, torch.float32))
     low, high = torch.aminmax(cost)
     spread = high - low
     scaled = torch.where(spread > 0, (cost - low) / torch.where(spread > 0, spread, 1), 0)

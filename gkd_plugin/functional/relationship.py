@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gkd_plugin.functional._checks import check_temperature, is_number
-from gkd_plugin.functional._operator import ALL_NEGATIVES, SMALLEST, relationship_loss
+from gkd_plugin.functional._engine import SMALLEST, relationship_operator
 from gkd_plugin.functional._precision import no_autocast
 from gkd_plugin.functional.mining import MINING
 
@@ -111,7 +111,7 @@ def relationship_matching(
             student = student.to(anchors)
             teacher = torch.cat([teacher, old_teacher.to(teacher)])
             all_labels = torch.cat([all_labels, _as_classes(old_labels).to(all_labels.device)])
-        loss, tuples, negatives, _ = relationship_loss(
+        loss, tuples, negatives, _ = relationship_operator(
             anchors,
             student,
             teacher,
@@ -119,20 +119,15 @@ def relationship_matching(
             float(temperature),
             min(float(margin), LARGEST_MARGIN),
             mining,
-            _limit(max_negatives),
+            SMALLEST if isinstance(max_negatives, str) else max_negatives,
             all_labels.shape[0] > TILED_FROM if tiled is None else tiled,
+            torch.is_grad_enabled() and anchors.requires_grad,
         )
-    return RelationshipMatch(loss, tuples, negatives)
+    return RelationshipMatch(loss, tuples, (negatives / tuples.clamp(min=1)).float())
 
 
 def _as_classes(labels: Tensor) -> Tensor:
     return labels.to(torch.int64).contiguous()
-
-
-def _limit(max_negatives: int | str | None) -> int:
-    if max_negatives is None:
-        return ALL_NEGATIVES
-    return SMALLEST if isinstance(max_negatives, str) else max_negatives
 
 
 def _check_batch(student: Tensor, teacher: Tensor, labels: Tensor) -> None:

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import timm
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional import _accelerated, relationship_matching
+from gkd_plugin.functional import relationship_matching
 from tests.benchmarks.baselines import BASELINES
 from tests.benchmarks.memory import peak_bytes
 
@@ -73,12 +72,6 @@ def ours(student: Tensor, teacher: Tensor, labels: Tensor, **settings: object) -
     return relationship_matching(student, teacher, labels, **settings).loss  # type: ignore[arg-type]
 
 
-def torch_only(student: Tensor, teacher: Tensor, labels: Tensor, **settings: object) -> Tensor:
-    """The same without Numba."""
-    with patch.object(_accelerated, "AVAILABLE", False):
-        return ours(student, teacher, labels, **settings)
-
-
 def dense(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """The readable engine, on all negatives."""
     return ours(student, teacher, labels, max_negatives=len(labels))
@@ -87,8 +80,6 @@ def dense(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 OURS = {
     "ours": ours,
     "ours, tiled": partial(ours, tiled=True),
-    "ours, torch only": torch_only,
-    "ours, torch only, tiled": partial(torch_only, tiled=True),
     "dense": dense,
 }
 METHODS = OURS | BASELINES
@@ -179,16 +170,13 @@ def figures() -> Iterable[Figure]:
     """Every goal, in turn."""
     for classes, width, goal in ((10, 64, 35), (10, 512, 35), (100, 64, 7), (100, 512, 5)):
         yield faster_than(Batch(256, classes, width), "truncated", goal)
-        yield faster_than(Batch(256, classes, width), "truncated", goal, "ours, torch only")
     for classes, goal in ((10, 180), (100, 40)):
         yield faster_than(Batch(1024, classes, 64), "truncated", goal)
-        yield faster_than(Batch(1024, classes, 64), "truncated", goal, "ours, torch only")
     for classes, goal in ((10, 4000), (100, 200)):
         yield faster_than(Batch(256, classes, 64), "padded", goal)
     for classes in (10, 100):
         yield faster_than(Batch(64, classes, 64), "truncated", 3)
         yield faster_than(Batch(64, classes, 64), "dense", 1 / 1.1)
-        yield faster_than(Batch(64, classes, 64), "dense", 1 / 1.1, "ours, torch only")
     for size in (256, 1024, 4096):
         batch = Batch(size, 100, 512)
         yield share_of(batch, "RKD", batch.step(BASELINES["RKD"]), 1.0)
@@ -197,10 +185,7 @@ def figures() -> Iterable[Figure]:
         yield share_of(batch, "three bare products", three_products(batch), 1.6)
     for method, size, goal in (("ours", 1024, 5), ("ours", 4096, 2.5), ("ours, tiled", 4096, 0.6)):
         yield memory_of(Batch(size, 100, 64), method, goal, squares=True)
-        if method == "ours":
-            yield memory_of(Batch(size, 100, 64), "ours, torch only", goal, squares=True)
     yield memory_of(Batch(256, 10, 64), "ours", 4, squares=False)
-    yield memory_of(Batch(256, 10, 64), "ours, torch only", 4, squares=False)
     for size, goal in ((256, 1), (1024, 3)):
         yield share_of(Batch(size, 100, 512), "ResNet-18 step", resnet_step(size), goal, " %")
 

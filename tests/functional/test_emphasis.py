@@ -29,6 +29,12 @@ def test_equal_confidence_weighs_one(logits):
     assert torch.equal(emphasis_weights(logits), torch.ones(len(logits)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_empty_batch_has_no_weights(dtype):
+    weights = emphasis_weights(torch.empty(0, 3, dtype=dtype))
+    assert (weights.shape, weights.dtype) == ((0,), torch.float32)
+
+
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[1e30, 0.0], [0.0, 0.0]])
     assert torch.isfinite(emphasis_weights(logits)).all()

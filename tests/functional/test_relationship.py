@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_plugin.functional import _accelerated, _rows, relationship_matching
+from gkd_plugin.functional import _distances, _engine, relationship_matching
 from tests import reference
 
 
@@ -14,15 +14,6 @@ def batch(size=24, classes=4, width=8, teacher_width=12, dtype=torch.float64, se
     student = torch.randn(size, width, generator=generator, dtype=dtype)
     teacher = torch.randn(size, teacher_width, generator=generator, dtype=dtype)
     return student, teacher, torch.randint(classes, (size,), generator=generator)
-
-
-@pytest.fixture(params=["compiled", "torch only"])
-def engine(request, monkeypatch):
-    """Both engines of float32 on the CPU; the first needs Numba, which the extra ``test`` brings."""
-    if request.param == "torch only":
-        monkeypatch.setattr(_accelerated, "AVAILABLE", False)
-    else:
-        assert _accelerated.AVAILABLE
 
 
 def relative_error(got, want):
@@ -58,7 +49,7 @@ def test_matches_the_loops_in_float64(temperature, max_negatives):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_input_loses_nothing_but_its_own_rounding(dtype, engine):
+def test_low_precision_input_loses_nothing_but_its_own_rounding(dtype):
     student, teacher, labels = (x.to(dtype) if x.is_floating_point() else x for x in batch())
     got = relationship_matching(student, teacher, labels)
     want, *_ = reference.relationship(student, teacher, labels, 4.0, 0.2)
@@ -66,7 +57,7 @@ def test_low_precision_input_loses_nothing_but_its_own_rounding(dtype, engine):
     assert got.loss.item() == pytest.approx(want, rel=1e-5)
 
 
-def test_gradient_in_float32_matches_differences_of_the_loops(engine):
+def test_gradient_in_float32_matches_differences_of_the_loops():
     student, teacher, labels = batch(size=12, classes=3, width=4, dtype=torch.float32)
     student.requires_grad_()
     relationship_matching(student, teacher, labels, temperature=1.0).loss.backward()
@@ -93,7 +84,7 @@ def test_teacher_and_selection_carry_no_gradient():
 @pytest.mark.parametrize("temperature", [0.05, 4.0])
 @pytest.mark.parametrize("max_negatives", [None, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_every_strategy_matches_the_loops(mining, temperature, max_negatives, dtype, tolerance, engine):
+def test_every_strategy_matches_the_loops(mining, temperature, max_negatives, dtype, tolerance):
     student, teacher, labels = batch(dtype=dtype)
     settings = {"temperature": temperature, "margin": 0.2, "mining": mining, "max_negatives": max_negatives}
     student.requires_grad_()
@@ -127,7 +118,7 @@ def test_labels_may_have_any_integer_values():
 )
 @pytest.mark.parametrize("max_negatives", [None, "smallest"])
 @pytest.mark.parametrize("tiled", [False, True])
-def test_no_tuple_is_a_zero_loss_with_a_graph(labels, max_negatives, tiled, engine):
+def test_no_tuple_is_a_zero_loss_with_a_graph(labels, max_negatives, tiled):
     student = torch.randn(len(labels), 3, requires_grad=True)
     classes = torch.tensor(labels, dtype=torch.long)
     match = relationship_matching(
@@ -140,7 +131,7 @@ def test_no_tuple_is_a_zero_loss_with_a_graph(labels, max_negatives, tiled, engi
     assert torch.equal(student.grad, torch.zeros_like(student))
 
 
-def test_equal_and_zero_rows_have_finite_gradients(engine):
+def test_equal_and_zero_rows_have_finite_gradients():
     student = torch.tensor([[1.0, 0], [1, 0], [0, 0], [1.1, 0.3], [0.9, 0.1]], requires_grad=True)
     match = relationship_matching(student, torch.randn(5, 4), torch.tensor([0, 0, 1, 1, 1]), margin=2.0)
     match.loss.backward()
@@ -235,7 +226,7 @@ def structured(kind, generator, size=60, width=16):
 
 @pytest.mark.parametrize("temperature", [4.0, 1.0, 0.5, 0.25, 0.15, 0.1])
 @pytest.mark.parametrize("kind", ["structured", "random", "imbalanced", "duplicated", "two classes", "behind a ReLU"])
-def test_float32_agrees_with_float64_loops(kind, temperature, engine):
+def test_float32_agrees_with_float64_loops(kind, temperature):
     """Loss and gradient with respect to the embedding before normalisation, to 1e-5."""
     student, teacher, labels = structured(kind, torch.Generator().manual_seed(1))
     s, t = reference.distances(student), reference.distances(teacher)
@@ -251,7 +242,7 @@ def test_float32_agrees_with_float64_loops(kind, temperature, engine):
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1.0, 0.5, 0.25, 0.15, 0.1, 0.02])
-def test_a_teacher_that_spans_all_distances(temperature, engine):
+def test_a_teacher_that_spans_all_distances(temperature):
     """A teacher opposed to the student: its farthest are the student's nearest, distances from 0 to 1.97."""
     generator = torch.Generator().manual_seed(2)
     size = 64
@@ -274,11 +265,10 @@ def test_a_teacher_that_spans_all_distances(temperature, engine):
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("elements", [1, 20 * 27, 10**6])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_the_size_of_the_tiles_does_not_matter(tiled, elements, dtype, tolerance, monkeypatch, engine):
+def test_the_size_of_the_tiles_does_not_matter(tiled, elements, dtype, tolerance, monkeypatch):
     student, teacher, labels = batch(size=27, dtype=dtype)
     want = relationship_matching(student, teacher, labels)
-    for tile in ("_CPU_TILE", "_COMPILED_TILE"):
-        monkeypatch.setattr(_rows, tile, elements)
+    monkeypatch.setattr(_engine, "_CPU_TILE", elements)
     leaf = student.clone().requires_grad_()
     got = relationship_matching(leaf, teacher, labels, tiled=tiled)
     got.loss.backward()
@@ -291,7 +281,7 @@ def test_the_size_of_the_tiles_does_not_matter(tiled, elements, dtype, tolerance
 
 @pytest.mark.parametrize("max_negatives", [None, 1, "smallest"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_earlier_batches_are_positives_and_negatives_but_no_anchors(max_negatives, dtype, tolerance, engine):
+def test_earlier_batches_are_positives_and_negatives_but_no_anchors(max_negatives, dtype, tolerance):
     student, teacher, labels = batch(size=30, dtype=dtype)
     leaf = student[:12].clone().requires_grad_()
     earlier = (student[12:], teacher[12:], labels[12:])
@@ -306,7 +296,7 @@ def test_earlier_batches_are_positives_and_negatives_but_no_anchors(max_negative
     assert relative_error(leaf.grad, want) < tolerance
 
 
-def test_the_same_batch_gives_the_same_bits(engine):
+def test_the_same_batch_gives_the_same_bits():
     student, teacher, labels = batch(size=200, dtype=torch.float32)
     results = []
     for _ in range(3):
@@ -317,7 +307,7 @@ def test_the_same_batch_gives_the_same_bits(engine):
     assert all(loss == results[0][0] and torch.equal(grad, results[0][1]) for loss, grad in results)
 
 
-def test_products_stay_in_float32_where_the_user_allows_less(engine):
+def test_products_stay_in_float32_where_the_user_allows_less():
     student, teacher, labels = batch(size=64, width=64, dtype=torch.float32)
     want = relationship_matching(student, teacher, labels).loss
     torch.set_float32_matmul_precision("medium")
@@ -328,7 +318,7 @@ def test_products_stay_in_float32_where_the_user_allows_less(engine):
         torch.set_float32_matmul_precision("highest")
 
 
-def test_all_points_equal(engine):
+def test_all_points_equal():
     student = torch.ones(6, 3, requires_grad=True)
     match = relationship_matching(student, torch.randn(6, 3), torch.arange(6) % 2)
     match.loss.backward()
@@ -339,8 +329,8 @@ def test_all_points_equal(engine):
 
 def test_no_gradient_is_computed_where_none_is_asked_for(monkeypatch):
     student, teacher, labels = batch()
-    for rows in (_rows.SymmetricRows, _rows.TiledRows):
-        monkeypatch.delattr(rows, "gradient")
+    for part in ("add", "gradient"):
+        monkeypatch.delattr(_distances.Pulls, part)
     for tiled in (False, True):
         with torch.no_grad():
             loss = relationship_matching(student.requires_grad_(), teacher, labels, tiled=tiled).loss
@@ -352,7 +342,7 @@ def test_no_gradient_is_computed_where_none_is_asked_for(monkeypatch):
 @pytest.mark.parametrize("which", ["student", "teacher"])
 @pytest.mark.parametrize("settings", [{}, {"mining": "all"}, {"temperature": 0.05}, {"tiled": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_value_that_is_not_finite_is_not_dropped(value, which, settings, dtype, engine):
+def test_a_value_that_is_not_finite_is_not_dropped(value, which, settings, dtype):
     """Distances to it are NaN, which no window holds: the loss must not be a silent 0."""
     student, teacher, labels = batch(dtype=dtype)
     (student if which == "student" else teacher)[3, 2] = value
@@ -371,6 +361,20 @@ def test_labels_of_any_type_without_fraction(dtype):
     assert relationship_matching(student, teacher, labels.to(dtype), earlier=earlier).tuples == (
         relationship_matching(student, teacher, labels, earlier=earlier).tuples
     )
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e30, 1e-19])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.05}, {"tiled": True}], ids=str)
+def test_the_length_of_finite_embeddings_does_not_matter(scale, settings):
+    """Squares of such elements are infinite or 0 in float32."""
+    student, teacher, labels = batch(dtype=torch.float32)
+    leaf, scaled = student.clone().requires_grad_(), (student * scale).requires_grad_()
+    want = relationship_matching(leaf, teacher, labels, **settings).loss
+    got = relationship_matching(scaled, teacher * scale, labels, **settings).loss
+    want.backward()
+    got.backward()
+    assert got.item() == pytest.approx(want.item(), rel=1e-4)
+    assert relative_error(scaled.grad.double() * scale, leaf.grad) < 1e-3
 
 
 def test_margins_beyond_every_distance_are_one():
