@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -15,14 +14,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
-from gkd_plugin.data import class_groups_of, evaluation_view, labels_of
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.data import class_groups_of
 from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
 from gkd_plugin.teacher import clean_loader
 
-__all__ = ["Accuracy", "embedding_of", "evaluate", "final_ncm", "is_accuracy", "near_chance", "student_ncm"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Accuracy", "embedding_of", "evaluate", "is_accuracy", "near_chance", "student_ncm"]
 
 Score = Callable[[Tensor], Tensor]
 
@@ -127,49 +123,6 @@ def student_ncm(
         centres.update(embed(batch[0].to(accelerator.device)), batch[1])
     means = centres.result().to(accelerator.device)
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
-
-
-def final_ncm(
-    student: nn.Module,
-    path: str | None,
-    train_loader: Any,
-    test_loader: Iterable[Any],
-    accelerator: Accelerator,
-    *,
-    num_classes: int | None,
-) -> dict[str, float]:
-    """NCM accuracy of a trained student on the test set: what its embedding knows without its classifier.
-
-    Args:
-        student: the model itself, in eval mode.
-        path: module path of its embedding; ``None`` where the configuration does not show it.
-        train_loader: of the last stage.
-        test_loader: prepared by Accelerate.
-        accelerator: of the run.
-        num_classes: C; ``None`` counts the classes of the training set.
-
-    Returns:
-        ``ncm_top1`` and so on; empty where it cannot be measured, and a log line says why.
-    """
-    reason = _obstacle(path, num_classes, train_loader)
-    if path is None or reason:
-        logger.info("final NCM accuracy: not measured, %s", reason)
-        return {}
-    return student_ncm(student, path, train_loader, test_loader, accelerator).as_dict("ncm_")
-
-
-def _obstacle(path: str | None, num_classes: int | None, train_loader: Any) -> str:
-    """Why there is no final NCM accuracy; empty where there is one."""
-    if path is None:
-        return "the configuration does not show which module gives the student's embedding"
-    try:
-        present = set(labels_of(train_loader.dataset))
-    except ConfigError as error:
-        return str(error)
-    missing = [label for label in range(num_classes or max(present) + 1) if label not in present]
-    if missing:
-        return f"no training sample of class {', '.join(map(str, missing[:10]))}"
-    return "" if evaluation_view(train_loader.dataset)[1] else "the training set offers no evaluation view"
 
 
 def _shown(batches: Iterable[Any], accelerator: Accelerator, title: str) -> Iterable[Any]:

@@ -21,8 +21,8 @@ class Placement:
     """Where things run.
 
     Attributes:
-        device: of the student (and of the teacher, unless ``teacher`` says otherwise).
-        teacher: the teacher's own device, or ``None``.
+        device: of the student (and of the teacher, unless ``teacher_device`` says otherwise).
+        teacher_device: the teacher's own, or ``None``.
         precision: 'no' (float32), 'bf16' or 'fp16' autocast.
         teacher_dtype: what the teacher's weights are held in, 'float32', 'bf16' or 'fp16'; ``None`` leaves them.
         channels_last: memory format of the models' weights, which the images take over in the first convolution.
@@ -30,7 +30,7 @@ class Placement:
     """
 
     device: torch.device
-    teacher: torch.device | None
+    teacher_device: torch.device | None
     precision: str
     teacher_dtype: str | None = None
     channels_last: bool = False
@@ -60,7 +60,7 @@ def read_placement(config: Mapping[str, Any], device: str | None = None) -> Plac
     _check_available("device.teacher_dtype", dtype, teacher or default)
     return Placement(
         device=default,
-        teacher=teacher,
+        teacher_device=teacher,
         precision=precision,
         teacher_dtype=dtype,
         channels_last=section.get("channels_last", False),

@@ -133,7 +133,7 @@ def build_box(
 def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:
     """Hands ``device.teacher`` and ``device.teacher_dtype`` to every stage's teacher wrapper, in place."""
     given = {
-        "teacher": ("teacher_device", None if placement.teacher is None else str(placement.teacher)),
+        "teacher": ("teacher_device", placement.teacher_device and str(placement.teacher_device)),
         "teacher_dtype": ("teacher_dtype", placement.teacher_dtype),
     }
     for key, (argument, value) in given.items():

@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.runner.accuracy import evaluate, final_ncm, is_accuracy
+from gkd_plugin.data import evaluation_view, labels_of
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.accuracy import evaluate, is_accuracy, student_ncm
 from gkd_plugin.runner.devices import Placement
 from gkd_plugin.runner.parts import Parts
 from gkd_plugin.runner.run_folder import package_versions
@@ -27,12 +31,7 @@ def new_summary(config: Path, seed: int, placement: Placement, parts: Parts | No
         "config": str(config),
         "status": "running",
         "seed": seed,
-        "device": str(placement.device),
-        "teacher_device": None if placement.teacher is None else str(placement.teacher),
-        "precision": placement.precision,
-        "teacher_dtype": placement.teacher_dtype,
-        "channels_last": placement.channels_last,
-        "compile": placement.compile,
+        **{key: str(value) if isinstance(value, torch.device) else value for key, value in vars(placement).items()},
         "versions": package_versions(),
     }
     if parts is None:
@@ -64,14 +63,7 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
         parts.student.eval()
         with parts.accelerator.autocast():  # the student was unwrapped at the end of its last stage
             final |= evaluate(parts.student, parts.test_loader, parts.accelerator, "test").as_dict()
-            final |= final_ncm(
-                parts.student,
-                parts.embedding_path,
-                parts.box.train_data_loader,
-                parts.test_loader,
-                parts.accelerator,
-                num_classes=parts.num_classes,
-            )
+            final |= _final_ncm(parts)
         final["on"] = "test"
     elif "top1" in last[-1]:
         final |= {key: value for key, value in last[-1].items() if is_accuracy(key)}
@@ -80,6 +72,30 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     if tail:
         final["val_top1_last3"] = sum(tail) / len(tail)
     return final
+
+
+def _final_ncm(parts: Parts) -> dict[str, float]:
+    """What the embedding knows without its classifier; where that cannot be measured, a log line says why."""
+    obstacle = _ncm_obstacle(parts)
+    if obstacle or parts.embedding_path is None:
+        logger.info("final NCM accuracy: not measured, %s", obstacle)
+        return {}
+    loaders = parts.box.train_data_loader, parts.test_loader
+    return student_ncm(parts.student, parts.embedding_path, *loaders, parts.accelerator).as_dict("ncm_")
+
+
+def _ncm_obstacle(parts: Parts) -> str:
+    if parts.embedding_path is None:
+        return "the configuration does not show which module gives the student's embedding"
+    dataset = parts.box.train_data_loader.dataset
+    try:
+        present = set(labels_of(dataset))
+    except ConfigError as error:
+        return str(error)
+    missing = [label for label in range(parts.num_classes or max(present)) if label not in present]
+    if missing:
+        return f"no training sample of class {', '.join(map(str, missing[:10]))}"
+    return "" if evaluation_view(dataset)[1] else "the training set offers no evaluation view"
 
 
 def epoch_line(stage: Stage, row: Mapping[str, Any]) -> str:

@@ -91,8 +91,10 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
         box.train_data_loader.dataset.set_epoch(epoch)
     lr = box.optimizer.param_groups[0]["lr"]
     has_pairs = stage.kind != "embedding"
-    with _Progress(box.train_data_loader, title, accelerator.is_main_process) as progress:
-        for step, batch in enumerate(progress.bar, start=1):
+    disable = None if accelerator.is_main_process else True
+    with tqdm(box.train_data_loader, desc=title, disable=disable, leave=False, dynamic_ncols=True) as bar:
+        means = _Means()
+        for step, batch in enumerate(bar, start=1):
             images, labels, *rest = batch
             images, labels = images.to(accelerator.device), labels.to(accelerator.device)
             with _failing_at(f"{title}, step {step}", len(images)):
@@ -101,53 +103,44 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
             if not math.isfinite(value):
                 raise ConfigError(f"the loss is {value} at {title}, step {step}: stopped before the weights changed")
             box.post_forward_process(loss=loss)
-            progress.update(
-                {"loss": value, **getattr(box.criterion, "terms", {})}, box.optimizer.param_groups[0]["lr"], len(images)
-            )
+            means.add({"loss": value, **getattr(box.criterion, "terms", {})}, len(images))
+            if not bar.disable:
+                shown = {name: f"{value:.4g}" for name, value in means().items()}
+                lr_now = f"{box.optimizer.param_groups[0]['lr']:.2g}"
+                bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{means.speed:.0f}"})
             has_pairs = has_pairs or _can_compare(labels)
     if not has_pairs:
         raise ConfigError(
             f"{title}: no batch held two samples of one class and one of another, so stage 'embedding' has nothing to "
             "compare: shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
         )
-    return {"lr": lr, **progress.means(), "images_per_second": progress.speed, "seconds": progress.seconds}
+    return {"lr": lr, **means(), "images_per_second": means.speed, "seconds": means.seconds}
 
 
-class _Progress:
-    """The running means of an epoch, and the progress bar that shows them."""
+class _Means:
+    """The running means of an epoch's loss and terms, and its speed on this process."""
 
-    def __init__(self, batches: Any, title: str, is_main: bool) -> None:
-        self.bar = tqdm(batches, desc=title, disable=None if is_main else True, leave=False, dynamic_ncols=True)
+    def __init__(self) -> None:
         self.seconds = 0.0
         self._sums: dict[str, float] = defaultdict(float)
         self._batches = 0
         self._images = 0
         self._start = time.perf_counter()
 
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def update(self, terms: Mapping[str, Tensor | float], lr: float, images: int) -> None:
+    def add(self, terms: Mapping[str, Tensor | float], images: int) -> None:
         """Adds one batch."""
         self._batches += 1
         self._images += images
         self.seconds = time.perf_counter() - self._start
         for name, value in terms.items():
             self._sums[name] += float(value)
-        if not self.bar.disable:
-            shown = {name: f"{value:.4g}" for name, value in self.means().items()}
-            self.bar.set_postfix({**shown, "lr": f"{lr:.2g}", "img/s": f"{self.speed:.0f}"})
 
-    def means(self) -> dict[str, float]:
-        """Means of the loss and its terms over the batches so far."""
+    def __call__(self) -> dict[str, float]:
         return {name: value / self._batches for name, value in self._sums.items()}
 
     @property
     def speed(self) -> float:
-        """Images per second, on this process."""
+        """Images per second."""
         return self._images / max(self.seconds, 1e-9)
 
 

@@ -1,14 +1,11 @@
 """Top-1, top-5 and nearest class mean against loops."""
 
-import logging
-
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from gkd_plugin.data import with_evaluation_view
-from gkd_plugin.runner.accuracy import Accuracy, embedding_of, evaluate, final_ncm, near_chance, student_ncm
+from gkd_plugin.runner.accuracy import Accuracy, embedding_of, evaluate, near_chance, student_ncm
 from tests.fakes import TinyImages, TinyNet
 from tests.runner.fakes import cpu
 
@@ -156,57 +153,3 @@ def test_student_ncm_against_a_loop(accelerator):
 )
 def test_near_chance(top1, samples, classes, expected):
     assert near_chance(Accuracy(top1, None, samples, classes)) is expected
-
-
-# --- of the final weights --------------------------------------------------------------------------------------------
-
-
-class NoLabels(TinyImages):
-    """Its labels cannot be read ahead."""
-
-    def __init__(self):
-        super().__init__()
-        self.hidden = self.__dict__.pop("targets")
-        self.evaluation_view = self
-
-    def __getitem__(self, index):
-        return self.images[index], self.hidden[index]
-
-    def __len__(self):
-        return len(self.hidden)
-
-
-def viewed(data):
-    return with_evaluation_view(data, data)
-
-
-TEST = DataLoader(TinyImages(seed=1), batch_size=7)
-
-
-def final(train, accelerator, path="embedding", num_classes=4):
-    return final_ncm(Mean(), path, DataLoader(train, batch_size=5), TEST, accelerator, num_classes=num_classes)
-
-
-def test_final_ncm_is_the_students_on_the_test_set(accelerator):
-    train = viewed(TinyImages())
-    expected = student_ncm(Mean(), "embedding", DataLoader(train, batch_size=5), TEST, accelerator).top1
-    assert final(train, accelerator) == {"ncm_top1": expected}
-    assert final(train, accelerator, num_classes=None) == {"ncm_top1": expected}
-
-
-@pytest.mark.parametrize(
-    ("path", "train", "num_classes", "reason"),
-    [
-        (None, viewed(TinyImages()), 4, "does not show which module gives the student's embedding"),
-        ("embedding", viewed(TinyImages()), 6, "no training sample of class 4, 5"),
-        ("embedding", viewed(Subset(TinyImages(), range(6, 24))), None, "no training sample of class 0"),
-        ("embedding", NoLabels(), 4, "dataset NoLabels has no labels to read"),
-        ("embedding", TinyImages(), 4, "the training set offers no evaluation view"),
-    ],
-)
-def test_where_it_cannot_be_measured_one_line_says_why(accelerator, caplog, path, train, num_classes, reason):
-    with caplog.at_level(logging.INFO, "gkd_plugin"):
-        assert final(train, accelerator, path, num_classes) == {}
-    (record,) = caplog.records
-    assert record.getMessage().startswith("final NCM accuracy: not measured, ")
-    assert reason in record.getMessage()

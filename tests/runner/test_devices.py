@@ -39,7 +39,7 @@ def test_auto_is_the_cpu_where_there_is_nothing_else(config):
 @pytest.mark.usefixtures("_two_gpus")
 def test_auto_is_the_gpu_where_there_is_one():
     assert read_placement(section(default="auto")).device == torch.device("cuda")
-    assert read_placement(section(default="auto", teacher="cuda:1")).teacher == torch.device("cuda:1")
+    assert read_placement(section(default="auto", teacher="cuda:1")).teacher_device == torch.device("cuda:1")
 
 
 @pytest.mark.usefixtures("_two_gpus")

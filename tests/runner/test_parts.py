@@ -16,7 +16,7 @@ from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, TinyNet, loader, make_box, stage
 from tests.runner.fakes import CPU, cpu, write_configs
 
-TEACHER_APART = replace(CPU, teacher=torch.device("cpu"))
+TEACHER_APART = replace(CPU, teacher_device=torch.device("cpu"))
 
 
 @pytest.fixture

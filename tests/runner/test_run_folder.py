@@ -141,12 +141,14 @@ def test_everything_logged_goes_to_the_file_while_it_is_open(tmp_path):
         theirs.warning("theirs")
         for _ in range(2):
             ours.warning("%s near chance – λ", "teacher")
+        ours.error("not a warning")
     ours.warning("later")
     lines = (folder.path / "log.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[1:] for line in lines] == [
         ["INFO", "torchdistill.core", "theirs"],
         ["WARNING", "torchdistill.core", "theirs"],
         *[["WARNING", "gkd_plugin.runner", "teacher near chance – λ"]] * 2,
+        ["ERROR", "gkd_plugin.runner", "not a warning"],
     ]
     assert folder.warnings == ["teacher near chance – λ"]
     assert len(logging.getLogger().handlers) == count

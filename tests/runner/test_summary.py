@@ -4,9 +4,15 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
+from torch.utils.data import DataLoader, Subset
 
 from gkd_plugin.config.stages import Stage
+from gkd_plugin.data import with_evaluation_view
+from gkd_plugin.runner.accuracy import student_ncm
 from gkd_plugin.runner.summary import epoch_line, final_figures, log_final, results_table
+from tests.fakes import TinyImages
+from tests.runner.fakes import cpu
 
 
 def test_an_epoch_in_one_line():
@@ -30,6 +36,75 @@ def test_without_a_test_set_the_figures_are_of_the_validation_set(figures, final
     rows = [{"epoch": n, **({} if top1 is None else {"top1": top1})} for n, top1 in enumerate(figures, 1)]
     summary = {"stages": {"stage1": {"epochs": [{"top1": 99.0}]}, "stage2": {"epochs": rows}}}
     assert final_figures(SimpleNamespace(test_loader=None), summary) == final
+
+
+class Means(nn.Module):
+    """A student whose logits and embedding are an image's channel means."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        return self.embedding(x).flatten(1)
+
+
+class NoLabels(TinyImages):
+    """Its labels cannot be read ahead."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = self.__dict__.pop("targets")
+        self.evaluation_view = self
+
+    def __getitem__(self, index):
+        return self.images[index], self.hidden[index]
+
+    def __len__(self):
+        return len(self.hidden)
+
+
+def viewed(data):
+    return with_evaluation_view(data, data)
+
+
+def final(train, embedding_path="embedding", num_classes=4):
+    parts = SimpleNamespace(
+        student=Means(),
+        embedding_path=embedding_path,
+        num_classes=num_classes,
+        accelerator=cpu(),
+        box=SimpleNamespace(train_data_loader=DataLoader(train, batch_size=5)),
+        test_loader=DataLoader(TinyImages(seed=1), batch_size=7),
+    )
+    return final_figures(parts, {"stages": {"train": {"epochs": []}}})
+
+
+def test_the_embedding_is_measured_on_the_test_set():
+    train, test = viewed(TinyImages()), DataLoader(TinyImages(seed=1), batch_size=7)
+    expected = student_ncm(Means(), "embedding", DataLoader(train, batch_size=5), test, cpu()).top1
+    for num_classes in (4, None):
+        figures = final(train, num_classes=num_classes)
+        assert figures.keys() == {"top1", "ncm_top1", "on"}
+        assert (figures["ncm_top1"], figures["on"]) == (expected, "test")
+
+
+@pytest.mark.parametrize(
+    ("train", "changes", "reason"),
+    [
+        (viewed(TinyImages()), {"embedding_path": None}, "does not show which module gives the student's embedding"),
+        (viewed(TinyImages()), {"num_classes": 6}, "no training sample of class 4, 5"),
+        (viewed(Subset(TinyImages(), range(6, 24))), {"num_classes": None}, "no training sample of class 0"),
+        (NoLabels(), {}, "dataset NoLabels has no labels to read"),
+        (TinyImages(), {}, "the training set offers no evaluation view"),
+    ],
+)
+def test_where_the_embedding_cannot_be_measured_one_line_says_why(caplog, train, changes, reason):
+    with caplog.at_level(logging.INFO, "gkd_plugin"):
+        assert final(train, **changes).keys() == {"top1", "on"}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("final NCM accuracy: not measured, ")
+    assert reason in record.getMessage()
 
 
 def test_the_last_lines_of_a_run(caplog):
