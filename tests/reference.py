@@ -150,33 +150,3 @@ def local_classifier(
         s = _softmax([f[k] / student_temperature for k in present])
         total += (1.0 if weights is None else weights[i]) * _kl(p, s)
     return total / len(labels)
-
-
-def differentiable_relationship(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, margin: float
-) -> Tensor:
-    """The same loops over scalar tensors: autograd of it is a reference gradient, exact to rounding."""
-    s = [row / row.norm() for row in student]
-    t = [row / row.norm() for row in teacher]
-    y = labels.tolist()
-    batch = range(len(y))
-    terms = []
-    for a in batch:
-        for p in batch:
-            if a == p or y[a] != y[p]:
-                continue
-            gaps = {n: ((s[a] - s[n]).norm() - (s[a] - s[p]).norm()).item() for n in batch if y[n] != y[a]}
-            members = [p, *(n for n, gap in gaps.items() if 0 < gap <= margin)]
-            if len(members) == 1:
-                continue
-            student_log = [-(s[a] - s[m]).norm() / temperature for m in members]
-            teacher_log = [-(t[a] - t[m]).norm() / temperature for m in members]
-            student_sum = sum(value.exp() for value in student_log).log()
-            teacher_sum = sum(value.exp() for value in teacher_log).log()
-            terms.append(
-                sum(
-                    (q - teacher_sum).exp() * ((q - teacher_sum) - (f - student_sum))
-                    for q, f in zip(teacher_log, student_log, strict=True)
-                )
-            )
-    return sum(terms) / len(terms)

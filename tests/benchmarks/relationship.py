@@ -73,21 +73,18 @@ def ours(student: Tensor, teacher: Tensor, labels: Tensor, **settings: object) -
 
 
 def dense(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """The readable engine, on all negatives."""
+    """The form of one softmax per tuple, on all negatives."""
     return ours(student, teacher, labels, max_negatives=len(labels))
 
 
-OURS = {
-    "ours": ours,
-    "ours, tiled": partial(ours, tiled=True),
-    "dense": dense,
-}
+OURS = {"ours": ours, "ours, tiled": partial(ours, tiled=True), "dense": dense}
 METHODS = OURS | BASELINES
 
 
 def medians(steps: dict[str, Step]) -> dict[str, float]:
     """Seconds of each step, run in turn; short ones a few times in a row, so that each finds its own cache."""
-    for step in steps.values():  # compiles, and fills the caches
+    torch.empty(31 * 2**18)  # glibc then keeps freed memory, as in a process that trains
+    for step in steps.values():  # fills the caches
         step()
     times: dict[str, list[float]] = {name: [_seconds(step)] for name, step in steps.items()}
     for _ in range(ROUNDS):
@@ -168,11 +165,11 @@ def resnet_step(size: int) -> Step:
 
 def figures() -> Iterable[Figure]:
     """Every goal, in turn."""
-    for classes, width, goal in ((10, 64, 35), (10, 512, 35), (100, 64, 7), (100, 512, 5)):
+    for classes, width, goal in ((10, 64, 30), (10, 512, 36), (100, 64, 6), (100, 512, 7)):
         yield faster_than(Batch(256, classes, width), "truncated", goal)
     for classes, goal in ((10, 180), (100, 40)):
         yield faster_than(Batch(1024, classes, 64), "truncated", goal)
-    for classes, goal in ((10, 4000), (100, 200)):
+    for classes, goal in ((10, 2000), (100, 100)):
         yield faster_than(Batch(256, classes, 64), "padded", goal)
     for classes in (10, 100):
         yield faster_than(Batch(64, classes, 64), "truncated", 3)
@@ -182,11 +179,11 @@ def figures() -> Iterable[Figure]:
         yield share_of(batch, "RKD", batch.step(BASELINES["RKD"]), 1.0)
     for classes in (10, 100):
         batch = Batch(1024, classes, 512)
-        yield share_of(batch, "three bare products", three_products(batch), 1.6)
+        yield share_of(batch, "three bare products", three_products(batch), 4)
     for method, size, goal in (("ours", 1024, 5), ("ours", 4096, 2.5), ("ours, tiled", 4096, 0.6)):
         yield memory_of(Batch(size, 100, 64), method, goal, squares=True)
     yield memory_of(Batch(256, 10, 64), "ours", 4, squares=False)
-    for size, goal in ((256, 1), (1024, 3)):
+    for size, goal in ((256, 1), (1024, 1)):
         yield share_of(Batch(size, 100, 512), "ResNet-18 step", resnet_step(size), goal, " %")
 
 
