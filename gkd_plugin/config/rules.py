@@ -162,7 +162,14 @@ def optimizer(report: Report, path: str, section: Mapping[Any, Any]) -> None:
 
 
 def stage(report: Report, path: str, section: Mapping[Any, Any]) -> None:
-    """Builds the schedule of the learning rate on trial; where an epoch is one step of it, it runs its course."""
+    """Builds the schedule of the learning rate on trial; where an epoch is one step of it, it runs its course.
+
+    A stage of ReFilled needs its own optimizer: an earlier one leaves out what was frozen there.
+    """
+    loss, where = section.get("criterion"), at(path, "optimizer")
+    is_refilled = isinstance(loss, Mapping) and loss.get("key") == "refilled"
+    if is_refilled and not section.get("optimizer") and report.is_clean(where):
+        report.add(where, "missing; a stage of 'refilled' does not keep that of the stage before")
     scheduler, where = section.get("scheduler"), at(path, "scheduler")
     if not scheduler or report.optimizer is None or not report.is_clean(where) or _holds_object(scheduler):
         return

@@ -16,7 +16,6 @@ from torch.nn import functional
 from torchdistill.losses.high_level import AbstractLoss
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_level_loss
 
-from gkd_plugin.box.hooks import check_module_path
 from gkd_plugin.box.registry import register
 from gkd_plugin.box.unreached import unreached_parameters
 from gkd_plugin.errors import ConfigError, nearest
@@ -80,22 +79,12 @@ class RefilledStage(AbstractLoss):
         return [hook for _, loss in self.losses for hook in loss.hooks]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Checks the stage's optimizer and hooks; called once, before the box wraps the models."""
+        """Checks the stage's optimizer; called once, before the box wraps the models."""
         if not stage_config.get("optimizer"):
             raise ConfigError(
                 f"optimizer: stage {self.stage!r} needs its own: an earlier stage's optimizer leaves out what was "
                 "frozen there (the student's classifier, in stage 'embedding')"
             )
-        for model, path, io in self.hooks:
-            if path == ".":
-                continue
-            recorded = (stage_config.get(model, {}).get("forward_hook") or {}).get(io) or []
-            where = f"{model}.forward_hook.{io}"
-            check_module_path(getattr(box, f"{model}_model"), path, where)
-            if path not in recorded:
-                raise ConfigError(
-                    f"{where}: stage {self.stage!r} reads {path!r}, which is not listed; {nearest(path, recorded)}"
-                )
         if not isinstance(box.teacher_model, RefilledTeacher):
             logger.warning(
                 "the teacher is not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics"
@@ -155,7 +144,7 @@ class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
         return [(self.weight, self._matching())]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Checks the hooks and freezes what the student's embedding does not depend on."""
+        """Freezes what the student's embedding does not depend on."""
         super().prepare(box, stage_config)
         if self.term_dict:
             return
@@ -194,7 +183,7 @@ class ClassifierStage(RefilledStage, LocalClassifierSettings):
         return [(1.0, CrossEntropy(student_module_path=self.student_logits)), (self.weight, local)]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Checks the hooks and that the student can classify."""
+        """Checks that the student can classify."""
         super().prepare(box, stage_config)
         if getattr(box.student_model, "num_classes", None) == 0:
             raise ConfigError(

@@ -13,7 +13,7 @@ from torchdistill.optim.registry import OPTIM_DICT
 from gkd_plugin.config.tree import parse
 from gkd_plugin.config.validate import problems
 from gkd_plugin.errors import ConfigError
-from tests.config.samples import PLAIN_TRAINING, changed, found
+from tests.config.samples import PLAIN_TRAINING, STAGES, changed, found
 
 
 def test_checkpoints_that_exist_or_will(tmp_path, monkeypatch):
@@ -91,7 +91,14 @@ def test_trials_change_neither_the_tree_nor_the_seed(monkeypatch):
 
 
 def test_a_later_stage_schedules_the_optimizer_that_it_keeps():
-    from tests.config.samples import STAGES
-
     change = "train.stage2.scheduler={key: OneCycleLR, kwargs: {max_lr: [0.1, 0.2], total_steps: 9}}"
-    assert "1, 2" in found(STAGES, change)[0] or "max_lr" in found(STAGES, change)[0]
+    [line] = found(STAGES, change)
+    assert line.startswith("train.stage2.scheduler: ValueError: ")
+    assert found(STAGES, change.replace("[0.1, 0.2]", "[0.1]")) == []
+
+
+def test_a_stage_of_refilled_needs_an_optimizer_of_its_own():
+    change = "train.stage2.criterion={key: refilled, kwargs: {stage: classifier}}"
+    [line] = found(STAGES, change)
+    assert line.startswith("train.stage2.optimizer: missing")
+    assert found(STAGES, change, "train.stage2.optimizer={key: SGD, kwargs: {}}") == []

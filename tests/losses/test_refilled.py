@@ -214,20 +214,6 @@ def test_models_that_are_not_timms_by_hook_path():
     assert {key.split(".")[0] for key in changed} == {"conv", "bn", "fc"}
 
 
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        (section("embedding", "student"), r"student\.forward_hook\.output: stage 'embedding' reads 'embedding'"),
-        (section("embedding", "teacher", ["local_classifier"]), r"teacher\.forward_hook\.output: .* reads 'embedding'"),
-        (section("classifier", "teacher", ["embedding"]), r"teacher\.forward_hook\..* reads 'local_classifier'"),
-        (section("embedding", student_embedding="layer9"), "ResNet has no module 'layer9'; did you mean 'layer"),
-    ],
-)
-def test_missing_hooks_and_modules_are_named_before_training(train, message):
-    with pytest.raises(ConfigError, match=message):
-        make_box(train, *models())
-
-
 def test_a_student_without_a_classifier_is_refused():
     with pytest.raises(ConfigError, match="stage 'classifier' trains a classifier, but ResNet has none"):
         make_box(stage("classifier"), *models(classes=0))
