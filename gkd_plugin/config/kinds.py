@@ -232,6 +232,7 @@ def bind(
     supplied: int = 0,
     names: Collection[str] = (),
     values: Mapping[str, Kind] = MappingProxyType({}),
+    read: Collection[str] | None = None,
 ) -> None:
     """Checks a call against the signature: unknown, doubled and missing arguments, and values that must be numbers.
 
@@ -244,8 +245,8 @@ def bind(
         supplied: number of positional arguments that torchdistill puts first.
         names: keyword arguments that torchdistill adds.
         values: what keyword arguments may hold, where torch's annotations do not say it.
-
-    torchdistill's losses ignore keywords that they do not know: there, one that is near to another is a misspelling.
+        read: for a loss of torchdistill, what it reads of its ``**kwargs``; it ignores other names. Where that is not
+            known, a name that is near to one of its parameters is taken for a misspelling.
     """
     args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
     try:
@@ -260,12 +261,15 @@ def bind(
     if supplied + len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
         report.add(path, f"{len(args)} positional arguments given, at most {len(positional) - supplied} fit")
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    is_open = inspect.Parameter.VAR_KEYWORD in kinds
-    listed = {*known, *values} if module.startswith("torchdistill.losses.") else set()
+    unknown = {name for name in kwargs if name not in known}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        known |= {*(read or ())}
+        is_loss, cutoff = module.startswith("torchdistill.losses."), 0.6 if read is None else 0.0
+        unknown = {name for name in unknown - known if is_loss and get_close_matches(str(name), known, cutoff=cutoff)}
     for name in kwargs:
         if name in filled:
             report.add(at(path, name), "given already, by torchdistill or by position; remove it")
-        elif name not in known and not (is_open and (name in listed or not get_close_matches(name, listed))):
+        elif name in unknown:
             report.add(at(path, name), f"unknown argument; {nearest(name, known - filled)}")
     for p in parameters:
         is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

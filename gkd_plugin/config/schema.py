@@ -162,7 +162,7 @@ _SUB_TERM = section(
     {
         "criterion": part(_LOSSES, _KWARGS, _BOTH, base=nn.Module, values=_TEMPERATURES),
         "criterion_wrapper": or_else(
-            part(losses.LOSS_WRAPPER_DICT, _ARGS_KWARGS, supplied=1, values=_WRAPPED), None, {}
+            part(losses.LOSS_WRAPPER_DICT, _ARGS_KWARGS, supplied=1, values=_WRAPPED, read=_WRAPPED), None, {}
         ),
         "weight": NUMBER,
     },
@@ -174,6 +174,7 @@ _CRITERION = part(
     {**_ARGS_KWARGS, "func2extract_model_loss": or_else(one_of(losses.FUNC2EXTRACT_MODEL_OUTPUT_DICT))},
     then=rules.criterion,
     values={"sub_terms": or_else(each(_SUB_TERM)), "model_term": or_else(section({"weight": or_else(NUMBER)}))},
+    read=(),
 )
 
 
