@@ -4,108 +4,77 @@ import re
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner import devices
 from gkd_plugin.runner.devices import Placement, available_devices, make_accelerator, read_placement
+from tests.runner.fakes import CPU, cpu
+
+GPUS = ["cpu", "cuda", "cuda:0", "cuda:1"]
 
 
-@pytest.fixture
-def _cpu_only(monkeypatch):
-    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _two_gpus(monkeypatch):
-    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu", "cuda", "cuda:0", "cuda:1"])
+    monkeypatch.setattr(devices, "available_devices", lambda: GPUS)
 
 
-def section(**values):
-    return {"device": values}
+def read(option=None, **section):
+    return read_placement({"device": section}, option)
 
 
 def test_this_machine_has_a_cpu():
     assert available_devices()[0] == "cpu"
 
 
-@pytest.mark.usefixtures("_cpu_only")
-@pytest.mark.parametrize("config", [{}, {"device": None}, section(), section(default="auto"), section(default="cpu")])
-def test_auto_is_the_cpu_where_there_is_nothing_else(config):
-    assert read_placement(config) == Placement(torch.device("cpu"), None, "no")
+@pytest.mark.parametrize("config", [{}, {"device": None}, {"device": {"default": "auto"}}, {"device": {}}])
+def test_auto_is_the_best_there_is(config, monkeypatch):
+    assert read_placement(config).device == torch.device("cuda")
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
+    assert read_placement(config) == CPU
 
 
-@pytest.mark.usefixtures("_two_gpus")
-def test_auto_is_the_gpu_where_there_is_one():
-    assert read_placement(section(default="auto")).device == torch.device("cuda")
-    assert read_placement(section(default="auto", teacher="cuda:1")).teacher_device == torch.device("cuda:1")
+def test_every_setting():
+    wanted = Placement(torch.device("cpu"), torch.device("cuda:1"), "no", "fp16", True, "both")
+    given = {"teacher": "cuda:1", "teacher_dtype": "fp16", "channels_last": True, "compile": "both"}
+    assert read(default="cpu", **given) == wanted
+    assert read("cpu", default="cuda:0", **given) == wanted, "the command line goes before the YAML"
 
 
-@pytest.mark.usefixtures("_two_gpus")
-def test_the_command_line_goes_before_the_yaml():
-    assert read_placement(section(default="cuda:0"), "cpu").device == torch.device("cpu")
+@pytest.mark.parametrize(("given", "precision"), [(False, "no"), (None, "no"), ("bf16", "bf16")])
+def test_a_bare_no_in_yaml_is_a_precision(given, precision):
+    assert read(default="cpu", precision=given).precision == precision
 
 
-@pytest.mark.usefixtures("_two_gpus")
 @pytest.mark.parametrize(
-    ("config", "option", "key", "name"),
+    ("section", "option", "message"),
     [
-        (section(default="cuda:7"), None, "device.default", "cuda:7"),
-        (section(teacher="mps"), None, "device.teacher", "mps"),
-        (section(default="cpu"), "gpu", "--device", "gpu"),
+        (
+            {"default": "cuda:7"},
+            None,
+            "device.default: there is no device 'cuda:7' here; this machine has: auto, cpu, cu",
+        ),
+        ({"teacher": "mps"}, None, "device.teacher: there is no device 'mps' here"),
+        ({"default": "cpu"}, "gpu", "--device: there is no device 'gpu' here"),
+        ({"default": "cpu", "precision": "fp16"}, None, "device.precision: 'fp16' needs a CUDA device, not 'cpu'"),
+        ({"default": "cpu", "teacher_dtype": "fp16"}, None, "device.teacher_dtype: 'fp16' needs a CUDA device"),
+        ({"default": "cuda", "precision": "bf16"}, None, "device.precision: Old GPU has no 'bf16'; use 'fp16'"),
     ],
 )
-def test_a_device_that_is_not_here_is_named_with_those_that_are(config, option, key, name):
-    wanted = f"{key}: there is no device '{name}' here; this machine has: auto, cpu, cuda, cuda:0, cuda:1"
-    with pytest.raises(ConfigError, match=f"^{re.escape(wanted)}$"):
-        read_placement(config, option)
-
-
-def test_a_bare_no_in_yaml_is_a_precision():
-    assert read_placement(section(default="cpu", precision=False)).precision == "no"
-    assert read_placement(section(default="cpu", precision="bf16")).precision == "bf16"
-    assert read_placement(section(default="cpu", precision=None)).precision == "no"
-
-
-@pytest.mark.usefixtures("_two_gpus")
-@pytest.mark.parametrize("key", ["precision", "teacher_dtype"])
-def test_precisions_that_the_device_does_not_have(key):
-    with pytest.raises(ConfigError, match=rf"^device\.{key}: 'fp16' needs a CUDA device, not 'cpu'; use 'bf16'$"):
-        read_placement(section(default="cpu", **{key: "fp16"}))
-    assert read_placement(section(default="cpu", teacher="cuda:1", teacher_dtype="fp16")).teacher_dtype == "fp16"
-    assert read_placement(section(default="cuda:1", precision="fp16")).precision == "fp16"
-
-
-@pytest.mark.usefixtures("_two_gpus")
-def test_bf16_where_the_gpu_has_none(monkeypatch):
+def test_what_this_machine_does_not_have(section, option, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
-    with pytest.raises(ConfigError, match=r"^device\.precision: Old GPU has no 'bf16'; use 'fp16'$"):
-        read_placement(section(default="cuda", precision="bf16"))
-
-
-@pytest.mark.usefixtures("_two_gpus")
-def test_every_setting():
-    given = section(default="cpu", teacher="cuda:1", teacher_dtype="fp16", channels_last=True, compile="both")
-    wanted = Placement(torch.device("cpu"), torch.device("cuda:1"), "no", "fp16", True, "both")
-    assert read_placement(given) == wanted
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        read(option, **section)
+    assert read(default="cuda:1", precision="fp16").precision == "fp16"
 
 
 def test_several_accelerators_in_one_process():
-    cpu = torch.device("cpu")
     for precision in ("bf16", "no", "bf16"):
-        accelerator = make_accelerator(Placement(cpu, None, precision))
-        assert (accelerator.mixed_precision, accelerator.device) == (precision, cpu)
+        accelerator = make_accelerator(Placement(CPU.device, None, precision))
+        assert (accelerator.mixed_precision, accelerator.device) == (precision, CPU.device)
         with accelerator.autocast():
             assert torch.is_autocast_enabled("cpu") is (precision == "bf16")
 
 
 def test_torchdistill_finds_the_flag_that_it_reads():
-    assert make_accelerator(Placement(torch.device("cpu"), None, "no")).state.use_fp16 is False
-
-
-def test_accelerate_has_no_such_flag_of_its_own():
-    """Fails the day it has: then make_accelerator() need not set it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert not hasattr(Accelerator(cpu=True).state, "use_fp16")
+    assert cpu().state.use_fp16 is False
