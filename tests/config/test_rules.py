@@ -97,6 +97,14 @@ def test_a_later_stage_schedules_the_optimizer_that_it_keeps():
     assert found(STAGES, change.replace("[0.1, 0.2]", "[0.1]")) == []
 
 
+def test_a_schedule_is_not_tried_with_the_optimizer_of_an_earlier_stage():
+    changes = (
+        "train.stage2.optimizer={key: SDG, kwargs: {}}",
+        "train.stage2.scheduler={key: StepLR, kwargs: {step_size: 0}}",
+    )
+    assert [line.partition(":")[0] for line in found(STAGES, *changes)] == ["train.stage2.optimizer.key"]
+
+
 def test_a_stage_of_refilled_needs_an_optimizer_of_its_own():
     change = "train.stage2.criterion={key: refilled, kwargs: {stage: classifier}}"
     [line] = found(STAGES, change)

@@ -26,8 +26,8 @@ OBJECT = "datasets.d/train"
         ("train.optimizer.kwargs.lr=1e-3", "", ["'1e-3' given"]),
         ("train.train_data_loader.sampler.kwargs={num_samples: 1e-3}",
          "train.train_data_loader.sampler.kwargs.num_samples", ["'1e-3' given"]),
-        ("train.criterion.kwargs.sub_terms.ce.criterion.kwargs={ignore_index: .nan}",
-         "train.criterion.kwargs.sub_terms.ce.criterion.kwargs.ignore_index", ["nan given"]),
+        ("train.criterion.kwargs.sub_terms.ce.criterion={key: VIDLoss, kwargs: {feature_pairs: {}, margin: .nan}}",
+         "train.criterion.kwargs.sub_terms.ce.criterion.kwargs.margin", ["nan given"]),
     ],
 )  # fmt: skip
 def test_what_is_refused(change, path, parts):

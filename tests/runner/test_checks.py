@@ -95,6 +95,7 @@ def test_each_misspelling_is_one_line(models, changes, place, parts):
         {"student": {"frozen_modules": ["any"], "sequential": ["conv1"]}},
         {"student": wrapped("Linear4CCKD") | hooks("any")},
         {"student": PROJECTED | hooks("projection", "student.fc")},
+        {"student": {"auxiliary_model_wrapper": {"key": "projected_student", "sequential": ["a"]}} | hooks("any")},
         {"student": {"forward_hook": None}},
         {"criterion": sub_term("CrossEntropyLoss", LOSS_INPUT)},
         {"criterion": {"kwargs": {"stage": "classifier", "adaptive": False}}},

@@ -183,6 +183,10 @@ def test_weights_of_another_class_order_are_refused():
         check_trained_classes(["a", "c", "b"], "d/test", data, "--checkpoint: s.pt")
 
 
+def test_a_name_of_two_classes_is_not_compared():
+    check_trained_classes(["a", "a", "b"], "d/test", named("a", "c", "b"), "--checkpoint: s.pt")
+
+
 def test_the_work_on_names_grows_with_the_number_of_classes_and_not_with_its_square():
     name, data = counted(str), Labels(*range(400))
     data.classes = [f"class {label}" for label in range(400)]
