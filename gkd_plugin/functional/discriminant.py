@@ -1,23 +1,21 @@
-r"""A calibrated local classifier: Gaussian classes with one covariance, shrunk and scaled by held-out likelihood.
+r"""A calibrated local classifier: Gaussian classes with one shared covariance. Not in the paper.
 
-The paper's local classifier (TPAMI 2023, section 4.2) measures an embedding against class centres, as if all its
-directions spread alike and its logits were on the scale of the labels. With the class means μ_k and the pooled
-within-class covariance Σ, Bayes' rule for Gaussian classes of equal prior gives linear logits instead,
+The paper's local classifier (TPAMI 2023, section 4.2) measures an embedding against class centres, as if it varied
+alike in all directions and its logits were on the scale of the labels. With class means μ_k and the pooled
+within-class covariance Σ, Bayes' rule for classes of equal prior gives linear logits instead,
 
     z_k(φ) = s · (μ_kᵀ Σ_γ⁻¹ φ − ½ μ_kᵀ Σ_γ⁻¹ μ_k),    Σ_γ = (1 − γ) Σ + γ · v · I,    v the total variance / D.
 
-γ = 1 is the nearest class mean. γ minimises the negative log-likelihood of training labels that were held out (K-fold
-cross-validation, at the best scale of each γ): nothing to tune by hand, no validation or test set touched. The labels
-count as (1 − ε) · one-hot + ε / C, ε = C / (N + C), so that a few separable samples do not make it certain. The last
-fit has seen the samples that it will answer for and is surer of them than it should be: s is set so that its mean
-entropy over the training samples is that of the held-out answers. So the logits come out as flat as the teacher knows
-little of the classes. Not in the paper.
+γ = 1 is the nearest class mean. K-fold cross-validation chooses γ: the one with the lowest cross-entropy of held-out
+training labels, each γ at its own best scale. The labels count as (1 − ε) · one-hot + ε / C with ε = C / (N + C), so
+that a few separable samples do not make the classifier certain. The final fit has seen the training samples and is too
+confident on them: s sets its mean entropy there to that of the held-out answers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,21 +28,20 @@ __all__ = ["Discriminant", "fit_discriminant", "smoothed_targets"]
 
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 """The γ that are tried."""
-_SPREADS = (1e-4, 1e2)
-_BLOCK = 2**16  # logits
-_ROUGH = 1e-4  # nats: far beyond float32's rounding in a mean negative log-likelihood
+_SPREADS = (1e-4, 1e2)  # of scaled logits, the limits of the search for s
+_BLOCK = 2**16  # logits that stay in the processor's cache
+_ROUGH = 1e-4  # nats, far beyond the rounding of a mean in float32
 
 
 class Discriminant(NamedTuple):
     """The local classifier z = φ · weightᵀ + bias, and how it was found.
 
     Attributes:
-        weight: ``[C, D]`` float32, s · Σ_γ⁻¹ (μ_k − μ), μ the mean of all samples, which cancels in the softmax.
+        weight: ``[C, D]`` float32, s · Σ_γ⁻¹ (μ_k − μ); μ, the mean of all samples, cancels in the softmax.
         bias: ``[C]`` float32.
         shrinkage: γ.
         scale: s.
-        held_out_nll: mean negative log-likelihood of the held-out labels in nats (smoothed as above); log C says that
-            nothing is known.
+        held_out_nll: mean cross-entropy of the held-out labels in nats, smoothed; log C says nothing is known.
         held_out_accuracy: share of the held-out samples whose class has the largest logit, in [0, 1].
         held_out_logits: ``[N, C]``, of each sample by the fit that left its fold out.
     """
@@ -69,20 +66,19 @@ def fit_discriminant(
 ) -> Discriminant:
     """Fits the classifier of this module's formula.
 
-    The i-th sample of each class belongs to fold i mod K, K the number of folds or the size of the largest class, so
-    every training part has a sample of each class, and the folds beyond a small class hold out none of it. Where some
-    training part has fewer than two samples for each class on average, there is too little spread to estimate within
-    classes and only γ = 1 is tried.
+    The i-th sample of each class is held out in fold i mod K. K is at most the size of the largest class, so every
+    training part has a sample of each class. A training part with fewer than two samples per class on average shows too
+    little spread within classes; then only γ = 1 is tried.
 
-    Several rows may be views of one sample, differently augmented images of it: they are held out together, and N in
-    ε = C / (N + C) and in the unbiased covariance is the number of samples.
+    Several rows may be augmented views of one sample. They are held out together, and N in ε and in the unbiased
+    covariance is the number of samples.
 
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
         labels: ``[N]`` integers in [0, C).
         num_classes: C ≥ 2.
         samples: ``[N]`` integers, equal for views of one sample; ``None`` where every row is a sample of its own.
-        folds: K ≥ 2, of the cross-validation.
+        folds: K ≥ 2.
         shrinkages: the γ to try, each in (0, 1].
 
     Raises:
@@ -96,41 +92,28 @@ def fit_discriminant(
         >>> (x @ fit.weight.T + fit.bias).argmax(dim=1)
         tensor([0, 0, 0, 1, 1, 1])
     """
-    if embedding.ndim != 2 or labels.shape != embedding.shape[:1]:
-        raise ValueError(
-            f"a discriminant takes embeddings [N, D] and labels [N], got {list(embedding.shape)} and "
-            f"{list(labels.shape)}"
-        )
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
-        wrong = labels[(labels < 0) | (labels >= num_classes)][0]
-        raise ValueError(f"class index out of range: label {int(wrong)}, allowed 0 … {num_classes - 1}")
+    _check(embedding, labels, num_classes, folds, shrinkages)
     labels = labels.long()
     samples = torch.arange(len(labels), device=labels.device) if samples is None else samples
     places, counts = _places(labels, samples, num_classes)
     smallest = int(counts.min())
     if smallest < 2:
         raise ValueError(f"class {int(counts.argmin())} has {smallest} samples, a discriminant needs 2")
-    if not bool(torch.isfinite(embedding).all()):
-        raise ValueError("embeddings are not finite")
-    if folds < 2:
-        raise ValueError(f"folds must be 2 or more, got {folds}")
-    if not shrinkages or not all(0 < shrinkage <= 1 for shrinkage in shrinkages):
-        raise ValueError(f"shrinkages must be above 0 and at most 1, at least one, got {list(shrinkages)}")
     rows = embedding.detach().to(exact_dtype(embedding))
     origin = rows.mean(dim=0)
-    rows = rows - origin  # for the digits
+    rows = rows - origin  # keeps digits
     total = int(counts.sum())
     fold = places % min(folds, int(counts.max()))
     least = total - max(len(torch.unique(samples[fold == k])) for k in range(int(fold.max()) + 1))
     tried = shrinkages if least >= 2 * num_classes else (1.0,)
-    whole, held_out = _fits(rows, labels, fold, num_classes, len(labels) / total)
-    nll, scale, gamma, logits = _most_likely(held_out, labels, total, tried)
+    whole, parts = _fits(rows, labels, fold, num_classes, len(labels) / total)
+    nll, scale, gamma, logits = _most_likely(parts, fold, labels, total, tried)
     accuracy = float((logits.argmax(dim=1) == labels).double().mean())
     weight, bias = whole.classifier(gamma)
     logits = scale * logits
-    scale_now = _scale_of_entropy(rows @ weight.T + bias, _entropy(_lowered(logits).float(), 1.0))
-    bias = scale_now * (bias - weight @ origin)
-    return Discriminant((scale_now * weight).float(), bias.float(), gamma, scale_now, nll, accuracy, logits.float())
+    scale = _scale_of_entropy(rows @ weight.T + bias, _entropy(_lowered(logits).float(), 1.0))
+    bias = scale * (bias - weight @ origin)
+    return Discriminant((scale * weight).float(), bias.float(), gamma, scale, nll, accuracy, logits.float())
 
 
 def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = None) -> Tensor:
@@ -143,48 +126,39 @@ def _smoothing(samples: int, num_classes: int) -> float:
     return num_classes / (samples + num_classes)
 
 
-class _Moments(NamedTuple):
-    """Sums over samples: those of a training part are those of all samples less those of its fold.
-
-    Attributes:
-        counts: ``[C]``, of the samples of each class.
-        sums: ``[C, D]``, of the samples of each class.
-        products: ``[D, D]``, of all samples, Σ x xᵀ.
-    """
-
-    counts: Tensor
-    sums: Tensor
-    products: Tensor
-
-    @classmethod
-    def of(cls, rows: Tensor, labels: Tensor, num_classes: int) -> _Moments:
-        return cls(*_class_sums(rows, labels, num_classes), rows.T @ rows)
-
-    def without(self, others: _Moments) -> _Moments:
-        return _Moments(*(ours - theirs for ours, theirs in zip(self, others, strict=True)))
-
-    def gaussians(self, variance: Tensor, views: float) -> _Gaussians:
-        """For more samples than directions."""
-        means = self.sums / self.counts.unsqueeze(1)
-        values, axes = torch.linalg.eigh(self.products - self.sums.T @ means)
-        return _gaussians(self.counts, self.sums, values.clamp(min=0), axes, variance, views=views)
+def _check(embedding: Tensor, labels: Tensor, num_classes: int, folds: int, shrinkages: Sequence[float]) -> None:
+    if embedding.ndim != 2 or labels.shape != embedding.shape[:1]:
+        raise ValueError(
+            f"a discriminant takes embeddings [N, D] and labels [N], got {list(embedding.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"class index out of range: label {int(wrong[0])}, allowed 0 … {num_classes - 1}")
+    if not bool(torch.isfinite(embedding).all()):
+        raise ValueError("embeddings are not finite")
+    if folds < 2:
+        raise ValueError(f"folds must be 2 or more, got {folds}")
+    if not shrinkages or not all(0 < shrinkage <= 1 for shrinkage in shrinkages):
+        raise ValueError(f"shrinkages must be above 0 and at most 1, at least one, got {list(shrinkages)}")
 
 
-def _class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The number ``[C]`` and the sum ``[C, D]`` of the samples of each class."""
-    counts = torch.bincount(labels, minlength=num_classes).to(rows)
-    return counts, rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
+def _places(labels: Tensor, samples: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """``[N]``: i for the rows of the i-th sample of their class; ``[C]``: the number of samples of each class."""
+    distinct, index = torch.unique(torch.stack([labels, samples]), dim=1, return_inverse=True)
+    counts = torch.bincount(distinct[0], minlength=num_classes)
+    return index - (counts.cumsum(0) - counts)[labels], counts
 
 
 class _Gaussians(NamedTuple):
     """Gaussian classes with one covariance.
 
     Attributes:
-        origin: ``[D]``, the mean of all samples; it is taken off first, for the digits.
+        origin: ``[D]``, the mean of all samples, subtracted first to keep digits.
         means: ``[C, D]``, of the classes, from the origin.
         variances: ``[R]``, R ≤ D, eigenvalues of the pooled covariance.
         axes: ``[D, R]``, its eigenvectors.
-        variance: v, that of all samples in a direction on average; one for all folds, so that one s serves them.
+        variance: v; one for all folds, so that one s serves them.
     """
 
     origin: Tensor
@@ -193,137 +167,102 @@ class _Gaussians(NamedTuple):
     axes: Tensor
     variance: Tensor
 
+    def inverse(self, gamma: float) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of Σ_γ⁻¹ along the axes ``[R]``, and in all other directions, a scalar."""
+        floor = torch.where(self.variance > 0, gamma * self.variance, 1)  # 0: all embeddings are equal
+        return 1 / ((1 - gamma) * self.variances + floor), 1 / floor
+
     def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
         """Weight ``[C, D]`` and bias ``[C]`` for s = 1."""
-        inverse, beyond = _inverse(self.variances, self.variance, gamma)
-        inside = self.means @ self.axes
-        weight = self.means * beyond + (inside * (inverse - beyond)) @ self.axes.T
+        along, beyond = self.inverse(gamma)
+        weight = self.means * beyond + (self.means @ self.axes * (along - beyond)) @ self.axes.T
         return weight, -(weight * (self.means / 2 + self.origin)).sum(dim=1)
 
 
-def _inverse(variances: Tensor, variance: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of Σ_γ⁻¹, along the axes ``[R]`` and in all directions that no sample takes, a scalar."""
-    floor = torch.where(variance > 0, gamma * variance, 1)  # 0: all embeddings are equal
-    return 1 / ((1 - gamma) * variances + floor), 1 / floor
+class _HeldOut:
+    """The samples of a fold in the axes of the fit without it, where one product gives their logits for any γ."""
 
-
-class _Projected(NamedTuple):
-    """Samples in the axes of a fit, where one product gives their logits for a γ.
-
-    Attributes:
-        variances: ``[R]``, of the fit, and
-        variance: v, likewise.
-        samples: ``[N, R]``, along its axes.
-        means: ``[C, R]``, of the classes, likewise.
-        beyond: ``[N, C]``, what directions beyond the axes add to logits, for Σ_γ = I; a scalar 0 where there are none.
-    """
-
-    variances: Tensor
-    variance: Tensor
-    samples: Tensor
-    means: Tensor
-    beyond: Tensor
-
-    @classmethod
-    def of(cls, gaussians: _Gaussians, rows: Tensor) -> _Projected:
-        rows = rows - gaussians.origin
-        samples, means = rows @ gaussians.axes, gaussians.means @ gaussians.axes
-        beyond = rows.new_zeros(())
-        if gaussians.axes.shape[1] < gaussians.axes.shape[0]:
-            length = gaussians.means.square().sum(dim=1) - means.square().sum(dim=1)
-            beyond = rows @ gaussians.means.T - samples @ means.T - length / 2
-        return cls(gaussians.variances, gaussians.variance, samples, means, beyond)
+    def __init__(self, fit: _Gaussians, rows: Tensor) -> None:
+        rows = rows - fit.origin
+        self.fit, self.samples, self.means = fit, rows @ fit.axes, fit.means @ fit.axes
+        self.beyond = rows.new_zeros(())  # what directions beyond the axes add to logits, for Σ_γ = I
+        if fit.axes.shape[1] < fit.axes.shape[0]:
+            length = fit.means.square().sum(dim=1) - self.means.square().sum(dim=1)
+            self.beyond = rows @ fit.means.T - self.samples @ self.means.T - length / 2
 
     def logits(self, gamma: float, dtype: torch.dtype) -> Tensor:
         """``[N, C]`` for s = 1."""
-        inverse, beyond = _inverse(self.variances, self.variance, gamma)
-        rest = self.beyond * beyond - (self.means.square() * inverse).sum(dim=1) / 2
-        return torch.addmm(rest.to(dtype), (self.samples * inverse).to(dtype), self.means.to(dtype).T)
+        along, beyond = self.fit.inverse(gamma)
+        rest = self.beyond * beyond - (self.means.square() * along).sum(dim=1) / 2
+        return torch.addmm(rest.to(dtype), (self.samples * along).to(dtype), self.means.to(dtype).T)
 
 
-def _gaussians(
-    counts: Tensor, sums: Tensor, scatter: Tensor, axes: Tensor, variance: Tensor, *, views: float
-) -> _Gaussians:
-    """From eigenvalues ``[R]`` and eigenvectors ``[D, R]`` of the scatter Σ (x − μ_y)(x − μ_y)ᵀ.
-
-    Each class mean takes one sample's worth of freedom away, ``views`` rows.
-    """
-    freedom = max(float(counts.sum()) - views * len(counts), views)
-    origin = sums.sum(dim=0) / counts.sum()
-    means = sums / counts.unsqueeze(1) - origin
-    return _Gaussians(origin, means, scatter / freedom, axes, variance)
-
-
-def _few_gaussians(rows: Tensor, labels: Tensor, num_classes: int, variance: Tensor, views: float) -> _Gaussians:
-    """For fewer samples than directions, which span the axes."""
-    counts, sums = _class_sums(rows, labels, num_classes)
-    residuals = rows - (sums / counts.unsqueeze(1))[labels]
-    _, singular, axes = torch.linalg.svd(residuals, full_matrices=False)
-    return _gaussians(counts, sums, singular.square(), axes.T, variance, views=views)
-
-
-def _places(labels: Tensor, samples: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """``[N]``: i for the rows of the i-th sample of their class; ``[C]``: the number of samples of each class."""
-    places, counts = torch.zeros_like(labels), torch.zeros(num_classes, dtype=torch.long)
-    for k in range(num_classes):
-        members = (labels == k).nonzero().flatten()
-        own, places[members] = torch.unique(samples[members], return_inverse=True)
-        counts[k] = len(own)
-    return places, counts
-
-
-class _HeldOut(NamedTuple):
-    """Every sample as a fit without its fold sees it.
-
-    Attributes:
-        fold: ``[N]``.
-        parts: the samples of each fold.
-    """
-
-    fold: Tensor
-    parts: list[_Projected]
-
-    def logits(self, gamma: float, dtype: torch.dtype) -> Tensor:
-        """``[N, C]`` for s = 1."""
-        found = self.fold.new_empty(len(self.fold), len(self.parts[0].means), dtype=dtype)
-        for k, part in enumerate(self.parts):
-            found[self.fold == k] = part.logits(gamma, dtype)
-        return found
-
-
-def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, views: float) -> tuple[_Gaussians, _HeldOut]:
-    """The fit of all samples, and what the fits without each fold see; ``views`` rows to a sample."""
+def _fits(
+    rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, views: float
+) -> tuple[_Gaussians, list[_HeldOut]]:
+    """The fit of all samples, and each fold as the fit without it sees it; ``views`` rows to a sample."""
     variance = (rows - rows.mean(dim=0)).square().mean()
     outs = [fold == k for k in range(int(fold.max()) + 1)]
-    fits: Iterable[_Gaussians]
+
+    def sums(part: Tensor) -> tuple[Tensor, Tensor]:
+        """Number ``[C]`` and sum ``[C, D]`` of the rows of each class."""
+        counts = torch.bincount(labels[part], minlength=num_classes).to(rows)
+        return counts, rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels[part], rows[part])
+
+    def gaussians(counts: Tensor, sums: Tensor, scatter: Tensor, axes: Tensor) -> _Gaussians:
+        """From eigenvalues and eigenvectors of Σ (x − μ_y)(x − μ_y)ᵀ; each mean takes one sample's freedom away."""
+        origin = sums.sum(dim=0) / counts.sum()
+        freedom = max(float(counts.sum()) - views * num_classes, views)
+        return _Gaussians(origin, sums / counts.unsqueeze(1) - origin, scatter / freedom, axes, variance)
+
+    def of_few(part: Tensor) -> _Gaussians:
+        """For fewer rows than directions."""
+        counts, total = sums(part)
+        _, singular, axes = torch.linalg.svd(
+            rows[part] - (total / counts.unsqueeze(1))[labels[part]], full_matrices=False
+        )
+        return gaussians(counts, total, singular.square(), axes.T)
+
+    def of_many(counts: Tensor, total: Tensor, products: Tensor) -> _Gaussians:
+        scatter, axes = torch.linalg.eigh(products - total.T @ (total / counts.unsqueeze(1)))
+        return gaussians(counts, total, scatter.clamp(min=0), axes)
+
+    everything = torch.ones_like(fold, dtype=torch.bool)
     if len(rows) - max(int(out.sum()) for out in outs) < rows.shape[1]:
-        whole = _few_gaussians(rows, labels, num_classes, variance, views)
-        fits = (_few_gaussians(rows[~out], labels[~out], num_classes, variance, views) for out in outs)
-    else:
-        moments = _Moments.of(rows, labels, num_classes)
-        whole = moments.gaussians(variance, views)
-        parts = (_Moments.of(rows[out], labels[out], num_classes) for out in outs)
-        fits = (moments.without(part).gaussians(variance, views) for part in parts)
-    return whole, _HeldOut(fold, [_Projected.of(fit, rows[out]) for fit, out in zip(fits, outs, strict=True)])
+        return of_few(everything), [_HeldOut(of_few(~out), rows[out]) for out in outs]
+    moments = (*sums(everything), rows.T @ rows)
+    parts = []
+    for out in outs:
+        of_fold = (*sums(out), rows[out].T @ rows[out])
+        parts.append(_HeldOut(of_many(*(a - b for a, b in zip(moments, of_fold, strict=True))), rows[out]))
+    return of_many(*moments), parts
+
+
+def _held_out_logits(parts: list[_HeldOut], fold: Tensor, gamma: float, dtype: torch.dtype) -> Tensor:
+    """``[N, C]`` for s = 1."""
+    found = fold.new_empty(len(fold), len(parts[0].means), dtype=dtype)
+    for k, part in enumerate(parts):
+        found[fold == k] = part.logits(gamma, dtype)
+    return found
 
 
 def _most_likely(
-    held_out: _HeldOut, labels: Tensor, samples: int, shrinkages: Sequence[float]
+    parts: list[_HeldOut], fold: Tensor, labels: Tensor, samples: int, shrinkages: Sequence[float]
 ) -> tuple[float, float, float, Tensor]:
-    """(negative log-likelihood, s, γ, logits ``[N, C]`` for s = 1) of the best γ.
+    """(cross-entropy, s, γ, logits ``[N, C]`` for s = 1) of the best γ: in float32 first, near ones again in full."""
 
-    In float32 first; γ that come too near the best for its rounding are compared in full precision.
-    """
-    rough = {gamma: _scale(held_out.logits(gamma, torch.float32), labels, samples)[0] for gamma in shrinkages}
+    def costs(gamma: float, dtype: torch.dtype) -> tuple[float, float, float, Tensor]:
+        logits = _held_out_logits(parts, fold, gamma, dtype)
+        return *_best_scale(logits, labels, samples), gamma, logits
+
+    rough = {gamma: costs(gamma, torch.float32)[0] for gamma in shrinkages}
     near = [gamma for gamma, nll in rough.items() if nll <= min(rough.values()) + _ROUGH]
-    dtype = held_out.parts[0].samples.dtype
-    found = ((gamma, held_out.logits(gamma, dtype)) for gamma in near)
-    return min(((*_scale(logits, labels, samples), gamma, logits) for gamma, logits in found), key=lambda best: best[0])
+    return min((costs(gamma, parts[0].samples.dtype) for gamma in near), key=lambda found: found[0])
 
 
-def _scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, float]:
+def _best_scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, float]:
     """(cross-entropy with the :func:`smoothed_targets`, s) for the best s; there is one minimum."""
-    low, high = _bounds(logits)
+    low, high = _limits(logits)
     rows, classes = logits.shape
     logits, dtype = _lowered(logits), exact_dtype(logits)
     epsilon = _smoothing(samples, classes)
@@ -340,7 +279,7 @@ def _scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, float]:
 
 def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
     """The s at which the mean entropy of softmax(s · logits) is ``entropy``; it falls with s."""
-    low, high = _bounds(logits)
+    low, high = _limits(logits)
     logits = _lowered(logits).float()
     for _ in range(32):
         middle = math.sqrt(low * high)
@@ -350,24 +289,23 @@ def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
 
 def _entropy(logits: Tensor, scale: float) -> float:
     """Mean entropy of softmax(s · logits) in nats."""
-    blocks = ((scale * block).log_softmax(dim=1) for block in _blocks(logits))
-    return -sum(float((log_p.exp() * log_p).sum(dim=1).sum(dtype=exact_dtype(logits))) for log_p in blocks) / len(
-        logits
-    )
+    log_p = ((scale * block).log_softmax(dim=1) for block in _blocks(logits))
+    sums = (float((block.exp() * block).sum(dim=1).sum(dtype=exact_dtype(logits))) for block in log_p)
+    return -sum(sums) / len(logits)
 
 
 def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
-    """Some rows each, so few that they stay in a processor's cache from one operation to the next."""
+    """Some rows each, few enough to stay in the cache from one operation to the next."""
     return torch.split(logits, max(_BLOCK // logits.shape[1], 1))
 
 
 def _lowered(logits: Tensor) -> Tensor:
-    """The same but for a constant of each row, the largest 0: nothing is lost in sums of their exponentials."""
+    """The largest of each row moved to 0, which keeps digits in sums of exponentials."""
     return logits - logits.amax(dim=1, keepdim=True)
 
 
-def _bounds(logits: Tensor) -> tuple[float, float]:
-    """Of the scale: logits of spread 1e-4 to 1e2."""
+def _limits(logits: Tensor) -> tuple[float, float]:
+    """Of the scale."""
     spread = float((logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt()) or 1.0
     return _SPREADS[0] / spread, _SPREADS[1] / spread
 

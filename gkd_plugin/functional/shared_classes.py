@@ -1,7 +1,7 @@
-r"""The teacher's own logits for classes it knows, put together with a local classifier for all classes.
+r"""The teacher's own logits, for classes that it knows, combined with a local classifier for all. Not in the paper.
 
-Where a student's class k is one of the teacher's, t(k), the teacher's own classifier has seen far more of it than the
-student's few training samples show. With d the logits of a local classifier over the student's C classes, and known and
+Where a student's class k is one of the teacher's, t(k), the teacher's own classifier has seen far more images of it than
+the student's training set holds. With d the logits of a local classifier over the student's C classes, and known and
 other the classes that the teacher knows and does not,
 
     log p(k | x) = log p(known | x) + log softmax_{k known}( a · d_k + b · log p_T(t(k) | x) )    for a class it knows,
@@ -9,13 +9,13 @@ other the classes that the teacher knows and does not,
 
     logit p(known | x) = g · (LSE_known d − LSE_other d) + h · log Σ_known p_T(t(k) | x) + c,     LSE = log Σ exp.
 
-Among its own classes the teacher is then believed as it is, and only which kind of class it sees is left to both; one
-softmax over both kinds of logits cannot say both, because how sure the teacher is of an image says little of whether it
-knows its class. a, a', g ≥ 0, b and h in [0, 1] and c minimise the cross-entropy with training labels, smoothed as in
-:mod:`gkd_plugin.functional.discriminant`: three convex problems, d being of held-out samples. Where all classes are
-shared and the teacher is calibrated, a tends to 0 and b to 1: knowledge distillation proper. b and h are bounded,
-because a teacher that was trained on the very same images answers them with a certainty that no image it has not seen
-would get; it is then taken at its word, and no further. Not in the paper.
+So the teacher decides among its own classes, and both decide whether the image is of one of them. A single softmax
+could not do that: how sure the teacher is of an image says little of whether it knows the class.
+
+The factors a, a', g ≥ 0, b and h in [0, 1] and c minimise the cross-entropy with training labels, smoothed as in
+:mod:`gkd_plugin.functional.discriminant`; d is of held-out samples. These are three convex problems. Where all classes
+are shared and the teacher is calibrated, a tends to 0 and b to 1: plain knowledge distillation. b and h are at most 1,
+because a teacher that was trained on the very same images is more certain of them than of any new image.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from gkd_plugin.functional.discriminant import smoothed_targets
 __all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities", "shared_log_probabilities"]
 
 Bounds = Sequence[tuple[float, float]]
+_POSITIVE, _SHARE, _FREE = (0.0, math.inf), (0.0, 1.0), (-math.inf, math.inf)
 
 
 class SharedClasses(NamedTuple):
@@ -79,7 +80,7 @@ def shared_log_probabilities(local: Tensor, own: Tensor, teacher_labels: Tensor,
     """
     a, b, a_other, g, h, c = factors
     known = teacher_labels >= 0
-    no_other = known & ~known.all()  # nothing where all are known: what is left out must be finite for gradients
+    no_other = known & ~known.all()  # where all are known nothing is masked, so that gradients stay finite
     inside = (a * local + b * own).masked_fill(~known, -math.inf).log_softmax(dim=1)
     outside = (a_other * local).masked_fill(no_other, -math.inf).log_softmax(dim=1)
     of_local, of_own = _evidence(local, own, known, no_other)
@@ -110,17 +111,20 @@ def fit_shared_classes(
         raise ValueError("the teacher's logits are not finite")
     samples = torch.arange(len(labels), device=labels.device) if samples is None else samples
     place = torch.where(known, known.cumsum(0), (~known).cumsum(0)) - 1  # of a class among those of its kind
-    mine, places = known[labels], place[labels]
-    a, b = _most_likely(
-        torch.stack([local, own])[:, mine][:, :, known], places[mine], samples[mine], [(0, math.inf), (0, 1)]
-    )
+    both = torch.stack([local, own])
+
+    def most_likely(terms: Tensor, rows: Tensor, kind: Tensor, *bounds: tuple[float, float]) -> list[float]:
+        return _most_likely(terms[:, rows][:, :, kind], place[labels[rows]], samples[rows], bounds)
+
+    mine = known[labels]
+    a, b = most_likely(both, mine, known, _POSITIVE, _SHARE)
     if bool(known.all()):
         return SharedClasses(a, b)
-    (a_other,) = _most_likely(local[None][:, ~mine][:, :, ~known], places[~mine], samples[~mine], [(0, math.inf)])
+    (a_other,) = most_likely(both[:1], ~mine, ~known, _POSITIVE)
     of_local, of_own = _evidence(local, own, known, known)
     sides = torch.stack([of_local, of_own, torch.ones_like(of_local)])
     terms = torch.stack([sides, torch.zeros_like(sides)], dim=2)
-    g, h, c = _most_likely(terms, (~mine).long(), samples, [(0, math.inf), (0, 1), (-math.inf, math.inf)])
+    g, h, c = _most_likely(terms, (~mine).long(), samples, [_POSITIVE, _SHARE, _FREE])
     return SharedClasses(a, b, a_other, g, h, c)
 
 
@@ -131,20 +135,22 @@ def _evidence(local: Tensor, own: Tensor, known: Tensor, no_other: Tensor) -> tu
 
 
 def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, bounds: Bounds) -> list[float]:
-    """Factors of the ``terms`` ``[T, N, C]``, each within its bounds, with the lowest cross-entropy of their sum."""
+    """Factors of the ``terms`` ``[T, N, C]``, each within its bounds, with the lowest cross-entropy of their sum.
+
+    The cost is convex: where the free minimum is out of bounds, the allowed one has some factors at their bounds.
+    """
     targets = smoothed_targets(labels, terms.shape[2], len(torch.unique(samples))).to(terms)
+
+    def is_allowed(factors: Sequence[float]) -> bool:
+        return all(low <= factor <= high for factor, (low, high) in zip(factors, bounds, strict=True))
+
     factors, _ = _minimum(terms, targets, {})
-    if _is_allowed(factors, bounds):
+    if is_allowed(factors):
         return factors
-    # convex: where the minimum is outside, that of the allowed factors is on a side of them
-    choices = [(None, *(bound for bound in pair if math.isfinite(bound))) for pair in bounds]
+    choices = [(None, *filter(math.isfinite, pair)) for pair in bounds]
     sides = [{i: value for i, value in enumerate(side) if value is not None} for side in product(*choices)]
     found = [_minimum(terms, targets, fixed) for fixed in sides if fixed]
-    return min((fit for fit in found if _is_allowed(fit[0], bounds)), key=lambda fit: fit[1])[0]
-
-
-def _is_allowed(factors: Sequence[float], bounds: Bounds) -> bool:
-    return all(low <= factor <= high for factor, (low, high) in zip(factors, bounds, strict=True))
+    return min((fit for fit in found if is_allowed(fit[0])), key=lambda fit: fit[1])[0]
 
 
 def _minimum(terms: Tensor, targets: Tensor, fixed: dict[int, float]) -> tuple[list[float], float]:
