@@ -3,7 +3,7 @@
 Notation: B batch size, D embedding width, C number of the student's classes, K_b the classes present in a batch.
 """
 
-from gkd_plugin.functional._checks import check_temperature
+from gkd_plugin.functional._common import check_temperature
 from gkd_plugin.functional.centres import ClassCentreAccumulator, class_centres, nearest_class_mean
 from gkd_plugin.functional.discriminant import Discriminant, fit_discriminant
 from gkd_plugin.functional.emphasis import confidence_cost, emphasis_weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._precision import exact_dtype
+from gkd_plugin.functional._common import exact_dtype
 from gkd_plugin.functional._tuples import SMALLEST_DISTANCE, Positives, Score, Selection
 
 __all__ = ["count_smallest", "score_densely"]

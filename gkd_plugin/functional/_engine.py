@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gkd_plugin.functional._common import exact_dtype
 from gkd_plugin.functional._dense import count_smallest, score_densely
 from gkd_plugin.functional._distances import Distances, Normalised, Pulls, full_precision_products
-from gkd_plugin.functional._precision import exact_dtype
 from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
 from gkd_plugin.functional._tuples import ClassIndex, Selection
 from gkd_plugin.functional.mining import MINING

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._precision import exact_dtype
+from gkd_plugin.functional._common import exact_dtype
 
 __all__ = ["ClassCentreAccumulator", "class_centres", "nearest_class_mean"]
 
@@ -58,21 +58,16 @@ class ClassCentreAccumulator:
         if low < 0 or high >= size:
             raise ValueError(f"class index out of range: label {low if low < 0 else high}, allowed 0 … {size - 1}")
         rows = embedding.detach().to(exact_dtype(embedding))
-        sums = self._grow(rows, size)
-        index = labels.to(device=sums.device, dtype=torch.int64)
-        sums.index_add_(0, index, rows.to(sums))
-        self._counts.index_add_(0, index, torch.ones_like(index))
-
-    def _grow(self, rows: Tensor, size: int) -> Tensor:
-        """The sums, with room for ``size`` classes."""
         if self._sums is None:
-            self._sums = rows.new_zeros(len(self._counts), rows.shape[1])
-            self._counts = self._counts.to(rows.device)
-        missing = size - self._sums.shape[0]
-        if missing > 0:
-            self._sums = functional.pad(self._sums, (0, 0, 0, missing))
-            self._counts = functional.pad(self._counts, (0, missing))
-        return self._sums
+            self._sums, self._counts = rows.new_zeros(len(self._counts), rows.shape[1]), self._counts.to(rows.device)
+        missing = max(size - len(self._sums), 0)
+        self._sums, self._counts = (
+            functional.pad(self._sums, (0, 0, 0, missing)),
+            functional.pad(self._counts, (0, missing)),
+        )
+        index = labels.to(device=self._sums.device, dtype=torch.int64)
+        self._sums.index_add_(0, index, rows.to(self._sums))
+        self._counts.index_add_(0, index, torch.ones_like(index))
 
     def result(self) -> Tensor:
         """The centres, ``[C, D]`` float32, rows of length 1.

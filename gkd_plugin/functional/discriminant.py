@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._precision import exact_dtype
+from gkd_plugin.functional._common import exact_dtype
 
 __all__ = ["Discriminant", "fit_discriminant", "smoothed_targets"]
 

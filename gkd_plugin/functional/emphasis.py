@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._precision import exact_dtype, no_autocast
+from gkd_plugin.functional._common import exact_dtype, no_autocast
 
 __all__ = ["confidence_cost", "emphasis_weights"]
 

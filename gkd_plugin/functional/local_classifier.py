@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._checks import check_temperature
-from gkd_plugin.functional._precision import exact_dtype, no_autocast
+from gkd_plugin.functional._common import check_temperature, exact_dtype, no_autocast
 
 __all__ = ["local_classifier_distillation", "local_logits", "present_classes"]
 

@@ -1,7 +1,7 @@
 r"""Which negatives a positive pair (a, p) is compared with: an interval of the student's distances.
 
-A strategy is a :class:`Window`, a pair of answers: whether a negative must be farther from the anchor than the positive
-is, and how far away it may be. An interval is what lets one sort per anchor serve all of its positives.
+A strategy is a :class:`Window`: must a negative be farther from the anchor than the positive is, and how far away may
+it be? Because the answer is an interval, one sort per anchor serves all of its positives.
 """
 
 from __future__ import annotations
@@ -59,11 +59,10 @@ def largest_within_margin(distance: Tensor, margin: float) -> Tensor:
     Returns:
         θ(d), of the same shape and type.
     """
-    bound = torch.full_like(distance, margin)
-    above, below = torch.full_like(distance, torch.inf), torch.full_like(distance, -torch.inf)
+    bound, above = (torch.full_like(distance, value) for value in (margin, torch.inf))
     first = torch.nextafter(distance + bound, above)
-    second = torch.nextafter(first, below)
-    third = torch.nextafter(second, below)
+    second = torch.nextafter(first, -above)
+    third = torch.nextafter(second, -above)
     chosen = torch.where(second - distance <= bound, second, third)
     return torch.where(first - distance <= bound, first, chosen)
 

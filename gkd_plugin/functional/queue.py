@@ -54,15 +54,12 @@ class EmbeddingQueue:
                 f"a queue takes embeddings [B, D_s], [B, D_t] and labels [B], got {list(student.shape)}, "
                 f"{list(teacher.shape)} and {list(labels.shape)}"
             )
-        batch = tuple(tensor.detach()[-self.size :] for tensor in (student, teacher, labels))
-        if self._content is None:
-            kept = tuple(tensor.clone() for tensor in batch)
-        else:
-            leaving = max(0, len(self) + batch[2].shape[0] - self.size)
-            kept = tuple(
-                torch.cat([old[leaving:].to(new.device), new]) for old, new in zip(self._content, batch, strict=True)
-            )
-        self._content = (kept[0], kept[1], kept[2])
+        leaving = max(0, len(self) + len(labels) - self.size)
+        batch = [tensor.detach()[-self.size :].clone() for tensor in (student, teacher, labels)]
+        if self._content is not None:
+            pairs = zip(self._content, batch, strict=True)
+            batch = [torch.cat([old[leaving:].to(new.device), new]) for old, new in pairs]
+        self._content = (batch[0], batch[1], batch[2])
 
     def content(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Embeddings of student ``[Q, D_s]`` and teacher ``[Q, D_t]`` and labels ``[Q]``, oldest first, or ``None``."""

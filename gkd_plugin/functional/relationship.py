@@ -3,8 +3,8 @@ r"""Relationship matching: the loss of stage ``embedding`` (TPAMI 2023, section 
 For every positive pair (a, p) the *student* pushes forward its semi-hard negatives N(a, p); the tuple
 (a, p, N) is a distribution in either space, and the student's is matched to the teacher's.
 
-All tuples of an anchor are served by one sort and prefix sums (``_prefix_sums``), O(B² log B) for the batch; the form
-of the paper, one softmax per tuple, is in ``_dense``.
+One sort and prefix sums serve all tuples of an anchor (``_prefix_sums``), O(B² log B) for the batch; the form of the
+paper, one softmax per tuple, is in ``_dense``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._checks import check_temperature, is_number
+from gkd_plugin.functional._common import check_temperature, is_number, no_autocast
 from gkd_plugin.functional._engine import SMALLEST, relationship_operator
-from gkd_plugin.functional._precision import no_autocast
 from gkd_plugin.functional.mining import MINING
 
 __all__ = ["RelationshipMatch", "check_matching", "relationship_matching"]
@@ -103,17 +102,16 @@ def relationship_matching(
     check_matching(temperature, margin, mining, max_negatives)
     with no_autocast(student_embedding):
         dtype = torch.promote_types(student_embedding.dtype, torch.float32)
-        anchors = student_embedding.to(dtype)
-        student, teacher, all_labels = None, teacher_embedding.detach().to(anchors), _as_classes(labels)
+        anchors, earlier_student = student_embedding.to(dtype), None
+        teacher, all_labels = teacher_embedding.detach().to(anchors), labels.to(torch.int64).contiguous()
         if earlier is not None:
             _check_earlier(earlier, student_embedding, teacher_embedding)
-            student, old_teacher, old_labels = (tensor.detach() for tensor in earlier)
-            student = student.to(anchors)
-            teacher = torch.cat([teacher, old_teacher.to(teacher)])
-            all_labels = torch.cat([all_labels, _as_classes(old_labels).to(all_labels.device)])
+            earlier_student = earlier[0].detach().to(anchors)
+            teacher = torch.cat([teacher, earlier[1].detach().to(teacher)])
+            all_labels = torch.cat([all_labels, earlier[2].to(all_labels)])
         loss, tuples, negatives, _ = relationship_operator(
             anchors,
-            student,
+            earlier_student,
             teacher,
             all_labels,
             float(temperature),
@@ -126,21 +124,12 @@ def relationship_matching(
     return RelationshipMatch(loss, tuples, (negatives / tuples.clamp(min=1)).float())
 
 
-def _as_classes(labels: Tensor) -> Tensor:
-    return labels.to(torch.int64).contiguous()
-
-
 def _check_batch(student: Tensor, teacher: Tensor, labels: Tensor) -> None:
+    shapes = f"{list(student.shape)}, {list(teacher.shape)} and {list(labels.shape)}"
     if student.ndim != 2 or teacher.ndim != 2 or labels.ndim != 1:
-        raise ValueError(
-            "relationship matching takes embeddings [B, D_s] and [B, D_t] and labels [B], got "
-            f"{list(student.shape)}, {list(teacher.shape)} and {list(labels.shape)}"
-        )
+        raise ValueError(f"relationship matching takes embeddings [B, D_s] and [B, D_t] and labels [B], got {shapes}")
     if not student.shape[0] == teacher.shape[0] == labels.shape[0]:
-        raise ValueError(
-            f"relationship matching takes one batch, got {student.shape[0]} student embeddings, "
-            f"{teacher.shape[0]} teacher embeddings and {labels.shape[0]} labels"
-        )
+        raise ValueError(f"relationship matching takes one batch, got embeddings and labels {shapes}")
     _check_labels(labels)
 
 
@@ -155,11 +144,12 @@ def _check_earlier(earlier: Embeddings, student: Tensor, teacher: Tensor) -> Non
             f"earlier must be three tensors, as EmbeddingQueue.content() gives them, got {type(earlier).__name__}"
         )
     _check_labels(earlier[2])
-    widths = [list(tensor.shape[1:]) for tensor in earlier]
-    if widths != [list(student.shape[1:]), list(teacher.shape[1:]), []] or len({len(tensor) for tensor in earlier}) > 1:
+    count = len(earlier[2])
+    shapes = [list(tensor.shape) for tensor in earlier]
+    if shapes != [[count, student.shape[1]], [count, teacher.shape[1]], [count]]:
         raise ValueError(
             f"earlier embeddings must be [Q, {student.shape[1]}], [Q, {teacher.shape[1]}] and [Q], got "
-            + ", ".join(str(list(tensor.shape)) for tensor in earlier)
+            + ", ".join(map(str, shapes))
         )
 
 

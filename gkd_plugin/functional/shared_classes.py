@@ -1,8 +1,8 @@
 r"""The teacher's own logits, for classes that it knows, combined with a local classifier for all. Not in the paper.
 
-Where a student's class k is one of the teacher's, t(k), the teacher's own classifier has seen far more images of it than
-the student's training set holds. With d the logits of a local classifier over the student's C classes, and known and
-other the classes that the teacher knows and does not,
+Where a student's class k is one of the teacher's, t(k), the teacher's own classifier has seen far more images of it
+than the student's training set holds. With d the logits of a local classifier over the student's C classes, and
+"known" and "other" the classes that the teacher knows and does not know,
 
     log p(k | x) = log p(known | x) + log softmax_{k known}( a · d_k + b · log p_T(t(k) | x) )    for a class it knows,
     log p(k | x) = log p(other | x) + log softmax_{k other}( a' · d_k )                           for one it does not,
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._precision import exact_dtype
+from gkd_plugin.functional._common import exact_dtype
 from gkd_plugin.functional.discriminant import smoothed_targets
 
 __all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities", "shared_log_probabilities"]

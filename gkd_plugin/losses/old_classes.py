@@ -12,7 +12,7 @@ from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_le
 from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.functional import check_temperature
-from gkd_plugin.functional._precision import exact_dtype, no_autocast
+from gkd_plugin.functional._common import exact_dtype, no_autocast
 from gkd_plugin.losses.term import Term
 
 __all__ = ["OldClassDistillation"]
