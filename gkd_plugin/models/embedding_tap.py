@@ -28,7 +28,6 @@ class EmbeddingTap(nn.Module):
     """Mixed into the class of a timm model by :func:`tap_embedding`; never built directly."""
 
     embedding: Embedding
-    tap_handles: list[Any]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward; the embedding passes through ``self.embedding`` on the way.
@@ -80,7 +79,6 @@ def tap_embedding(model: nn.Module) -> nn.Module:
     model.__class__ = _tapped_class(cast("Any", type(model)))
     tapped = cast("EmbeddingTap", model)
     tapped.embedding = Embedding()
-    tapped.tap_handles = []
     _attach(tapped)
     return model
 
@@ -101,17 +99,13 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
 
 
 def _attach(model: EmbeddingTap) -> None:
-    """Hooks the model's classifiers, if it has any."""
-    for handle in model.tap_handles:
-        handle.remove()
+    """Hooks the model's classifiers, if it has any; earlier ones went with their hooks."""
     timm_model = cast("Any", model)
     classifiers = list(_classifiers(timm_model.get_classifier())) if timm_model.num_classes else []
     pools = {id(pool.proj) for pool in model.modules() if isinstance(pool, AttentionPool2d | RotAttentionPool2d)}
     inputs = _ClassifierInputs(model.embedding, timm_model.head_hidden_size, len(classifiers))
-    model.tap_handles = [
+    for index, classifier in enumerate(classifiers):
         classifier.register_forward_pre_hook(functools.partial(_hook, inputs, index, id(classifier) in pools))
-        for index, classifier in enumerate(classifiers)
-    ]
 
 
 def _classifiers(found: Any) -> Iterator[nn.Module]:

@@ -136,7 +136,7 @@ def test_copies_have_their_own_tap(name, duplicate):
     assert twin.embedding is not model.embedding
 
 
-@pytest.mark.parametrize("name", ["test_resnet", DEIT, "crossvit_tiny_240", "repvit_m1"])
+@pytest.mark.parametrize("name", ["test_resnet", DEIT, "crossvit_tiny_240", "repvit_m1", "resnet50_clip"])
 def test_reset_classifier_moves_the_tap(name):
     model, x, seen = made(name)
     for classes in (9, 0, 4):

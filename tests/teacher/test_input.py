@@ -79,6 +79,7 @@ def test_other_channels_are_refused():
         TeacherInput(ImageInput((0.0, 0.0), (1.0, 1.0)), IMAGENET)
     with pytest.raises(ConfigError, match="takes images of 3 channels, the data has 1"):
         TeacherInput(GREY, IMAGENET)(torch.zeros(1, 1, 8, 8))
+    assert torch.equal(TeacherInput(GREY, ImageInput((1.5,), (1.0,)))(torch.zeros(1, 3, 8, 8)), -torch.ones(1, 3, 8, 8))
 
 
 def test_own_input_of_a_timm_model():

@@ -54,5 +54,6 @@ def test_as_many_rows_as_there_is_room_for_are_kept_in_order(monkeypatch):
     seen = kept.result()
     assert torch.equal(seen.labels, labels)
     assert torch.equal(seen.rows, answers.embedding)
+    assert seen.logits is None  # no class is shared
     kept.add(answers, labels, torch.arange(48))
     assert torch.bincount(kept.result().labels).tolist() == [12, 4, 4, 4]
