@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 from torchdistill.core.distillation import DistillationBox
@@ -47,7 +46,7 @@ def install_prepare_hook() -> None:
     DistillationBox.setup_loss = setup_loss
 
 
-def clip_unscaled(box: Any, accelerator: Accelerator) -> None:
+def clip_unscaled(box: Any, accelerator: Any) -> None:
     """Makes ``optimizer.max_grad_norm`` of a stage clip the gradients themselves in float16.
 
     Symptom: in float16 Accelerate multiplies the loss by up to 65536 and divides the gradients again just before the
@@ -57,7 +56,7 @@ def clip_unscaled(box: Any, accelerator: Accelerator) -> None:
 
     Args:
         box: torchdistill's box, with the optimizer of the stage that begins.
-        accelerator: what it was built with.
+        accelerator: the Accelerator that it was built with.
     """
     if box.max_grad_norm is None or accelerator.scaler is None:
         return
