@@ -84,19 +84,9 @@ class ClassMap:
         return found
 
     @property
-    def is_written(self) -> bool:
-        """Whether the user wrote the map."""
-        return self.written not in ("auto", None)
-
-    @property
-    def is_of_another_teacher(self) -> bool:
-        """Whether the training set speaks of a teacher with another number of classes."""
-        return self.said_of is not None and self.teacher_size not in (None, self.said_of)
-
-    @property
     def labels(self) -> Labels | None:
-        """``said``, unless that is of another teacher."""
-        return None if self.is_of_another_teacher else self.said
+        """``said``, unless that is of a teacher with another number of classes."""
+        return self.said if self.said_of is None or self.teacher_size in (None, self.said_of) else None
 
     @property
     def shared(self) -> Labels | None:
@@ -112,7 +102,7 @@ class ClassMap:
         """
         ours: list[Any] = list(self.student_names or ())
         theirs: list[Any] = list(self.teacher_names or ())
-        if self.is_written or not set(ours) & set(theirs):
+        if self.written not in ("auto", None) or not set(ours) & set(theirs):
             if self.labels is None:
                 return None
             ours, theirs = self.labels, list(range(self.teacher_size or len(self.labels)))
@@ -122,9 +112,9 @@ class ClassMap:
 
     def tell_use(self, is_used: bool) -> None:
         """Warns of a map that the local classifier, which uses it or not, leaves out."""
-        if self.is_written and not is_used:
+        if not is_used and self.written not in ("auto", None):
             logger.warning("class_map: not used, this local classifier reads the class centres alone")
-        if is_used and self.written is not None and self.is_of_another_teacher and _any(self.said):
+        if is_used and self.written is not None and self.labels != self.said and _any(self.said):
             logger.warning(
                 "class_map: the training set speaks of a teacher with %s classes, this one has %s, so no class is "
                 "shared; write the map {student class: teacher class}, or null for no shared class",

@@ -13,8 +13,6 @@ from gkd_plugin.errors import ConfigError
 
 __all__ = ["LocalFeatures", "pooled"]
 
-_WHERE = "local_features"
-
 
 class LocalFeatures:
     r"""Outputs of a teacher's modules, each as one row a sample, side by side.
@@ -32,12 +30,12 @@ class LocalFeatures:
 
     def __init__(self, model: nn.Module, paths: Sequence[str] | None) -> None:
         if isinstance(paths, str) or not all(isinstance(path, str) for path in paths or ()):
-            raise ConfigError(f"{_WHERE}: must be a list of module paths, got {paths!r}")
+            raise ConfigError(f"local_features: must be a list of module paths, got {paths!r}")
         self.paths = tuple(paths or ())
         for path in self.paths:
-            check_module_path(model, path, _WHERE)
+            check_module_path(model, path, "local_features")
             if self.paths.count(path) > 1:
-                raise ConfigError(f"{_WHERE}: {path!r} is given twice")
+                raise ConfigError(f"local_features: {path!r} is given twice")
         self._captures = [Capture.of(model, path, "output") for path in self.paths]
 
     def take(self) -> Tensor | None:
@@ -48,8 +46,8 @@ class LocalFeatures:
         """
         rows = []
         for path, capture in zip(self.paths, self._captures, strict=True):
-            value, capture.value = capture.value, None
-            rows.append(pooled(value, path))
+            rows.append(pooled(capture.value, path))
+            capture.value = None
         return torch.cat(rows, dim=1) if rows else None
 
 
@@ -57,8 +55,8 @@ def pooled(output: Any, path: str) -> Tensor:
     """One float32 row a sample: mean and standard deviation over positions.
 
     Args:
-        output: a feature map ``[B, C, H, W]`` or tokens ``[B, N, C]`` → ``[B, 2 C]``; features ``[B, C]`` stay as they
-            are, and so does a map of one position, ``[B, C, 1, 1]`` → ``[B, C]``.
+        output: a feature map ``[B, C, H, W]`` or tokens ``[B, N, C]`` → ``[B, 2 C]``; what has no positions, ``[B, C]``
+            or ``[B, C, 1, 1]``, → ``[B, C]``.
         path: of the module, for the message.
 
     Raises:
@@ -66,11 +64,9 @@ def pooled(output: Any, path: str) -> Tensor:
     """
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
         shown = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ConfigError(f"{_WHERE}: {path!r} gave {shown}, not a tensor [B, C], [B, N, C] or [B, C, H, W]")
+        raise ConfigError(f"local_features: {path!r} gave {shown}, not a tensor [B, C], [B, N, C] or [B, C, H, W]")
     rows = output.float()
-    if rows.ndim == 2:
-        return rows
-    positions = rows.transpose(1, 2) if rows.ndim == 3 else rows.flatten(2)
+    positions = rows.transpose(1, 2) if rows.ndim == 3 else rows.flatten(2) if rows.ndim == 4 else rows.unsqueeze(2)
     if positions.shape[2] == 1:
         return positions.squeeze(2)
     deviation, mean = torch.std_mean(positions, dim=2, correction=0)

@@ -14,26 +14,23 @@ from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT, regi
 from tqdm import tqdm
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.data import evaluation_view, labels_of, seeded
-from gkd_plugin.data.labels import length_of, unwrapped
-from gkd_plugin.errors import ConfigError
-from gkd_plugin.teacher.local_classifier import MAX_ROWS, first_of_each
+from gkd_plugin.data import evaluation_view, seeded
+from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
 __all__ = ["clean_loader", "fit_class_centres", "refilled_pre_epoch_process"]
 
 logger = logging.getLogger(__name__)
 
+MAX_ROWS = 10_000
+"""Images that a readout is fitted to: about as many of each class, the first ones."""
 MAX_VIEWS = 4
 """Augmented images of each sample that a readout is fitted to, where there are few samples."""
 
 
 @register(PRE_EPOCH_PROC_FUNC_DICT, register_pre_epoch_proc_func, "refilled")
 def refilled_pre_epoch_process(self: Any, epoch: int | None = None, **kwargs: Any) -> None:
-    """torchdistill's default, then: teacher in eval mode; local classifier fitted where the stage reads it.
-
-    It is fitted once, before the first epoch of the first stage whose ``forward_hook`` records the teacher's
-    ``local_classifier``.
+    """torchdistill's default, then: teacher in eval mode; local classifier fitted, once, where the stage hooks it.
 
     Args:
         self: the ``DistillationBox``.
@@ -46,9 +43,8 @@ def refilled_pre_epoch_process(self: Any, epoch: int | None = None, **kwargs: An
     default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
     teacher = self.teacher_model
     teacher.eval()
-    if not isinstance(teacher, RefilledTeacher) or "local_classifier" not in self.teacher_io_dict:
-        return
-    if not teacher.local_classifier.is_ready:
+    is_read = isinstance(teacher, RefilledTeacher) and "local_classifier" in self.teacher_io_dict
+    if is_read and not teacher.local_classifier.is_ready:
         fit_class_centres(teacher, self.train_data_loader)
 
 
@@ -56,13 +52,16 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:
     """Fits the teacher's local classifier, and with it the class centres, in passes with a progress bar.
 
     The centres take one pass over the training set without augmentation. A readout that wants images as the student
-    sees them gets up to :data:`MAX_VIEWS` passes more, one where there are samples enough.
+    sees them gets up to :data:`MAX_VIEWS` passes more, one where there are samples enough, over about
+    :data:`MAX_ROWS` samples.
 
     Raises:
         ConfigError: a class has no sample.
     """
-    views = _views(train_data_loader) if teacher.local_classifier.wants_views else None
-    teacher.fit_centres(_batches(clean_loader(train_data_loader)), views)
+    labels: list[Tensor] = []  # of all samples, when the first pass is over
+    clean = _batches(clean_loader(train_data_loader), "class centres", labels)
+    views = _views(train_data_loader, labels) if teacher.local_classifier.wants_views else None
+    teacher.fit_centres(clean, views)
     classes, width = teacher.local_classifier.centres.shape
     logger.info("class centres: %d classes, %d-dimensional", classes, width)
 
@@ -83,38 +82,38 @@ def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
 
 
 def _in_order(dataset: Any, train_data_loader: Any) -> DataLoader[Any]:
-    sampler = train_data_loader.batch_sampler
-    return DataLoader(
-        dataset,
-        batch_size=train_data_loader.batch_size or getattr(sampler, "batch_size", None) or 128,
-        num_workers=train_data_loader.num_workers,
-    )
+    size = train_data_loader.batch_size or getattr(train_data_loader.batch_sampler, "batch_size", None) or 128
+    return DataLoader(dataset, batch_size=size, num_workers=train_data_loader.num_workers)
 
 
-def _batches(loader: DataLoader[Any], title: str = "class centres") -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(loader: DataLoader[Any], title: str, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels); the labels are kept too."""
     for batch in tqdm(loader, desc=title, leave=False, disable=None):
+        labels.append(batch[1])
         yield batch[0], batch[1]
 
 
-def _views(train_data_loader: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _views(train_data_loader: Any, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(images, labels, numbers of the samples), augmented as in training but the same in every run.
 
-    Leaves the random states as they were.
+    Leaves the random states as they were. Of many samples takes the first of each class.
     """
-    dataset = _first_samples(unwrapped(train_data_loader.dataset))
-    count = length_of(dataset)
+    dataset, count = unwrapped(train_data_loader.dataset), sum(map(len, labels))
+    if count > MAX_ROWS:
+        chosen = first_of_each(torch.cat(labels), MAX_ROWS)
+        dataset, count = Subset(dataset, chosen.tolist()), len(chosen)
+    loader = _in_order(dataset, train_data_loader)
     with seeded("local classifier"):
         for _ in range(min(max(MAX_ROWS // count, 1), MAX_VIEWS)):
-            samples = torch.arange(count)
-            for images, labels in _batches(_in_order(dataset, train_data_loader), "local classifier"):
-                yield images, labels, samples[: len(labels)]
-                samples = samples[len(labels) :]
+            numbers = torch.arange(count)
+            for images, of in _batches(loader, "local classifier", []):
+                yield images, of, numbers[: len(of)]
+                numbers = numbers[len(of) :]
 
 
-def _first_samples(dataset: Any) -> Any:
-    """At most about :data:`MAX_ROWS` samples, the first of each class; all where labels are not known."""
-    try:
-        labels = labels_of(dataset) if length_of(dataset) > MAX_ROWS else None
-    except ConfigError:
-        return dataset
-    return dataset if labels is None else Subset(dataset, first_of_each(torch.tensor(labels), MAX_ROWS).tolist())
+def first_of_each(labels: Tensor, at_most: int) -> Tensor:
+    """Positions, in order, of the first samples of each class: as many of each, at least two, about ``at_most``."""
+    by_class, counts = labels.argsort(stable=True), torch.bincount(labels)
+    places = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    room = max(at_most // int((counts > 0).sum()), 2)
+    return by_class[places < room].sort().values

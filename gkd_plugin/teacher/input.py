@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,6 +19,8 @@ from gkd_plugin.errors import ConfigError, one_of
 __all__ = ["PREPROCESSING", "TeacherInput", "checked_size", "given_input", "is_first_time", "own_input"]
 
 logger = logging.getLogger(__name__)
+
+Number = TypeVar("Number", int, float)
 
 PREPROCESSING = ("auto", "pretrained", "data")
 _TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # wrappers come and go with the stages
@@ -75,8 +77,8 @@ def given_input(
     """
     known = known or ImageInput()
     return ImageInput(
-        mean=_numbers(f"{prefix}mean", mean) or known.mean,
-        std=_numbers(f"{prefix}std", std, above_zero=True) or known.std,
+        mean=_listed(f"{prefix}mean", mean, float, "a number for each channel") or known.mean,
+        std=_listed(f"{prefix}std", std, float, "a number above 0 for each channel", above_zero=True) or known.std,
         size=checked_size(size) or known.size,
     )
 
@@ -87,12 +89,22 @@ def checked_size(value: object) -> tuple[int, int] | None:
     Raises:
         ConfigError: it is something else.
     """
+    sides = _listed("input_size", value, int, "a number of pixels or [height, width]", above_zero=True, most=2)
+    return None if sides is None else (sides[0], sides[-1])
+
+
+def _listed(
+    name: str, value: Any, kind: Callable[[Any], Number], what: str, *, above_zero: bool = False, most: int = 99
+) -> tuple[Number, ...] | None:
+    """The numbers given, or the only one; ``None`` where nothing is given."""
     if value is None:
         return None
-    pair = [value, value] if isinstance(value, int) else value
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise ConfigError(f"input_size: must be a number of pixels or [height, width], got {value!r}")
-    return pair[0], pair[1]
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    allowed = (int,) if kind is int else (int, float)
+    fit = [x for x in values if isinstance(x, allowed) and not isinstance(x, bool) and math.isfinite(x)]
+    if not values or fit != values or len(values) > most or (above_zero and min(fit) <= 0):
+        raise ConfigError(f"{name}: must be {what}, got {value!r}")
+    return tuple(map(kind, values))
 
 
 class TeacherInput(nn.Module):
@@ -195,24 +207,6 @@ def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | No
         return None
     affine = torch.tensor([scale.tolist(), shift.tolist()], dtype=torch.float32)[:, :, None, None]
     return affine[0], affine[1]
-
-
-def _numbers(name: str, values: Any, *, above_zero: bool = False) -> tuple[float, ...] | None:
-    """One finite number for each channel, or ``None``."""
-    if values is None:
-        return None
-    numbers = [values] if isinstance(values, int | float) else values
-    is_list = isinstance(numbers, Sequence) and len(numbers) > 0
-    if not is_list or not all(_is_number(value) and (value > 0 or not above_zero) for value in numbers):
-        above = " above 0" if above_zero else ""
-        raise ConfigError(
-            f"{name}: must be a number{above} for each channel, e.g. [0.485, 0.456, 0.406]; got {values!r}"
-        )
-    return tuple(float(value) for value in numbers)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _short(values: Sequence[float] | None) -> str:

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gkd_plugin.functional import ClassCentreAccumulator
-from gkd_plugin.teacher.answers import Answers
 from gkd_plugin.teacher.class_map import ClassMap
-from gkd_plugin.teacher.readouts import READOUTS, Seen
+from gkd_plugin.teacher.readouts import READOUTS, Answers, Seen
 
-__all__ = ["MAX_ROWS", "LocalClassifier", "first_of_each"]
+__all__ = ["LocalClassifier"]
 
-MAX_ROWS = 10_000
-"""Images that a readout is fitted to: about as many of each class, the first ones."""
 _ALWAYS_SAVED = ("centres", "weight", "bias", "teacher_labels", "shared_factors")
 
 
@@ -71,29 +68,29 @@ class LocalClassifier(nn.Module):
         views: Iterable[tuple[Answers, Tensor, Tensor]] | None = None,
         class_map: ClassMap | None = None,
     ) -> None:
-        """Fits it to batches of the training set.
+        """Fits it to the training set.
 
         Args:
             batches: of answers and labels ``[B]``, for the class centres.
             num_classes: C; ``None`` for 1 + the largest label.
             views: of answers, labels and the numbers ``[B]`` of the samples, to images as the student sees them, for a
-                readout that wants these; ``None`` for the batches themselves.
+                readout that wants these; read after the batches; ``None`` for the batches themselves.
             class_map: which classes the teacher has itself.
 
         Raises:
             ValueError: a class has no sample, or a label is out of range.
         """
         class_map = class_map or ClassMap()
-        accumulator, kept = ClassCentreAccumulator(num_classes), _Kept(class_map)
+        accumulator, seen, count = ClassCentreAccumulator(num_classes), list[list[Tensor]](), 0
         for answers, labels in batches:
             accumulator.update(answers.embedding, labels)
             if self.wants_views and views is None:
-                kept.add(answers, labels, torch.arange(kept.seen, kept.seen + len(labels)))
+                seen.append(_seen(answers, labels, torch.arange(count, count + len(labels)), class_map))
+            count += len(labels)
         centres = accumulator.result()
         if self.wants_views:
-            for answers, labels, samples in views or ():
-                kept.add(answers, labels, samples)
-        fitted = READOUTS[self.kind].fit(centres, kept.result() if self.wants_views else None)
+            seen += [_seen(*view, class_map) for view in views or ()]
+        fitted = READOUTS[self.kind].fit(centres, _joined(seen, class_map) if seen else None)
         empty = dict.fromkeys(self._tensors(), torch.empty(0))  # of another fit
         self._keep({**empty, "centres": centres, **fitted}, centres.device)
 
@@ -111,45 +108,13 @@ class LocalClassifier(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class _Kept:
-    """What a stream said, at most about :data:`MAX_ROWS` rows, as many of each class as there is room for."""
-
-    def __init__(self, class_map: ClassMap) -> None:
-        self.seen = 0
-        self._class_map = class_map
-        self._parts: list[list[Tensor]] = []
-        self._count = 0
-        self._limit = 2 * MAX_ROWS
-
-    def add(self, answers: Answers, labels: Tensor, samples: Tensor) -> None:
-        rows = answers.rows
-        wanted = answers.logits if self._class_map.shared else None  # they may be many
-        logits = rows[:, :0] if wanted is None else wanted.detach().float()
-        self._parts.append([rows.cpu(), logits.cpu(), labels.cpu().long(), samples.cpu()])
-        self.seen += len(labels)
-        self._count += len(labels)
-        if self._count > self._limit:
-            self._thin()
-            self._limit = 2 * max(MAX_ROWS, self._count)
-
-    def result(self) -> Seen:
-        if self._count > MAX_ROWS:
-            self._thin()
-        rows, logits, labels, samples = self._joined()
-        return Seen(rows, logits if logits.shape[1] else None, labels, samples, self._class_map.shared)
-
-    def _joined(self) -> list[Tensor]:
-        return [torch.cat(parts) for parts in zip(*self._parts, strict=True)]
-
-    def _thin(self) -> None:
-        joined = self._joined()
-        members = first_of_each(joined[2], MAX_ROWS)
-        self._parts, self._count = [[part[members] for part in joined]], len(members)
+def _seen(answers: Answers, labels: Tensor, samples: Tensor, class_map: ClassMap) -> list[Tensor]:
+    """Rows, logits, labels and samples on the CPU; without the logits, which may be many, where no class is shared."""
+    rows = answers.rows
+    logits = rows[:, :0] if answers.logits is None or not class_map.shared else answers.logits.detach().float()
+    return [rows.cpu(), logits.cpu(), labels.cpu().long(), samples.cpu()]
 
 
-def first_of_each(labels: Tensor, at_most: int) -> Tensor:
-    """Positions, in order, of the first samples of each class: as many of each, at least two, about ``at_most``."""
-    by_class, counts = labels.argsort(stable=True), torch.bincount(labels)
-    places = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
-    room = max(at_most // int((counts > 0).sum()), 2)
-    return by_class[places < room].sort().values
+def _joined(seen: list[list[Tensor]], class_map: ClassMap) -> Seen:
+    rows, logits, labels, samples = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    return Seen(rows, logits if logits.shape[1] else None, labels, samples, class_map.shared)

@@ -17,12 +17,11 @@ from gkd_plugin.box.registry import register
 from gkd_plugin.data import normalisation_of
 from gkd_plugin.errors import ConfigError, one_of, told_at, user_can_mend, whole_number
 from gkd_plugin.models.projection import make_projection
-from gkd_plugin.teacher.answers import Answers
 from gkd_plugin.teacher.class_map import ClassMap
 from gkd_plugin.teacher.features import LocalFeatures
 from gkd_plugin.teacher.input import TeacherInput, given_input, is_first_time, own_input
 from gkd_plugin.teacher.local_classifier import LocalClassifier
-from gkd_plugin.teacher.readouts import READOUTS
+from gkd_plugin.teacher.readouts import READOUTS, Answers
 
 __all__ = ["DTYPES", "RefilledTeacher"]
 
@@ -115,7 +114,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
                 raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
             own = given_input(mean, std, input_size, known=own_input(teacher_model, preprocessing))
             if (data_mean is None) != (data_std is None):
-                raise ConfigError("data_mean: goes with data_std; give both, or neither to have them read off the data")
+                raise ConfigError(
+                    "data_mean: goes with data_std; give both, or neither to have them read from the data"
+                )
             data = given_input(data_mean, data_std, prefix="data_")
             if num_classes is not None:
                 whole_number("num_classes", num_classes, low=1)
@@ -171,6 +172,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
                 self.input = TeacherInput(normalisation_of(dataset), self.input.teacher).to(self.device)
 
     def _check_projection(self, box: Any, stage_config: Mapping[str, Any]) -> None:
+        """Refuses one with weights that would not be trained."""
         if self.projection is None or not list(self.projection.parameters()):
             return
         if not stage_config["teacher"].get("requires_grad", True):

@@ -93,45 +93,32 @@ def test_class_centres_ask_for_no_views(monkeypatch):
 @pytest.mark.parametrize("targets", [[0] * 12 + [1] * 6 + [2] * 6, [k % 3 for k in range(24)]])
 def test_of_many_samples_the_first_of_each_class_are_seen(targets, monkeypatch):
     monkeypatch.setattr(fitting, "MAX_ROWS", 9)
-    dataset = Augmented()
-    dataset.targets = targets
-    _, (images, labels, samples) = recorded_fit(dataset, "discriminant", monkeypatch)
+    monkeypatch.setattr(TinyImages, "targets", property(lambda self: targets, lambda *_: None), raising=False)
+    _, (images, labels, samples) = recorded_fit(Augmented(), "discriminant", monkeypatch)
     first = sorted(i for k in range(3) for i in [j for j, label in enumerate(targets) if label == k][:3])
     assert labels.tolist() == [targets[i] for i in first]
     assert samples.tolist() == list(range(9))
     noise_of(images, first)
 
 
-def test_the_samples_of_many_classes_are_counted_once(monkeypatch):
-    class Labels(list):
-        read = 0
-
-        def __iter__(self):
-            Labels.read += 1
-            return super().__iter__()
-
-    monkeypatch.setattr(fitting, "MAX_ROWS", 9)
-    labels = Labels(TinyImages(classes=8, per_class=3).targets)
-    monkeypatch.setattr(fitting, "labels_of", lambda dataset: labels)
-    assert len(fitting._first_samples(TinyImages(classes=8, per_class=3))) == 16
-    assert Labels.read < 5
+@pytest.mark.parametrize(
+    ("at_most", "want"), [(6, [0, 1, 2, 4, 5, 9]), (9, [0, 1, 2, 3, 4, 5, 9]), (2, [0, 1, 2, 4, 5, 9])]
+)
+def test_the_first_of_each_class_at_least_two(at_most, want):
+    labels = torch.tensor([3, 3, 1, 3, 1, 0, 3, 3, 3, 0])
+    assert fitting.first_of_each(labels, at_most).tolist() == want
 
 
-def test_labels_that_are_not_known_ahead_leave_all_samples(monkeypatch):
-    def unknown(dataset):
-        raise ConfigError("no labels")
-
-    monkeypatch.setattr(fitting, "MAX_ROWS", 9)
-    monkeypatch.setattr(fitting, "labels_of", unknown)
-    dataset = Augmented()
-    assert fitting._first_samples(dataset) is dataset
+def test_many_classes_take_no_longer():
+    labels = torch.arange(100_000).repeat(5)
+    assert torch.equal(fitting.first_of_each(labels, 10_000), torch.arange(200_000))
 
 
 def test_views_come_from_workers_and_from_below_fixed_views():
-    loader = box_over(FixedViews(Augmented(), 2)).train_data_loader
-    assert sum(len(labels) for _, labels, _ in fitting._views(loader)) == 24 * 4
+    loader, labels = box_over(FixedViews(Augmented(), 2)).train_data_loader, [torch.zeros(24)]
+    assert sum(len(of) for _, of, _ in fitting._views(loader, labels)) == 24 * 4
     loader.num_workers = 2
-    both = [torch.cat([images for images, _, _ in fitting._views(loader)]) for _ in range(2)]
+    both = [torch.cat([images for images, _, _ in fitting._views(loader, labels)]) for _ in range(2)]
     assert torch.equal(*both)
 
 
@@ -141,7 +128,7 @@ def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone()
     for seed in (1, 2):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
         before = states()
-        found.append(torch.cat([images for images, _, _ in fitting._views(box.train_data_loader)]))
+        found.append(torch.cat([images for images, _, _ in fitting._views(box.train_data_loader, [torch.zeros(24)])]))
         assert states() == before
     assert torch.equal(*found)
 

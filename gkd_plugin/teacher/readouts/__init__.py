@@ -16,9 +16,9 @@ and the wrapper gives it training images, keeps, moves and saves what it returns
 import importlib
 import pkgutil
 
-from gkd_plugin.teacher.readouts.base import READOUTS, Readout, Seen
+from gkd_plugin.teacher.readouts.base import READOUTS, Answers, Readout, Seen
 
-__all__ = ["READOUTS", "Readout", "Seen"]
+__all__ = ["READOUTS", "Answers", "Readout", "Seen"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

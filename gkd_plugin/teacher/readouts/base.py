@@ -1,19 +1,41 @@
-"""What a readout is: logits over the student's classes from what the teacher says of an image."""
+"""What a teacher says of images, and what a readout makes of it: logits over the student's classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.teacher.answers import Answers
-
-__all__ = ["READOUTS", "Readout", "Seen"]
+__all__ = ["READOUTS", "Answers", "Readout", "Seen"]
 
 READOUTS: dict[str, Readout] = {}
 """Name → readout; every subclass of :class:`Readout` enters itself."""
+
+
+class Answers(NamedTuple):
+    """What a teacher says of a batch, ``[B, …]`` each in float32; ``None`` where it has none.
+
+    Attributes:
+        embedding: ``[B, D_t]``.
+        local_classifier: ``[B, C]``, logits over the student's classes, once the local classifier is fitted; ``None``
+            has the wrapper compute them.
+        logits: ``[B, C_t]``, of the teacher's own classifier.
+        features: ``[B, F]``, of earlier layers, see :mod:`gkd_plugin.teacher.features`.
+    """
+
+    embedding: Tensor
+    local_classifier: Tensor | None = None
+    logits: Tensor | None = None
+    features: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """``[B, D_t + F]`` float32: embedding and features side by side."""
+        parts = [self.embedding] if self.features is None else [self.embedding, self.features]
+        return torch.cat([part.detach().float() for part in parts], dim=1)
 
 
 class Seen(NamedTuple):

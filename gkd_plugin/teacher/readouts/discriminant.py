@@ -17,8 +17,7 @@ from gkd_plugin.functional import (
     shared_log_probabilities,
 )
 from gkd_plugin.functional.discriminant import smoothed_targets
-from gkd_plugin.teacher.answers import Answers
-from gkd_plugin.teacher.readouts.base import READOUTS, Readout, Seen
+from gkd_plugin.teacher.readouts.base import READOUTS, Answers, Readout, Seen
 
 __all__ = ["CalibratedDiscriminant"]
 
