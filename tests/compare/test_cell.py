@@ -151,7 +151,9 @@ def test_without_a_teacher_or_with_a_wrapped_training_set_there_is_no_cache(writ
 
 
 def test_hooks_and_criteria_are_the_methods_own(written):
-    train = made(written(), "rkd")["train"]
+    tree = written()
+    tree["train"]["stage2"]["teacher"]["forward_hook"]["input"] = ["embedding"]
+    train = made(tree, "rkd")["train"]
     assert train["teacher"]["forward_hook"] == train["student"]["forward_hook"] == {"output": ["embedding"]}
     assert train["teacher"]["auxiliary_model_wrapper"]["key"] == "refilled_teacher"
     assert train["criterion"]["kwargs"]["sub_terms"]["rkd"]["criterion"]["key"] == "RKDLoss"
