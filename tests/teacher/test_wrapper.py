@@ -128,6 +128,16 @@ def test_own_device_is_kept_when_the_box_moves_the_teacher():
     assert {p.dtype for p in teacher.projection.parameters()} == {torch.float64}  # it is the student's
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_projection_is_all_that_trains(mode):
+    teacher = make_teacher(projection=PROJECTION).requires_grad_(False).train(mode).requires_grad_(True)
+    assert teacher.projection.training
+    assert not teacher.training
+    assert not any(module.training for module in teacher.teacher.modules())
+    trained = {name for name, parameter in teacher.named_parameters() if parameter.requires_grad}
+    assert trained == {"projection.layers.0.weight", "projection.layers.0.bias"}
+
+
 def test_a_forward_pass_does_not_ask_the_projection():
     """Class centres and checks leave its batch statistics alone; the box asks for it in training."""
     teacher = make_teacher(projection=PROJECTION)
