@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gkd_plugin.errors import ConfigError
 
     _make_local_modules_importable()
-    with _console_log(options.log):
+    with _console_log(options.log, logging.DEBUG if options.debug else logging.INFO):
         try:
             code: int = options.command(options)
             _leave_process_group()
@@ -166,9 +166,9 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
         ("--methods", _items(str), ["ce", "refilled"], "M,…", "names or YAML files (default: ce,refilled)"),
         ("--overlap", _items(_percentage), [], "P,…", "shares of common classes in per cent"),
         ("--ways", _items(_count), [], "N,…", "classes of the configuration's few-shot tasks"),
-        ("--shots", _items(_count), [], "K,…", "labelled images of each"),
+        ("--shots", _items(_count), [], "K,…", "labelled images of each class"),
         ("--tasks", _tasks, [], "T", "how many few-shot tasks, or a list of their numbers: 0,5"),
-        ("--memory", _items(_seed), [], "M,…", "exemplars of each old class, incrementally"),
+        ("--memory", _items(_seed), [], "M,…", "stored images of each old class (incremental data only)"),
         ("--seeds", _items(_seed), [0], "N,…", "default: 0"),
         ("--jobs", _count, 1, "N", "processes at once (default: 1)"),
     ):
@@ -287,16 +287,18 @@ class _Console(logging.Handler):
 
 
 @contextmanager
-def _console_log(name: str) -> Iterator[None]:
+def _console_log(name: str, level: int) -> Iterator[None]:
     """Shows the lines of one of our loggers on the console; torchdistill's only go to log.txt."""
     logging.getLogger().setLevel(logging.INFO)
     ours = logging.getLogger(name)
-    console = _Console(logging.INFO if _is_main_process() else logging.ERROR)
+    console, before = _Console(level if _is_main_process() else logging.ERROR), ours.level
+    ours.setLevel(level)
     ours.addHandler(console)
     try:
         yield
     finally:
         ours.removeHandler(console)
+        ours.setLevel(before)
 
 
 def _is_main_process() -> bool:

@@ -64,13 +64,16 @@ def start_worker(run: Callable[..., str], threads: int) -> tuple[Connection, Bas
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, run, threads))
-    process.start()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the comparison, which ends its workers
+    try:
+        process.start()  # inherits it, while it still imports, too
+    finally:
+        signal.signal(signal.SIGINT, before)
     theirs.close()  # so that the end of the process is the end of what can be read
     return ours, process
 
 
 def _work(connection: Connection, run: Callable[..., str], threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the comparison, which ends its workers
     Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, left behind where this process is killed
     torch.set_num_threads(threads)

@@ -54,7 +54,9 @@ class Report:
             self.lines.append(line)
 
     def refuse(self, path: str, given: Any, allowed: str) -> None:
-        """Notes what was given and what is allowed."""
+        """Notes what was given and what is allowed, unless more is known of the path already."""
+        if any(line.startswith(f"{path}: ") for line in self.lines):
+            return
         text = "a section" if isinstance(given, Mapping) else repr(given)
         text = _WORDS[given] if given is None or isinstance(given, bool) else text
         self.add(path, f"missing; {allowed}" if given is _MISSING else f"{text} given; {allowed}")
@@ -99,7 +101,7 @@ def is_of(*types: type) -> Callable[[Any], bool]:
 
 FLAG = Value("true or false", is_of(bool))
 WHOLE = Value("a whole number", is_of(int))
-NUMBER = Value("a finite number", lambda given: is_of(int, float)(given) and math.isfinite(given))
+NUMBER = Value("a finite number", lambda given: is_of(int, float)(given) and abs(given) < math.inf)
 
 
 def number(low: float, high: float = math.inf) -> Value:
@@ -174,7 +176,7 @@ def section(
 
     def check(report: Report, path: str, given: Any) -> None:
         if not isinstance(given, Mapping):
-            names = f"with {', '.join(sorted(keys))}" if keys else "(key: value)"
+            names = f"with {', '.join(sorted(needs or keys))}" if keys else "(key: value)"
             report.refuse(path, given, f"must be a section {names}")
             return
         for key in given:

@@ -10,6 +10,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gkd_plugin.config.kinds import is_private
 from gkd_plugin.config.nodes import CORE, compose_value, paths_to, put, steps
+from gkd_plugin.config.stages import STAGE_NAME
 from gkd_plugin.errors import ConfigError, nearest
 
 __all__ = ["apply_overrides"]
@@ -36,7 +37,8 @@ def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
         Notices for the user, one line each: where an override reaches further, or less far, than may be expected.
 
     Raises:
-        ConfigError: no ``=``, a value that is not YAML, a path through a value, or a new data set.
+        ConfigError: no ``=``, a value that is not YAML, a path through a value, or a new data set, model, stage or
+            anchor place (names the nearest keys).
     """
     return [notice for assignment in assignments for notice in _apply(root, assignment)]
 
@@ -96,7 +98,7 @@ class _Override:
             reason = f"{where} is a list of {len(keys)}, it has no item {rest[0]!r}; items count from 0"
         elif isinstance(node, ScalarNode):
             reason = f"{where} is a value ({node.value or 'null'}), it has no {rest[0]!r}"
-        elif path == ("datasets",) or (not path and is_private(rest[0])):  # nobody would read it
+        elif path in (("datasets",), ("models",)) or is_private(rest[0]) or _is_stage(path, rest[0]):
             reason = f"no {rest[0]!r} in {where}; {nearest(rest[0], keys)}"
         else:
             return rest[0], rest[1:]
@@ -137,6 +139,11 @@ class _Override:
         if kept:
             notices.append(f"{self._name}: {_places(kept)} keep{_s(kept)} the earlier value")
         return notices
+
+
+def _is_stage(path: KeyPath, name: str) -> bool:
+    """Whether it would be a new stage, of one key: like a new data set or anchor, a slip."""
+    return path == ("train",) and bool(STAGE_NAME.fullmatch(name))
 
 
 def _public(paths: Iterable[KeyPath]) -> list[KeyPath]:

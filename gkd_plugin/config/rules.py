@@ -114,6 +114,8 @@ def sampler(report: Report, path: str, section: Mapping[Any, Any]) -> None:
 
 def role(report: Report, path: str, section: Mapping[Any, Any]) -> None:
     """``teacher``, ``student`` or ``model`` of a stage."""
+    if "forward_proc" not in section:
+        report.add(at(path, "forward_proc"), "missing; write forward_proc: 'forward_batch_only'")
     _checkpoint(report, path, section)
     redesign(report, path, section)
 
@@ -169,7 +171,7 @@ def stage(report: Report, path: str, section: Mapping[Any, Any]) -> None:
     loss, where = section.get("criterion"), at(path, "optimizer")
     is_refilled = isinstance(loss, Mapping) and loss.get("key") == "refilled"
     if is_refilled and not section.get("optimizer") and report.is_clean(where):
-        report.add(where, "missing; a stage of 'refilled' does not keep that of the stage before")
+        report.add(where, "missing; every stage with criterion 'refilled' needs its own")
     scheduler, where = section.get("scheduler"), at(path, "scheduler")
     if not scheduler or report.optimizer is None or not report.is_clean(where) or _holds_object(scheduler):
         return

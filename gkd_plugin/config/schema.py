@@ -49,6 +49,7 @@ _LIST = Value("a list", is_of(list))
 _SECTION = section({}, has_others=True)
 _PATH = Value("the path of a file or folder", lambda given: isinstance(given, str) and given and "\0" not in given)
 _MODULES = list_of("module paths, e.g. ['layer4', 'fc'], or []", is_of(str))
+_HOOKED = list_of("module paths, e.g. ['embedding'], or []", is_of(str))
 _DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DEVICE = Value(
     "auto, cpu, cuda, cuda:<number> or mps", lambda given: isinstance(given, str) and _DEVICE_NAME.fullmatch(given)
@@ -124,12 +125,12 @@ def _role(supplied: str) -> Kind:
         "dst_ckpt": or_else(_PATH),
         **_REDESIGN,
         "wrapper": either(section({"key": _WRAPPER, "kwargs": or_else(_SECTION)}), _WRAPPER),
-        "forward_hook": section({"input": _MODULES, "output": _MODULES}),
+        "forward_hook": section({"input": _HOOKED, "output": _HOOKED}),
         "auxiliary_model_wrapper": part(
             AUXILIARY_MODEL_WRAPPER_DICT, auxiliary, needs=(), then=rules.redesign, names=names
         ),
     }
-    return section(keys, ("forward_proc",), rules.role)
+    return section(keys, (), rules.role)
 
 
 _ROLES = {"teacher": _role("teacher_model"), "student": _role("student_model"), "model": _role("student_model")}

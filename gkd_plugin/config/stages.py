@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["Role", "Stage", "has_teacher", "stage_names", "stages_of", "student_embedding", "student_entry"]
 
 LOADERS = ("train_data_loader", "val_data_loader")
-_STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
+STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
 
 def stage_names(train: Any) -> list[str]:
     """The keys of the stages in the section ``train``, in order."""
-    names = [key for key in train if _STAGE_NAME.fullmatch(str(key))] if isinstance(train, Mapping) else []
+    names = [key for key in train if STAGE_NAME.fullmatch(str(key))] if isinstance(train, Mapping) else []
     return sorted(names, key=lambda name: int(name.removeprefix("stage")))
 
 

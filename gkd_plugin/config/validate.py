@@ -41,6 +41,7 @@ def problems(tree: Mapping[str, Any], *, produced: Collection[str] = (), needs_c
     for index, dependency in enumerate(listed if isinstance(listed, list) else [listed]):
         with report.trial(at("dependencies", index)):
             import_dependencies([dependency])
+    _text_numbers(report, "train", tree.get("train"))  # first: the table would only say that it is no number
     configuration(stage_names(tree.get("train")), has_teacher=has_teacher(tree))(report, "", tree)
     _tags(report, "", tree, set())
     _numbers(report, "train", tree.get("train"))
@@ -73,11 +74,17 @@ def _tag(report: Report, path: str, tagged: Tagged) -> None:
         bind(report, at(path, "init.kwargs"), target, init.get("args"), init.get("kwargs"))
 
 
-def _numbers(report: Report, path: str, value: object) -> None:
-    """Numbers that YAML 1.1 reads as text (``1e-3``), and those that nobody means."""
+def _text_numbers(report: Report, path: str, value: object) -> None:
+    """Numbers that YAML 1.1 reads as text (``1e-3``)."""
     if isinstance(value, str) and _TEXT_NUMBER.fullmatch(value):
         report.add(path, f"{value!r} is text to YAML, not a number; write {float(value)!r} as e.g. 1.0e-3")
-    elif isinstance(value, int | float) and not abs(value) <= _LARGEST and report.is_clean(path):
+    for key, item in items(value):
+        _text_numbers(report, at(path, key), item)
+
+
+def _numbers(report: Report, path: str, value: object) -> None:
+    """Numbers that nobody means."""
+    if isinstance(value, int | float) and not abs(value) <= _LARGEST and report.is_clean(path):
         report.add(path, f"{value!r} given; must be a finite number, at most {_LARGEST:.0e}")
     for key, item in items(value):
         _numbers(report, at(path, key), item)

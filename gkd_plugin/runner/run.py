@@ -107,8 +107,8 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
     ``written`` maps the path of a checkpoint in the YAML to the place where this command writes it, for the
     configurations before; this one's is added.
     """
-    models = {name: entry and dict(entry) for name, entry in config.tree["models"].items()}
-    for entry in filter(None, models.values()):
+    models = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in config.tree["models"].items()}
+    for entry in (entry for entry in models.values() if isinstance(entry, Mapping)):
         if entry.get("src_ckpt") is not None:
             entry["src_ckpt"] = written.get(_absolute(entry["src_ckpt"]), entry["src_ckpt"])
     student = student_entry({"models": models})[1]

@@ -198,4 +198,4 @@ def _checkpoints(config: Path) -> list[str]:
         models = read(config)["models"]
     except (ConfigError, KeyError):
         return []
-    return [str(entry["dst_ckpt"]) for entry in models.values() if (entry or {}).get("dst_ckpt")]
+    return [str(entry["dst_ckpt"]) for entry in models.values() if isinstance(entry, Mapping) and entry.get("dst_ckpt")]

@@ -44,11 +44,12 @@ def test_bind(function, args, kwargs, more, lines):
     assert report.lines == lines
 
 
-def test_a_line_is_kept_once_and_names_its_place():
+def test_a_path_is_refused_once_and_says_what_was_given():
     report = Report({}, None)
-    for given in (None, True, {"a": 1}, "3", "3"):
-        report.refuse("a.b", given, "must be x")
+    for name, given in zip("abcdd", (None, True, {"a": 1}, "3", "4"), strict=True):
+        report.refuse(f"a.{name}", given, "must be x")
     assert report.lines == [
-        f"a.b: {text} given; must be x" for text in ("nothing", "true", "a section", "'3'")
-    ]  # fmt: skip
+        f"a.{name}: {text} given; must be x"
+        for name, text in zip("abcd", ("nothing", "true", "a section", "'3'"), strict=True)
+    ]
     assert [report.is_clean(path) for path in ("a", "a.b", "a.b.c", "a.bc")] == [False, False, True, True]

@@ -21,6 +21,7 @@ datasets:
   d/val: !import_call
     key: builtins.dict
     init: {kwargs: *kwargs}
+models: {student_model: {}}
 train:
   stage1: &stage1
     num_epochs: 3
@@ -227,6 +228,10 @@ def test_optional_paths_may_be_created(assignments, text):
         ("train..x=3", "write key.path=value"),
         ("datasets.d/trian.key=3", r"no 'd/trian' in datasets; did you mean 'd/train'"),
         ("x-overlap=3", r"no 'x-overlap' in the config"),
+        ("train.x-lr=3", r"no 'x-lr' in train"),
+        ("train.stage1.optimizer._kwargs.lr=3", r"no '_kwargs' in train\.stage1\.optimizer"),
+        ("train.stage4.num_epochs=3", r"no 'stage4' in train; .*'stage1'"),
+        ("models.student.kwargs.num_classes=3", r"no 'student' in models; .*'student_model'"),
         ("train.stage1.optimizer.kwargs.betas.2=3", r"betas is a list of 2, it has no item '2'"),
         ("train.stage1.optimizer.kwargs.betas.x=3", "it has no item 'x'"),
         ("train.stage1.num_epochs.x=3", r"train\.stage1\.num_epochs is a value \(3\), it has no 'x'"),
