@@ -14,7 +14,6 @@ from gkd_plugin.compare.setting import is_few_shot, is_incremental, training_mem
 from gkd_plugin.compare.sizes import training_set
 from gkd_plugin.config.config import RunConfig
 from gkd_plugin.config.stages import student_entry
-from gkd_plugin.data import class_names_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.runner.models import TEACHER
 from gkd_plugin.runner.weights import read_weights
 from gkd_plugin.teacher import ClassMap
@@ -86,15 +85,10 @@ def different_classes(config: RunConfig) -> str | None:
     stage, teacher = config.stages[-1], config.tree["models"]["teacher_model"]
     kwargs = stage.teacher.wrapper_kwargs if stage.teacher else {}
     dataset = training_set(config.tree, stage)
-    ours, theirs = class_names_of(dataset), kwargs.get("teacher_classes") or _trained_classes(teacher)
+    theirs = kwargs.get("teacher_classes") or _trained_classes(teacher)
     size, written = (teacher.get("kwargs") or {}).get("num_classes"), kwargs.get("class_map", "auto")
-    if written not in ("auto", None):
-        relation = ClassMap.of(dataset, written, theirs, size).relation
-    else:
-        by_name = ClassMap(student_names=ours, teacher_names=theirs)
-        said = ClassMap(teacher_labels_of(dataset), teacher_num_classes_of(dataset), teacher_size=size)
-        relation = by_name.relation or said.relation
-    has_other_names = bool(ours and theirs)
+    found = ClassMap.of(dataset, None if written == "auto" else written, theirs, size)  # null: nothing is refused
+    relation, has_other_names = found.relation, bool(found.student_names and theirs)
     has_other_size = (student_entry(config.tree)[1].get("kwargs") or {}).get("num_classes") != size
     if relation is None and (has_other_names or has_other_size or is_few_shot(config.tree)):
         return NOT_SAME
