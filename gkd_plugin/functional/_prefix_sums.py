@@ -56,7 +56,7 @@ def score_by_prefix_sums(
 
     distance = keys.double()
     weight, gap, growth = _terms(distance, teacher.gather(1, order).double(), scale)
-    weight[:, 0] = 0  # the anchor itself
+    weight[:, 0] = 0  # the anchor itself, in no window: in the prefix sums it would only cost digits
     own_weight, own_gap, own_growth = _terms(near.double(), near_teacher.double(), scale)
     z_teacher = window_sum(weight).add_(own_weight)
     u = window_sum(gap.mul_(weight)).add_(own_gap.mul_(own_weight))

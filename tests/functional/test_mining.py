@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gkd_plugin.functional.mining import MINING, largest_within_margin
@@ -12,6 +12,8 @@ DISTANCES = torch.tensor([0.0, 0.25, 0.25, 0.5, 0.75, 1.0, 0.125])
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(distance=st.floats(0, 2), margin=st.floats(0, 2), steps=st.integers(-4, 4))
+@example(distance=2.0**-26, margin=0.25, steps=1)  # half a unit in the last place of float32, and
+@example(distance=2.0**-55, margin=0.25, steps=1)  # of float64: x − d is a tie, and rounds to the margin
 def test_theta_selects_what_the_difference_selects(dtype, distance, margin, steps):
     """At every value near d + margin, x ≤ θ(d) exactly where x − d, rounded, is at most margin."""
     d, m = torch.tensor([distance], dtype=dtype), torch.tensor([margin], dtype=dtype)
