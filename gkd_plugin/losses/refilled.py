@@ -254,5 +254,6 @@ def refilled(stage: str, **kwargs: Any) -> RefilledStage:
     allowed = inspect.signature(_STAGES[stage]).parameters
     unknown = [name for name in kwargs if name not in allowed]
     if unknown:
-        raise ConfigError("; ".join(f"stage {stage!r} takes no {name!r}: {nearest(name, allowed)}" for name in unknown))
+        names = ["stage", *allowed]
+        raise ConfigError("; ".join(f"stage {stage!r} takes no {name!r}: {nearest(name, names)}" for name in unknown))
     return _STAGES[stage](**kwargs)

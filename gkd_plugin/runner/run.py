@@ -108,7 +108,7 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
     configurations before; this one's is added.
     """
     models = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in config.tree["models"].items()}
-    for entry in (entry for entry in models.values() if isinstance(entry, Mapping)):
+    for entry in (entry for entry in models.values() if isinstance(entry, dict)):
         if entry.get("src_ckpt") is not None:
             entry["src_ckpt"] = written.get(_absolute(entry["src_ckpt"]), entry["src_ckpt"])
     student = student_entry({"models": models})[1]

@@ -80,12 +80,6 @@ def test_a_box_without_a_teacher(accelerator):
             r"train\.stage1: torchdistill cannot build this stage: Invalid learning",
         ),
         (
-            ("stage1", "criterion", "kwargs", "student_embedding"),
-            "nowhere",
-            CPU,
-            r"train\.stage1\.student\.forward_hook\.output: .* has no module 'nowhere'",
-        ),
-        (
             ("stage2", "student", "src_ckpt"),
             "nowhere.pt",
             CPU,
