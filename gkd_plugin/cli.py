@@ -101,7 +101,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from gkd_plugin.extras import require_report
+    from gkd_plugin.errors import require_report
 
     require_report("diagnose")
     from gkd_plugin.diagnose.run import diagnose, figures_table

@@ -1,6 +1,6 @@
 """The one exception that means "the user can mend this": shown as one line, exit code 2.
 
-Imports nothing, so every layer may raise it.
+Imports nothing but the standard library, so every layer may use it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-
-__all__ = ["ConfigError", "nearest", "nearest_beside", "one_of", "told_at", "user_can_mend", "whole_number"]
+from typing import TypeGuard
 
 
 class ConfigError(ValueError):
@@ -33,31 +33,28 @@ def user_can_mend(where: str) -> Iterator[None]:
 
 @contextmanager
 def told_at(where: str) -> Iterator[None]:
-    """Puts ``where`` before the message of a ConfigError: a file, a key path.
-
-    >>> with told_at('train.stage1.'):
-    ...     raise ConfigError('optimizer: missing')
-    Traceback (most recent call last):
-    gkd_plugin.errors.ConfigError: train.stage1.optimizer: missing
-    """
+    """Puts ``where`` before the message of a ConfigError: a file, a key path."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from error
 
 
-def nearest(given: object, allowed: Iterable[str], *, count: int = 3) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def nearest(given: object, allowed: Iterable[str]) -> str:
     """Ends an error message: the nearest allowed names, or all of them where few.
 
     >>> nearest('emebdding', ['embedding', 'classifier'])
     "did you mean 'embedding'? (allowed: 'classifier', 'embedding')"
-    >>> nearest('xyz', [])
-    'there are none'
     """
     names = sorted({str(name) for name in allowed})
     if not names:
         return "there are none"
-    matches = difflib.get_close_matches(str(given), names, n=count, cutoff=0.5)
+    matches = difflib.get_close_matches(str(given), names, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
     listing = f"allowed: {', '.join(repr(name) for name in names)}" if len(names) <= 12 else ""
     if hint and listing:
@@ -77,13 +74,22 @@ def one_of(argument: str, value: object, allowed: Collection[str]) -> None:
         raise ConfigError(f"{argument}: {value!r} is unknown; {nearest(value, allowed)}")
 
 
-def whole_number(argument: str, value: object, *, low: int, high: int | None = None) -> int:
-    """The value as ``int``.
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is an ``int`` or a ``float``, and no ``bool``."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
-    Raises:
-        ConfigError: it is not a whole number, or lies outside [low, high].
-    """
+
+def whole_number(argument: str, value: object, *, low: int, high: int | None = None) -> int:
+    """The value as ``int``; raises ConfigError where it is not a whole number, or outside [low, high]."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         allowed = f"a whole number from {low} up" if high is None else f"a whole number in {low} … {high}"
         raise ConfigError(f"{argument} must be {allowed}, got {value!r}")
     return value
+
+
+def require_report(command: str) -> None:
+    """Raises ConfigError unless the optional extra ``report`` is installed: matplotlib, scikit-learn and SciPy."""
+    packages = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy"}
+    missing = [name for module, name in packages.items() if find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{command} needs {' and '.join(missing)}: pip install 'gkd-plugin[report]'")

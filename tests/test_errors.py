@@ -1,8 +1,12 @@
-"""Hints of error messages."""
+"""Hints of error messages, and the checks that all folders share."""
+
+from __future__ import annotations
+
+import sys
 
 import pytest
 
-from gkd_plugin.errors import ConfigError, nearest, nearest_beside, one_of, whole_number
+from gkd_plugin.errors import ConfigError, first_line, nearest, nearest_beside, one_of, require_report, whole_number
 
 
 @pytest.mark.parametrize(
@@ -10,6 +14,7 @@ from gkd_plugin.errors import ConfigError, nearest, nearest_beside, one_of, whol
     [
         ("stge", ["stage", "margin"], "did you mean 'stage'? (allowed: 'margin', 'stage')"),
         ("zzz", ["stage"], "allowed: 'stage'"),
+        ("zzz", [], "there are none"),
         ("zzz", [f"name{i}" for i in range(20)], "none of the 20 known names is close"),
         ("name1x", [f"name{i}" for i in range(20)], "did you mean"),
         (5, ["6"], "allowed: '6'"),
@@ -21,6 +26,11 @@ def test_nearest(given, allowed, want):
 
 def test_a_config_error_is_a_value_error():
     assert issubclass(ConfigError, ValueError)
+
+
+@pytest.mark.parametrize(("text", "line"), [("\none\ntwo\n", "one"), (" \n", "TypeError"), ("", "TypeError")])
+def test_first_line(text, line):
+    assert first_line(TypeError(text)) == line
 
 
 def test_nearest_beside_looks_at_names_with_the_same_ending(tmp_path):
@@ -55,3 +65,15 @@ def test_a_choice_that_is_not_offered_is_refused():
     one_of("role", "teacher", ("teacher", "student"))
     with pytest.raises(ConfigError, match=r"role: 'techer' is unknown; did you mean 'teacher'\?"):
         one_of("role", "techer", ("teacher", "student"))
+
+
+@pytest.mark.parametrize(
+    ("modules", "names"),
+    [(["matplotlib"], "matplotlib"), (["matplotlib", "sklearn"], "matplotlib and scikit-learn")],
+)
+def test_a_missing_extra_is_named(monkeypatch, modules, names):
+    require_report("diagnose")
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"^diagnose needs {names}: pip install 'gkd-plugin\[report\]'$"):
+        require_report("diagnose")

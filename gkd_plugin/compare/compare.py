@@ -19,8 +19,7 @@ from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import Stage, stages_of, student_entry
 from gkd_plugin.data import class_groups_of
-from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.extras import require_report
+from gkd_plugin.errors import ConfigError, require_report, told_at
 from gkd_plugin.runner.devices import read_placement
 
 __all__ = ["Comparison", "check_grid_folder", "compare"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from gkd_plugin.compare.sizes import EMBEDDING, PLACEHOLDERS
 from gkd_plugin.config.tree import read, walk
-from gkd_plugin.errors import ConfigError, nearest, told_at
+from gkd_plugin.errors import ConfigError, is_number, nearest, told_at
 
 __all__ = ["CONTROL", "Method", "MethodStage", "load_method", "method_names"]
 
@@ -187,6 +187,6 @@ def _mapping(where: str, given: object) -> dict[str, Any]:
 
 
 def _positive(where: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise ConfigError(f"{where}: {value!r} given; must be a finite number above 0")
     return float(value)

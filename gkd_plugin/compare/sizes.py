@@ -14,7 +14,7 @@ from gkd_plugin.box.hooks import Capture, check_module_path
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.config.tree import build, dump
 from gkd_plugin.data import labels_of
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import ConfigError, first_line, told_at
 from gkd_plugin.runner.checks import first_images
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.teacher.input import checked_size, own_input
@@ -177,8 +177,7 @@ def _width(
         with torch.device("meta"), torch.no_grad():
             model(images)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{where}: the width of {path!r} cannot be measured: {reason}") from error
+        raise ConfigError(f"{where}: the width of {path!r} cannot be measured: {first_line(error)}") from error
     with told_at(f"{where}: "):
         return capture.take(where.removeprefix("models.").removesuffix("_model"), path).shape[1]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NoReturn
 
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, first_line, nearest
 
 __all__ = ["Tagged", "resolve_target", "summary"]
 
@@ -85,5 +85,5 @@ def summary(error: BaseException) -> str:
     """One line for an exception: a ConfigError's own message, otherwise the type and the first line."""
     if isinstance(error, ConfigError):
         return str(error)
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from gkd_plugin.data.labels import classes_of
 from gkd_plugin.data.subsets import ClassNames, ClassSubset, check_size, class_subset, members_of
-from gkd_plugin.errors import ConfigError, nearest_beside, one_of, told_at, whole_number
+from gkd_plugin.errors import ConfigError, is_number, nearest_beside, one_of, told_at, whole_number
 
 __all__ = ["ClassOrder", "class_split", "incremental_subset", "ordered_classes", "overlap_classes", "overlap_subset"]
 
@@ -265,7 +265,7 @@ def _shift(n: int, shift: int | None, overlap: float | None) -> int:
         raise ConfigError(f"give either shift or overlap, got shift={shift!r} and overlap={overlap!r}")
     if overlap is None:
         return whole_number("shift", shift, low=0, high=n)
-    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
+    if not is_number(overlap) or not 0 <= overlap <= 1:
         raise ConfigError(f"overlap must be a number in 0 … 1, got {overlap!r}")
     k = round(n * (1 - overlap))
     if abs(overlap - (n - k) / n) > _ROUNDING:

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["check_temperature", "exact_dtype", "is_number", "no_autocast"]
+from gkd_plugin.errors import is_number
+
+__all__ = ["check_temperature", "exact_dtype", "no_autocast"]
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
@@ -24,12 +26,7 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
-def is_number(value: object) -> bool:
-    """Whether it is an ``int`` or a ``float``, and no ``bool``."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def check_temperature(name: str, value: object) -> None:
     """Raises ValueError, beginning with the name, unless it is a finite number above 0."""
-    if not is_number(value) or not 0 < value < math.inf:  # type: ignore[operator]
+    if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name}: must be a finite number above 0, got {value!r}")

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._common import check_temperature, is_number, no_autocast
+from gkd_plugin.errors import is_number
+from gkd_plugin.functional._common import check_temperature, no_autocast
 from gkd_plugin.functional._engine import SMALLEST, relationship_operator
 from gkd_plugin.functional.mining import MINING
 

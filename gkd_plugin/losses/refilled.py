@@ -18,7 +18,7 @@ from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_lev
 
 from gkd_plugin.box.registry import register
 from gkd_plugin.box.unreached import unreached_parameters
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.errors import ConfigError, is_number, nearest
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss, LocalClassifierSettings
 from gkd_plugin.losses.relationship import RelationshipLoss, RelationshipSettings
 from gkd_plugin.losses.term import Term
@@ -235,7 +235,7 @@ def _values(of: Any, kind: Any) -> dict[str, Any]:
 
 
 def _check_weight(name: str, weight: object) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+    if not is_number(weight) or not 0 <= weight < math.inf:
         raise ConfigError(f"{name}: must be a finite number, at least 0, got {weight!r}")
 
 

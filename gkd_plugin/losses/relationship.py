@@ -8,7 +8,7 @@ from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.errors import ConfigError, nearest, user_can_mend
+from gkd_plugin.errors import ConfigError, nearest, user_can_mend, whole_number
 from gkd_plugin.functional import MINING, EmbeddingQueue, check_matching, relationship_matching
 from gkd_plugin.losses.term import Term
 
@@ -63,9 +63,8 @@ class RelationshipLoss(Term, RelationshipSettings):
             raise ConfigError(f"mining: there is no strategy {self.mining!r}; {nearest(self.mining, MINING)}")
         with user_can_mend(self.key):
             check_matching(self.temperature, self.margin, self.mining, self.max_negatives)
-        if isinstance(self.queue_size, bool) or not isinstance(self.queue_size, int) or self.queue_size < 0:
-            raise ConfigError(f"queue_size: must be a whole number, 0 or more, got {self.queue_size!r}")
-        self.queue = EmbeddingQueue(self.queue_size) if self.queue_size else None
+        size = whole_number("queue_size", self.queue_size, low=0)
+        self.queue = EmbeddingQueue(size) if size else None
 
     def compute(self, targets: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar, of embeddings; reports itself and the counts of tuples and negatives."""

@@ -19,7 +19,7 @@ from torchdistill.losses.registry import get_high_level_loss
 from gkd_plugin.box.hooks import check_module_path
 from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.config.stages import Role, Stage
-from gkd_plugin.errors import ConfigError, nearest, told_at
+from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.losses import RefilledStage
 from gkd_plugin.models import ProjectedStudent
 from gkd_plugin.teacher import RefilledTeacher
@@ -129,9 +129,8 @@ def check_forward(where: str, model: Callable[[Tensor], Any], images: Tensor, ac
     except ConfigError:
         raise
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = _size_hint(model, images)
-        raise ConfigError(f"{where}: cannot take images of shape {list(images.shape)}: {reason}{hint}") from error
+        reason = first_line(error) + _size_hint(model, images)
+        raise ConfigError(f"{where}: cannot take images of shape {list(images.shape)}: {reason}") from error
 
 
 def _size_hint(model: Any, images: Tensor) -> str:

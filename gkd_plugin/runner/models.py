@@ -17,7 +17,7 @@ from torchvision.models import get_model_weights
 from tqdm import tqdm
 
 from gkd_plugin.data import ImageInput
-from gkd_plugin.errors import ConfigError, user_can_mend
+from gkd_plugin.errors import ConfigError, first_line, user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator
 from gkd_plugin.runner.weights import classifier_paths, load_backbone_weights, load_teacher_weights, load_weights
 from gkd_plugin.teacher import clean_loader
@@ -74,8 +74,7 @@ def _model_errors(where: str, name: object) -> Iterator[None]:
         reason = str(error) or "a file that its kwargs name does not exist"
         raise ConfigError(f"{where}: {reason}") from error
     except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{where}: {reason}") from error
+        raise ConfigError(f"{where}: {first_line(error)}") from error
     finally:
         hub_log.setLevel(level)
 

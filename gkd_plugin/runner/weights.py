@@ -22,7 +22,7 @@ from torchdistill.common.main_util import save_ckpt
 
 from gkd_plugin.data import ImageInput
 from gkd_plugin.data.transforms import trained_with
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import ConfigError, first_line, told_at
 from gkd_plugin.runner.run_folder import write_atomically
 
 __all__ = [
@@ -84,7 +84,7 @@ def read_weights(path: str | Path, where: str) -> WeightFile:
         is_safetensors = Path(path).suffix == ".safetensors" and not is_address
         content, about = _read_safetensors(path) if is_safetensors else _unpickle(str(path), is_address)
     except Exception as error:  # broken files raise whatever the parser meets first
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds more than tensors; other objects are not unpickled, because that may run any code"
         raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error

@@ -57,8 +57,8 @@ def test_the_queue_holds_earlier_batches():
     [
         ({"mining": "semi-hard"}, "mining: there is no strategy 'semi-hard'; did you mean 'semihard'"),
         ({"max_negatives": "smalest"}, "refilled_relationship: max_negatives: must be None, 'smallest' or an integer"),
-        ({"queue_size": -1}, "queue_size: must be a whole number, 0 or more, got -1"),
-        ({"queue_size": True}, "queue_size: must be a whole number, 0 or more, got True"),
+        ({"queue_size": -1}, "queue_size must be a whole number from 0 up, got -1"),
+        ({"queue_size": True}, "queue_size must be a whole number from 0 up, got True"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):
