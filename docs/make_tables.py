@@ -9,10 +9,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
+from torch.utils.data import Dataset
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT
 from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT
+from torchvision.transforms import Compose
 
 import gkd_plugin
 from gkd_plugin import data, functional, losses
@@ -22,14 +24,19 @@ START, END = "<!-- keywords: written by docs/make_tables.py -->", "<!-- keywords
 
 REGISTRIES = (MODEL_DICT, AUXILIARY_MODEL_WRAPPER_DICT, HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT)
 STAGES = (losses.EmbeddingStage, losses.ClassifierStage, losses.JointStage)
-DATA = (
-    *("image_folder", "image_transform", "with_evaluation_view", "class_subset", "few_shot_subset", "overlap_subset"),
-    *("class_split", "few_shot_task", "incremental_subset", "npz_images", "cub200", "digits"),
-)
 SUPPLIED = {"self", "teacher_model", "student_model", "device", "device_ids", "distributed"}
 """What torchdistill gives a part by itself."""
-EXPLAINED_BY = {"overlap_subset": (data.overlap_classes, data.class_subset)}
-"""Functions whose docstrings explain what a function takes over from them."""
+SHARED = (data.overlap_classes, data.class_subset, data.TransformedImages)
+"""Whose docstrings explain what several data functions take."""
+
+
+def _makes_data(part: Any) -> bool:
+    made = get_type_hints(part).get("return") if inspect.isfunction(part) else None
+    return get_origin(made) is None and inspect.isclass(made) and issubclass(made, (Dataset, Compose))
+
+
+DATA = {name: part for name, part in vars(data).items() if _makes_data(part)}
+"""The functions of this package that make a data set or a transform."""
 
 
 class Part(NamedTuple):
@@ -52,9 +59,8 @@ def parts() -> Iterator[Part]:
                 yield Part(key, part, getattr(part, "__mro__", (part,)))
     sampler = data.ClassBalancedBatchSampler
     yield Part(sampler.__name__, sampler, (sampler,))
-    for name in DATA:
-        function = getattr(data, name)
-        yield Part(f"data.{name}", function, (function, *EXPLAINED_BY.get(name, ())))
+    for name, function in DATA.items():
+        yield Part(f"data.{name}", function, (function, *SHARED))
 
 
 def table() -> str:
@@ -94,7 +100,7 @@ def _followed(text: str, name: str, source: Any) -> str:
         return text
     places = (inspect.getmodule(source), data, losses, functional)
     other = next((part for place in places if (part := getattr(place, reference[1], None)) is not None), None)
-    there = "" if other is None else explanation(name, (other, *EXPLAINED_BY.get(reference[1], ())))
+    there = "" if other is None else explanation(name, (other,))
     return there.rstrip(".") + text[reference.end() :] if there else text
 
 

@@ -19,7 +19,7 @@ from gkd_plugin.data import evaluation_view
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model
 from gkd_plugin.runner.parts import build_box
-from tests.data.image_trees import cub_tree, image_tree
+from tests.data.fakes import cub_tree, image_tree
 from tests.upstream_driver import drive
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torchdistill.common.yaml_util import load_yaml_file
 
 from gkd_plugin import cli
 from gkd_plugin.config.config import load_config
+from tests.data.fakes import image_tree
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,7 +103,17 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_yaml_blocks_are_yaml(page):
     for block in blocks(page, "yaml"):
-        assert isinstance(yaml.safe_load(block), dict)
+        assert isinstance(yaml.compose(block), yaml.MappingNode)
+
+
+def test_the_split_round_a_folder_of_images_is_a_data_set(tmp_path, monkeypatch):
+    image_tree(tmp_path / "data/own/train", "abcdefghi")
+    (block,) = [block for block in blocks(ROOT / "docs/configuration.md", "yaml") if "overlap_subset" in block]
+    (tmp_path / "split.yaml").write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (dataset,) = load_yaml_file("split.yaml")["datasets"].values()
+    assert (dataset.classes, dataset.teacher_labels) == (list("defghi"), [3, 4, 5, None, None, None])
+    assert dataset[0][0].shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize("words", commands())

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from gkd_plugin.cache.bank import Bank
 from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_key
-from gkd_plugin.data import FixedViews
-from gkd_plugin.data.fixed_views import sketch
+from gkd_plugin.data import FixedViews, sketch
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.teacher import Answers, RefilledTeacher

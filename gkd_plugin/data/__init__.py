@@ -4,11 +4,9 @@ Everything takes any torchvision-style map dataset: ``dataset[i]`` is ``(image, 
 ``dataset.targets`` holds the labels. What a module names in its ``__all__`` is also a name of this package.
 """
 
-from gkd_plugin.data.fixed_views import *
 from gkd_plugin.data.images import *
 from gkd_plugin.data.labels import *
 from gkd_plugin.data.samplers import *
 from gkd_plugin.data.splits import *
-from gkd_plugin.data.subsets import *
 from gkd_plugin.data.transforms import *
 from gkd_plugin.data.views import *

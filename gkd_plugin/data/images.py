@@ -5,8 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from itertools import product
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from gkd_plugin.errors import ConfigError, nearest, nearest_beside, one_of, whol
 
 __all__ = ["ArrayImages", "ImageFiles", "TransformedImages", "cub200", "digits", "image_folder", "npz_images"]
 
-Transform = Callable[[Any], Any]
+Transform = Callable[[Any], Any] | None
 
 _CUB_FLAGS = {"train": "1", "test": "0"}  # in train_test_split.txt: is_training_image
 
@@ -33,15 +32,16 @@ class TransformedImages(Dataset[Any], ABC):
         targets: the labels.
         classes: the class names in the order of the labels.
         transform: takes a PIL image; ``None`` returns the PIL image.
-        eval_transform: the transform of the evaluation view, without augmentation; ``None`` offers no such view.
+        eval_transform: the transform of the evaluation view, without augmentation; ``None`` offers no such view, and
+            class centres are then computed on augmented images.
     """
 
     def __init__(
         self,
         targets: Sequence[int] | NDArray[Any],
         classes: Sequence[Any],
-        transform: Transform | None,
-        eval_transform: Transform | None,
+        transform: Transform,
+        eval_transform: Transform,
     ) -> None:
         self.targets = [int(label) for label in targets]
         self.classes = [str(name) for name in classes]
@@ -61,14 +61,9 @@ class TransformedImages(Dataset[Any], ABC):
 
 
 class ArrayImages(TransformedImages):
-    """Images in memory, as :class:`TransformedImages`.
+    """Images in memory: uint8 ``[N, H, W]`` (grey) or ``[N, H, W, 3]`` (RGB), with N labels.
 
-    Args:
-        images: uint8, ``[N, H, W]`` (grey) or ``[N, H, W, 3]`` (RGB).
-        targets: N labels.
-        classes: the class names in the order of the labels; ``None`` takes the labels 0, 1, … as names.
-        transform: as in :class:`TransformedImages`.
-        eval_transform: as in :class:`TransformedImages`.
+    Without ``classes`` the labels 0, 1, … are the names of the classes.
 
     Raises:
         ConfigError: the images are of another type or shape, or there is not one label for each image.
@@ -79,10 +74,13 @@ class ArrayImages(TransformedImages):
         images: NDArray[np.uint8],
         targets: Sequence[int] | NDArray[Any],
         classes: Sequence[str] | None = None,
-        transform: Transform | None = None,
-        eval_transform: Transform | None = None,
+        transform: Transform = None,
+        eval_transform: Transform = None,
     ) -> None:
-        _check_images(images)
+        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+            raise ConfigError(
+                f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}"
+            )
         if len(images) != len(targets):
             raise ConfigError(f"targets: {len(targets)} labels for {len(images)} images; one for each is needed")
         names = range(max(map(int, targets), default=-1) + 1) if classes is None else classes
@@ -90,28 +88,20 @@ class ArrayImages(TransformedImages):
         self.data = images
 
     def image(self, index: int) -> Image.Image:
-        """As in :class:`TransformedImages`."""
+        """The array as a PIL image, grey or RGB."""
         return Image.fromarray(self.data[index])
 
 
 class ImageFiles(TransformedImages):
-    """Image files, which are read as RGB when they are asked for.
-
-    Args:
-        samples: (path, label) pairs.
-        classes: the class names in the order of the labels.
-        root: the folder that the paths lie in.
-        transform: as in :class:`TransformedImages`.
-        eval_transform: as in :class:`TransformedImages`.
-    """
+    """Image files below ``root``, (path, label) each, which are read as RGB when they are asked for."""
 
     def __init__(
         self,
         samples: Sequence[tuple[str, int]],
         classes: Sequence[str],
         root: str | Path,
-        transform: Transform | None = None,
-        eval_transform: Transform | None = None,
+        transform: Transform = None,
+        eval_transform: Transform = None,
     ) -> None:
         super().__init__([label for _, label in samples], classes, transform, eval_transform)
         self.samples = list(samples)
@@ -129,11 +119,7 @@ class ImageFiles(TransformedImages):
 
 
 def npz_images(
-    path: str | Path,
-    split: str = "train",
-    pool: int = 1,
-    transform: Transform | None = None,
-    eval_transform: Transform | None = None,
+    path: str | Path, split: str = "train", pool: int = 1, transform: Transform = None, eval_transform: Transform = None
 ) -> ArrayImages:
     """Reads a split of an ``.npz`` file with ``x_<split>``, ``y_<split>`` and, optionally, ``class_names``.
 
@@ -141,15 +127,20 @@ def npz_images(
         path: the file; ``~`` is allowed.
         split: ``'train'``, ``'test'`` or any other that the file has.
         pool: p replaces each p × p square of pixels by its rounded mean.
-        transform: as in :class:`TransformedImages`.
-        eval_transform: as in :class:`TransformedImages`.
 
     Raises:
         ConfigError: the file is missing or unreadable, has no such split, or ``pool`` does not divide the images.
     """
     whole_number("pool", pool, low=1)
     images, labels, names = _read_npz(Path(path).expanduser(), split)
-    return ArrayImages(_pooled(images, pool), labels, names, transform, eval_transform)
+    dataset = ArrayImages(images, labels, names, transform, eval_transform)
+    if pool > 1:
+        count, height, width, *channels = images.shape
+        if height % pool or width % pool:
+            raise ConfigError(f"pool={pool} does not divide images of {height} × {width} pixels")
+        squares = images.reshape(count, height // pool, pool, width // pool, pool, *channels)
+        dataset.data = np.rint(squares.mean(axis=(2, 4))).astype(np.uint8)
+    return dataset
 
 
 def digits(
@@ -157,8 +148,8 @@ def digits(
     test_fraction: float = 1 / 3,
     seed: int = 0,
     *,
-    transform: Transform | None = None,
-    eval_transform: Transform | None = None,
+    transform: Transform = None,
+    eval_transform: Transform = None,
     size: int | None = None,
     rgb: bool = False,
 ) -> ArrayImages:
@@ -168,8 +159,6 @@ def digits(
         split: ``'train'`` or ``'test'``; the two are disjoint, and have the classes in equal parts.
         test_fraction: the part of the images that ``'test'`` has.
         seed: of the split, which does not depend on the global random state.
-        transform: as in :class:`TransformedImages`.
-        eval_transform: as in :class:`TransformedImages`.
         size: scales the images to size × size pixels (bilinear); ``None`` leaves them at 8 × 8.
         rgb: three equal channels, as most pretrained models take them.
 
@@ -203,9 +192,7 @@ def digits(
     return ArrayImages(images, bunch.target[chosen], bunch.target_names, transform, eval_transform)
 
 
-def image_folder(
-    root: str | Path, transform: Transform | None = None, eval_transform: Transform | None = None
-) -> ImageFiles:
+def image_folder(root: str | Path, transform: Transform = None, eval_transform: Transform = None) -> ImageFiles:
     """A folder with a folder of images for each class: ``root/<class>/….jpg``, as torchvision's ``ImageFolder``.
 
     The labels are the positions of the class folders in alphabetical order.
@@ -213,7 +200,6 @@ def image_folder(
     Args:
         root: the folder; ``~`` is allowed.
         transform: as in :class:`TransformedImages`.
-        eval_transform: as in :class:`TransformedImages`; training sets need it for class centres on clean images.
 
     Raises:
         ConfigError: there is no such folder, no class folder in it, or one without images.
@@ -227,22 +213,16 @@ def image_folder(
 
 
 def cub200(
-    root: str | Path,
-    split: str = "train",
-    transform: Transform | None = None,
-    eval_transform: Transform | None = None,
+    root: str | Path, split: str = "train", transform: Transform = None, eval_transform: Transform = None
 ) -> ImageFiles:
     """Caltech-UCSD Birds-200-2011 with its official split: 5,994 training and 5,794 test images of 200 species.
+
+    The images are in the order of ``images.txt``, the classes in that of ``classes.txt``.
 
     Args:
         root: the folder with ``classes.txt``, ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt`` and
             ``images``, or the folder with ``CUB_200_2011`` in it; ``~`` is allowed.
         split: ``'train'`` or ``'test'``.
-        transform: as in :class:`TransformedImages`.
-        eval_transform: as in :class:`TransformedImages`.
-
-    Returns:
-        The images in the order of ``images.txt``; ``classes`` are the names of ``classes.txt`` in its order.
 
     Raises:
         ConfigError: a file is missing or malformed (with the line), the files contradict each other, or an image is not
@@ -254,8 +234,8 @@ def cub200(
         folder /= "CUB_200_2011"
     names = _cub_table(folder / "classes.txt")
     images = _cub_table(folder / "images.txt")
-    classes = _cub_column(folder / "image_class_labels.txt", images, names)
-    flags = _cub_column(folder / "train_test_split.txt", images, _CUB_FLAGS.values())
+    classes = _cub_table(folder / "image_class_labels.txt", images, names)
+    flags = _cub_table(folder / "train_test_split.txt", images, _CUB_FLAGS.values())
     labels = {number: label for label, number in enumerate(names)}
     samples = [
         (str(folder / "images" / name), labels[classes[number]])
@@ -266,11 +246,6 @@ def cub200(
     if missing:
         raise ConfigError(f"root: {len(missing)} of {len(samples)} images of images.txt are missing, e.g. {missing[0]}")
     return ImageFiles(samples, list(names.values()), folder, transform, eval_transform)
-
-
-def _check_images(images: NDArray[Any]) -> None:
-    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-        raise ConfigError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
 
 
 def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], Any]:
@@ -296,21 +271,6 @@ def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], Any]:
             raise ConfigError(f"path: {path} has damaged or pickled arrays, which are not read") from error
 
 
-def _pooled(images: NDArray[np.uint8], pool: int) -> NDArray[np.uint8]:
-    """``[N, H, W(, 3)]`` → ``[N, H / pool, W / pool(, 3)]``."""
-    _check_images(images)
-    if pool == 1:
-        return images
-    count, height, width, *rest = images.shape
-    if height % pool or width % pool:
-        raise ConfigError(f"pool={pool} does not divide images of {height} × {width} pixels")
-    total = np.zeros((count, height // pool, width // pool, *rest), np.uint32)
-    for row, column in product(range(pool), repeat=2):  # much faster than a mean over two axes
-        total += images[:, row::pool, column::pool]
-    pooled: NDArray[np.uint8] = np.rint(total / pool**2).astype(np.uint8)
-    return pooled
-
-
 def _existing_folder(root: str | Path) -> Path:
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -318,8 +278,8 @@ def _existing_folder(root: str | Path) -> Path:
     return folder
 
 
-def _cub_table(path: Path) -> dict[str, str]:
-    """Number → the rest of the line, in the order of the file."""
+def _cub_table(path: Path, images: Mapping[str, str] | None = None, allowed: Collection[str] = ()) -> dict[str, str]:
+    """Number → the rest of the line, in the order of the file; one of ``allowed`` for each of the images given."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -332,13 +292,7 @@ def _cub_table(path: Path) -> dict[str, str]:
         table[number] = value
     if not table:
         raise ConfigError(f"root: {path} is empty")
-    return table
-
-
-def _cub_column(path: Path, images: dict[str, str], allowed: Collection[str]) -> dict[str, str]:
-    """The value of each image, which must be one of ``allowed``."""
-    table = _cub_table(path)
-    for number, name in images.items():
+    for number, name in (images or {}).items():
         if number not in table:
             raise ConfigError(f"root: {path} has no line for image {number} ({name})")
         one_of(f"root: {path}: image {number}", table[number], allowed)

@@ -101,8 +101,7 @@ def classes_of(dataset: Dataset[Any]) -> list[Any]:
     Raises:
         ConfigError: as :func:`num_classes_of`.
     """
-    count = num_classes_of(dataset)
-    names = _class_names(dataset)
+    count, names = num_classes_of(dataset), _class_names(dataset)
     return names if names is not None and len(names) >= count else list(range(count))
 
 
@@ -126,9 +125,6 @@ def keeps_labels(dataset: Any) -> bool:
     Its own labels (``targets``, ``target_transform``) are compared with those inside, for its ``indices`` where it
     has some. Where it has no labels, or they are of other samples, its ``classes`` are compared with those inside.
     True for a dataset with nothing inside, and for a wrapper with neither labels nor classes of its own.
-
-    Raises:
-        ConfigError: as :func:`labels_of`.
     """
     parts = inner_datasets(dataset)
     if not parts:
@@ -149,14 +145,11 @@ def keeps_labels(dataset: Any) -> bool:
 
 
 def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
-    """For each label of the dataset the label of the same class in the teacher's own label space.
+    """For each label of the dataset the teacher's own label of the same class; ``None`` where nothing is known.
 
-    Looks into whatever keeps labels as they are: wrappers, ``Subset``, evaluation views, and concatenations whose
-    parts agree. A wrapper with other labels or classes (:func:`keeps_labels`) hides what is inside it; the log says
-    so.
-
-    Returns:
-        A list with ``None`` for each class that the teacher does not know; ``None`` where nothing is known.
+    A class that the teacher does not know has ``None``. Looks into whatever keeps labels as they are: wrappers,
+    ``Subset``, evaluation views, and concatenations whose parts agree. A wrapper with other labels or classes
+    (:func:`keeps_labels`) hides what is inside it; the log says so.
     """
     return cast("list[int | None] | None", _known(dataset, "teacher_labels", tell=True))
 
@@ -181,11 +174,9 @@ def _known(dataset: Any, name: str, *, tell: bool = False) -> Any:
         return known
     if tell:
         logger.warning(
-            "dataset %s has labels or classes of its own, so the %s of the dataset inside it are not used; give it its "
-            "own %s, or write a class_map",
+            "dataset %s has labels or classes of its own, so the teacher_labels of the dataset inside it are not used; "
+            "give it its own teacher_labels, or write a class_map",
             type(dataset).__name__,
-            name,
-            name,
         )
     return None
 
@@ -200,9 +191,9 @@ def _labels_inside(dataset: Any) -> list[int]:
 def _class_names(dataset: Dataset[Any]) -> list[Any] | None:
     dataset = unwrapped(dataset)
     names = getattr(dataset, "classes", None)
-    if names is not None:
-        return list(names)
-    return _class_names(dataset.dataset) if isinstance(dataset, Subset) else None
+    if names is None and isinstance(dataset, Subset):
+        return _class_names(dataset.dataset)
+    return None if names is None else list(names)
 
 
 def _raw_labels(dataset: Dataset[Any]) -> Iterable[Any] | None:

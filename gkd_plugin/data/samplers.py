@@ -1,4 +1,4 @@
-"""Batches of P classes × K samples: every anchor has positives, and every batch has negatives."""
+"""Batches of P classes × K samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torchvision.datasets  # noqa: F401  (torchdistill's registry reads it from sys.modules)
@@ -23,7 +23,7 @@ __all__ = ["ClassBalancedBatchSampler"]
 
 @register(BATCH_SAMPLER_DICT, register_batch_sampler, "ClassBalancedBatchSampler")
 class ClassBalancedBatchSampler(Sampler[list[int]]):
-    """Batches of P different classes with K samples each; torchdistill key ``ClassBalancedBatchSampler``.
+    """Batches of P different classes with K samples each: every anchor has positives, every batch has negatives.
 
     Every epoch reads the sampler once and deals the samples of each class in that order. All classes are
     visited equally often (counts differ by one at most), whatever their sizes: a class that runs out of samples
@@ -63,9 +63,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.sampler = sampler if isinstance(sampler, Sampler) else RandomSampler(sampler)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        if self.num_batches is not None:
-            return self.num_batches
-        return max(1, len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
+        return self.num_batches or max(1, len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[int]]:
         order = [int(index) for index in self.sampler]
@@ -80,9 +78,10 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             yield [index for label in classes for index in islice(decks[label], self.samples_per_class)]
 
     def _check_classes(self, present: int) -> None:
-        P = self.classes_per_batch
-        if present < P:
-            raise ConfigError(f"classes_per_batch={P}, but there are samples of {present} classes only")
+        if present < self.classes_per_batch:
+            raise ConfigError(
+                f"classes_per_batch={self.classes_per_batch}, but there are samples of {present} classes only"
+            )
 
 
 def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> Iterator[list[int]]:
@@ -95,19 +94,17 @@ def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> I
     while True:
         group, waiting = waiting[:count], waiting[count:]
         if len(group) < count:
-            fresh = draw.sample(classes, len(classes))
-            in_group = set(group)
-            added = [label for label in fresh if label not in in_group][: count - len(group)]
-            in_group = set(added)
-            group, waiting = group + added, [label for label in fresh if label not in in_group]
+            fresh, taken = draw.sample(classes, len(classes)), set(group)
+            added = [label for label in fresh if label not in taken][: count - len(group)]
+            taken = set(added)
+            group, waiting = group + added, [label for label in fresh if label not in taken]
         yield group
 
 
 def _dataset_of(sampler: Sampler[int]) -> Dataset[Any]:
     for name in ("data_source", "dataset"):
-        dataset: Dataset[Any] | None = getattr(sampler, name, None)
-        if dataset is not None:
-            return dataset
+        if getattr(sampler, name, None) is not None:
+            return cast("Dataset[Any]", getattr(sampler, name))
     raise ConfigError(
         f"sampler {type(sampler).__name__} does not know its dataset; allowed: samplers with an attribute "
         "'data_source' or 'dataset', such as RandomSampler, SequentialSampler and DistributedSampler"

@@ -1,4 +1,4 @@
-"""Splits of a dataset by an order of its classes: natural, a list, a text file, or drawn from a seed.
+"""Subsets of a dataset by class, relabelled 0, 1, …: chosen classes, splits by an order of the classes, few shots.
 
 Another split is one more function here. It cuts classes from :func:`ordered_classes` and gives them to
 :func:`class_subset`, or chooses samples too and gives both to :func:`pick`; either adds the names of the classes and
@@ -8,24 +8,137 @@ what is known of the teacher's. A YAML file then calls it as ``gkd_plugin.data.s
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from gkd_plugin.data.labels import classes_of
-from gkd_plugin.data.subsets import ClassNames, ClassSubset, check_size, class_subset, members_of
-from gkd_plugin.errors import ConfigError, is_number, nearest_beside, one_of, told_at, whole_number
+from gkd_plugin.data.labels import (
+    class_groups_of,
+    classes_of,
+    labels_of,
+    teacher_labels_of,
+    teacher_num_classes_of,
+    unwrapped,
+)
+from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, one_of, told_at, whole_number
 
-__all__ = ["ClassOrder", "class_split", "incremental_subset", "ordered_classes", "overlap_classes", "overlap_subset"]
+__all__ = ["ClassNames", "ClassOrder", "ClassSubset", "class_split", "class_subset", "few_shot_subset", "few_shot_task"]
+__all__ += ["incremental_subset", "members_of", "ordered_classes", "overlap_classes", "overlap_subset", "pick"]
 
 ClassOrder = Sequence[int] | str  # all class indices, or the path to a text file that holds one class in each line
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _ROUNDING = 5e-5 + 1e-9  # an overlap may be written with four decimals: 0.3333, 0.0312 for 1 / 32
+
+
+@dataclass(eq=False, repr=False)
+class ClassSubset(Dataset[Any]):
+    """Some samples of a dataset, with labels of their own; every split makes one.
+
+    Attributes:
+        dataset: a map dataset whose samples start with the image.
+        indices: the positions of the samples in ``dataset``.
+        targets: the new labels, one for each index, each a position in ``classes``.
+        classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
+        teacher_labels: for each class the teacher's own label of it, ``None`` for a class that the teacher does not
+            know; ``None`` as a whole where nothing is known.
+        teacher_num_classes: how many classes the teacher has; ``None`` where it is not known.
+        class_groups: name → new labels, for groups of classes whose accuracies are shown apart.
+
+    Raises:
+        ConfigError: ``teacher_labels`` are not one for each class, or beyond the teacher's last class.
+    """
+
+    dataset: Dataset[Any]
+    indices: Sequence[int]
+    targets: Sequence[int]
+    classes: Sequence[Any]
+    teacher_labels: Sequence[int | None] | None = field(default=None, kw_only=True)
+    teacher_num_classes: int | None = field(default=None, kw_only=True)
+    class_groups: Mapping[str, Sequence[int]] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        labels, count = self.teacher_labels or (), len(self.classes)
+        if self.teacher_labels is not None and len(labels) != count:
+            raise ConfigError(f"teacher_labels must be one for each of {count} classes, got {len(labels)}")
+        last = max((label for label in labels if label is not None), default=-1)
+        if self.teacher_num_classes is not None and last >= self.teacher_num_classes:
+            raise ConfigError(f"teacher_labels name class {last} of a teacher with {self.teacher_num_classes} classes")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[self.indices[index]][0], self.targets[index]
+
+
+def pick(dataset: Dataset[Any], classes: Sequence[int], samples: Sequence[Sequence[int]]) -> ClassSubset:
+    """Chosen samples of chosen classes, in the order of the dataset, with what is known of the teacher's classes.
+
+    Args:
+        dataset: a torchvision-style map dataset, unwrapped.
+        classes: the old label of each new label.
+        samples: for each new label the positions of its samples in ``dataset``.
+    """
+    names, known = classes_of(dataset), teacher_labels_of(dataset)
+    pairs = sorted((index, label) for label, indices in enumerate(samples) for index in indices)
+    return ClassSubset(
+        dataset,
+        [index for index, _ in pairs],
+        [label for _, label in pairs],
+        [names[old] for old in classes],
+        teacher_labels=None if known is None else [known[old] for old in classes if old < len(known)],
+        teacher_num_classes=None if known is None else teacher_num_classes_of(dataset),
+    )
+
+
+def class_subset(
+    dataset: Dataset[Any], classes: Sequence[int | str], per_class: int | None = None, start: int = 0
+) -> ClassSubset:
+    """The samples of some classes, relabelled 0 … len(classes) − 1 in the order given.
+
+    Args:
+        dataset: a torchvision-style map dataset.
+        classes: class indices, or names where ``dataset.classes`` has names.
+        per_class: n keeps n samples of each class, in the order of the dataset; ``None`` keeps all.
+        start: number of samples of each class to leave out first; ``per_class: 400`` and ``start: 400`` split
+            a dataset into two that share no sample.
+
+    Raises:
+        ConfigError: a class is unknown or named twice, a class has too few samples, or nothing is left.
+    """
+    return pick(*_chosen(dataset, classes, per_class, start))
+
+
+def _chosen(
+    dataset: Dataset[Any], classes: Sequence[int | str], per_class: int | None, start: int
+) -> tuple[Dataset[Any], list[int], list[list[int]]]:
+    """What :func:`pick` takes: the dataset unwrapped, the classes as labels, and the samples of each."""
+    dataset = unwrapped(dataset)
+    whole_number("start", start, low=0)
+    if per_class is not None:
+        whole_number("per_class", per_class, low=1)
+    names, members = classes_of(dataset), members_of(dataset)
+    known = ClassNames(names)
+    with told_at("classes: "):
+        labels = [known.label(entry) for entry in classes]
+        twice = [label for label, count in Counter(labels).items() if count > 1]
+        if twice:
+            raise ConfigError(f"each class may be given once, class index {min(twice)} is given twice or more")
+    for label in labels:
+        if members[label] or per_class is not None:
+            needed = start + (per_class or 1)
+            _check_size(names[label], members[label], needed, f"start={start} and per_class={per_class}")
+    stop = None if per_class is None else start + per_class
+    samples = [members[label][start:stop] for label in labels]
+    if not any(samples):
+        raise ConfigError(f"classes: no sample of the {len(labels)} given; the dataset has {len(names)} classes")
+    return dataset, labels, samples
 
 
 def overlap_classes(
@@ -49,8 +162,9 @@ def overlap_classes(
         role: ``'teacher'`` or ``'student'``.
         shift: k in 0 … n; give either this or ``overlap``.
         overlap: (n − k) / n in 0 … 1, the fraction of shared classes; k must come out whole.
-        class_order: all class indices, or the path to a text file of them, see :func:`ordered_classes`.
-        seed: draws a random class order instead; ``None`` keeps the natural order.
+        class_order: all class indices, or the path to a UTF-8 text file that holds one class in each line: its name,
+            or its index where no class has that name. Blank lines and ``# comments`` are left out.
+        seed: draws a random class order instead, whatever the global random state is; ``None`` keeps the natural order.
         total_classes: the number of classes there are; needed by ``seed``, and checked where given.
         class_names: the names that a file may use.
 
@@ -89,9 +203,9 @@ def overlap_subset(
 ) -> ClassSubset:
     """The teacher's or the student's part of a dataset, relabelled 0 … num_classes − 1.
 
-    Takes the arguments of :func:`overlap_classes` and, as ``per_class`` and ``start``, of :func:`class_subset`; raises
-    what they raise. The teacher of its ``teacher_labels`` is that of the same split, with ``num_classes`` classes: the
-    student's label i is the teacher's label i + k, and a class that the teacher does not know from n − k on.
+    Takes the arguments of :func:`overlap_classes` and :func:`class_subset`, and raises what they raise. The teacher of
+    its ``teacher_labels`` is that of the same split, with ``num_classes`` classes: the student's label i is the
+    teacher's label i + k, and a class that the teacher does not know from n − k on.
     """
     names = classes_of(dataset)
     total = len(names)
@@ -114,19 +228,15 @@ def class_split(
 ) -> ClassSubset:
     """One of several parts that share no class (base, validation and novel classes, say), relabelled from 0 up.
 
+    Takes ``class_order`` and ``seed`` as :func:`overlap_classes`, ``per_class`` and ``start`` as :func:`class_subset`.
+
     Args:
-        dataset: a torchvision-style map dataset.
         part: which of ``sizes``.
         sizes: name of a part → its number of classes; the parts follow each other in the class order, in this order.
             Classes may be left over.
-        class_order: all class indices, or the path to a text file of them, see :func:`ordered_classes`.
-        seed: draws a random class order instead; ``None`` keeps the natural order.
-        per_class: samples of each class, see :func:`class_subset`.
-        start: samples of each class to leave out first.
 
     Raises:
-        ConfigError: the part is unknown or empty, there are too few classes, or as :func:`class_subset` and
-            :func:`ordered_classes`.
+        ConfigError: the part is unknown or empty, there are too few classes, or as the two functions named.
     """
     if not isinstance(sizes, Mapping):
         raise ConfigError(f"sizes must map the names of the parts to numbers of classes, got {sizes!r}")
@@ -156,22 +266,19 @@ def incremental_subset(
     """Old and new classes under one classifier: labels 0 … old − 1 are the teacher's, then ``new`` more follow.
 
     The teacher's own dataset is ``overlap_subset(num_classes=old, role='teacher', shift=0)`` of the same class order.
-    The subset's ``class_groups`` (``{'old': […], 'new': […]}``) say which accuracies are shown apart.
+    The subset's ``class_groups`` (``{'old': […], 'new': […]}``) say which accuracies are shown apart. Takes
+    ``class_order`` and ``seed`` as :func:`overlap_classes`, ``start`` as :func:`class_subset`.
 
     Args:
-        dataset: a torchvision-style map dataset.
         old: the number of classes that the teacher knows, the first of the class order.
         new: the number of classes after them.
         memory: exemplars of each old class, the first of its samples; 0 leaves none, but the classes stay.
             ``None`` keeps all samples: test sets, and joint training.
-        class_order: all class indices, or the path to a text file of them, see :func:`ordered_classes`.
-        seed: draws a random class order instead; ``None`` keeps the natural order.
-        per_class: samples of each class, see :func:`class_subset`; exemplars are the first of them.
-        start: samples of each class to leave out first.
+        per_class: samples of each class; exemplars are the first of them.
 
     Raises:
         ConfigError: an argument is out of range, there are too few classes, an old class has fewer samples than
-            ``memory``, a new class has none, or as :func:`class_subset` and :func:`ordered_classes`.
+            ``memory``, a new class has none, or as the two functions named.
     """
     whole_number("old", old, low=1)
     whole_number("new", new, low=1)
@@ -179,13 +286,83 @@ def incremental_subset(
     if old + new > len(names):
         raise ConfigError(f"old={old} and new={new} need {old + new} classes, the dataset has {len(names)}")
     order = ordered_classes(class_order, seed, len(names), names)
-    subset = class_subset(dataset, order[: old + new], per_class, start)
-    if max(subset.targets) < old:
+    dataset, classes, samples = _chosen(dataset, order[: old + new], per_class, start)
+    if not any(samples[old:]):
         raise ConfigError("new: none of the new classes has a sample")
     if memory is not None:
-        _forget(subset, old, whole_number("memory", memory, low=0))
+        whole_number("memory", memory, low=0)
+        for label in range(old):
+            _check_size(names[classes[label]], samples[label], memory, f"memory={memory}")
+            samples[label] = samples[label][:memory]
+    subset = pick(dataset, classes, samples)
     subset.class_groups = {"old": list(range(old)), "new": list(range(old, old + new))}
     return _with_teacher(subset, old)
+
+
+def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSubset:
+    """``shots`` random samples of every class, with the dataset's own labels and ``class_groups``.
+
+    Args:
+        shots: samples of each class, 1 or more; with one seed, fewer shots are a subset of more shots.
+        seed: of the draw, which does not depend on the global random state.
+
+    Raises:
+        ConfigError: ``shots`` < 1, or a class has fewer samples.
+    """
+    dataset = unwrapped(dataset)
+    whole_number("shots", shots, low=1)
+    names, members = classes_of(dataset), members_of(dataset)
+    generator = np.random.default_rng(whole_number("seed", seed, low=0))
+    for label, name in enumerate(names):
+        _check_size(name, members[label], shots, f"shots={shots}")
+    subset = pick(dataset, range(len(names)), [_shuffled(members[k], generator)[:shots] for k in range(len(names))])
+    subset.class_groups = class_groups_of(dataset)
+    return subset
+
+
+def few_shot_task(
+    dataset: Dataset[Any], ways: int, shots: int, task: int, role: str, *, queries: int | None = 15, seed: int = 0
+) -> ClassSubset:
+    """One part of one N-way K-shot task, its classes relabelled 0 … N − 1.
+
+    ``seed`` and ``task`` alone draw the classes and, for each class, a permutation of its images: the support set is
+    cut from its front, the queries from its end. Cut from one dataset, the two are disjoint; fewer shots are a subset
+    of more shots, with the same queries. Support set and queries may also come from two datasets with the same classes
+    (training and test images): then give ``queries: 0`` for the support set and ``shots: 0`` for the queries.
+
+    Args:
+        dataset: a torchvision-style map dataset of the novel classes.
+        ways: N, from 2 up.
+        shots: K, the images of each class in the support set; for the queries, how many are left to the support set.
+        task: the number of the task, 0, 1, …
+        role: ``'support'`` or ``'query'``.
+        queries: the images of each class to answer for; for the support set, how many are left to the queries.
+            ``None``: all that the support set leaves.
+        seed: of all tasks.
+
+    Raises:
+        ConfigError: an argument is out of range, there are fewer than N classes, a class has too few images, or the
+            dataset is empty.
+    """
+    dataset = unwrapped(dataset)
+    one_of("role", role, ("support", "query"))
+    is_support = role == "support"
+    whole_number("ways", ways, low=2)
+    whole_number("shots", shots, low=1 if is_support else 0)
+    if queries is not None:
+        whole_number("queries", queries, low=0 if is_support else 1)
+    entropy = [whole_number("seed", seed, low=0), whole_number("task", task, low=0)]
+    names, members = classes_of(dataset), members_of(dataset)
+    if ways > len(names):
+        raise ConfigError(f"ways={ways}, but the dataset has {len(names)} classes")
+    drawn = np.random.default_rng(entropy).permutation(len(names))[:ways].tolist()
+    others = int(not is_support) if queries is None else queries
+    samples = []
+    for label in drawn:
+        _check_size(names[label], members[label], shots + others, f"shots={shots} and queries={others}")
+        order = _shuffled(members[label], np.random.default_rng([*entropy, label + 1]))
+        samples.append(order[:shots] if is_support else order[len(order) - queries if queries else shots :])
+    return pick(dataset, drawn, samples)
 
 
 def ordered_classes(
@@ -194,14 +371,7 @@ def ordered_classes(
     total_classes: int | None,
     class_names: Sequence[Any] | None = None,
 ) -> list[int]:
-    """All class indices in the order to cut from.
-
-    Args:
-        class_order: all class indices, or the path to a UTF-8 text file that holds one class in each line: its name,
-            or its index where no class has that name. Blank lines and ``# comments`` are left out.
-        seed: draws a random order of ``total_classes`` classes instead, whatever the global random state is.
-        total_classes: the number of classes there are; only with ``class_order`` it may be ``None``.
-        class_names: the names that a file may use.
+    """All class indices in the order to cut from; the arguments are those of :func:`overlap_classes`.
 
     Raises:
         ConfigError: both ``class_order`` and ``seed`` are given, the number of classes is needed and not given, the
@@ -237,30 +407,24 @@ def ordered_classes(
 
 
 def _read_order(path: Path, total_classes: int | None, class_names: Sequence[Any] | None) -> list[int]:
-    lines = list(_lines(path))
-    known = ClassNames(range(total_classes or len(lines)) if class_names is None else class_names)
-    order = []
-    for number, entry in lines:
-        with told_at(f"class_order: {path}, line {number}: "):
-            order.append(known.label(int(entry) if entry.isdecimal() and entry not in known else entry))
-    return order
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and what stands there, without blank lines and comments."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"class_order: there is no file {path}{nearest_beside(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"class_order: {path} cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        entry = _COMMENT.sub("", line).strip()
-        if entry:
-            yield number, entry
+    lines = [_COMMENT.sub("", line).strip() for line in text.splitlines()]
+    known = ClassNames(range(total_classes or sum(map(bool, lines))) if class_names is None else class_names)
+    order = []
+    for number, entry in enumerate(lines, start=1):
+        with told_at(f"class_order: {path}, line {number}: "):
+            if entry:
+                order.append(known.label(int(entry) if entry.isdecimal() and entry not in known else entry))
+    return order
 
 
 def _shift(n: int, shift: int | None, overlap: float | None) -> int:
+    """K, the number of the student's classes that the teacher does not have."""
     if (shift is None) == (overlap is None):
         raise ConfigError(f"give either shift or overlap, got shift={shift!r} and overlap={overlap!r}")
     if overlap is None:
@@ -283,12 +447,43 @@ def _with_teacher(subset: ClassSubset, num_classes: int, first: int = 0) -> Clas
     return subset
 
 
-def _forget(subset: ClassSubset, old: int, memory: int) -> None:
-    """Leaves the first ``memory`` samples of each old class, and all of the others."""
-    members = members_of(subset)
-    for label in range(old):
-        check_size(subset.classes[label], members[label], memory, f"memory={memory}")
-        members[label] = members[label][:memory]
-    kept = sorted(position for positions in members.values() for position in positions)
-    subset.indices = [subset.indices[position] for position in kept]
-    subset.targets = [subset.targets[position] for position in kept]
+class ClassNames:
+    """Finds classes by index or name; a class may have a tuple of names, as in torchvision's ImageNet."""
+
+    def __init__(self, names: Sequence[Any]) -> None:
+        self._count = len(names)
+        self._labels: defaultdict[Any, list[int]] = defaultdict(list)
+        for label, entry in enumerate(names):
+            for name in set(entry) if isinstance(entry, tuple) else {entry}:
+                self._labels[name].append(label)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._labels
+
+    def label(self, entry: int | str) -> int:
+        """The class of this index or name, which must be one."""
+        if not isinstance(entry, str):
+            return whole_number("class index", entry, low=0, high=self._count - 1)
+        labels = self._labels.get(entry, [])
+        if len(labels) > 1:
+            raise ConfigError(f"name {entry!r} belongs to the classes {labels}; give the index instead")
+        if not labels:
+            raise ConfigError(f"no class is named {entry!r}; {nearest(entry, self._labels)}")
+        return labels[0]
+
+
+def members_of(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:
+    """Label → the positions of its samples."""
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels_of(dataset)):
+        members[label].append(index)
+    return members
+
+
+def _check_size(name: Any, samples: Sequence[int], needed: int, what_for: str) -> None:
+    if len(samples) < needed:
+        raise ConfigError(f"class {name!r} has {len(samples)} samples, but {what_for} need {needed}")
+
+
+def _shuffled(indices: list[int], generator: np.random.Generator) -> list[int]:
+    return [indices[i] for i in generator.permutation(len(indices)).tolist()]

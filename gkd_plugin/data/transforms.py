@@ -31,8 +31,8 @@ def image_transform(
     crop: str = "random",
     scale: Sequence[float] = (0.08, 1.0),
     resize: int | None = None,
-) -> Any:
-    """PIL image → normalised float tensor ``[C, size, size]``.
+) -> transforms.Compose:
+    """PIL image → normalised float tensor ``[C, size, size]``, a ``torchvision.transforms.Compose``.
 
     The shorter side is scaled to ``resize`` (nothing changes where it has that size). Then training takes a
     random crop, with ``padding`` black pixels on each side, and evaluation takes the centre. ``crop: 'resized'`` trains
@@ -49,9 +49,6 @@ def image_transform(
         scale: the smallest and the largest part of the image's area that ``crop: 'resized'`` takes.
         resize: the shorter side before the crop, at least ``size``; ``None`` is ``size``.
 
-    Returns:
-        A ``torchvision.transforms.Compose``.
-
     Raises:
         ConfigError: a number is out of range, ``mean`` and ``std`` differ in length, or arguments contradict.
     """
@@ -63,7 +60,13 @@ def image_transform(
     if not train and (padding or flip or crop == "resized"):
         raise ConfigError(f"padding={padding}, flip={flip} and crop={crop!r} augment, so they need train=True")
     if crop == "resized":
-        steps = [_resized_crop(size, padding, scale, resize)]
+        if padding or resize is not None:
+            raise ConfigError(
+                f"crop='resized' has no use for padding and resize, got padding={padding}, resize={resize}"
+            )
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ConfigError(f"scale must be two numbers with 0 < smallest <= largest <= 1, got {scale}")
+        steps = [transforms.RandomResizedCrop(size, scale=tuple(scale))]
     else:
         shorter_side = size if resize is None else whole_number("resize", resize, low=size)
         cut = transforms.RandomCrop(size, padding=padding) if train else transforms.CenterCrop(size)
@@ -71,15 +74,6 @@ def image_transform(
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(list(mean), list(std))])
-
-
-def _resized_crop(size: int, padding: int, scale: Sequence[float], resize: int | None) -> Any:
-    """``RandomResizedCrop``, which takes its crop from the image as it is."""
-    if padding or resize is not None:
-        raise ConfigError(f"crop='resized' has no use for padding and resize, got padding={padding}, resize={resize}")
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ConfigError(f"scale must be two numbers with 0 < smallest <= largest <= 1, got {scale}")
-    return transforms.RandomResizedCrop(size, scale=tuple(scale))
 
 
 @dataclass(frozen=True)
@@ -102,11 +96,7 @@ class ImageInput:
 
 
 def trained_with(record: Mapping[str, Any]) -> ImageInput:
-    """The input that :meth:`ImageInput.as_dict` described.
-
-    Raises:
-        ConfigError: it is no such description.
-    """
+    """The input that :meth:`ImageInput.as_dict` described; raises ConfigError where it is no such description."""
     try:
         mean, std, size = (record.get(key) for key in ("mean", "std", "size"))
         mean, std = (None if values is None else tuple(map(float, values)) for values in (mean, std))
@@ -136,19 +126,13 @@ def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] 
         return None
     if not normalising:
         return (0.0,), (1.0,)
-    mean, std = (_numbers(getattr(steps[normalising[0]], name, None)) for name in ("mean", "std"))
-    if not mean or not std:
+    step = steps[normalising[0]]
+    try:
+        mean, std = (torch.as_tensor(x, dtype=torch.float64).reshape(-1).tolist() for x in (step.mean, step.std))
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # someone else's Normalize
         return None
     unit = 255.0 if max(*mean, *std) > 4 else 1.0
     return tuple(value / unit for value in mean), tuple(value / unit for value in std)
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    """A number, sequence, array or tensor of them; nothing where it is something else."""
-    try:
-        return tuple(torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist())
-    except (TypeError, ValueError, RuntimeError):
-        return ()
 
 
 def _keeps_values(step: Any) -> bool:

@@ -1,22 +1,30 @@
-"""The evaluation view of a training dataset: the same samples without random augmentation.
-
-Class centres are means over the training set; they are computed on clean images where the dataset offers them.
-"""
+"""Views of a training dataset: its samples without augmentation, and with a fixed number of augmentations each."""
 
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from gkd_plugin.data.images import TransformedImages
-from gkd_plugin.data.labels import classes_of, labels_of, unwrapped
-from gkd_plugin.data.subsets import ClassSubset
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.data.labels import classes_of, labels_of, length_of, unwrapped
+from gkd_plugin.data.splits import ClassSubset
+from gkd_plugin.errors import ConfigError, whole_number
 
-__all__ = ["DatasetWithView", "evaluation_view", "with_evaluation_view"]
+__all__ = ["DatasetWithView", "FixedViews", "evaluation_view", "seeded", "sketch", "with_evaluation_view"]
+
+_PIXELS = 4096
 
 
 class DatasetWithView(Dataset[Any]):
@@ -33,26 +41,6 @@ class DatasetWithView(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
-
-
-def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
-    """The dataset's evaluation view and True, or the dataset itself and False where it offers none.
-
-    A dataset offers one as its attribute ``evaluation_view``; this package's image datasets offer one where they have
-    an ``eval_transform``. Looks into torchdistill's dataset wrappers (and returns what is inside them), ``Subset`` and
-    :class:`gkd_plugin.data.ClassSubset`.
-    """
-    dataset = unwrapped(dataset)
-    if hasattr(dataset, "evaluation_view"):
-        return unwrapped(dataset.evaluation_view), True
-    if isinstance(dataset, TransformedImages) and dataset.eval_transform is not None:
-        return _changed(dataset, transform=dataset.eval_transform, eval_transform=None), True
-    if not isinstance(dataset, (Subset, ClassSubset)):
-        return dataset, False
-    view, found = evaluation_view(dataset.dataset)
-    if view is dataset.dataset:  # there is none, or it is its own
-        return dataset, found
-    return (Subset(view, dataset.indices) if isinstance(dataset, Subset) else _changed(dataset, dataset=view)), found
 
 
 def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWithView:
@@ -75,7 +63,125 @@ def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWi
     return DatasetWithView(dataset, view)
 
 
+def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
+    """The dataset's evaluation view and True, or the dataset itself and False where it offers none.
+
+    A dataset offers one as its attribute ``evaluation_view``; this package's image datasets offer one where they have
+    an ``eval_transform``. Looks into torchdistill's dataset wrappers (and returns what is inside them), ``Subset`` and
+    :class:`gkd_plugin.data.ClassSubset`.
+    """
+    dataset = unwrapped(dataset)
+    if hasattr(dataset, "evaluation_view"):
+        return unwrapped(dataset.evaluation_view), True
+    if isinstance(dataset, TransformedImages) and dataset.eval_transform is not None:
+        return _changed(dataset, transform=dataset.eval_transform, eval_transform=None), True
+    if not isinstance(dataset, (Subset, ClassSubset)):
+        return dataset, False
+    view, found = evaluation_view(dataset.dataset)
+    if view is dataset.dataset:  # there is none, or it is its own
+        return dataset, found
+    return (Subset(view, dataset.indices) if isinstance(dataset, Subset) else _changed(dataset, dataset=view)), found
+
+
 def _changed(original: Any, **attributes: Any) -> Any:
     changed = copy.copy(original)
     changed.__dict__.update(attributes)
     return changed
+
+
+class FixedViews(Dataset[Any]):
+    """K random augmentations of each sample that are the same in every process, worker, order and run.
+
+    View v of sample i is ``dataset[i]`` with the global random states of ``random``, ``numpy.random`` and torch's
+    CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform that draws from a generator
+    of its own is out of reach. Samples are ``(image, label, {"bank_row": i * views + v, "sketch": …})``, see
+    :func:`sketch`; epoch e shows view v = (e + i) % views of sample i.
+
+    Args:
+        dataset: a map dataset of ``(image tensor, label)``.
+        views: K.
+        seed: of the augmentations.
+
+    Raises:
+        ConfigError: ``views`` < 1, ``seed`` < 0, or the dataset has no labels to find.
+    """
+
+    def __init__(self, dataset: Dataset[Any], views: int, seed: int = 0) -> None:
+        self.dataset = self.org_dataset = dataset  # the second is torchdistill's name for what a wrapper holds
+        self.views = whole_number("views", views, low=1)
+        self.seed = whole_number("seed", seed, low=0)
+        self.targets = labels_of(dataset)
+        self.classes = classes_of(dataset)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a copy's memory is not shared as it comes
+
+    def __len__(self) -> int:
+        return length_of(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, dict[str, Any]]:
+        view = (int(self._epoch) + index) % self.views
+        image, label = self.view(index, view)
+        return image, label, {"bank_row": index * self.views + view, "sketch": sketch(image)}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the views of an epoch, in DataLoader workers that already run too.
+
+        Batches that a worker fetched before are not fetched again, so call it before the loader is iterated.
+        """
+        self._epoch.fill_(epoch)
+
+    def view(self, index: int, view: int) -> tuple[Tensor, Any]:
+        """One view of one sample: ``(image, label)``.
+
+        Raises:
+            IndexError: there is no such sample or view.
+            ConfigError: the dataset's samples are not ``(image tensor, label)``.
+        """
+        if not (0 <= index < len(self) and 0 <= view < self.views):
+            raise IndexError(f"sample {index}, view {view}: there are {len(self)} samples of {self.views} views")
+        with seeded(f"{self.seed},{index},{view}"):
+            sample = self.dataset[index]
+        parts = sample if isinstance(sample, (tuple, list)) else [sample]
+        if len(parts) != 2 or not isinstance(parts[0], Tensor):
+            raise ConfigError(
+                f"dataset {type(self.dataset).__name__}: only samples of (image tensor, label) can be cached, "
+                f"sample {index} is ({', '.join(type(part).__name__ for part in parts)})"
+            )
+        return parts[0], parts[1]
+
+
+@contextmanager
+def seeded(key: str) -> Iterator[None]:
+    """Global CPU random states that depend on ``key`` alone; restored afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    digest = hashlib.blake2b(key.encode(), digest_size=32).digest()
+    try:
+        random.seed(digest[:16])
+        np.random.seed(np.frombuffer(digest[16:], dtype="<u4"))  # noqa: NPY002
+        # not torch.manual_seed(), which seeds the GPUs as well
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def sketch(image: Tensor) -> Tensor:
+    """Eight numbers, ``[8]`` float32, by which an image of any shape is known again.
+
+    Sums of up to 4096 of its values with fixed random signs, divided by the root of the number of values.
+    """
+    values = image.detach().reshape(-1).float()
+    values = values[:: -(-len(values) // _PIXELS)]
+    sums: Tensor = (_signs()[:, : len(values)] * values).sum(1)
+    return sums / math.sqrt(len(values))
+
+
+@functools.cache
+def _signs() -> Tensor:
+    bits = np.random.default_rng(0).integers(0, 2, (8, _PIXELS))
+    return torch.from_numpy(2 * bits - 1).float()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gkd_plugin.data import class_names_of, classes_of, teacher_labels_of, teacher_num_classes_of
-from gkd_plugin.data.subsets import ClassNames
+from gkd_plugin.data.splits import ClassNames
 from gkd_plugin.errors import ConfigError, told_at, whole_number
 
 __all__ = ["ClassMap"]

@@ -16,8 +16,7 @@ from gkd_plugin.data import (
     npz_images,
 )
 from gkd_plugin.errors import ConfigError
-from tests.data.fakes import samples
-from tests.data.image_trees import cub_tree, image_tree
+from tests.data.fakes import cub_tree, image_tree, samples
 
 RGB = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
 GREY = RGB[..., 0]
