@@ -26,7 +26,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", "harmonic_mean")
-"""What ``--score`` takes; ``compare`` has the same list, and a test compares the two."""
+"""What ``--score`` takes: figures of ``final`` in a run's ``summary.json``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +76,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from gkd_plugin.errors import require_report
+
+    require_report("compare")
     from gkd_plugin.compare.compare import Comparison, compare
     from gkd_plugin.compare.grid import FAILED
 

@@ -6,8 +6,6 @@ import sys
 import pytest
 
 import gkd_plugin
-from gkd_plugin.cli import SCORES
-from gkd_plugin.compare import report
 
 STARTED = """
 import sys
@@ -38,10 +36,6 @@ def test_no_heavy_import_before_there_is_something_to_do(words, code, shown):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert shown in result.stdout + result.stderr
     assert result.stdout.endswith(f"{code} []\n")
-
-
-def test_scores_that_compare_knows():
-    assert SCORES == report.SCORES
 
 
 def test_a_command_runs_in_the_package(tmp_path):

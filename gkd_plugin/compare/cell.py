@@ -3,80 +3,63 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gkd_plugin.compare.method import Method, MethodStage
-from gkd_plugin.compare.schedule import scaled, stretched
-from gkd_plugin.compare.setting import Setting, apply_setting, is_incremental, keep_all_samples
+from gkd_plugin.compare.setting import WEIGHTS, Setting, Tree, apply_setting, is_incremental, keep_all_samples
 from gkd_plugin.compare.sizes import Measured, filled
 from gkd_plugin.config.config import RunConfig, checked_config
 from gkd_plugin.config.stages import Stage, stages_of, student_entry
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import ConfigError, nearest, told_at
 
-__all__ = ["base_stages", "cell_config", "is_trained"]
-
-_KINDS = ("embedding", "classifier")
 _REPLACED = ("criterion", "forward_hook", "dataset_wrapper")
 """Sections that a method puts in place of the configuration's, instead of adding to them."""
-_WEIGHTS = ("weights", "checkpoint_path")
-"""Keywords of torchvision's and timm's models that name trained weights."""
-
-Tree = dict[str, Any]
+_IN_EPOCHS = {
+    "CosineAnnealingLR": "T_max",
+    "StepLR": "step_size",
+    "MultiStepLR": "milestones",
+    "LinearLR": "total_iters",
+    "PolynomialLR": "total_iters",
+    "OneCycleLR": "total_steps",
+}
+"""Key of a scheduler → its keyword that counts epochs."""
+_NOT_IN_EPOCHS = ("ConstantLR", "ReduceLROnPlateau")
 
 
 def base_stages(tree: Tree) -> dict[str, Stage]:
-    """The stages 'embedding' and 'classifier' of the configuration that cells are made from.
-
-    Raises:
-        ConfigError: it does not have these two stages, or has others.
-    """
+    """The stages 'embedding' and 'classifier' of the configuration that cells are made from."""
     stages = stages_of(tree)
-    found = {kind: next((stage for stage in stages if stage.kind == kind), None) for kind in _KINDS}
-    missing = " and ".join(repr(kind) for kind in _KINDS if found[kind] is None)
+    kinds = ("embedding", "classifier")
+    found = {kind: stage for stage in reversed(stages) if (kind := stage.kind) in kinds}
+    missing = " and ".join(repr(kind) for kind in kinds if kind not in found)
     others = " and ".join(stage.name for stage in stages if stage not in found.values())
     purpose = "compare takes a configuration of both stages and makes the other methods from it"
     if missing:
         raise ConfigError(f"train: has no stage with criterion 'refilled' and stage {missing}; {purpose}")
     if others:
         raise ConfigError(f"train: has {others} beside stages 'embedding' and 'classifier'; {purpose}")
-    return {kind: stage for kind, stage in found.items() if stage is not None}
-
-
-def is_trained(tree: Tree) -> bool:
-    """Whether the student starts from trained weights (``src_ckpt``, or those that its ``kwargs`` name)."""
-    student = student_entry(tree)[1]
-    kwargs = student.get("kwargs") or {}
-    return bool(student.get("src_ckpt") or kwargs.get("pretrained") or any(kwargs.get(key) for key in _WEIGHTS))
+    return found
 
 
 def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: int | None = None) -> RunConfig:
     """The configuration of a cell, validated.
 
-    A method with fewer stages than the configuration trains as long as its stages together: as many updates.
-
-    Args:
-        tree: the configuration; left as it is.
-        method: what to train.
-        setting: the setting.
-        path: where the cell's configuration will be.
-        task: number of the few-shot task; ``None`` leaves it.
-
-    Raises:
-        ConfigError: the method cannot be made from this configuration, or is not valid.
+    A method with fewer stages than the configuration trains as long as its stages together: as many updates. The tree
+    is left as it is; ``path`` is where the cell's configuration will be.
     """
     tree = copy.deepcopy(tree)
     if method.memory is None:  # whatever the memory, which would also change how batches are balanced
         setting = replace(setting, memory=None)
+        keep_all_samples(tree)
     apply_setting(tree, setting, task)
     stages = base_stages(tree)
     with told_at(f"method {method.name!r}: "):
-        if method.memory is None and is_incremental(tree):
-            keep_all_samples(tree)
-        if method.student == "untrained":
-            stages = {kind: _without_weights(stage) for kind, stage in stages.items()}
+        if method.student == "untrained":  # a stage may load weights into the student, too
+            without = {"student": {"src_ckpt": None}}
+            stages = {kind: replace(stage, section=_merged(stage.section, without)) for kind, stage in stages.items()}
         embedding = _embedding(stages["embedding"], method)
         tree["models"] = _models(tree, method)
         if "teacher_model" not in tree["models"]:
@@ -85,7 +68,11 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
             tree["train"] |= {stage.name: _read_like_student(stage, embedding) for stage in stages.values()}
         elif not method.probe:
             sections = [_section(tree, stages, wanted, embedding) for wanted in method.stages]
-            tree["train"] = _train(tree["train"], sections, has_teacher=method.has_teacher)
+            kept = {key: value for key, value in tree["train"].items() if not key.startswith("stage")}
+            if len(sections) > 1 and not method.has_teacher:
+                raise ConfigError("several stages need a teacher")
+            several = {f"stage{number}": section for number, section in enumerate(sections, 1)}
+            tree["train"] = kept | (sections[0] if len(sections) == 1 else several)
         if any("dataset_wrapper" in stage.train_data_loader for stage in method.stages):
             tree.pop("teacher_cache", None)  # its views are of the data set itself; the teacher answers in every step
         return checked_config(path, tree)
@@ -97,7 +84,7 @@ def _embedding(stage: Stage, method: Method) -> str | None:
     Where the student is the teacher's network, it is that of the teacher.
     """
     if method.student != "teacher":
-        return str(stage.criterion["kwargs"].get("student_embedding", "embedding"))
+        return stage.student_embedding
     kwargs = stage.teacher.wrapper_kwargs if stage.teacher else {}
     return str(kwargs.get("embedding", "embedding")) if kwargs.get("embedding_io") != "input" else None
 
@@ -133,16 +120,11 @@ def _like_teacher(student: Tree, teacher: Tree, *, is_extended: bool) -> Tree:
 
 def _untrained(student: Tree) -> Tree:
     """Random weights for a student that the configuration starts from trained ones."""
-    for key in _WEIGHTS:
+    for key in WEIGHTS:
         if student["kwargs"].get(key) is not None:
             raise ConfigError(f"models.student_model.kwargs.{key}: names weights that this method cannot leave out")
     kwargs = {"pretrained": False} if student["kwargs"].get("pretrained") else {}
     return _merged(student, {"src_ckpt": None, "src_ckpt_classifier": None, "kwargs": kwargs})
-
-
-def _without_weights(stage: Stage) -> Stage:
-    """A stage may load weights into the student, too."""
-    return replace(stage, section=_merged(stage.section, {"student": {"src_ckpt": None}}))
 
 
 def _read_like_student(stage: Stage, embedding: str | None) -> Tree:
@@ -160,9 +142,8 @@ def _section(tree: Tree, stages: Mapping[str, Stage], wanted: MethodStage, embed
     base = stages[wanted.like]
     epochs = sum(stage.epochs for stage in stages.values()) if wanted.epochs == "all" else base.epochs
     section = {**base.section, "num_epochs": epochs}
-    scheduler = stretched(section.get("scheduler"), epochs / base.epochs)
-    if scheduler is not None:
-        section["scheduler"] = scaled(scheduler, wanted.lr_factor)
+    if section.get("scheduler") is not None:
+        section["scheduler"] = fitted_scheduler(section["scheduler"], epochs / base.epochs, wanted.lr_factor)
     if wanted.lr_factor != 1 or wanted.max_grad_norm is not None:
         section["optimizer"] = _optimizer(section.get("optimizer"), wanted)
     changes = {key: getattr(wanted, key) for key in ("train_data_loader", "teacher", "student")}
@@ -174,6 +155,28 @@ def _section(tree: Tree, stages: Mapping[str, Stage], wanted: MethodStage, embed
     if wanted.teacher is None:
         section["model"] = section.pop("student")
     return section
+
+
+def fitted_scheduler(scheduler: Tree, longer: float, lr_factor: float) -> Tree:
+    """The scheduler's section for ``longer`` ≥ 1 times as many epochs and ``lr_factor`` times the learning rate."""
+    key, kwargs = scheduler["key"], dict(scheduler.get("kwargs") or {})
+    if longer != 1 and key not in _NOT_IN_EPOCHS:
+        if key not in _IN_EPOCHS:
+            raise ConfigError(
+                f"scheduler: {key!r} cannot be stretched to the epochs of both stages, as single-stage methods need; "
+                f"{nearest(key, [*_IN_EPOCHS, *_NOT_IN_EPOCHS])}"
+            )
+        argument = _IN_EPOCHS[key]
+        if argument not in kwargs:
+            raise ConfigError(f"scheduler.kwargs: {key!r} has no {argument!r} to stretch")
+        kwargs[argument] = _each(kwargs[argument], lambda epoch: round(epoch * longer))
+    if key == "OneCycleLR" and "max_lr" in kwargs:  # its peak is a learning rate of its own
+        kwargs["max_lr"] = _each(kwargs["max_lr"], lambda lr: lr * lr_factor)
+    return {**scheduler, "kwargs": kwargs} if kwargs else dict(scheduler)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    return [change(item) for item in value] if isinstance(value, list) else change(value)
 
 
 def _optimizer(optimizer: Tree | None, wanted: MethodStage) -> Tree:
@@ -191,16 +194,6 @@ def _optimizer(optimizer: Tree | None, wanted: MethodStage) -> Tree:
     if wanted.max_grad_norm is not None and own.get("max_grad_norm") is None:
         own["max_grad_norm"] = wanted.max_grad_norm
     return own
-
-
-def _train(train: Tree, sections: list[Tree], *, has_teacher: bool) -> Tree:
-    """The section ``train``: what is not a stage stays."""
-    kept = {key: value for key, value in train.items() if not key.startswith("stage")}
-    if len(sections) == 1:
-        return {**kept, **sections[0]}
-    if not has_teacher:
-        raise ConfigError("several stages need a teacher")
-    return {**kept, **{f"stage{number}": section for number, section in enumerate(sections, 1)}}
 
 
 def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:

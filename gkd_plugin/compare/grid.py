@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
 import os
 import re
+import signal
+import sys
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import RLock, Thread
 from typing import Any
 
-from gkd_plugin.compare.inputs import inputs_of, stale_input
+import torch
+from tqdm import tqdm
+
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.compare.worker import run_cell, start_worker
-
-__all__ = ["Cell", "Result", "run_grid"]
+from gkd_plugin.config.config import load_config
+from gkd_plugin.config.tree import read, walk
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.probe import run_probe
+from gkd_plugin.runner.run import run_config
+from gkd_plugin.runner.run_folder import package_versions, write_atomically
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 30
-"""Seconds that an idle process has to end by itself."""
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 FINISHED, FAILED, NOT_SERVED = "finished", "failed", "not served"
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_INPUTS, _PACKAGE = "inputs.json", "gkd_plugin"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the grid.
-
-    Attributes:
-        method: what is trained.
-        setting: the setting.
-        seed: of every random number.
-        config: file of the cell's configuration.
-        folder: its run folder.
-        reason: why the method cannot serve the setting; empty where it can.
-        task: number of the few-shot task; ``None`` for that of the configuration.
-    """
+    """One training run of the grid: a method in a setting with a seed."""
 
     method: Method
     setting: Setting
     seed: int
-    config: Path
-    folder: Path
-    reason: str = ""
-    task: int | None = None
+    config: Path  # file of its configuration
+    folder: Path  # of its run
+    reason: str = ""  # why the method cannot serve the setting
+    task: int | None = None  # number of the few-shot task; None for that of the configuration
 
     @property
     def title(self) -> str:
@@ -58,25 +58,13 @@ class Cell:
         task = "" if self.task is None else f", task {self.task}"
         return f"{self.setting.title}, {self.method.name}{task}, seed {self.seed}"
 
-    @property
-    def repetition(self) -> tuple[int, int | None]:
-        """Seed and task: what pairs cells of two methods."""
-        return self.seed, self.task
-
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a cell.
-
-    Attributes:
-        cell: the cell.
-        status: 'finished', 'failed' or 'not served'.
-        summary: of the run, where finished.
-        reason: in one line, where not.
-    """
+    """What became of a cell: the ``summary`` of its run, or the ``reason`` in one line why there is none."""
 
     cell: Cell
-    status: str
+    status: str  # FINISHED, FAILED or NOT_SERVED
     summary: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
@@ -87,29 +75,25 @@ class Result:
 
 
 def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, score: str = "top1") -> list[Result]:
-    """Runs what is not finished yet; a cell that fails is a result, and the grid goes on.
-
-    Args:
-        cells: in the order of the report.
-        device: goes before ``device.default`` of every cell.
-        jobs: processes at once, each with its share of the processor's cores.
-        score: figure of ``summary.final`` that the log shows of a cell.
-
-    Returns:
-        A result for each cell, in order.
-    """
+    """Runs what is not finished yet, ``jobs`` cells at once; a result for each cell. A cell that fails is one, too."""
     results = {id(cell): result for cell in cells if (result := _known(cell)) is not None}
-    waiting = [cell for cell in cells if id(cell) not in results]
-    _log_plan(list(results.values()), len(waiting))
-    warned: set[str] = set()
-    for known in results.values():
-        _log_warnings(known, warned)
-    with closing(_in_turn(waiting, device) if jobs == 1 else _at_once(waiting, device, jobs)) as running:
+    waiting, told = [cell for cell in cells if id(cell) not in results], set[str]()
+    counts = Counter(result.status for result in results.values())
+    parts = {"to run": len(waiting), "finished already": counts[FINISHED], "not served": counts[NOT_SERVED]}
+    logger.info("cells: %s", ", ".join(f"{n} {what}" for what, n in parts.items() if n or what == "to run"))
+    for result in results.values():
+        _log_warnings(result, told)
+    in_turn = ((cell, run_cell(cell, device)) for cell in waiting)
+    with closing(in_turn if jobs == 1 else _at_once(waiting, device, jobs)) as running:
         for place, (cell, reason) in enumerate(running, 1):
-            result = Result(cell, FAILED, reason=reason) if reason else Result(cell, FINISHED, _summary(cell) or {})
+            result = (
+                Result(cell, FAILED, reason=reason)
+                if reason
+                else Result(cell, FINISHED, _read_json(cell.folder / "summary.json"))
+            )
             results[id(cell)] = result
             _log(result, score, f"[{place}/{len(waiting)}]")
-            _log_warnings(result, warned)
+            _log_warnings(result, told)
     return [results[id(cell)] for cell in cells]
 
 
@@ -117,31 +101,62 @@ def _known(cell: Cell) -> Result | None:
     """The result of a cell that needs no run: not served, or finished with nothing changed since."""
     if cell.reason:
         return Result(cell, NOT_SERVED, reason=cell.reason)
-    summary, config_file = _summary(cell), cell.folder / "config.yaml"
-    if summary is None or summary.get("status") != "finished" or not config_file.exists():
+    summary, config_file = _read_json(cell.folder / "summary.json"), cell.folder / "config.yaml"
+    if summary.get("status") != "finished" or not config_file.exists():
         return None
-    is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
-    reason = "its configuration has changed since it ran"
-    if is_same:
-        reason = stale_input(inputs_of(cell.config, cell.method.probe), cell.folder) or ""
+    if config_file.read_text("utf-8") != cell.config.read_text("utf-8") or summary.get("seed") != cell.seed:
+        reason = "its configuration has changed since it ran"
+    else:
+        reason = stale_input(cell)
     if reason:
         logger.info("%s: %s; it runs again", cell.title, reason)
         return None
     return Result(cell, FINISHED, summary)
 
 
-def _summary(cell: Cell) -> dict[str, Any] | None:
-    """What ``summary.json`` in the cell's folder says; ``None`` where there is none."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where the file holds no object, or is not there."""
     try:
-        summary = json.loads((cell.folder / "summary.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return summary if isinstance(summary, dict) else None
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _in_turn(cells: Sequence[Cell], device: str | None) -> Generator[tuple[Cell, str], None, None]:
-    for cell in cells:
-        yield cell, run_cell(*_arguments(cell, device))
+def _log(result: Result, score: str, place: str) -> None:
+    if result.status == FINISHED:
+        value = result.score(score)
+        shown = f"no {score}" if value is None else f"{score} {value:.2f} %"
+        logger.info("%s %s: %s (%.0f s)", place, result.cell.title, shown, result.summary["wall_seconds"])
+    else:
+        logger.error("%s %s: %s: %s", place, result.cell.title, result.status, result.reason)
+
+
+def _log_warnings(result: Result, told: set[str]) -> None:
+    """What the log of a cell warns of; of texts that are equal but for their numbers the first."""
+    for text in result.summary.get("warnings", []):
+        kind = _NUMBER.sub("0", text)
+        if kind not in told:
+            told.add(kind)
+            logger.warning("%s: %s", result.cell.title, text)
+
+
+# --- running cells ---------------------------------------------------------------------------------------------------
+
+
+def run_cell(cell: Cell, device: str | None) -> str:
+    """Trains a cell into its run folder, or fits its probe; says in one line why it failed, empty where it finished."""
+    try:
+        text = json.dumps(inputs_of(cell), indent=2, ensure_ascii=False) + "\n"
+        if cell.method.probe is None:
+            run_config(load_config(cell.config), cell.folder, seed=cell.seed, device=device)
+        else:
+            run_probe(load_config(cell.config), cell.folder, cell.method.probe, seed=cell.seed, device=device)
+        write_atomically(cell.folder / _INPUTS, lambda path: path.write_text(text, encoding="utf-8"))
+    except Exception as error:  # whatever it is, the other cells go on
+        lines = str(error).strip().splitlines() or [""]
+        return lines[0] if isinstance(error, ConfigError) else f"{type(error).__name__}: {lines[-1]}"
+    return ""
 
 
 def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[tuple[Cell, str], None, None]:
@@ -152,12 +167,10 @@ def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                if len(processes) == len(running):  # none is idle
-                    connection, process = start_worker(run_cell, threads)
-                    processes[connection] = process
-                connection = next(iter(processes.keys() - running.keys()))
+                idle = processes.keys() - running.keys()
+                connection = idle.pop() if idle else _start_worker(threads, processes)
                 running[connection] = waiting.pop()
-                connection.send(_arguments(running[connection], device))
+                connection.send((run_cell, running[connection], device))
             ready: list[Any] = wait(list(running))
             for connection in ready:
                 cell = running.pop(connection)
@@ -170,39 +183,97 @@ def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[
                 yield cell, reason
         for connection, process in processes.items():
             connection.close()  # nothing more to run
-            process.join(_PATIENCE)
+            process.join(30)
     finally:  # after Ctrl-C too
         for process in processes.values():
             process.kill()
             process.join()
 
 
-def _arguments(cell: Cell, device: str | None) -> tuple[Any, ...]:
-    return cell.config, cell.folder, cell.seed, device, cell.method.probe
+def _start_worker(threads: int, processes: dict[Any, BaseProcess]) -> Connection:
+    """The connection to a new process, which calls what it is sent (function, arguments) and sends the answer back.
+
+    It ends with this process, however that ends, in the middle of a cell too.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, threads))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the comparison, which ends its workers
+    try:
+        process.start()  # inherits it, while it still imports, too
+    finally:
+        signal.signal(signal.SIGINT, before)
+    theirs.close()  # so that the end of the process is the end of what can be read
+    processes[ours] = process
+    return ours
 
 
-def _log(result: Result, score: str, place: str) -> None:
-    if result.status == FINISHED:
-        value = result.score(score)
-        shown = f"no {score}" if value is None else f"{score} {value:.2f} %"
-        logger.info("%s %s: %s (%.0f s)", place, result.cell.title, shown, result.summary["wall_seconds"])
-    else:
-        logger.error("%s %s: %s: %s", place, result.cell.title, result.status, result.reason)
+def _work(connection: Connection, threads: int) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, left behind where this process is killed
+    torch.set_num_threads(threads)
+    logging.getLogger().setLevel(logging.INFO)
+    # several progress bars in one console; each run's log.txt has what they say
+    sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    with suppress(EOFError):  # nothing more to run
+        while True:
+            run, *arguments = connection.recv()
+            connection.send(run(*arguments))
 
 
-def _log_plan(known: Sequence[Result], waiting: int) -> None:
-    """How many cells there are, and what becomes of them."""
-    counts = Counter(result.status for result in known)
-    parts = [f"{waiting} to run"]
-    parts += [f"{counts[FINISHED]} finished already"] if counts[FINISHED] else []
-    parts += [f"{counts[NOT_SERVED]} not served"] if counts[NOT_SERVED] else []
-    logger.info("cells: %s", ", ".join(parts))
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-def _log_warnings(result: Result, told: set[str]) -> None:
-    """What the log of a cell warns of; of texts that are equal but for their numbers the first."""
-    for text in result.summary.get("warnings", []):
-        kind = _NUMBER.sub("0", text)
-        if kind not in told:
-            told.add(kind)
-            logger.warning("%s: %s", result.cell.title, text)
+# --- what a cell's figures depend on besides its configuration -------------------------------------------------------
+
+
+def inputs_of(cell: Cell) -> dict[str, str | None]:
+    """Input → what tells whether it is the same: the files that a configuration names, this package, others, the probe.
+
+    Folders of images, modules of the user's own and weights that a library downloads are not looked into.
+    """
+    files = {text: _digest(file, file.stat().st_mtime_ns, file.stat().st_size) for text, file in _files(cell.config)}
+    return {_PACKAGE: _package(), "probe": cell.method.probe, **package_versions(), **files}
+
+
+def stale_input(cell: Cell) -> str:
+    """Says which input has changed since the cell's run began; empty where none has.
+
+    A file that was not there when the run began does not count.
+    """
+    kept, now = _read_json(cell.folder / _INPUTS), inputs_of(cell)
+    if _PACKAGE not in kept:
+        return "what it was made from is not on record"
+    return next((f"{name} has changed since it ran" for name in kept if now.get(name) != kept[name]), "")
+
+
+def _files(config: Path) -> Iterator[tuple[str, Path]]:
+    for text in sorted({value for value in walk(read(config)) if isinstance(value, str)}):
+        with suppress(OSError, ValueError, RuntimeError):  # too long for a path, a NUL, no home
+            file = Path(text).expanduser()
+            if file.is_file():
+                yield text, file
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, modified: int, size: int) -> str:  # noqa: ARG001  # a changed file is read again
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@functools.cache
+def _package() -> str:
+    root = Path(__file__).parent.parent
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if name.parts[0] not in ("cli.py", "compare", "diagnose"):  # which only make configurations or look at results
+            digest.update(f"{name.as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()

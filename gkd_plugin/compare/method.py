@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from gkd_plugin.compare.sizes import EMBEDDING, PLACEHOLDERS
 from gkd_plugin.config.tree import read, walk
 from gkd_plugin.errors import ConfigError, is_number, nearest, told_at
 
-__all__ = ["CONTROL", "Method", "MethodStage", "load_method", "method_names"]
-
 CONTROL = "ce"
 """The method that the others are tested against."""
 
+_FOLDER = Path(__file__).parent / "methods"
 _CHOICES: Mapping[str, Collection[str | None]] = {
     "classes": ("any", "same", "incremental"),
     "student": ("teacher", "untrained"),
@@ -42,46 +40,21 @@ _CROSS_ENTROPY: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class MethodStage:
-    """One stage of a method; the names are those of its YAML.
-
-    Attributes:
-        like: the stage of the configuration whose data, optimizer and schedule it takes.
-        epochs: 'all' for those of all stages together; ``None`` for those of ``like``.
-        teacher: put over the configuration's section ``teacher``, key by key, where ``None`` takes a key away;
-            ``None`` for a stage without a teacher.
-        student: put over the section ``student``.
-        train_data_loader: put over the section ``train_data_loader``.
-        criterion: replaces that of the configuration; ``None`` keeps it.
-        lr_factor: times the configuration's learning rate.
-        max_grad_norm: bound on the gradient's norm where the configuration has none of its own; ``None`` adds none.
-    """
+    """One stage of a method; the names are those of its YAML, which docs/compare.md explains."""
 
     like: str = "classifier"
     epochs: str | None = None
-    teacher: Mapping[str, Any] | None = field(default_factory=dict)
+    teacher: Mapping[str, Any] | None = field(default_factory=dict)  # None: a stage without a teacher
     student: Mapping[str, Any] = field(default_factory=dict)
     train_data_loader: Mapping[str, Any] = field(default_factory=dict)
-    criterion: Mapping[str, Any] | None = None
+    criterion: Mapping[str, Any] | None = None  # None: the configuration's
     lr_factor: float = 1.0
     max_grad_norm: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A method to compare; the names are those of its YAML.
-
-    Attributes:
-        name: as on the command line.
-        title: as in the table.
-        stages: in order; none for a probe.
-        classes: 'same' serves only a student with the teacher's own classes, 'incremental' only one with these and new
-            ones; 'any' serves all.
-        student: 'teacher' is the teacher's network with its weights and a new classifier, 'untrained' leaves out the
-            weights that the configuration names; ``None`` takes it as it is.
-        memory: ``None`` keeps all samples of old classes (joint training); 'as configured'.
-        probe: what is fitted to the frozen teacher's embeddings, instead of training a student.
-        of: 'student' for a probe that reads the student, as it would start, in the teacher's place.
-    """
+    """A method to compare; the names are those of its YAML, which docs/compare.md explains."""
 
     name: str
     title: str
@@ -100,30 +73,18 @@ class Method:
 
 def method_names() -> list[str]:
     """The methods that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_method(name: str) -> Method:
-    """A method that comes with the package, or a file like theirs (``my_method.yaml``).
-
-    Raises:
-        ConfigError: there is no such method or file, or the file does not describe one.
-    """
-    if name.endswith((".yaml", ".yml")):
-        return _read(Path(name).stem, Path(name))
-    if name not in method_names():
-        raise ConfigError(
-            f"--methods: there is no method {name!r}; {nearest(name, method_names())}; or name a YAML file"
-        )
-    with resources.as_file(_folder() / f"{name}.yaml") as path:
-        return _read(name, path)
-
-
-def _folder() -> Any:
-    return resources.files("gkd_plugin.compare") / "methods"
-
-
-def _read(name: str, path: Path) -> Method:
+    """A method that comes with the package, or a file like theirs (``my_method.yaml``)."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in method_names():
+            raise ConfigError(
+                f"--methods: there is no method {name!r}; {nearest(name, method_names())}; or name a YAML file"
+            )
+        path = _FOLDER / f"{name}.yaml"
     given = read(path)
     with told_at(f"{path}: "):
         _check("", given, Method, _CHOICES)
@@ -136,21 +97,24 @@ def _read(name: str, path: Path) -> Method:
             raise ConfigError("stages: must be a list of stages")
         _check_placeholders(stages)
         made = tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages))
-        return Method(**{"title": name, **given, "name": name, "stages": made})
+        return Method(**{"title": path.stem, **given, "name": path.stem, "stages": made})
 
 
-def _stage(where: str, given: object) -> MethodStage:
-    given = dict(_mapping(where, given))
+def _stage(where: str, given: Any) -> MethodStage:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: must be a mapping, got {given!r}")
     _check(f"{where}.", given, MethodStage, _STAGE_CHOICES)
+    given = {key: value for key, value in given.items() if value is not None or key == "teacher"}
     for key in ("teacher", "student", "train_data_loader", "criterion"):
-        if given.get(key) is not None:
-            given[key] = _mapping(f"{where}.{key}", given[key])
-    for key in ("lr_factor", "max_grad_norm"):
-        if given.get(key) is not None:
-            given[key] = _positive(f"{where}.{key}", given[key])
-    if given.get("criterion") is not None:
+        if not isinstance(given.get(key), dict | None):
+            raise ConfigError(f"{where}.{key}: must be a mapping, got {given[key]!r}")
+    for key, value in [(key, given[key]) for key in ("lr_factor", "max_grad_norm") if key in given]:
+        if not is_number(value) or not 0 < value < math.inf:
+            raise ConfigError(f"{where}.{key}: {value!r} given; must be a finite number above 0")
+        given[key] = float(value)
+    if "criterion" in given:
         given["criterion"] = _with_cross_entropy(given["criterion"])
-    return MethodStage(**{key: value for key, value in given.items() if value is not None or key == "teacher"})
+    return MethodStage(**given)
 
 
 def _with_cross_entropy(criterion: dict[str, Any]) -> dict[str, Any]:
@@ -178,15 +142,3 @@ def _check_placeholders(stages: list[Any]) -> None:
         for part in _PLACEHOLDER.findall(text):
             if part != EMBEDDING and not (part == text and part in PLACEHOLDERS):
                 raise ConfigError(f"stages: {part!r} in {text!r}; {nearest(part, [*PLACEHOLDERS, EMBEDDING])}")
-
-
-def _mapping(where: str, given: object) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where}: must be a mapping, got {given!r}")
-    return given
-
-
-def _positive(where: str, value: object) -> float:
-    if not is_number(value) or not 0 < value < math.inf:
-        raise ConfigError(f"{where}: {value!r} given; must be a finite number above 0")
-    return float(value)

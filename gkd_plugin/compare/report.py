@@ -1,29 +1,102 @@
-"""What a comparison leaves behind: a table and ``results.csv``."""
+"""What a comparison leaves behind: a table with means, errors and paired tests, ``results.csv`` and a plot."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+from matplotlib.figure import Figure
+from scipy.stats import sem, t, ttest_1samp
+
+from gkd_plugin.cli import SCORES
 from gkd_plugin.compare.grid import FAILED, FINISHED, NOT_SERVED, Result
 from gkd_plugin.compare.method import CONTROL, Method
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.compare.statistics import Mean, Repetition, mean_of, paired_difference
 from gkd_plugin.runner.run_folder import write_atomically
 from gkd_plugin.runner.summary import aligned
 
-__all__ = ["COLUMNS", "OF_GROUPS", "SCORES", "comparison_table", "error_of", "results_of", "scores_of", "write_csv"]
-
-OF_GROUPS = ("old_top1", "new_top1", "harmonic_mean")
-"""Figures of test sets that tell old and new classes apart."""
-SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", *OF_GROUPS)
-"""Figures of ``final`` in a run's ``summary.json`` that a comparison may rank by."""
 COLUMNS = ("method", *Setting.__dataclass_fields__, "task", "seed", "status", *SCORES, "teacher_ncm_top1", "seconds")
 """Of ``results.csv``; then the reason of a cell without a result, and its folder."""
+_AXES = {
+    "overlap": "overlap of the teacher's and the student's classes in %",
+    "ways": "classes of a task",
+    "shots": "labelled images of each class",
+    "memory": "exemplars of each old class",
+}
+PLOT = re.compile(rf"({'|'.join(SCORES)})_(of_methods|against_({'|'.join(_AXES)}))\.(png|svg)")
+"""Names of the files that :func:`draw_settings` may write."""
+_MARKERS = "osD^vPX*<>"
+_ROUNDING = 1e-9
+"""Of percentages: differences that are equal differ by no more."""
+Scores = Mapping[tuple[int, "int | None"], float]
+"""Seed and few-shot task (``None`` without tasks) → score."""
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over n seeds, or over n tasks."""
+
+    value: float
+    error: float | None
+    """s/√n; over tasks the half-width of the 95 % confidence interval, t(0.975; n−1)·s/√n. ``None`` for n = 1."""
+    p_value: float | None = None
+    """Of the two-sided paired t-test; ``None`` for fewer than two pairs or differences that are all equal."""
+
+
+def mean_of(values: Scores) -> Mean:
+    """Mean over seeds with its standard error; with tasks, over tasks (each the mean of its seeds) with its interval.
+
+    >>> mean_of({(0, None): 1.0, (1, None): 3.0})
+    Mean(value=2.0, error=1.0, p_value=None)
+    """
+    sample = _sample(values)
+    if len(sample) < 2:
+        return Mean(fmean(sample), None)
+    has_tasks = any(task is not None for _, task in values)
+    factor = t.ppf(0.975, len(sample) - 1) if has_tasks else 1.0
+    return Mean(fmean(sample), float(factor * sem(sample)))
+
+
+def paired_difference(ours: Scores, control: Scores) -> Mean | None:
+    """Ours − control over what both have, with SciPy's paired t-test; ``None`` where that is nothing."""
+    differences = {key: value - control[key] for key, value in ours.items() if key in control}
+    if not differences:
+        return None
+    mean = mean_of(differences)
+    if mean.error is None or mean.error <= _ROUNDING * max(1.0, *map(abs, [*ours.values(), mean.value])):
+        return mean
+    return replace(mean, p_value=float(ttest_1samp(_sample(differences), 0).pvalue))
+
+
+def _sample(values: Scores) -> list[float]:
+    """What counts as independent: the seeds, or the tasks."""
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for (seed, task), value in values.items():
+        found[seed if task is None else task].append(value)
+    return [fmean(own) for own in found.values()]
+
+
+def _scores_of(results: Sequence[Result], method: str, setting: Setting, score: str) -> Scores:
+    """Of every finished cell of the method in the setting that has the score."""
+    return {
+        (result.cell.seed, result.cell.task): value
+        for result in results
+        if (result.cell.method.name, result.cell.setting, result.status) == (method, setting, FINISHED)
+        and (value := result.score(score)) is not None
+    }
+
+
+# --- table and CSV ---------------------------------------------------------------------------------------------------
 
 
 def comparison_table(results: Sequence[Result], score: str) -> str:
@@ -36,7 +109,7 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
     for method in methods:
         pairs = (_mean_and_difference(results, method, setting, score) for setting in settings)
         rows.append([method.title, *(text for pair in pairs for text in pair[:columns])])
-    error = error_of(results)
+    error = _error_of(results)
     note = f"{score} in %, {error}" + ("" if error.startswith("one") else " (the teacher is the same in all)")
     if has_control:
         note += f"; − {CONTROL}: paired difference, p of the t-test"
@@ -44,52 +117,29 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
 
 
 def _mean_and_difference(results: Sequence[Result], method: Method, setting: Setting, score: str) -> tuple[str, str]:
-    here = results_of(results, method, setting)
-    values = scores_of(here, score)
+    values = _scores_of(results, method.name, setting, score)
+    here = [result for result in results if (result.cell.method, result.cell.setting) == (method, setting)]
     bad = [result for result in here if result.status != FINISHED]
-    failed = sum(result.status == FAILED for result in here)
     if not values:
         return (f"no {score}" if not bad else "failed" if bad[0].status == FAILED else bad[0].reason), ""
-    mean = _mean(mean_of(values)) + (f", {failed} failed" if failed else "")
-    of_control = [result for result in results if (result.cell.method.name, result.cell.setting) == (CONTROL, setting)]
-    control = scores_of(of_control, score)
+    failed = sum(result.status == FAILED for result in bad)
+    mean = _text(mean_of(values)) + (f", {failed} failed" if failed else "")
+    control = _scores_of(results, CONTROL, setting, score)
     difference = None if method.name == CONTROL else paired_difference(values, control)
     if difference is None:
         return mean, ""
     p_value = "" if difference.p_value is None else f" (p {difference.p_value:.2g})"
     common = len(values.keys() & control.keys())
     pairs = "" if common == len(values) else f", {common} of {len(values)} paired"
-    return mean, f"{_mean(difference, signed=True)}{p_value}{pairs}"
+    return mean, f"{_text(difference, '+')}{p_value}{pairs}"
 
 
-def _teacher(results: Sequence[Result]) -> list[str]:
-    """What the teacher knows of each setting's classes, on average over tasks: how much it may help."""
-    found: defaultdict[Setting, list[float]] = defaultdict(list)
-    for result in results:
-        if (ncm := _teacher_ncm(result)) is not None:
-            found[result.cell.setting].append(ncm)
-    texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items()]
-    return [f"the teacher's NCM accuracy on validation images in %: {', '.join(texts)}"] if texts else []
+def _text(mean: Mean, sign: str = "") -> str:
+    value = f"{mean.value:{sign}.1f}"
+    return value if mean.error is None else f"{value} ± {mean.error:.1f}"
 
 
-def _teacher_ncm(result: Result) -> float | None:
-    value: float | None = result.summary.get("teacher", {}).get("ncm_top1")
-    return value
-
-
-def _reasons(results: Sequence[Result]) -> list[str]:
-    """One line for each reason why cells failed."""
-    by_reason: defaultdict[str, list[str]] = defaultdict(list)
-    for result in results:
-        if result.status == FAILED:
-            by_reason[result.reason].append(result.cell.title)
-    return [
-        f"failed: {titles[0]}{f' and {len(titles) - 1} more' if len(titles) > 1 else ''}: {reason}"
-        for reason, titles in by_reason.items()
-    ]
-
-
-def error_of(results: Sequence[Result]) -> str:
+def _error_of(results: Sequence[Result]) -> str:
     """What ``±`` is."""
     has_tasks = any(result.cell.task is not None for result in results)
     repetitions = {result.cell.task if has_tasks else result.cell.seed for result in results}
@@ -98,23 +148,24 @@ def error_of(results: Sequence[Result]) -> str:
     return "mean ± 95 % confidence over tasks" if has_tasks else "mean ± standard error over seeds"
 
 
-def results_of(results: Sequence[Result], method: Method, setting: Setting) -> list[Result]:
-    """Those of a method in a setting."""
-    return [result for result in results if (result.cell.method, result.cell.setting) == (method, setting)]
+def _teacher(results: Sequence[Result]) -> list[str]:
+    """What the teacher knows of each setting's classes, on average over tasks: how much it may help."""
+    found: defaultdict[Setting, list[float]] = defaultdict(list)
+    for result in results:
+        if (ncm := result.summary.get("teacher", {}).get("ncm_top1")) is not None:
+            found[result.cell.setting].append(ncm)
+    texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items()]
+    return [f"the teacher's NCM accuracy on validation images in %: {', '.join(texts)}"] if texts else []
 
 
-def scores_of(results: Sequence[Result], score: str) -> dict[Repetition, float]:
-    """The score of every finished cell that has one, by seed and task."""
-    return {
-        result.cell.repetition: value
-        for result in results
-        if result.status == FINISHED and (value := result.score(score)) is not None
-    }
-
-
-def _mean(mean: Mean, *, signed: bool = False) -> str:
-    value = f"{mean.value:+.1f}" if signed else f"{mean.value:.1f}"
-    return value if mean.error is None else f"{value} ± {mean.error:.1f}"
+def _reasons(results: Sequence[Result]) -> list[str]:
+    """One line for each reason why cells failed."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for result in results:
+        if result.status == FAILED:
+            found[result.reason].append(result.cell.title)
+    more = {reason: f" and {len(titles) - 1} more" if len(titles) > 1 else "" for reason, titles in found.items()}
+    return [f"failed: {titles[0]}{more[reason]}: {reason}" for reason, titles in found.items()]
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
@@ -124,14 +175,81 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
     writer.writerow([*COLUMNS, "reason", "folder"])
     for result in results:
         cell = result.cell
-        scores = [_rounded(result.score(name)) for name in SCORES]
-        teacher = _rounded(_teacher_ncm(result))
-        seconds = result.summary.get("wall_seconds")
-        head = (cell.method.name, *vars(cell.setting).values(), cell.task, cell.seed, result.status)
-        folder = "" if result.status == NOT_SERVED else cell.folder
-        writer.writerow([*head, *scores, teacher, seconds, result.reason, folder])
+        figures = [*(result.score(name) for name in SCORES), result.summary.get("teacher", {}).get("ncm_top1")]
+        writer.writerow(
+            [
+                *(cell.method.name, *vars(cell.setting).values(), cell.task, cell.seed, result.status),
+                *(None if figure is None else round(figure, 4) for figure in figures),
+                *(result.summary.get("wall_seconds"), result.reason),
+                "" if result.status == NOT_SERVED else cell.folder,
+            ]
+        )
     write_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+# --- plot ------------------------------------------------------------------------------------------------------------
+
+
+def draw_settings(results: Sequence[Result], score: str, folder: Path) -> None:
+    """Writes :func:`settings_figure`, if there is one, as PNG and SVG in place of an earlier comparison's.
+
+    The files are ``<score>_against_<what varies>`` or ``<score>_of_methods``.
+    """
+    for path in folder.iterdir():
+        if PLOT.fullmatch(path.name):  # of an earlier comparison, which results.csv does not hold
+            path.unlink()
+    figure = settings_figure(results, score)
+    if figure is None:
+        return
+    stem = "_".join([score, *([f"against_{axis}" for axis in _varying(results)] or ["of_methods"])])
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"{stem}.{suffix}", dpi=150)
+
+
+def settings_figure(results: Sequence[Result], score: str) -> Figure | None:
+    """The score against the one thing that varies between the settings: a line with error bars for each method.
+
+    Where nothing varies, a dot with an error bar for each method. ``None`` where several things vary, or where no cell
+    has the score.
+    """
+    varying = _varying(results)
+    if len(varying) > 1:
+        return None
+    axis = varying[0] if varying else None
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    settings = sorted({result.cell.setting for result in results}, key=lambda there: getattr(there, axis or "", 0))
+    for index, method in enumerate(dict.fromkeys(result.cell.method for result in results)):
+        values = {
+            getattr(there, axis) if axis else method.title: _scores_of(results, method.name, there, score)
+            for there in settings
+        }
+        means = {place: mean_of(found) for place, found in values.items() if found}
+        style: dict[str, Any] = {"linestyle": "--", "color": "black"} if method.name == CONTROL else {}
+        if means:
+            axes.errorbar(
+                list(means),
+                [mean.value for mean in means.values()],
+                [mean.error or 0 for mean in means.values()],
+                label=method.title,
+                marker=_MARKERS[index % len(_MARKERS)],
+                capsize=3,
+                **style,
+            )
+    if not axes.containers:
+        return None
+    if axis:
+        axes.set_xlabel(_AXES[axis])
+        axes.set_xticks([getattr(setting, axis) for setting in settings])
+        figure.legend(loc="outside right upper", frameon=False)
+    else:
+        axes.margins(x=0.1)
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, horizontalalignment="right")
+    axes.set_ylabel(f"{score} in % ({_error_of(results)})")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _varying(results: Sequence[Result]) -> list[str]:
+    return [axis for axis in _AXES if len({getattr(result.cell.setting, axis) for result in results}) > 1]

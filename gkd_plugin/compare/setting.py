@@ -1,112 +1,86 @@
-"""The setting of a cell: what ``--overlap``, ``--ways``, ``--shots``, ``--tasks`` and ``--memory`` set in a config."""
+"""The setting of a cell: what ``--overlap``, ``--ways``, ``--shots``, ``--tasks`` and ``--memory`` set in a config.
+
+And why a method cannot serve a setting, which is told in the table and no failure.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from gkd_plugin.compare.method import Method
+from gkd_plugin.compare.sizes import training_set
+from gkd_plugin.config.config import RunConfig
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.config.tree import Tagged, walk
 from gkd_plugin.data import overlap_classes
 from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.runner.models import TEACHER
+from gkd_plugin.runner.weights import read_weights
+from gkd_plugin.teacher import ClassMap
 
-__all__ = [
-    "Setting",
-    "apply_setting",
-    "is_few_shot",
-    "is_incremental",
-    "keep_all_samples",
-    "training_memory",
-    "training_shots",
-]
+logger = logging.getLogger(__name__)
 
 _OVERLAP = "gkd_plugin.data.overlap_subset"
 _FEW_SHOT = "gkd_plugin.data.few_shot_task"
 _INCREMENTAL = "gkd_plugin.data.incremental_subset"
-_BALANCED = "ClassBalancedBatchSampler"
+WEIGHTS = ("weights", "checkpoint_path")
+"""Keywords of torchvision's and timm's models that name trained weights."""
+NOT_SAME = "needs the same classes"
+_REASONS = {"same": "", "reordered": "needs the same class order", "different": NOT_SAME}
 
 Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One column of the comparison; ``None`` leaves the configuration as it is.
+    """One column of the comparison; ``None`` leaves the configuration as it is."""
 
-    Attributes:
-        overlap: share of classes in common, in per cent.
-        ways: classes of a few-shot task.
-        shots: labelled images of each.
-        memory: exemplars of each old class.
-    """
-
-    overlap: float | None = None
-    ways: int | None = None
-    shots: int | None = None
-    memory: int | None = None
+    overlap: float | None = None  # share of classes in common, in per cent
+    ways: int | None = None  # classes of a few-shot task
+    shots: int | None = None  # labelled images of each
+    memory: int | None = None  # exemplars of each old class
 
     @property
     def name(self) -> str:
         """For folders."""
-        given = {key: value for key, value in vars(self).items() if value is not None}
-        return "_".join(f"{key}{value:g}" for key, value in given.items()) or "as_configured"
+        return "_".join(f"{key}{value:g}" for key, value in self._given.items()) or "as_configured"
 
     @property
     def title(self) -> str:
         """For tables."""
         texts = {"overlap": "overlap {:g} %", "ways": "{}-way", "shots": "{}-shot", "memory": "memory {}"}
-        given = {key: value for key, value in vars(self).items() if value is not None}
-        return " ".join(texts[key].format(value) for key, value in given.items()) or "as configured"
+        return " ".join(texts[key].format(value) for key, value in self._given.items()) or "as configured"
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 def apply_setting(tree: Tree, setting: Setting, task: int | None = None) -> None:
-    """Sets what the setting says in a configuration, in place.
-
-    Args:
-        tree: the configuration.
-        setting: the setting.
-        task: number of the few-shot task; ``None`` leaves it.
-
-    Raises:
-        ConfigError: the configuration has nothing to set, or cannot have it so.
-    """
+    """Sets what the setting says, and the number of the few-shot task, in a configuration in place."""
     if setting.overlap is not None:
         _set_overlap(tree, setting.overlap)
     few_shot = {"ways": setting.ways, "shots": setting.shots, "task": task}
-    _set_few_shot(tree, {key: value for key, value in few_shot.items() if value is not None})
+    if values := {key: value for key, value in few_shot.items() if value is not None}:
+        _set_few_shot(tree, values)
     if setting.memory is not None:
-        _set_memory(tree, setting.memory, "--memory")
-        if setting.memory == 0:  # only the new classes have samples
-            _balance(tree, min(kwargs["new"] for kwargs in _with_memory(tree)))
+        _set_memory(tree, setting.memory)
 
 
 def keep_all_samples(tree: Tree) -> None:
-    """Joint training: every training ``incremental_subset`` keeps all samples of the old classes, in place.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    _set_memory(tree, None, "memory")
-
-
-def is_few_shot(tree: Tree) -> bool:
-    """Whether the student learns few-shot tasks."""
-    return next(_calls(tree, _FEW_SHOT), None) is not None
+    """Joint training: every training ``incremental_subset`` keeps all samples of the old classes, in place."""
+    for kwargs in _with_memory(tree):
+        kwargs["memory"] = None
 
 
 def is_incremental(tree: Tree) -> bool:
     """Whether the student's first classes are the teacher's own, as those of an ``incremental_subset`` are."""
-    return next(_calls(tree, _INCREMENTAL), None) is not None
-
-
-def training_memory(tree: Tree) -> int | None:
-    """The smallest memory of an ``incremental_subset``; ``None`` where all samples are kept, or there is none."""
-    return min((kwargs["memory"] for kwargs in _with_memory(tree)), default=None)
-
-
-def training_shots(tree: Tree) -> int | None:
-    """The smallest number of shots of a support set; ``None`` where there is none."""
-    return min((kwargs["shots"] for kwargs in _calls(tree, _FEW_SHOT) if kwargs.get("role") == "support"), default=None)
+    return any(_calls(tree, _INCREMENTAL))
 
 
 def _set_overlap(tree: Tree, overlap: float) -> None:
@@ -122,8 +96,6 @@ def _set_overlap(tree: Tree, overlap: float) -> None:
 
 def _set_few_shot(tree: Tree, values: Mapping[str, int]) -> None:
     """Sets them in every task; ``shots: 0``, which leaves no image to a support set cut elsewhere, stays."""
-    if not values:
-        return
     found = list(_calls(tree, _FEW_SHOT))
     if not found:
         options = ", ".join("--tasks" if key == "task" else f"--{key}" for key in values)
@@ -137,12 +109,14 @@ def _set_few_shot(tree: Tree, values: Mapping[str, int]) -> None:
         _balance(tree, values["ways"], before)
 
 
-def _set_memory(tree: Tree, memory: int | None, where: str) -> None:
-    found = list(_with_memory(tree))
+def _set_memory(tree: Tree, memory: int) -> None:
+    found = _with_memory(tree)
     if not found:
-        raise ConfigError(f"{where}: no data set is a {_INCREMENTAL} with a memory, so there is none to set")
+        raise ConfigError(f"--memory: no data set is a {_INCREMENTAL} with a memory, so there is none to set")
     for kwargs in found:
         kwargs["memory"] = memory
+    if memory == 0:  # only the new classes have samples
+        _balance(tree, min(kwargs["new"] for kwargs in found))
 
 
 def _balance(tree: Tree, present: int, before: int | None = None) -> None:
@@ -151,7 +125,7 @@ def _balance(tree: Tree, present: int, before: int | None = None) -> None:
     Batches that held all of the classes that there were ``before`` hold all, with as many samples of each.
     """
     for sampler in walk(tree["train"]):
-        if isinstance(sampler, dict) and sampler.get("key") == _BALANCED and "kwargs" in sampler:
+        if isinstance(sampler, dict) and sampler.get("key") == "ClassBalancedBatchSampler" and "kwargs" in sampler:
             kwargs = sampler["kwargs"]
             classes, samples = kwargs["classes_per_batch"], kwargs["samples_per_class"]
             if classes > present:
@@ -168,7 +142,81 @@ def _with_memory(tree: Tree) -> list[Tree]:
 def _calls(tree: Tree, key: str) -> Iterator[Tree]:
     """The ``kwargs`` of every data set that calls ``key``, once each."""
     for call in walk(tree["datasets"]):
-        if isinstance(call, Tagged) and isinstance(call.value, dict) and call.value.get("key") == key:
-            kwargs = (call.value.get("init") or {}).get("kwargs")
-            if isinstance(kwargs, dict):
+        match call:
+            case Tagged(value={"key": found, "init": {"kwargs": dict() as kwargs}}) if found == key:
                 yield kwargs
+
+
+# --- what a method cannot serve --------------------------------------------------------------------------------------
+
+
+def untrained_student(method: Method, tree: dict[str, Any]) -> str:
+    """Why a method that is about a student's trained weights has nothing to do; empty where it has."""
+    student = student_entry(tree)[1]
+    kwargs = student.get("kwargs") or {}
+    if student.get("src_ckpt") or any(kwargs.get(key) for key in ("pretrained", *WEIGHTS)):
+        return ""
+    if method.student == "untrained":
+        return "is the same as ce: random weights"
+    return "needs a student with trained weights" if method.of == "student" else ""
+
+
+def obstacle(method: Method, config: RunConfig) -> str:
+    """Why the method cannot serve the configuration of its cell; empty where nothing is in the way.
+
+    Warns of a method for the teacher's own classes where nothing shows whether the student's are these.
+    """
+    if method.classes == "same":
+        reason = different_classes(config)
+        if reason:
+            return reason
+        if reason is None:
+            logger.warning(
+                "%s: nothing shows whether the student's classes are the teacher's, in the same order (no "
+                "overlap_subset, no names of classes on both sides); they are taken to be",
+                method.name,
+            )
+    if method.classes == "incremental" and not is_incremental(config.tree):
+        return "needs old and new classes"
+    has_no_memory = any(kwargs["memory"] == 0 for kwargs in _with_memory(config.tree))
+    refilled = [] if method.probe else [stage for stage in config.stages if stage.kind is not None]
+    if has_no_memory and (refilled or method.probe == "ncm"):
+        return "needs a sample of each class"
+    has_no_pairs = [stage for stage in refilled if stage.batch_sampler.get("samples_per_class", 1) == 1]
+    support = [kwargs for kwargs in _calls(config.tree, _FEW_SHOT) if kwargs.get("role") == "support"]
+    is_one_shot = any(kwargs["shots"] == 1 for kwargs in support)
+    if is_one_shot and any(stage.kind in ("embedding", "joint") for stage in has_no_pairs):
+        return "needs two shots or ClassBalancedBatchSampler"
+    return ""
+
+
+def different_classes(config: RunConfig) -> str | None:
+    """Why a method for the teacher's own classes cannot serve the configuration; ``None`` where nothing shows it.
+
+    The teacher wrapper's ``class_map`` goes first. Then the names decide: the teacher's in ``teacher_classes`` or in
+    its checkpoint, where this package wrote it, the student's in its training set. Names that have nothing in common
+    may be spelt otherwise where the training set says that the classes are the teacher's.
+    """
+    stage, teacher = config.stages[-1], config.tree["models"]["teacher_model"]
+    kwargs = stage.teacher.wrapper_kwargs if stage.teacher else {}
+    theirs = kwargs.get("teacher_classes") or _trained_classes(teacher)
+    size, written = (teacher.get("kwargs") or {}).get("num_classes"), kwargs.get("class_map", "auto")
+    class_map = None if written == "auto" else written  # null: nothing is refused
+    found = ClassMap.of(training_set(config.tree, stage), class_map, theirs, size)
+    if found.relation is not None:
+        return _REASONS[found.relation]
+    has_other_names = bool(found.student_names and theirs)
+    has_other_size = (student_entry(config.tree)[1].get("kwargs") or {}).get("num_classes") != size
+    return NOT_SAME if has_other_names or has_other_size or any(_calls(config.tree, _FEW_SHOT)) else None
+
+
+def _trained_classes(teacher: Mapping[str, Any]) -> list[str] | None:
+    """The classes that the teacher's checkpoint names; ``None`` where it has no file, or the file names none."""
+    path = str(teacher.get("src_ckpt") or "")
+    written = Path(path).stat().st_mtime_ns if Path(path).is_file() else 0  # a file written anew is read anew
+    return _of_checkpoint(path, written) if path else None
+
+
+@functools.lru_cache(maxsize=8)
+def _of_checkpoint(path: str, written: int) -> list[str] | None:  # noqa: ARG001
+    return read_weights(path, f"{TEACHER}.src_ckpt").classes

@@ -19,13 +19,10 @@ from gkd_plugin.runner.checks import first_images
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.teacher.input import checked_size, own_input
 
-__all__ = ["EMBEDDING", "PLACEHOLDERS", "Measured", "filled", "training_set"]
-
 EMBEDDING = "{student_embedding}"
 """Stands for the module path of the student's embedding."""
 MOST_NEGATIVES = 16384
 """As CRD was published; less where the training set has no more."""
-_WITHOUT_WEIGHTS = {"pretrained": False, "weights": None}
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """What placeholders are filled in from.
-
-    Attributes:
-        tree: the configuration.
-        stage: the stage.
-        embedding: module path whose output is the student's embedding; ``None`` where no output is.
-    """
+    """What placeholders are filled in from: a stage, and the student's embedding (``None`` where no output is it)."""
 
     tree: Mapping[str, Any]
     stage: Stage
@@ -73,11 +64,7 @@ class Measured:
 
 
 def filled(value: Any, of: Measured) -> Any:
-    """A section of a method file with all placeholders filled in.
-
-    Raises:
-        ConfigError: data or model cannot be built, or have no such number.
-    """
+    """A section of a method file with all placeholders filled in."""
     if isinstance(value, Mapping):
         return {key: filled(item, of) for key, item in value.items()}
     if isinstance(value, list):
@@ -94,8 +81,9 @@ def training_set(tree: Mapping[str, Any], stage: Stage) -> Any:
     return _built(Measured(tree, stage).data)
 
 
-def _student_width(of: Measured) -> int:
-    return _width(_Part.of(*student_entry(of.tree)), of.data, of.student_embedding)
+@functools.lru_cache(maxsize=4)
+def _built(data: _Part) -> Any:
+    return build(data.tree, data.path)
 
 
 def _teacher_width(of: Measured) -> int:
@@ -110,20 +98,41 @@ def _teacher_width(of: Measured) -> int:
     )
 
 
-@functools.lru_cache(maxsize=4)
-def _built(data: _Part) -> Any:
-    return build(data.tree, data.path)
-
-
 @functools.lru_cache(maxsize=64)
-def _num_samples(data: _Part) -> int:
-    return len(labels_of(_built(data)))
+def _width(
+    entry: _Part,
+    data: _Part,
+    path: str,
+    io: str = "output",
+    preprocessing: str = "data",
+    *,
+    size: tuple[int, int] | None = None,
+) -> int:
+    """The width of an embedding: timm's models know it, others get an image; no weights are made or loaded."""
+    where = entry.path
+    built = {key: value for key, value in build(entry.tree, where).items() if not key.endswith("_ckpt")}
+    kwargs, without_weights = built.get("kwargs") or {}, {"pretrained": False, "weights": None}
+    built["kwargs"] = {**kwargs, **{key: value for key, value in without_weights.items() if key in kwargs}}
+    with torch.device("meta"):  # where only shapes are computed
+        model = build_model(where, built).eval()
+    if path == "embedding" and hasattr(model, "head_hidden_size"):
+        return int(model.head_hidden_size)  # type: ignore[arg-type]
+    check_module_path(model, path, f"{where}: embedding")
+    shape, side = first_images(_built(data)).shape[1:], size or own_input(model, preprocessing).size
+    images = torch.empty(2, *(shape if side is None else (shape[0], *side)), device="meta")
+    capture = Capture.of(model, path, io)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model(images)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{where}: the width of {path!r} cannot be measured: {first_line(error)}") from error
+    with told_at(f"{where}: "):
+        return capture.take(where.removeprefix("models.").removesuffix("_model"), path).shape[1]
 
 
-@functools.lru_cache(maxsize=64)
-def _num_negatives(data: _Part) -> int:
+def _num_negatives(of: Measured) -> int:
     """As many as every sample has, so that none is drawn twice; at most :data:`MOST_NEGATIVES`."""
-    dataset = _built(data)
+    dataset = _built(of.data)
     lacks = " and no ".join(name for name in ("classes", "targets") if not hasattr(dataset, name))
     if lacks:
         raise ConfigError(
@@ -136,55 +145,9 @@ def _num_negatives(data: _Part) -> int:
     return min(MOST_NEGATIVES, counts.total() - max(counts.values()))
 
 
-@functools.lru_cache(maxsize=64)
-def _image_shape(data: _Part) -> tuple[int, ...]:
-    return tuple(first_images(_built(data)).shape[1:])
-
-
-@functools.lru_cache(maxsize=64)
-def _width(
-    entry: _Part,
-    data: _Part,
-    path: str,
-    io: str = "output",
-    preprocessing: str = "data",
-    *,
-    size: tuple[int, int] | None = None,
-) -> int:
-    """The width of an embedding: timm's models know it, others get an image; no weights are made or loaded.
-
-    Args:
-        entry: the model's.
-        data: the training set, of which only the images' shape matters.
-        path: module path of the embedding.
-        io: 'output' or 'input' of that module.
-        preprocessing: what decides the size of the model's images, see :func:`~gkd_plugin.teacher.input.own_input`.
-        size: goes before it.
-    """
-    where = entry.path
-    built = {key: value for key, value in build(entry.tree, where).items() if not key.endswith("_ckpt")}
-    kwargs = built.get("kwargs") or {}
-    built["kwargs"] = {**kwargs, **{key: value for key, value in _WITHOUT_WEIGHTS.items() if key in kwargs}}
-    with torch.device("meta"):  # where only shapes are computed
-        model = build_model(where, built).eval()
-    if path == "embedding" and hasattr(model, "head_hidden_size"):
-        return int(model.head_hidden_size)  # type: ignore[arg-type]
-    check_module_path(model, path, f"{where}: embedding")
-    shape, side = _image_shape(data), size or own_input(model, preprocessing).size
-    images = torch.empty(2, *(shape if side is None else (shape[0], *side)), device="meta")
-    capture = Capture.of(model, path, io)
-    try:
-        with torch.device("meta"), torch.no_grad():
-            model(images)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{where}: the width of {path!r} cannot be measured: {first_line(error)}") from error
-    with told_at(f"{where}: "):
-        return capture.take(where.removeprefix("models.").removesuffix("_model"), path).shape[1]
-
-
 PLACEHOLDERS: Mapping[str, Callable[[Measured], int]] = {
-    "{student_width}": _student_width,
+    "{student_width}": lambda of: _width(_Part.of(*student_entry(of.tree)), of.data, of.student_embedding),
     "{teacher_width}": _teacher_width,
-    "{num_samples}": lambda of: _num_samples(of.data),
-    "{num_negatives}": lambda of: _num_negatives(of.data),
+    "{num_samples}": lambda of: len(labels_of(_built(of.data))),
+    "{num_negatives}": _num_negatives,
 }

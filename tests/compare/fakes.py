@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from gkd_plugin.compare.grid import Cell, Result
+from gkd_plugin.compare.method import Method, load_method
+from gkd_plugin.compare.setting import Setting
 from gkd_plugin.models import timm_model
 from tests.runner.fakes import TEST, TRAIN_LOADER, VAL_LOADER
 
@@ -107,20 +110,48 @@ def _with_datasets(sets: list[str], num_classes: int) -> str:
     return f"{head}datasets:{''.join(sets)}\n{before}student_model:{student}"
 
 
-def write_summary(folder: str | Path, final: dict[str, float], **more: Any) -> None:
+def write_summary(folder: Path, final: dict[str, float], **more: Any) -> None:
     """What a finished run leaves behind, as far as a grid reads it."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     summary = {"status": "finished", "final": final, "wall_seconds": 2.0, **more}
-    (Path(folder) / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
-def run_by_seed(config: Path, folder: Path, seed: int, device: str | None, probe: str | None) -> str:
+def run_by_seed(cell: Cell, device: str | None) -> str:
     """Stands in for the run of a cell in a process of its own."""
-    folder.mkdir(parents=True)
-    (folder / "pid").write_text(str(os.getpid()))
-    if seed == DIES:
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "pid").write_text(str(os.getpid()))
+    if cell.seed == DIES:
         os._exit(7)
-    if seed == SLOW:
+    if cell.seed == SLOW:
         time.sleep(600)
-    write_summary(folder, {"top1": float(seed)})
+    write_summary(cell.folder, {"top1": float(cell.seed)})
     return ""
+
+
+# --- results of a small made-up grid ---------------------------------------------------------------------------------
+
+CE, REFILLED, KD = (load_method(name) for name in ("ce", "refilled", "kd"))
+HALF, FULL = Setting(50.0), Setting(100.0)
+
+
+def finished(
+    method: Method, setting: Setting, seed: int, top1: float, task: int | None = None, **more: float
+) -> Result:
+    summary = {"final": {"top1": top1, **more}, "wall_seconds": 1.234, "teacher": {"ncm_top1": 100 / 3}}
+    return Result(Cell(method, setting, seed, Path("c.yaml"), Path("f"), task=task), "finished", summary)
+
+
+def unfinished(method: Method, setting: Setting, seed: int, status: str, reason: str) -> Result:
+    return Result(Cell(method, setting, seed, Path("c.yaml"), Path("f")), status, reason=reason)
+
+
+RESULTS = [
+    *(finished(CE, HALF, seed, top1, ncm_top1=top1 / 2) for seed, top1 in enumerate([60.0, 62.0, 64.0])),
+    *(finished(CE, FULL, seed, top1) for seed, top1 in enumerate([50.0, 50.0, 50.0])),
+    *(finished(REFILLED, HALF, seed, top1) for seed, top1 in enumerate([61.0, 64.0, 67.0])),
+    finished(REFILLED, FULL, 0, 57.0),
+    *(unfinished(REFILLED, FULL, seed, "failed", 'too small, "x"') for seed in (1, 2)),
+    *(unfinished(KD, HALF, seed, "not served", "needs the same classes") for seed in range(3)),
+    *(unfinished(KD, FULL, seed, "failed", "no weights") for seed in range(3)),
+]

@@ -3,8 +3,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from gkd_plugin.compare.cell import base_stages, cell_config, is_trained
+from gkd_plugin.compare.cell import base_stages, cell_config, fitted_scheduler
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.tree import read
@@ -19,6 +20,7 @@ SHIPPED = [
     if all(f"stage: '{kind}'" in path.read_text("utf-8") for kind in ("embedding", "classifier"))
 ]
 TINY = {"model_name": "test_byobnet", "num_classes": 4}
+WEIGHTS = {"src_ckpt": "teacher.pt", "src_ckpt_classifier": "new"}
 
 
 def made(tree, method, overlap=None, memory=None):
@@ -29,11 +31,8 @@ def made(tree, method, overlap=None, memory=None):
 
 
 def test_both_stages_are_found_by_what_they_do(written):
-    tree = written(("stage1:", "stage9:"), ("stage2:", "stage1:"))
-    assert {kind: stage.name for kind, stage in base_stages(tree).items()} == {
-        "embedding": "stage9",
-        "classifier": "stage1",
-    }
+    stages = base_stages(written(("stage1:", "stage9:"), ("stage2:", "stage1:")))
+    assert (stages["embedding"].name, stages["classifier"].name) == ("stage9", "stage1")
 
 
 @pytest.mark.parametrize(
@@ -74,14 +73,6 @@ def test_a_stage_without_a_loader_of_its_own_has_that_of_the_stage_before(writte
         assert train.get("stage2", train)[loader] == first[loader]
 
 
-def test_merge_keys_are_resolved(written):
-    tree = written(
-        ("  stage1: \n", "  stage1: &one\n"), ("  stage2: \n    num_epochs", "  stage2:\n    <<: *one\n    num_epochs")
-    )
-    train = made(tree, "ce")["train"]
-    assert (train["num_epochs"], train["scheduler"]["kwargs"]["T_max"]) == (3, 3)
-
-
 def test_a_cell_changes_nothing_in_the_configuration(written):
     tree = written()
     before = copy.deepcopy(tree)
@@ -101,7 +92,7 @@ def test_every_shipped_configuration_of_both_stages_can_be_compared(path, monkey
         assert made(tree, method)["train"]
 
 
-# --- epochs, optimizer, criterion ------------------------------------------------------------------------------------
+# --- epochs, optimizer, schedule, criterion --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,6 +105,47 @@ def test_all_methods_train_for_three_epochs_and_schedules_are_stretched_with_the
         stages = [train[name] for name in ("stage1", "stage2")] if len(epochs) == 2 else [train]
         assert [stage["num_epochs"] for stage in stages] == epochs
         assert [stage["scheduler"]["kwargs"] for stage in stages] == [{"T_max": n, "eta_min": 0.001} for n in epochs]
+
+
+@pytest.mark.parametrize(
+    ("key", "kwargs", "changed"),
+    [
+        ("CosineAnnealingLR", {"T_max": 10, "eta_min": 0.1}, {"T_max": 25}),
+        ("StepLR", {"step_size": 4, "gamma": 0.5}, {"step_size": 10}),
+        ("MultiStepLR", {"milestones": [4, 8]}, {"milestones": [10, 20]}),
+        ("LinearLR", {"total_iters": 6}, {"total_iters": 15}),
+        ("PolynomialLR", {"total_iters": 6, "power": 2}, {"total_iters": 15}),
+        ("OneCycleLR", {"max_lr": 0.5, "total_steps": 20}, {"max_lr": 0.25, "total_steps": 50}),
+        ("OneCycleLR", {"max_lr": [0.5], "total_steps": 20}, {"max_lr": [0.25], "total_steps": 50}),
+        ("ConstantLR", {"factor": 1.0}, {}),
+        ("ReduceLROnPlateau", {"patience": 3}, {}),
+    ],
+)
+def test_two_and_a_half_times_as_long_at_half_the_learning_rate(key, kwargs, changed):
+    expected, before = {**kwargs, **changed}, copy.deepcopy(kwargs)
+    given = {"key": key, "kwargs": kwargs, "scheduling_step": 1}
+    assert fitted_scheduler(given, 2.5, 0.5) == {"key": key, "kwargs": expected, "scheduling_step": 1}
+    assert kwargs == before
+    weights = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    getattr(torch.optim.lr_scheduler, key)(weights, **expected)
+
+
+@pytest.mark.parametrize("scheduler", [{"key": "ConstantLR"}, {"key": "ExponentialLR", "kwargs": {"gamma": 0.9}}])
+def test_a_schedule_of_as_many_epochs_stays(scheduler):
+    assert fitted_scheduler(scheduler, 1, 0.5) == scheduler
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"key": "CosineAnealingLR"}, "'CosineAnealingLR' cannot be stretched .* did you mean 'CosineAnnealingLR'"),
+        ({"key": "ExponentialLR", "kwargs": {"gamma": 0.9}}, "'ExponentialLR' cannot be stretched"),
+        ({"key": "StepLR"}, "scheduler.kwargs: 'StepLR' has no 'step_size' to stretch"),
+    ],
+)
+def test_what_cannot_be_stretched(scheduler, message):
+    with pytest.raises(ConfigError, match=message):
+        fitted_scheduler(scheduler, 2, 1.0)
 
 
 def test_joint_bounds_the_gradient_where_the_configuration_does_not(written):
@@ -163,20 +195,19 @@ def test_hooks_and_criteria_are_the_methods_own(written):
 # --- the student's embedding, and numbers that are measured ----------------------------------------------------------
 
 
-def test_the_path_of_the_students_embedding_is_the_configurations(written):
-    tree = written(("{stage: 'embedding'}", "{stage: 'embedding', student_embedding: 'head.norm'}"))
-    train = made(tree, "spkd")["train"]
-    assert train["student"]["forward_hook"] == {"output": ["head.norm"]}
-    spkd = train["criterion"]["kwargs"]["sub_terms"]["spkd"]["criterion"]["kwargs"]
+def test_the_path_of_the_students_embedding_is_the_configurations_or_the_teachers(written):
+    named = written(("{stage: 'embedding'}", "{stage: 'embedding', student_embedding: 'head.norm'}"))
+    spkd = made(named, "spkd")["train"]["criterion"]["kwargs"]["sub_terms"]["spkd"]["criterion"]["kwargs"]
     assert (spkd["student_output_path"], spkd["teacher_output_path"]) == ("head.norm", "embedding")
-
-
-def test_a_student_that_is_the_teachers_network_has_its_embedding(written):
-    tree = written(("{preprocessing: 'data'}", "{embedding: 'global_pool'}"))
-    for method, path in (("refilled-joint", "embedding"), ("refilled-from-teacher", "global_pool")):
+    teachers = written(("{preprocessing: 'data'}", "{embedding: 'global_pool'}"))
+    for tree, method, path in (
+        (named, "spkd", "head.norm"),
+        (teachers, "refilled-joint", "embedding"),
+        (teachers, "refilled-from-teacher", "global_pool"),  # its student is the teacher's network
+    ):
         train = made(tree, method)["train"]
-        assert train["criterion"]["kwargs"]["student_embedding"] == path
         assert train["student"]["forward_hook"] == {"output": [path]}
+        assert train["criterion"]["kwargs"].get("student_embedding", path) == path
 
 
 def test_the_input_of_a_module_is_no_embedding_of_a_student(written):
@@ -204,57 +235,23 @@ def test_numbers_of_data_and_models_are_filled_in(written):
     assert train["student"]["forward_hook"] == {"input": ["supplement"], "output": ["projection"]}
 
 
-def test_other_methods_measure_nothing(written, monkeypatch):
-    monkeypatch.setattr("gkd_plugin.compare.sizes.PLACEHOLDERS", {})
-    for method in ("ce", "rkd", "refilled"):
-        made(written(), method)
-
-
 # --- where students start --------------------------------------------------------------------------------------------
 
-WEIGHTS = {"src_ckpt": "teacher.pt", "src_ckpt_classifier": "new"}
 
-
-@pytest.fixture
-def with_student(written):
+def with_student(tree, kwargs=None, **entry):
     """A student that starts from trained weights, and a teacher that is read elsewhere than students are."""
-
-    def make(kwargs=None, **entry):
-        tree = written()
-        student = tree["models"]["student_model"]
-        tree["models"]["student_model"] = {**student, **entry, "kwargs": student["kwargs"] | (kwargs or {})}
-        for stage in tree["train"].values():
-            stage["teacher"]["auxiliary_model_wrapper"]["kwargs"] = {
-                "embedding": "stem",
-                "embedding_io": "output",
-                "local_features": ["stem"],
-                "input_size": 64,
-                "class_map": {0: 3},
-                "preprocessing": "auto",
-            }
-        return tree
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "entry", "trained"),
-    [
-        ({}, {}, False),
-        ({}, {"src_ckpt": None}, False),
-        ({}, WEIGHTS, True),
-        ({"pretrained": True}, {}, True),
-        ({"pretrained": False}, {}, False),
-        ({"checkpoint_path": "x.pth"}, {}, True),
-    ],
-)
-def test_whether_a_student_is_trained(with_student, kwargs, entry, trained):
-    assert is_trained(with_student(kwargs, **entry)) is trained
+    student = tree["models"]["student_model"]
+    tree["models"]["student_model"] = {**student, **entry, "kwargs": student["kwargs"] | (kwargs or {})}
+    read_at = {"embedding": "stem", "embedding_io": "output", "local_features": ["stem"], "input_size": 64}
+    for stage in tree["train"].values():
+        wrapper = stage["teacher"]["auxiliary_model_wrapper"]
+        wrapper["kwargs"] = {**read_at, "class_map": {0: 3}, "preprocessing": "auto"}
+    return tree
 
 
 @pytest.mark.parametrize(("kwargs", "entry"), [({}, WEIGHTS), ({"pretrained": True}, {})])
-def test_an_untrained_student_leaves_the_weights_out(with_student, kwargs, entry):
-    tree = with_student(kwargs, **entry)
+def test_an_untrained_student_leaves_the_weights_out(written, kwargs, entry):
+    tree = with_student(written(), kwargs, **entry)
     tree["train"]["stage2"]["student"]["src_ckpt"] = "teacher.pt"
     tree = made(tree, "scratch")
     assert tree["models"] == {"model": {"key": "timm_model", "kwargs": {**TINY, **dict.fromkeys(kwargs, False)}}}
@@ -262,13 +259,13 @@ def test_an_untrained_student_leaves_the_weights_out(with_student, kwargs, entry
     assert tree["train"]["optimizer"]["kwargs"]["lr"] == pytest.approx(0.1)
 
 
-def test_weights_that_cannot_be_left_out(with_student):
+def test_weights_that_cannot_be_left_out(written):
     with pytest.raises(ConfigError, match=r"'scratch': models\.student_model\.kwargs\.checkpoint_path: names weights"):
-        made(with_student({"checkpoint_path": "x.pth"}), "scratch")
+        made(with_student(written(), {"checkpoint_path": "x.pth"}), "scratch")
 
 
-def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(with_student):
-    tree = made(with_student(**WEIGHTS), "student-ncm")
+def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(written):
+    tree = made(with_student(written(), **WEIGHTS), "student-ncm")
     assert tree["models"]["teacher_model"] == tree["models"]["student_model"]
     assert tree["models"]["teacher_model"]["src_ckpt"] == "teacher.pt"
     for name in ("stage1", "stage2"):
@@ -277,8 +274,8 @@ def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(with_stude
         assert wrapper == {"key": "refilled_teacher", "kwargs": kwargs}
 
 
-def test_a_student_that_begins_at_class_centres_does_so_whoever_it_is(with_student):
-    tree = with_student(**{**WEIGHTS, "src_ckpt_classifier": "centres"})
+def test_a_student_that_begins_at_class_centres_does_so_whoever_it_is(written):
+    tree = with_student(written(), **{**WEIGHTS, "src_ckpt_classifier": "centres"})
     for method in ("ce", "refilled-joint", "finetune", "refilled-from-teacher"):
         models = made(tree, method)["models"]
         assert models.get("student_model", models.get("model"))["src_ckpt_classifier"] == "centres"
@@ -287,8 +284,7 @@ def test_a_student_that_begins_at_class_centres_does_so_whoever_it_is(with_stude
 
 def test_a_fine_tuned_teacher_is_the_only_model(written):
     tree = made(written(), "finetune")
-    weights = {"src_ckpt": "teacher.pt", "src_ckpt_classifier": "new"}
-    assert tree["models"] == {"model": {"key": "timm_model", "kwargs": TINY, **weights}}
+    assert tree["models"] == {"model": {"key": "timm_model", "kwargs": TINY, **WEIGHTS}}
     assert tree["train"]["optimizer"]["kwargs"] == {"lr": pytest.approx(0.001), "momentum": 0.9}
 
 

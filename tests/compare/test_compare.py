@@ -10,15 +10,13 @@ from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare.compare import check_grid_folder, compare
 from gkd_plugin.compare.grid import Result
-from gkd_plugin.compare.plot import plot_names
 from gkd_plugin.compare.report import write_csv
 from gkd_plugin.config.config import load_config
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
 from tests.compare.conftest import METHODS
-from tests.compare.fakes import CONFIG, write_config, write_few_shot, write_incremental
-from tests.compare.results import RESULTS
+from tests.compare.fakes import CONFIG, RESULTS, write_config, write_few_shot, write_incremental
 
 STUDENT_AT_AVGPOOL = "student: {forward_proc: 'forward_batch_only', forward_hook: {output: ['avgpool']}}"
 
@@ -170,36 +168,35 @@ def test_other_methods_serve_any_teacher_and_student(compared, here):
 # --- the folder of a grid ---------------------------------------------------------------------------------------------
 
 
-def test_what_a_comparison_has_written_may_be_written_again(tmp_path):
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        ([], None),
+        (["console.log"], None),
+        (["overlap50/ce/config.yaml", "notes.md"], None),  # an interrupted grid
+        (["ways5/ce/task3/config.yaml"], None),
+        (["results.csv of a grid", "table.txt", "notes.md"], None),
+        (["overlap50/ce/config.yaml", "notes.md", "results.csv"], "'results.csv' and 2 more"),
+        (["thesis.tex"], "'thesis.tex'"),
+        (["results.csv"], "'results.csv'"),
+        (["photos/1.jpg"], "'photos'"),
+        (["config.yaml"], "'config.yaml'"),
+        (["digits/config.yaml", "x.log"], "'digits'"),
+    ],
+)
+def test_only_the_folder_of_a_grid_is_written_again(files, refused, tmp_path):
     check_grid_folder(tmp_path / "new")
-    check_grid_folder(tmp_path)
-    write_csv(RESULTS, tmp_path / "results.csv")
-    for name in ("table.txt", plot_names()[0]):
-        (tmp_path / name).write_text("")
-    for cell in ("overlap50/ce", "ways5/ce/task3"):
-        (tmp_path / cell).mkdir(parents=True)
-        (tmp_path / cell / "config.yaml").write_text("")
-    check_grid_folder(tmp_path)
-    (tmp_path / "notes.md").write_text("mine")
-    (tmp_path / "results.csv").unlink()
-    check_grid_folder(tmp_path)  # still that of a grid
-    (tmp_path / "results.csv").write_text("mine,1")
-    with pytest.raises(ConfigError, match=r"holds 'results\.csv', which is of no comparison"):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name == "results.csv of a grid":
+            write_csv(RESULTS, tmp_path / "results.csv")
+        else:
+            (tmp_path / name).write_text("mine,1")
+    if refused is None:
         check_grid_folder(tmp_path)
-
-
-def test_a_log_may_be_there_already(tmp_path):
-    (tmp_path / "console.log").touch()
-    check_grid_folder(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["thesis.tex", "results.csv", "photos/1.jpg", "config.yaml", "digits/config.yaml"])
-def test_a_folder_of_something_else_is_refused(name, tmp_path):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("mine,1")
-    first = name.partition("/")[0]
-    with pytest.raises(ConfigError, match=f"^--output: .* holds '{first}', which is of no comparison; name a new fold"):
-        check_grid_folder(tmp_path)
+    else:
+        with pytest.raises(ConfigError, match=f"^--output: .* holds {refused}, which refilled compare did not write; "):
+            check_grid_folder(tmp_path)
 
 
 def test_a_file_is_no_folder(tmp_path):

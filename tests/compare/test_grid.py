@@ -1,14 +1,20 @@
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gkd_plugin.compare.compare import compare
-from gkd_plugin.compare.grid import Result, run_grid
-from tests.compare.fakes import DIES, SLOW, run_by_seed, write_summary
+from gkd_plugin.compare.grid import Cell, inputs_of, run_cell, run_grid, stale_input
+from gkd_plugin.compare.setting import Setting
+from gkd_plugin.errors import ConfigError
+from tests.compare.fakes import CE, DIES, SLOW, run_by_seed, write_summary
 
 
 @pytest.fixture
@@ -17,8 +23,8 @@ def ran(grid, monkeypatch):
     monkeypatch.chdir(grid.folder)
     folders = []
 
-    def run(config, folder, seed, device, probe):
-        folders.append(Path(folder))
+    def run(cell, device):
+        folders.append(cell.folder)
         return "did nothing"
 
     monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run)
@@ -31,6 +37,9 @@ def cell_of(grid, name="ce", **changes):
 
 def new_cells(grid, folder, *seeds):
     return [cell_of(grid, seed=seed, folder=folder / f"seed{seed}") for seed in seeds]
+
+
+# --- what need not run -----------------------------------------------------------------------------------------------
 
 
 def test_finished_cells_are_not_run_again(grid, ran, caplog):
@@ -96,9 +105,52 @@ def test_a_cell_that_cannot_be_served_is_not_run(grid, ran):
     assert (result.status, result.reason) == ("not served", "needs the same classes")
 
 
-def test_scores_of_a_run():
-    result = Result(None, "finished", {"final": {"top1": 3, "on": "test"}})
-    assert (result.score("top1"), result.score("ncm_top1")) == (3.0, None)
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    """A cell of which inputs.json says what there is."""
+    monkeypatch.chdir(tmp_path)
+    Path("teacher.pt").write_bytes(b"weights")
+    Path("order.txt").write_text("0", encoding="utf-8")
+    made = Cell(CE, Setting(), 0, Path("config.yaml"), Path())
+    made.config.write_text(
+        "models: {teacher_model: {src_ckpt: teacher.pt, dst_ckpt: not_there.pt}}\n"
+        "datasets:\n"
+        '  a: !import_call {key: x.y, init: {kwargs: {class_order: order.txt, sizes: [1, 2], text: "a\\0b"}}}\n',
+        encoding="utf-8",
+    )
+    Path("inputs.json").write_text(json.dumps(inputs_of(made)), encoding="utf-8")
+    return made
+
+
+def test_inputs_are_files_anywhere_in_the_configuration_the_package_and_the_probe(cell):
+    probe = replace(cell, method=replace(cell.method, probe="ncm"))
+    assert set(inputs_of(probe)) >= {"gkd_plugin", "probe", "torch", "timm", "teacher.pt", "order.txt"}
+    assert inputs_of(probe)["probe"] == "ncm"
+    assert stale_input(cell) == ""
+    Path("not_there.pt").touch()  # a file that came later is not asked for
+    assert "not_there.pt" in inputs_of(cell)
+    assert stale_input(cell) == ""
+
+
+@pytest.mark.parametrize("name", ["teacher.pt", "order.txt"])
+@pytest.mark.parametrize("change", [lambda path: path.write_text("another"), Path.unlink])
+def test_another_content_or_a_file_that_is_gone(cell, name, change):
+    change(Path(name))
+    assert stale_input(cell) == f"{name} has changed since it ran"
+
+
+@pytest.mark.parametrize("name", ["probe", "gkd_plugin", "torch"])
+def test_another_probe_or_version(cell, name):
+    Path("inputs.json").write_text(json.dumps({**inputs_of(cell), name: "before"}), encoding="utf-8")
+    assert stale_input(cell) == f"{name} has changed since it ran"
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_a_run_folder_that_does_not_say(cell, content):
+    Path("inputs.json").unlink()
+    if content is not None:
+        Path("inputs.json").write_text(content, encoding="utf-8")
+    assert stale_input(cell) == "what it was made from is not on record"
 
 
 # --- what the log says -----------------------------------------------------------------------------------------------
@@ -109,10 +161,10 @@ def runs(monkeypatch):
     """Gives cells what their seeds say: a reason why they failed, or figures and warnings."""
 
     def give(by_seed):
-        def run(config, folder, seed, device, probe):
-            if isinstance(by_seed[seed], str):
-                return by_seed[seed]
-            write_summary(folder, **by_seed[seed])
+        def run(cell, device):
+            if isinstance(by_seed[cell.seed], str):
+                return by_seed[cell.seed]
+            write_summary(cell.folder, **by_seed[cell.seed])
             return ""
 
         monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run)
@@ -152,6 +204,24 @@ def test_warnings_of_cells_are_told_once(grid, tmp_path, runs, caplog):
     assert told == ["0: T_max: 3", "0: near chance: 25.5 %", "0: a", "1: b"]
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConfigError("x.yaml: too small\n  more"), "x.yaml: too small"),
+        (RuntimeError("Caught it\nout of memory"), "RuntimeError: out of memory"),
+        (MemoryError(), "MemoryError: "),
+    ],
+)
+def test_why_a_cell_failed_is_one_line(cell, monkeypatch, error, reason):
+    def fail(*_, **__):
+        raise error
+
+    Path("inputs.json").unlink()
+    monkeypatch.setattr("gkd_plugin.compare.grid.load_config", fail)
+    assert run_cell(cell, None) == reason
+    assert not Path("inputs.json").exists()
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
@@ -188,5 +258,43 @@ def test_two_processes_give_the_results_of_one(grid, here):
         if result.cell.method.probe is None:
             weights = [cell.folder / "student.safetensors" for cell in (result.cell, before.cell)]
             assert weights[0].read_bytes() == (grid.folder / weights[1]).read_bytes()
-    stored = json.loads((results[0].cell.folder / "inputs.json").read_text("utf-8"))
-    assert {"gkd_plugin", "probe"} <= stored.keys()
+
+
+ASKS_TWICE = """
+import os, signal, time
+from pathlib import Path
+from gkd_plugin.compare.grid import Cell, _start_worker
+from tests.compare.fakes import CE, HALF, SLOW, run_by_seed
+if __name__ == "__main__":
+    processes = {}
+    connection = _start_worker(1, processes)
+    connection.send((run_by_seed, Cell(CE, HALF, 0, Path(), Path("first")), None))
+    assert connection.recv() == ""
+    os.kill(processes[connection].pid, signal.SIGINT)
+    connection.send((run_by_seed, Cell(CE, HALF, SLOW, Path(), Path("slow")), None))
+    while not Path("slow/pid").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_outlives_ctrl_c_and_ends_with_its_parent(tmp_path):
+    """However that ends, in the middle of a cell."""
+    (tmp_path / "asks.py").write_text(ASKS_TWICE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    asked = subprocess.run([sys.executable, "asks.py"], check=False, cwd=tmp_path, env=environment, timeout=300)
+    assert asked.returncode == -signal.SIGKILL
+    worker = int((tmp_path / "slow/pid").read_text())
+    for _ in range(600):
+        if not is_alive(worker):
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker goes on")
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in Path(f"/proc/{pid}/status").read_text()

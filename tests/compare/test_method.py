@@ -1,75 +1,68 @@
-from pathlib import Path
-
 import pytest
 import yaml
 
-import gkd_plugin
 from gkd_plugin.compare.method import MethodStage, load_method, method_names
 from gkd_plugin.errors import ConfigError
 from tests.fakes import cross_entropy
 
-FOLDER = Path(gkd_plugin.__file__).parent / "compare" / "methods"
 CROSS_ENTROPY = """{criterion: {key: 'CrossEntropyLoss', kwargs: {}}, weight: 0.5, criterion_wrapper: {
   key: 'SimpleLossWrapper', kwargs: {
     input: {is_from_teacher: False, module_path: '.', io: 'output'}, target: {uses_label: True}}}}"""
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_shipped_methods_say_what_they_are(name):
-    method = load_method(name)
-    text = (FOLDER / f"{name}.yaml").read_text("utf-8")
-    assert text.startswith("# ")
-    assert f"title: '{method.title}'" in text
-    assert method.name == name
-
-
 def test_titles_tell_the_methods_apart():
-    titles = [load_method(name).title for name in method_names()]
-    assert len(set(titles)) == len(titles) >= 14
+    methods = {name: load_method(name) for name in method_names()}
+    assert all(method.name == name != method.title for name, method in methods.items())
+    assert len({method.title for method in methods.values()}) == len(methods) >= 14
 
 
-def test_the_control_has_no_teacher():
-    (stage,) = load_method("ce").stages
-    assert (stage.epochs, stage.teacher) == ("all", None)
-    assert [load_method(name).has_teacher for name in ("ce", "refilled", "teacher-ncm")] == [False, True, False]
+@pytest.fixture
+def mine(tmp_path):
+    """The method that a text describes."""
+
+    def load(text, name="mine.yaml"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return load_method(str(tmp_path / name))
+
+    return load
 
 
-def test_a_file_of_ones_own(tmp_path):
-    path = tmp_path / "mine.yml"
-    path.write_text("classes: 'same'\nstages:\n  - {like: 'embedding', student: {forward_hook: null}}\n")
-    method = load_method(str(path))
+def test_a_file_of_ones_own(mine):
+    method = mine("classes: 'same'\nstages:\n  - {like: 'embedding', student: {forward_hook: null}}\n", "mine.yml")
     assert (method.name, method.title, method.classes) == ("mine", "mine", "same")
     assert method.stages == (MethodStage(like="embedding", student={"forward_hook": None}),)
     assert (method.student, method.memory, method.probe, method.of) == (None, "as configured", None, None)
 
 
-def test_keys_without_a_value_are_as_if_left_out(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("stages: [{epochs: null, student: null, criterion: null, lr_factor: null, max_grad_norm: null}]")
-    assert load_method(str(path)).stages == (MethodStage(),)
+def test_keys_without_a_value_are_as_if_left_out(mine):
+    text = "stages: [{epochs: null, student: null, criterion: null, lr_factor: null, max_grad_norm: null}]"
+    assert mine(text).stages == (MethodStage(),)
 
 
-def test_cross_entropy_may_be_written_as_its_weight(tmp_path):
-    path = tmp_path / "mine.yaml"
+def test_cross_entropy_may_be_written_as_its_weight(mine):
     terms = {}
     for name, term in {"short": "0.5", "long": CROSS_ENTROPY}.items():
         rkd = "rkd: {criterion: {key: 'RKDLoss', kwargs: {}}, weight: 2.0}"
         criterion = f"{{key: 'WeightedSumLoss', kwargs: {{sub_terms: {{cross_entropy: {term}, {rkd}}}}}}}"
-        path.write_text(f"stages: [{{criterion: {criterion}}}]")
-        terms[name] = load_method(str(path)).stages[0].criterion["kwargs"]["sub_terms"]
+        terms[name] = mine(f"stages: [{{criterion: {criterion}}}]").stages[0].criterion["kwargs"]["sub_terms"]
     assert terms["short"] == terms["long"] == {"cross_entropy": cross_entropy(0.5), "rkd": terms["long"]["rkd"]}
 
 
 @pytest.mark.parametrize("criterion", ["{key: 'x'}", "{key: 'x', kwargs: 3}", "{key: 'x', kwargs: {sub_terms: [1]}}"])
-def test_other_criteria_stay_as_they_are(criterion, tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(f"stages: [{{criterion: {criterion}}}]")
-    assert load_method(str(path)).stages[0].criterion == yaml.safe_load(criterion)
+def test_other_criteria_stay_as_they_are(criterion, mine):
+    assert mine(f"stages: [{{criterion: {criterion}}}]").stages[0].criterion == yaml.safe_load(criterion)
 
 
-def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(ConfigError, match="there is no method 'refiled'; did you mean 'refilled'"):
-        load_method("refiled")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("refiled", "there is no method 'refiled'; did you mean 'refilled'"),
+        ("nowhere.yaml", r"nowhere\.yaml: No such file"),
+    ],
+)
+def test_a_method_that_is_not_there(name, message):
+    with pytest.raises(ConfigError, match=message):
+        load_method(name)
 
 
 @pytest.mark.parametrize(
@@ -96,26 +89,22 @@ def test_an_unknown_name_gets_the_nearest():
         ("stages: [{teacher: {a: '{student_width}.fc'}}]", r"'\{student_width\}' in '\{student_width\}\.fc'"),
         ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
         ("{probe: 'ncm', stages: [{}]}", "probe: trains nothing; remove stages and student"),
+        ("{probe: 'ncm', student: 'teacher'}", "probe: trains nothing; remove stages and student"),
         ("{memory: 5, stages: [{}]}", "memory: 5 given; allowed: 'null', or leave it out"),
         ("stages: [{lr_factor: .inf}]", r"stages\.0\.lr_factor: inf given; must be a finite number above 0"),
         ("stages: [{lr_factor: 0}]", r"stages\.0\.lr_factor: 0 given; must be a finite number above 0"),
         ("[]", "a config is a mapping"),
     ],
 )
-def test_files_that_do_not_describe_a_method(text, message, tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text, encoding="utf-8")
+def test_files_that_do_not_describe_a_method(text, message, mine):
     with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{message}"):
-        load_method(str(path))
-
-
-def test_a_file_that_is_missing():
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
-        load_method("nowhere.yaml")
+        mine(text)
 
 
 def test_what_trains_nothing_and_where_students_start():
     methods = {name: load_method(name) for name in method_names()}
+    assert [(stage.epochs, stage.teacher) for stage in methods["ce"].stages] == [("all", None)]
+    assert [methods[name].has_teacher for name in ("ce", "refilled", "teacher-ncm")] == [False, True, False]
     assert {name: method.probe for name, method in methods.items() if method.probe} == {
         "student-ncm": "ncm",
         "teacher-ncm": "ncm",

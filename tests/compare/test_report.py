@@ -1,8 +1,89 @@
 import csv
+import math
 from dataclasses import replace
 
-from gkd_plugin.compare.report import comparison_table, write_csv
-from tests.compare.results import CE, HALF, RESULTS, finished
+import numpy as np
+import pytest
+from scipy import stats
+
+from gkd_plugin.compare.report import (
+    comparison_table,
+    draw_settings,
+    mean_of,
+    paired_difference,
+    settings_figure,
+    write_csv,
+)
+from gkd_plugin.compare.setting import Setting
+from tests.compare.fakes import CE, HALF, RESULTS, finished
+
+ONE_SETTING = [result for result in RESULTS if result.cell.setting == HALF]
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def seeds(*values):
+    return {(seed, None): value for seed, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "error"),
+    [
+        (seeds(1.0, 3.0, 5.0, 7.0), 4.0, math.sqrt(20 / 3) / 2),  # deviations −3, −1, 1, 3: s² = 20 / 3, s / √4
+        (seeds(3.0), 3.0, None),
+        # tasks count once, however many seeds: 1 and 3 after the mean over seeds; s = √2, t(0.975; 1) = 12.7062
+        ({(0, 0): 0.0, (1, 0): 2.0, (0, 1): 2.0, (1, 1): 4.0}, 2.0, pytest.approx(12.7062, rel=1e-5)),
+    ],
+)
+def test_means_by_hand(values, value, error):
+    mean = mean_of(values)
+    assert mean.value == value
+    assert mean.error == (error if error is None else pytest.approx(error))
+
+
+def test_the_confidence_interval_over_tasks():
+    values = np.random.default_rng(1).normal(50, 5, 6)
+    mean = mean_of({(0, task): value for task, value in enumerate(values)})
+    low, high = stats.t.interval(0.95, 5, loc=values.mean(), scale=stats.sem(values))
+    assert (mean.value - mean.error, mean.value + mean.error) == pytest.approx((low, high))
+
+
+def test_a_difference_by_hand():
+    """Differences 1, 2, 3: mean 2, s = 1, t = 2·√3 with two degrees of freedom."""
+    difference = paired_difference(seeds(2.0, 4.0, 6.0), seeds(1.0, 2.0, 3.0))
+    assert (difference.value, difference.error) == (2.0, pytest.approx(1 / math.sqrt(3)))
+    t = 2 * math.sqrt(3)
+    assert difference.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2))  # closed form of Student's t for ν = 2
+
+
+def test_only_seeds_that_both_have_are_paired():
+    difference = paired_difference(seeds(5.0, 7.0, 100.0), {(1, None): 4.0, (0, None): 4.0, (3, None): -100.0})
+    assert (difference.value, difference.error) == (2.0, pytest.approx(1.0))
+    assert paired_difference({(0, None): 1.0}, {(1, None): 1.0}) is None
+
+
+def test_tasks_are_paired_with_their_seeds():
+    """Differences: task 0: 1 and 3, task 1: 5 (its other seed failed): 2 and 5."""
+    ours = {(0, 0): 11.0, (1, 0): 13.0, (0, 1): 15.0}
+    difference = paired_difference(ours, {(0, 0): 10.0, (1, 0): 10.0, (0, 1): 10.0, (1, 1): 0.0})
+    assert difference.value == 3.5
+    assert difference.p_value == pytest.approx(stats.ttest_1samp([2.0, 5.0], 0).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("ours", "control", "value"),
+    [
+        (seeds(2.0), seeds(1.0, 2.0), 1.0),
+        (seeds(2.0, 3.0), seeds(1.0, 2.0), 1.0),
+        (seeds(26.7, 27.1), seeds(25.0, 25.4), 1.7),  # equal differences, whatever their last bits say
+    ],
+)
+def test_no_p_value_of_one_pair_or_of_equal_differences(ours, control, value):
+    difference = paired_difference(ours, control)
+    assert (difference.value, difference.p_value) == (pytest.approx(value), None)
+
+
+# --- table and CSV ---------------------------------------------------------------------------------------------------
 
 
 def test_the_table():
@@ -23,12 +104,6 @@ failed: overlap 100 %, kd, seed 0 and 2 more: no weights
     ]
 
 
-def test_lost_pairs_are_told():
-    lost = [result for result in RESULTS if (result.cell.method, result.cell.seed) != (CE, 2)]
-    assert "+1.5 ± 0.5 (p 0.2), 2 of 3 paired" in comparison_table(lost, "top1")
-    assert "paired" not in comparison_table(RESULTS, "top1").splitlines()[2]
-
-
 def test_without_the_control_there_is_no_difference():
     table = comparison_table([result for result in RESULTS if result.cell.method is not CE], "top1")
     assert "− ce" not in table
@@ -40,6 +115,27 @@ def test_another_score():
     table = comparison_table(RESULTS, "ncm_top1")
     assert "31.0 ± 0.6" in table
     assert "no ncm_top1" in table
+
+
+@pytest.mark.parametrize("task", [None, 0])
+def test_lost_pairs_are_told(task):
+    cells = [replace(result, cell=replace(result.cell, task=task)) for result in ONE_SETTING]
+    lost = [result for result in cells if (result.cell.method, result.cell.seed) != (CE, 2)]
+    assert "2 of 3 paired" in comparison_table(lost, "top1")
+    assert "paired" not in comparison_table(cells, "top1").splitlines()[3]
+
+
+def test_tasks_are_told_with_their_confidence_interval():
+    """Tasks of 60, 64 and 68 after the mean of two seeds: 64 ± 4.303 · 4/√3."""
+    tops = [(task, seed, top1 + 2 * seed - 1) for task, top1 in enumerate([60.0, 64.0, 68.0]) for seed in (0, 1)]
+    table = comparison_table([finished(CE, HALF, seed, top1, task) for task, seed, top1 in tops], "top1")
+    assert "64.0 ± 9.9" in table
+    assert "mean ± 95 % confidence over tasks" in table
+
+
+def test_one_repetition_has_no_error():
+    one = [result for result in RESULTS if result.cell.seed == 0]
+    assert comparison_table(one, "top1").splitlines()[5].startswith("top1 in %, one seed; − ce: ")
 
 
 def test_csv(tmp_path):
@@ -55,25 +151,57 @@ def test_csv(tmp_path):
     assert folder == ""  # there is none
 
 
-def test_tasks_are_told_with_their_confidence_interval():
-    """Tasks of 60, 64 and 68 after the mean of two seeds: 64 ± 4.303 · 4/√3."""
-    results = [
-        replace(result, cell=replace(result.cell, task=task))
-        for task, top1 in enumerate([60.0, 64.0, 68.0])
-        for result in (finished(CE, HALF, 0, top1 - 1), finished(CE, HALF, 1, top1 + 1))
-    ]
-    table = comparison_table(results, "top1")
-    assert "64.0 ± 9.9" in table
-    assert "mean ± 95 % confidence over tasks" in table
+# --- plot ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_lost_seed_of_a_task_is_told_too():
-    cells = [replace(result, cell=replace(result.cell, task=0)) for result in RESULTS if result.cell.setting == HALF]
-    lost = [result for result in cells if (result.cell.method, result.cell.seed) != (CE, 2)]
-    assert "2 of 3 paired" in comparison_table(lost, "top1")
-    assert "paired" not in comparison_table(cells, "top1").splitlines()[3]
+def drawn(figure):
+    """Title → places, means, lower and upper ends of the error bars, ``[4, N]``."""
+    (axes,) = figure.axes
+    found = {}
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        found[container.get_label()] = np.vstack([line.get_xydata().T, ends.T]).astype(float)
+    return found
 
 
-def test_one_repetition_has_no_error():
-    one = [result for result in RESULTS if result.cell.seed == 0]
-    assert comparison_table(one, "top1").splitlines()[5].startswith("top1 in %, one seed; − ce: ")
+def test_the_plot_shows_the_table():
+    """60, 62, 64 and 61, 64, 67 at 50 %: errors 2/√3 and 3/√3; a single run has no bar; KD has no result."""
+    figure = settings_figure(RESULTS, "top1")
+    got, (two, three) = drawn(figure), (2 / 3**0.5, 3 / 3**0.5)
+    assert list(got) == ["cross-entropy", "ReFilled (TPAMI)"]
+    np.testing.assert_allclose(got["cross-entropy"], [[50, 100], [62, 50], [62 - two, 50], [62 + two, 50]])
+    np.testing.assert_allclose(got["ReFilled (TPAMI)"], [[50, 100], [64, 57], [64 - three, 57], [64 + three, 57]])
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "overlap of the teacher's and the student's classes in %"
+    assert axes.get_ylabel() == "top1 in % (mean ± standard error over seeds)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(got)
+
+
+def test_where_nothing_varies_each_method_has_a_dot():
+    """As on a folder of one's own; KD has no result."""
+    figure = settings_figure(ONE_SETTING, "top1")
+    got, three = drawn(figure), 3 / 3**0.5
+    assert list(got) == [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    np.testing.assert_allclose(got["ReFilled (TPAMI)"].T, [[1, 64, 64 - three, 64 + three]])
+
+
+@pytest.mark.parametrize(
+    ("results", "score", "stem"),
+    [
+        (RESULTS, "top1", "top1_against_overlap"),
+        (ONE_SETTING, "top1", "top1_of_methods"),
+        ([finished(CE, setting, 0, 1.0) for setting in (Setting(50.0, shots=1), Setting(99.0, shots=5))], "top1", None),
+        (RESULTS, "top5", None),
+        ([], "top1", None),
+    ],
+    ids=["one thing that varies", "nothing", "two things", "no cell with the score", "no cell"],
+)
+def test_the_files_come_in_place_of_an_earlier_comparisons(results, score, stem, tmp_path):
+    (tmp_path / "top1_against_time.png").touch()  # the user's own
+    draw_settings(RESULTS, "ncm_top1", tmp_path)
+    draw_settings(results, score, tmp_path)
+    names = set() if stem is None else {f"{stem}.png", f"{stem}.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == {"top1_against_time.png", *names}
+    for name in names:
+        assert (tmp_path / name).read_bytes().lstrip().startswith((b"\x89PNG", b"<?xml"))

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.utils.data import Dataset
 from torchdistill.core.forward_hook import ForwardHookManager
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
@@ -11,37 +10,23 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from tests.fakes import TinyImages
 
+VIT = "{key: 'timm_model', kwargs: {model_name: 'test_vit'}}"
 WIDE_KWARGS = "depth: 10, k: 2, dropout_p: 0.0, num_classes: 4, pretrained: False, progress: False"
 WIDE = f"{{key: 'wide_resnet', kwargs: {{{WIDE_KWARGS}}}}}"
+VIT_B = "{key: 'vit_b_16', kwargs: {num_classes: 4, weights: null}}"
 TINY = "{key: 'tests.compare.test_sizes.Named', init: {kwargs: {classes: 4, per_class: 6}}}"
 
 
 class Named(TinyImages):
-    """With class names and, where asked for, more samples of class 0."""
+    """With class names and, where asked for, more samples of the first classes."""
 
-    def __init__(self, extra=0, **kwargs):
+    def __init__(self, more=(), **kwargs):
         super().__init__(**kwargs)
         self.classes = sorted(set(self.targets))
-        self.targets += extra * [0]
+        self.targets += [label for label, count in enumerate(more) for _ in range(count)]
 
 
-class Many(Dataset):
-    """As large as published negatives need."""
-
-    def __init__(self):
-        self.targets = [index % 2 for index in range(40000)]
-        self.classes = ["even", "odd"]
-
-    def __getitem__(self, index):
-        return torch.zeros(3, 4, 4), self.targets[index]
-
-    def __len__(self):
-        return len(self.targets)
-
-
-def of(
-    student="{key: 'timm_model', kwargs: {model_name: 'test_vit'}}", teacher=None, data=TINY, path="embedding", **kwargs
-):
+def of(student=VIT, teacher=None, data=TINY, path="embedding", **kwargs):
     text = f"""
 datasets: {{train: !import_call {data}, broken: !import_call {{key: 'no.such_thing'}}}}
 models:
@@ -53,11 +38,11 @@ models:
     return Measured(parse(text, "test"), Stage("train", "train", stage), path)
 
 
-def seen(model, path, size=32, io="output"):
+def seen(model, path, size=32):
     hook = ForwardHookManager("cpu")
     hook.add_hook(model, path)
     model.eval()(torch.zeros(2, 3, size, size))
-    return hook.pop_io_dict()[path][io].flatten(1).shape[1]
+    return hook.pop_io_dict()[path]["output"].flatten(1).shape[1]
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mobilenetv3_small_050"])
@@ -73,17 +58,11 @@ def test_widths_of_other_models():
     """'avgpool' is [B, D, 1, 1] in torchdistill's wide ResNet; its classifier's input is [B, D]."""
     model = wide_resnet(10, 2, 0.0, num_classes=4, pretrained=False, progress=False)
     assert filled("{student_width}", of(WIDE, path="avgpool")) == seen(model, "avgpool") == 128
-    assert filled("{teacher_width}", of(teacher=WIDE, embedding="avgpool")) == 128
+    for place, width in (("avgpool", 128), ("fc", 4)):
+        assert filled("{teacher_width}", of(teacher=WIDE, embedding=place)) == width
     assert filled("{teacher_width}", of(teacher=WIDE, embedding="fc", embedding_io="input")) == 128
-    assert filled("{teacher_width}", of(teacher=WIDE, embedding="fc")) == 4
-
-
-def test_the_teacher_gets_images_of_its_own_size():
-    torchvisions = "{key: 'vit_b_16', kwargs: {num_classes: 4, weights: null}}"
-    kwargs = {"embedding": "heads", "embedding_io": "input"}
-    assert filled("{teacher_width}", of(teacher=torchvisions, input_size=224, **kwargs)) == 768
-    with pytest.raises(ConfigError, match=r"^models\.teacher_model: the width of 'heads' cannot be measured: Wrong im"):
-        filled("{teacher_width}", of(teacher=torchvisions, **kwargs))
+    # the teacher gets images of its own size
+    assert filled("{teacher_width}", of(teacher=VIT_B, embedding="heads", embedding_io="input", input_size=224)) == 768
 
 
 def test_the_random_state_is_left_alone():
@@ -94,45 +73,48 @@ def test_the_random_state_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("data", "samples", "negatives"),
-    [
-        (TINY, 24, 18),
-        (TINY.replace("classes: 4", "extra: 5, classes: 4"), 29, 18),
-        ("{key: 'tests.compare.test_sizes.Many', init: {}}", 40000, 16384),
-    ],
+    ("more", "samples", "negatives"), [([], 24, 18), ([5], 29, 18), ([20000, 20000], 40024, 16384)]
 )
-def test_samples_and_negatives(data, samples, negatives):
-    """Every sample has as many negatives, those of the largest class too."""
-    assert filled("{num_samples}", of(data=data)) == samples
-    assert filled("{num_negatives}", of(data=data)) == negatives
+def test_samples_and_negatives(more, samples, negatives):
+    """Every sample has as many negatives, those of the largest class too; at most as many as were published."""
+    measured = of(data=TINY.replace("classes: 4", f"more: {more}, classes: 4"))
+    assert filled("{num_samples}", measured) == samples
+    assert filled("{num_negatives}", measured) == negatives
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("placeholder", "measured", "message"),
     [
-        (TINY.replace("classes: 4", "classes: 1"), "all 6 training samples are of one class; CRD needs negatives"),
         (
-            TINY.replace("compare.test_sizes.Named", "fakes.TinyImages"),
+            "{num_negatives}",
+            of(data=TINY.replace("classes: 4", "classes: 1")),
+            "all 6 training samples are of one class; CRD needs negatives",
+        ),
+        (
+            "{num_negatives}",
+            of(data=TINY.replace("compare.test_sizes.Named", "fakes.TinyImages")),
             r"the training set \(TinyImages\) has no classes",
         ),
-        (TINY.replace("Named", "Nemed"), r"^datasets\.train \(line 2\): .*Nemed"),
+        ("{num_negatives}", of(data=TINY.replace("Named", "Nemed")), r"^datasets\.train \(line 2\): .*Nemed"),
+        (
+            "{student_width}",
+            of(WIDE, path="avgpol"),
+            r"^models\.student_model: embedding: .* has no module 'avgpol'; did you mean",
+        ),
+        ("{student_width}", of(WIDE, path="conv1"), r"^models\.student_model: the student's 'conv1'/output has shape"),
+        (
+            "{teacher_width}",
+            of(teacher=VIT_B, embedding="heads", embedding_io="input"),
+            r"^models\.teacher_model: the width of 'heads' cannot be measured: Wrong im",
+        ),
     ],
 )
-def test_training_sets_without_negatives(data, message):
+def test_what_cannot_be_measured(placeholder, measured, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        filled("{num_negatives}", of(data=data))
+        filled(placeholder, measured)
     assert "\n" not in str(caught.value)
 
 
 def test_what_holds_placeholders_is_filled_in():
     given = {"a": ["{student_embedding}.fc", "{num_samples}", 0.5], "b": None}
     assert filled(given, of(path="head")) == {"a": ["head.fc", 24, 0.5], "b": None}
-
-
-def test_paths_that_do_not_fit():
-    with pytest.raises(
-        ConfigError, match=r"^models\.student_model: embedding: .* has no module 'avgpol'; did you mean"
-    ):
-        filled("{student_width}", of(WIDE, path="avgpol"))
-    with pytest.raises(ConfigError, match=r"^models\.student_model: the student's 'conv1'/output has shape"):
-        filled("{student_width}", of(WIDE, path="conv1"))
