@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -43,20 +45,13 @@ WINDOWS = {
 
 
 def relationship(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    temperature: float,
-    margin: float,
-    max_negatives: int | str | None = None,
-    mining: str = "semihard",
-    anchors: int | None = None,
-) -> tuple[float, int, float]:
-    """(loss, number of tuples, mean negatives per tuple)."""
-    found = matched_distances(
-        distances(student), distances(teacher), labels.tolist(), temperature, margin, max_negatives, mining, anchors
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 4.0, margin: float = 0.2, **choices: Any
+) -> tuple[float, int, float, Tensor]:
+    """(loss, number of tuples, mean negatives per tuple, gradient of the loss with respect to the student)."""
+    loss, tuples, negatives, pull = matched_distances(
+        distances(student), distances(teacher), labels.tolist(), temperature, margin, **choices
     )
-    return found[:3]
+    return loss, tuples, negatives, _embedding_gradient(student, pull)
 
 
 def matched_distances(
@@ -97,7 +92,7 @@ def matched_distances(
     return total / len(tuples), len(tuples), count / len(tuples), gradient
 
 
-def embedding_gradient(embedding: Tensor, gradient: list[list[float]]) -> list[list[float]]:
+def _embedding_gradient(embedding: Tensor, gradient: list[list[float]]) -> Tensor:
     """From ∂L/∂D to ∂L/∂embedding, before normalisation; a distance of 0 has none."""
     rows, lengths = _rows(embedding), [math.sqrt(sum(v * v for v in row)) for row in embedding.double().tolist()]
     width = range(embedding.shape[1])
@@ -111,7 +106,7 @@ def embedding_gradient(embedding: Tensor, gradient: list[list[float]]) -> list[l
                 pull = [pull[k] + share * (row[k] - other[k]) for k in width]
         along = sum(pull[k] * row[k] for k in width)
         result.append([(pull[k] - along * row[k]) / lengths[i] for k in width])
-    return result
+    return torch.tensor(result, dtype=torch.float64)
 
 
 def centres(embedding: Tensor, labels: Tensor, num_classes: int) -> list[list[float]]:

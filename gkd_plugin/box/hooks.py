@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gkd_plugin.errors import ConfigError, nearest
-
-__all__ = ["Capture", "check_module_path", "hooked_tensor"]
 
 
 class Capture:
@@ -22,8 +21,7 @@ class Capture:
         self.io = io
         self.value: Any = None
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Called by torch after the module's forward."""
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: D102
         self.value = output if self.io == "output" else args[0]
 
     def take(self, model: str, path: str) -> Tensor:
@@ -51,16 +49,9 @@ def check_module_path(model: nn.Module, path: str, where: str) -> None:
 
 
 def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: str, io: str = "output") -> Tensor:
-    """The tensor that a hook recorded, flattened to ``[B, D]`` where it is ``[B, D, 1, 1]``.
+    """The tensor that a hook on the 'student' or 'teacher' recorded, ``[B, D]`` also where it is ``[B, D, 1, 1]``.
 
-    Args:
-        io_dict: one model's recordings, module path → 'input' / 'output' → tensor.
-        model: 'student' or 'teacher', for the message.
-        path: the module path.
-        io: 'output' or 'input'.
-
-    Raises:
-        ConfigError: nothing was recorded there, or it is not a tensor of such a shape.
+    Raises ConfigError where nothing was recorded, or no tensor of such a shape.
     """
     recorded = io_dict.get(path, {})
     if io not in recorded:
@@ -86,3 +77,28 @@ def _missing(io_dict: Mapping[str, Any], model: str, path: str, io: str) -> str:
         f"the {model}'s {path!r}/{io} is not recorded: add it to the stage's {model}.forward_hook.{io}; "
         f"{nearest(path, [key for key in io_dict if key != '.'])}"
     )
+
+
+def unreached_parameters(model: nn.Module, path: str, images: Tensor) -> list[nn.Parameter]:
+    """The trainable parameters that the output of a module does not depend on: a loss on it gives them no gradient.
+
+    For the embedding that is the classifier (all of them, where a model has several, and what weighs them against each
+    other), whatever the architecture. Runs the model once, forward and backward, in eval mode; weights, statistics and
+    random states stay as they were.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = next((parameter.device for parameter in model.parameters()), images.device)
+    capture, was_training = Capture("output"), model.training
+    handle = model.get_submodule(path).register_forward_hook(capture)
+    model.eval()
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            model(images.to(device))
+    finally:
+        handle.remove()
+        model.train(was_training)
+    embedding = capture.take("student", path)
+    if not embedding.requires_grad:
+        return trainable
+    gradients = torch.autograd.grad(embedding.sum(), trainable, allow_unused=True)
+    return [parameter for parameter, gradient in zip(trainable, gradients, strict=True) if gradient is None]

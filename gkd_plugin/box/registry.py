@@ -10,22 +10,14 @@ from typing import Any, TypeVar
 
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["register"]
-
 Part = TypeVar("Part", bound=Callable[..., Any])
 
 
 def register(registry: MutableMapping[str, Any], decorator: Callable[..., Any], key: str) -> Callable[[Part], Part]:
     """Decorator: registers a class or function under ``key`` through torchdistill's own ``decorator``.
 
-    Args:
-        registry: torchdistill's dictionary, e.g. ``torchdistill.models.registry.MODEL_DICT``.
-        decorator: torchdistill's decorator for it, e.g. ``register_model``.
-        key: the key that YAML files use.
-
-    Raises:
-        ConfigError: the key is held by another object; names both. Registering the same object again (a reloaded
-            module) is allowed.
+    Raises ConfigError where another object holds the key in its ``registry``; the same object may come again (a
+    reloaded module).
     """
 
     def decorate(part: Part) -> Part:

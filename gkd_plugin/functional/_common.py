@@ -9,8 +9,6 @@ from torch import Tensor
 
 from gkd_plugin.errors import is_number
 
-__all__ = ["check_temperature", "exact_dtype", "no_autocast"]
-
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
     """float64, or float32 on devices that have no float64 (MPS).
@@ -21,9 +19,19 @@ def exact_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """The tensor's own, float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def no_autocast(tensor: Tensor) -> torch.autocast:
     """A context in which autocast does not lower the precision of operations on the tensor's device."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+def log_softmax_without(logits: Tensor, absent: Tensor) -> Tensor:
+    """Log-softmax of each row over the columns that are not ``absent``; 0 in those, so that nothing is ever NaN."""
+    return logits.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, 0)
 
 
 def check_temperature(name: str, value: object) -> None:

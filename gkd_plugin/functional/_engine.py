@@ -6,19 +6,16 @@ loss, in closed form. The host waits for no device, unless the dense form is nee
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gkd_plugin.functional._common import exact_dtype
-from gkd_plugin.functional._dense import count_smallest, score_densely
-from gkd_plugin.functional._distances import Distances, Normalised, Pulls, full_precision_products
+from gkd_plugin.functional._distances import Distances, full_precision_products
 from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
-from gkd_plugin.functional._tuples import ClassIndex, Selection
-from gkd_plugin.functional.mining import MINING
-
-__all__ = ["SMALLEST", "relationship_operator"]
+from gkd_plugin.functional._tuples import MINING, ClassIndex, count_smallest, score_densely
 
 SMALLEST = 0
 LOWEST_PREFIX_TEMPERATURE = 0.15
@@ -32,79 +29,49 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("gkd_plugin::relationship", mutates_args=())
 def relationship_operator(
-    anchors: Tensor,
-    earlier: Tensor | None,
-    teacher: Tensor,
-    labels: Tensor,
+    anchors: Tensor,  # [B, D_s], the student's embeddings
+    earlier: Tensor | None,  # [Q, D_s], those of earlier batches, if any
+    teacher: Tensor,  # [B + Q, D_t], of the same type
+    labels: Tensor,  # [B + Q] int64
     temperature: float,
     margin: float,
     mining: str,
-    max_negatives: int | None,
-    tiled: bool,
+    max_negatives: int | None,  # per tuple; SMALLEST: as many as the smallest tuple has
+    tiled: bool,  # never hold a B × B matrix, at the price of two more matrix products
     need_gradient: bool,
 ) -> Outputs:
-    """(mean KL, number of tuples, their negatives in all, its gradient with respect to the anchors or an empty tensor).
-
-    Args:
-        anchors: ``[B, D_s]``, the student's embeddings.
-        earlier: ``[Q, D_s]``, those of earlier batches, if any.
-        teacher: ``[B + Q, D_t]``, of the same type.
-        labels: ``[B + Q]`` int64.
-        temperature: τ₁.
-        margin: width of the window.
-        mining: a key of ``MINING``.
-        max_negatives: per tuple; ``None`` for all, ``SMALLEST`` for as many as the smallest tuple has.
-        tiled: never hold a B × B matrix, at the price of two more matrix products.
-        need_gradient: otherwise only the loss.
-    """
-    exact = exact_dtype(anchors)
+    """(mean KL, number of tuples, their negatives in all, the anchors' gradient or an empty tensor)."""
+    exact, on_cpu = exact_dtype(anchors), labels.device.type == "cpu"
     is_dense = exact != torch.float64 or max_negatives is not None or temperature < LOWEST_PREFIX_TEMPERATURE
-    score_tile = score_densely if is_dense else score_by_prefix_sums
-    selection = Selection(temperature, margin, MINING[mining], max_negatives)
-    classes = ClassIndex(labels, wait=is_dense or labels.device.type == "cpu")
-    spans = _spans(len(anchors), labels)
+    classes = ClassIndex(labels, wait=is_dense or on_cpu)
+    step = max((_CPU_TILE if on_cpu else _DEVICE_TILE) // max(len(labels), 1), 16)
+    spans = [(first, min(first + step, len(anchors))) for first in range(0, len(anchors), step)]
+
+    def window(near: Tensor) -> tuple[Tensor, Tensor]:
+        return MINING[mining](near, margin)
+
     with full_precision_products():
-        student = Normalised.of(anchors if earlier is None else torch.cat([anchors, earlier]))
-        of_teacher = Normalised.of(teacher)
-        hold = earlier is None and not tiled
-        student_distances, teacher_distances = Distances(student.rows, hold), Distances(of_teacher.rows, hold)
+        hold, of_gradient = earlier is None and not tiled, len(anchors) if need_gradient else 0
+        student = Distances(anchors if earlier is None else torch.cat([anchors, earlier]), hold, of_gradient)
+        of_teacher = Distances(teacher, hold)
         if max_negatives == SMALLEST:
-            selection = _cut_to_smallest(selection, student_distances, classes, spans)
-        pulls = Pulls(student_distances, len(anchors))
+            counts = [count_smallest(student.tile(*span), classes.positives(*span), window) for span in spans]
+            max_negatives = int(torch.stack(counts).min()) if counts else None
+        form = partial(score_densely, max_negatives=max_negatives) if is_dense else score_by_prefix_sums
+        score_tile = partial(form, need_gradient=need_gradient)
         divergence = 0 * (student.lengths.sum() + of_teacher.lengths.sum()).to(exact)  # keeps NaN and infinity
         tuples, negatives = labels.new_zeros(()), labels.new_zeros(())
         for span in spans:
             score = score_tile(
-                student_distances.tile(*span),
-                teacher_distances.tile(*span),
-                classes.positives(*span),
-                selection,
-                need_gradient,
+                student.tile(*span), of_teacher.tile(*span), classes.positives(*span), window, temperature
             )
-            divergence = divergence + score.divergence
-            tuples, negatives = tuples + score.tuples, negatives + score.negatives
-            if score.pull is not None:
-                pulls.add(*span, score.pull)
-        del teacher_distances  # as large as what the gradient needs next
-        gradient = student.embedding_gradient(pulls.gradient()) if need_gradient else anchors.new_empty(0)
+            divergence, tuples, negatives = divergence + score[0], tuples + score[1], negatives + score[2]
+            if score[3] is not None:
+                student.add_pull(*span, score[3])
+        del of_teacher  # as large as what the gradient needs next
+        gradient = student.gradient() if need_gradient else anchors.new_empty(0)
     count = tuples.clamp(min=1)
     return (divergence / count).to(anchors.dtype), tuples, negatives, gradient.div_(count)
-
-
-def _spans(anchors: int, labels: Tensor) -> list[tuple[int, int]]:
-    """(first, last) of each tile of anchors."""
-    elements = _CPU_TILE if labels.device.type == "cpu" else _DEVICE_TILE
-    step = max(elements // max(len(labels), 1), 16)
-    return [(first, min(first + step, anchors)) for first in range(0, anchors, step)]
-
-
-def _cut_to_smallest(
-    selection: Selection, student: Distances, classes: ClassIndex, spans: list[tuple[int, int]]
-) -> Selection:
-    """As many negatives of each tuple as the smallest tuple of the batch has."""
-    selection = selection._replace(max_negatives=None)
-    counts = [count_smallest(student.tile(*span), classes.positives(*span), selection) for span in spans]
-    return selection._replace(max_negatives=int(torch.stack(counts).min()) if counts else None)
 
 
 @relationship_operator.register_fake

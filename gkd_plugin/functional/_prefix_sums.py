@@ -13,7 +13,7 @@ the distances is float64: what is left after that cancellation is of second orde
 
 and A, A′ are prefix sums of arrays with +value at lo and −value at hi.
 
-The error is about 2⁻⁵³·N·exp(2/τ), from the prefix sums; below τ = 0.15 use :mod:`gkd_plugin.functional._dense`.
+The error is about 2⁻⁵³·N·exp(2/τ), from the prefix sums; below τ = 0.15 use ``score_densely``.
 """
 
 from __future__ import annotations
@@ -22,29 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkd_plugin.functional._tuples import SMALLEST_DISTANCE, Positives, Score, Selection
-
-__all__ = ["score_by_prefix_sums"]
+from gkd_plugin.functional._tuples import SMALLEST_DISTANCE, Positives, Score, Window
 
 _BEYOND = 4.0  # a key above every distance: the anchor's own class sorts behind all negatives
 _BEFORE = -1.0  # a key below every distance: the anchor itself sorts first
 
 
 def score_by_prefix_sums(
-    student: Tensor, teacher: Tensor, positives: Positives, selection: Selection, need_gradient: bool
+    student: Tensor, teacher: Tensor, positives: Positives, window: Window, temperature: float, *, need_gradient: bool
 ) -> Score:
-    """The sums over the tuples of a tile.
-
-    Args:
-        student: ``[R, N]``, D^S; overwritten.
-        teacher: ``[R, N]``, D^T.
-        positives: of the R anchors.
-        selection: with all negatives.
-        need_gradient: whether to compute the pull.
-    """
-    scale = 1 / selection.temperature
+    """What a tile of the distances ``[R, N]`` adds to the loss; overwrites ``student``."""
+    scale = 1 / temperature
     near, near_teacher = student.gather(1, positives.columns), teacher.gather(1, positives.columns)
-    lower, upper = selection.window.ends(near, selection.margin)
+    lower, upper = window(near)
     keys, order = _sort_rows(student.scatter_(1, positives.columns, _BEYOND).scatter_(1, positives.own, _BEFORE))
     lo = torch.searchsorted(keys, lower, right=True).clamp_(min=1)
     hi = torch.searchsorted(keys, upper, right=True).minimum(positives.negatives + 1).clamp_(min=1)
@@ -76,7 +66,7 @@ def score_by_prefix_sums(
         own_pull = first.sub_(own_growth.mul_(second)).mul_(own_weight).to(near.dtype)
         own_pull = own_pull.div_(torch.threshold_(near, SMALLEST_DISTANCE, torch.inf))
         pull = student.scatter_(1, order, sorted_pull).scatter_(1, positives.columns, own_pull)
-    return Score(divergence, tuples, negatives, pull)
+    return divergence, tuples, negatives, pull
 
 
 def _terms(student: Tensor, teacher: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,20 +79,17 @@ def _terms(student: Tensor, teacher: Tensor, scale: float) -> tuple[Tensor, Tens
 def _between(values: Tensor, lo: Tensor, hi: Tensor, like: Tensor) -> Tensor:
     """``[R, N]``: at each position k the sum of the ``values`` ``[R, P]`` with lo ≤ k < hi."""
     steps = torch.zeros_like(like)
-    add = _add_in_order if values.device.type == "cpu" else _add_sorted
-    add(steps, lo, values)
-    add(steps, hi, -values)
+    for columns, change in ((lo, values), (hi, -values)):
+        if values.device.type == "cpu":
+            steps.scatter_add_(1, columns, change)
+        else:
+            _add_in_order(steps, columns, change)
     return steps.cumsum_(1)
 
 
 def _add_in_order(target: Tensor, columns: Tensor, values: Tensor) -> None:
-    """Adds values to columns of each row; on the CPU one after the other."""
-    target.scatter_add_(1, columns, values)
-
-
-def _add_sorted(target: Tensor, columns: Tensor, values: Tensor) -> None:
-    """The same in a fixed order on a GPU, where ``scatter_add_`` has none; the CPU takes four times as long."""
-    rows = torch.arange(len(target), device=target.device).unsqueeze(1).expand_as(columns)
+    """``scatter_add_`` in a fixed order on a GPU, where that has none; the CPU would take four times as long."""
+    rows = torch.arange(len(target), device=target.device).unsqueeze(1)
     target.index_put_((rows, columns), values, accumulate=True)
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from gkd_plugin.functional._common import exact_dtype
 
-__all__ = ["Discriminant", "fit_discriminant", "smoothed_targets"]
+__all__ = ["Discriminant", "fit_discriminant"]
 
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 """The γ that are tried."""
@@ -118,12 +118,8 @@ def fit_discriminant(
 
 def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = None) -> Tensor:
     """``[N, C]`` float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C), N the number of rows or of ``samples``."""
-    epsilon = _smoothing(len(labels) if samples is None else samples, num_classes)
+    epsilon = num_classes / ((len(labels) if samples is None else samples) + num_classes)
     return (1 - epsilon) * functional.one_hot(labels.long(), num_classes).double() + epsilon / num_classes
-
-
-def _smoothing(samples: int, num_classes: int) -> float:
-    return num_classes / (samples + num_classes)
 
 
 def _check(embedding: Tensor, labels: Tensor, num_classes: int, folds: int, shrinkages: Sequence[float]) -> None:
@@ -151,21 +147,13 @@ def _places(labels: Tensor, samples: Tensor, num_classes: int) -> tuple[Tensor, 
 
 
 class _Gaussians(NamedTuple):
-    """Gaussian classes with one covariance.
+    """Gaussian classes with one covariance."""
 
-    Attributes:
-        origin: ``[D]``, the mean of all samples, subtracted first to keep digits.
-        means: ``[C, D]``, of the classes, from the origin.
-        variances: ``[R]``, R ≤ D, eigenvalues of the pooled covariance.
-        axes: ``[D, R]``, its eigenvectors.
-        variance: v; one for all folds, so that one s serves them.
-    """
-
-    origin: Tensor
-    means: Tensor
-    variances: Tensor
-    axes: Tensor
-    variance: Tensor
+    origin: Tensor  # [D], the mean of all samples, subtracted first to keep digits
+    means: Tensor  # [C, D], of the classes, from the origin
+    variances: Tensor  # [R], R ≤ D, eigenvalues of the pooled covariance
+    axes: Tensor  # [D, R], its eigenvectors
+    variance: Tensor  # v; one for all folds, so that one s serves them
 
     def inverse(self, gamma: float) -> tuple[Tensor, Tensor]:
         """Eigenvalues of Σ_γ⁻¹ along the axes ``[R]``, and in all other directions, a scalar."""
@@ -202,6 +190,7 @@ def _fits(
 ) -> tuple[_Gaussians, list[_HeldOut]]:
     """The fit of all samples, and each fold as the fit without it sees it; ``views`` rows to a sample."""
     variance = (rows - rows.mean(dim=0)).square().mean()
+    everything = torch.ones_like(fold, dtype=torch.bool)
     outs = [fold == k for k in range(int(fold.max()) + 1)]
 
     def sums(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,32 +207,21 @@ def _fits(
     def of_few(part: Tensor) -> _Gaussians:
         """For fewer rows than directions."""
         counts, total = sums(part)
-        _, singular, axes = torch.linalg.svd(
-            rows[part] - (total / counts.unsqueeze(1))[labels[part]], full_matrices=False
-        )
+        apart = rows[part] - (total / counts.unsqueeze(1))[labels[part]]
+        _, singular, axes = torch.linalg.svd(apart, full_matrices=False)
         return gaussians(counts, total, singular.square(), axes.T)
 
     def of_many(counts: Tensor, total: Tensor, products: Tensor) -> _Gaussians:
         scatter, axes = torch.linalg.eigh(products - total.T @ (total / counts.unsqueeze(1)))
         return gaussians(counts, total, scatter.clamp(min=0), axes)
 
-    everything = torch.ones_like(fold, dtype=torch.bool)
     if len(rows) - max(int(out.sum()) for out in outs) < rows.shape[1]:
         return of_few(everything), [_HeldOut(of_few(~out), rows[out]) for out in outs]
-    moments = (*sums(everything), rows.T @ rows)
-    parts = []
+    moments, parts = (*sums(everything), rows.T @ rows), []
     for out in outs:
         of_fold = (*sums(out), rows[out].T @ rows[out])
         parts.append(_HeldOut(of_many(*(a - b for a, b in zip(moments, of_fold, strict=True))), rows[out]))
     return of_many(*moments), parts
-
-
-def _held_out_logits(parts: list[_HeldOut], fold: Tensor, gamma: float, dtype: torch.dtype) -> Tensor:
-    """``[N, C]`` for s = 1."""
-    found = fold.new_empty(len(fold), len(parts[0].means), dtype=dtype)
-    for k, part in enumerate(parts):
-        found[fold == k] = part.logits(gamma, dtype)
-    return found
 
 
 def _most_likely(
@@ -252,7 +230,9 @@ def _most_likely(
     """(cross-entropy, s, γ, logits ``[N, C]`` for s = 1) of the best γ: in float32 first, near ones again in full."""
 
     def costs(gamma: float, dtype: torch.dtype) -> tuple[float, float, float, Tensor]:
-        logits = _held_out_logits(parts, fold, gamma, dtype)
+        logits = fold.new_empty(len(fold), len(parts[0].means), dtype=dtype)
+        for k, part in enumerate(parts):
+            logits[fold == k] = part.logits(gamma, dtype)
         return *_best_scale(logits, labels, samples), gamma, logits
 
     rough = {gamma: costs(gamma, torch.float32)[0] for gamma in shrinkages}
@@ -265,7 +245,7 @@ def _best_scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, fl
     low, high = _limits(logits)
     rows, classes = logits.shape
     logits, dtype = _lowered(logits), exact_dtype(logits)
-    epsilon = _smoothing(samples, classes)
+    epsilon = classes / (samples + classes)
     own = float(logits.gather(1, labels.unsqueeze(1)).mean(dtype=dtype))
     agreement = (1 - epsilon) * own + epsilon * float(logits.mean(dtype=dtype))
 

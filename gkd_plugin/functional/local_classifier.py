@@ -1,27 +1,127 @@
-r"""Local classifier distillation: the loss of stage ``classifier`` (TPAMI 2023, section 4.2)."""
+r"""Class centres, the local classifier, its distillation and adaptive emphasis (TPAMI 2023, sections 4.2 and 4.3)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from gkd_plugin.functional._common import check_temperature, exact_dtype, no_autocast
+from gkd_plugin.functional._common import (
+    check_temperature,
+    exact_dtype,
+    log_softmax_without,
+    no_autocast,
+    result_dtype,
+)
 
-__all__ = ["local_classifier_distillation", "local_logits", "present_classes"]
+__all__ = [
+    "ClassCentreAccumulator",
+    "check_temperature",
+    "class_centres",
+    "confidence_cost",
+    "emphasis_weights",
+    "local_classifier_distillation",
+    "local_logits",
+    "nearest_class_mean",
+    "present_classes",
+]
+
+
+class ClassCentreAccumulator:
+    r"""Class centres c_k = normalise(mean_{i: y_i = k} φ(x_i)) over batches that stream by.
+
+    Sums are kept in float64 (float32 on MPS), on the device of the first batch.
+
+    Args:
+        num_classes: C; labels must lie in [0, C). ``None`` grows with the largest label seen.
+
+    Attributes:
+        counts: ``[C]`` int64, samples seen of each class.
+
+    Example:
+        >>> import torch
+        >>> centres = ClassCentreAccumulator()
+        >>> centres.update(torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]))
+        >>> centres.result()
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+
+    def __init__(self, num_classes: int | None = None) -> None:
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes or 0, dtype=torch.int64)
+        self._sums: Tensor | None = None
+
+    def update(self, embedding: Tensor, labels: Tensor) -> None:
+        """Adds a batch: ``embedding`` ``[B, D]`` (not normalised), ``labels`` ``[B]`` integers.
+
+        Raises:
+            ValueError: a label outside [0, C), or shapes that do not fit.
+        """
+        if embedding.ndim != 2 or labels.shape != embedding.shape[:1]:
+            raise ValueError(
+                f"class centres take embeddings [B, D] and labels [B], got {list(embedding.shape)} and "
+                f"{list(labels.shape)}"
+            )
+        if labels.numel() == 0:
+            return
+        low, high = int(labels.min()), int(labels.max())
+        size = high + 1 if self.num_classes is None else self.num_classes
+        if low < 0 or high >= size:
+            raise ValueError(f"class index out of range: label {low if low < 0 else high}, allowed 0 … {size - 1}")
+        rows = embedding.detach().to(exact_dtype(embedding))
+        if self._sums is None:
+            self._sums, self.counts = rows.new_zeros(len(self.counts), rows.shape[1]), self.counts.to(rows.device)
+        missing = max(size - len(self.counts), 0)
+        self._sums = functional.pad(self._sums, (0, 0, 0, missing))
+        self.counts = functional.pad(self.counts, (0, missing))
+        index = labels.to(device=self._sums.device, dtype=torch.int64)
+        self._sums.index_add_(0, index, rows.to(self._sums))
+        self.counts.index_add_(0, index, torch.ones_like(index))
+
+    def result(self) -> Tensor:
+        """The centres, ``[C, D]`` float32, rows of length 1.
+
+        Raises:
+            ValueError: a class has no sample (names them), or nothing was added.
+        """
+        empty = (self.counts == 0).nonzero().flatten().tolist()
+        if self._sums is None or empty:
+            shown = ", ".join(str(k) for k in empty[:10]) + (", …" if len(empty) > 10 else "")
+            raise ValueError(f"no sample of class {shown}: its centre cannot be computed" if empty else "no samples")
+        return functional.normalize(self._sums / self.counts.unsqueeze(1), dim=1).float()
+
+
+def class_centres(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None = None) -> Tensor:
+    r"""``[C, D]`` float32: c_k = normalise(mean_{i: y_i = k} φ(x_i)) of (embedding ``[B, D]``, labels ``[B]``) batches.
+
+    Raises:
+        ValueError: as :class:`ClassCentreAccumulator`.
+    """
+    accumulator = ClassCentreAccumulator(num_classes)
+    for embedding, labels in batches:
+        accumulator.update(embedding, labels)
+    return accumulator.result()
+
+
+def nearest_class_mean(embedding: Tensor, centres: Tensor) -> Tensor:
+    r"""``[B, C]`` float32: the cosine of each embedding ``[B, D]`` with each class centre ``[C, D]`` of length 1.
+
+    The class of the largest score is the class of the nearest centre on the unit sphere.
+    """
+    return functional.normalize(embedding.float(), dim=1) @ centres.float().T
 
 
 def local_logits(embedding: Tensor, centres: Tensor) -> Tensor:
     r"""The embedding-induced local classifier, z_ik = φ_T(x_i)·c_k; φ_T is *not* normalised.
 
-    Args:
-        embedding: ``[B, D_t]``, the teacher's.
-        centres: ``[C, D_t]``, rows of length 1.
-
-    Returns:
-        ``[B, C]`` float32 (float64 for float64 embeddings).
+    From the teacher's embedding ``[B, D_t]`` and centres ``[C, D_t]``, rows of length 1: ``[B, C]`` float32 (float64
+    for float64 embeddings).
     """
     with no_autocast(embedding):
-        dtype = torch.promote_types(embedding.dtype, torch.float32)
+        dtype = result_dtype(embedding)
         return embedding.to(dtype) @ centres.to(dtype).T
 
 
@@ -54,7 +154,7 @@ def local_classifier_distillation(
         temperature: τ₂ > 0.
         student_temperature: divisor of the student's logits, > 0.
         weights: ω, ``[B]``, or ``None`` for 1; treated as constant.
-        all_classes: over all C classes, instead of those present in the batch.
+        all_classes: over all C classes, instead of those present in the batch; then the labels do not matter.
 
     Returns:
         Scalar in nats, float32 (float64 for float64 input); 0 for an empty batch.
@@ -73,18 +173,41 @@ def local_classifier_distillation(
     check_temperature("temperature", temperature)
     check_temperature("student_temperature", student_temperature)
     with no_autocast(student_logits):
-        dtype = exact_dtype(student_logits)
-        absent = ~present_classes(labels, student_logits.shape[1])
-        if all_classes:
-            absent = torch.zeros_like(absent)
-        student = _log_softmax_without(student_logits.to(dtype) / student_temperature, absent)
-        teacher = _log_softmax_without(teacher_local_logits.detach().to(dtype) / temperature, absent)
+        dtype, classes = exact_dtype(student_logits), student_logits.shape[1]
+        absent = labels.new_zeros(classes, dtype=torch.bool) if all_classes else ~present_classes(labels, classes)
+        student = log_softmax_without(student_logits.to(dtype) / student_temperature, absent)
+        teacher = log_softmax_without(teacher_local_logits.detach().to(dtype) / temperature, absent)
         divergence = (teacher.exp() * (teacher - student)).masked_fill(absent, 0).sum(dim=1)
         if weights is not None:
             divergence = divergence * weights.detach().to(dtype)
-        return (divergence.sum() / max(len(divergence), 1)).to(torch.promote_types(student_logits.dtype, torch.float32))
+        return (divergence.sum() / max(len(divergence), 1)).to(result_dtype(student_logits))
 
 
-def _log_softmax_without(logits: Tensor, absent: Tensor) -> Tensor:
-    """Log-softmax of each row over the columns that are not ``absent``; 0 in those."""
-    return logits.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, 0)
+def confidence_cost(logits: Tensor) -> Tensor:
+    r"""u_i = −log max_c softmax(logits_i)_c ≥ 0, in nats: 0 where the classifier is certain.
+
+    From the logits ``[B, C_t]`` of the teacher's own classifier: ``[B]`` float64 (float32 on MPS).
+    """
+    with no_autocast(logits):
+        exact = logits.to(exact_dtype(logits))
+        top, index = exact.max(dim=1, keepdim=True)
+        others = (exact - top).exp().scatter(1, index, 0)  # log1p keeps the digits of a certain classifier
+        return others.sum(dim=1).log1p()
+
+
+def emphasis_weights(logits: Tensor) -> Tensor:
+    r"""ω_i = 2·sigmoid(−û_i) ∈ (0.53, 1], û the min–max normalised :func:`confidence_cost` of the batch.
+
+    Samples that the teacher knows weigh more. When all u_i are equal, ω_i = 1. No gradient is taken. From the logits
+    ``[B, C_t]`` of the teacher's own classifier: ``[B]`` float32 (float64 for float64 input).
+
+    Example:
+        >>> import torch
+        >>> emphasis_weights(torch.tensor([[5.0, 0.0], [0.0, 0.0]]))
+        tensor([1.0000, 0.5379])
+    """
+    cost = confidence_cost(logits.detach())
+    if len(cost):
+        low, high = torch.aminmax(cost)
+        cost = torch.where(high > low, (cost - low) / (high - low), 0)
+    return (2 * torch.sigmoid(-cost)).to(result_dtype(logits))

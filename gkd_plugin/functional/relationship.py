@@ -1,10 +1,7 @@
-r"""Relationship matching: the loss of stage ``embedding`` (TPAMI 2023, section 4.1).
-
-For every positive pair (a, p) the *student* pushes forward its semi-hard negatives N(a, p); the tuple
-(a, p, N) is a distribution in either space, and the student's is matched to the teacher's.
+r"""Relationship matching: the loss of stage ``embedding`` (TPAMI 2023, section 4.1), and embeddings of earlier batches.
 
 One sort and prefix sums serve all tuples of an anchor (``_prefix_sums``), O(B² log B) for the batch; the form of the
-paper, one softmax per tuple, is in ``_dense``.
+paper, one softmax per tuple, is in ``_tuples``.
 """
 
 from __future__ import annotations
@@ -15,11 +12,11 @@ import torch
 from torch import Tensor
 
 from gkd_plugin.errors import is_number
-from gkd_plugin.functional._common import check_temperature, no_autocast
+from gkd_plugin.functional._common import check_temperature, no_autocast, result_dtype
 from gkd_plugin.functional._engine import SMALLEST, relationship_operator
-from gkd_plugin.functional.mining import MINING
+from gkd_plugin.functional._tuples import MINING
 
-__all__ = ["RelationshipMatch", "check_matching", "relationship_matching"]
+__all__ = ["MINING", "EmbeddingQueue", "RelationshipMatch", "check_matching", "relationship_matching"]
 
 TILED_FROM = 8192
 """Batches (with earlier embeddings) larger than this never hold a B × B matrix, unless ``tiled`` says otherwise."""
@@ -31,12 +28,12 @@ Embeddings = tuple[Tensor, Tensor, Tensor]
 
 
 class RelationshipMatch(NamedTuple):
-    """The loss of one batch and what it was computed from.
+    """The loss of one batch and what it was computed from, scalars.
 
     Attributes:
-        loss: scalar, mean over the tuples of KL(teacher ‖ student), in nats; 0 (with a graph) where there are none.
-        tuples: scalar int64, the number of tuples: positive pairs that have at least one semi-hard negative.
-        negatives: scalar float, mean number of negatives per tuple; 0 where there are no tuples.
+        loss: mean over the tuples of KL(teacher ‖ student), in nats; 0 (with a graph) where there are none.
+        tuples: int64, the number of tuples: positive pairs that have at least one negative.
+        negatives: float, mean number of negatives per tuple; 0 where there are no tuples.
     """
 
     loss: Tensor
@@ -68,27 +65,24 @@ def relationship_matching(
     Deviation from the authors' code, which cuts every tuple to the smallest |N| of the batch (1–2 of about a
     hundred): all negatives are used, as in the paper. ``max_negatives`` brings the cut back.
 
-    Distances are float32 for embeddings of float32 or less, float64 for float64, whatever autocast or TF32 say; sums
-    are float64. Distances up to 1e-6 have gradient 0. The gradient is computed with the loss, in closed form: it can
-    be taken once, not twice. The result is deterministic on the CPU. An embedding with NaN or infinity gives NaN.
+    Distances and loss are float32 for embeddings of float32 or less, float64 for float64, whatever autocast or TF32
+    say; sums are float64. Distances up to 1e-6 have gradient 0. The gradient is computed with the loss, in closed form:
+    it can be taken once, not twice. The result is deterministic on the CPU. An embedding with NaN or infinity gives
+    NaN.
 
     Args:
         student_embedding: ``[B, D_s]``.
         teacher_embedding: ``[B, D_t]``; treated as constant.
         labels: ``[B]``, integers of any value.
-        temperature: τ₁ > 0, in units of distance. Below 0.15 the dense engine is used, O(B³/C) time.
+        temperature: τ₁ > 0, in units of distance. Below 0.15 the dense form is used, O(B³/C) time.
         margin: width of the semi-hard window, ≥ 0, in units of distance.
-        mining: ``'semihard'``; ``'hard'``: the violators D_an ≤ D_ap; ``'all'``: every negative. See
-            :mod:`gkd_plugin.functional.mining`.
+        mining: a key of ``MINING``. ``'semihard'``; ``'hard'``: the violators D_an ≤ D_ap; ``'all'``: every negative.
         max_negatives: ``None`` uses all of N; an integer k ≥ 1 keeps at most the first k in batch order;
-            ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as published (dense engine).
+            ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as published (dense form).
         earlier: embeddings ``[Q, D_s]``, ``[Q, D_t]`` and labels ``[Q]`` of earlier batches (cross-batch memory).
             They are positives and negatives of the batch's anchors, no anchors themselves, and constant. A queue that
             fills gives a new Q each time: compile with ``dynamic=True``, or once it is full.
         tiled: never hold a B × B matrix; takes two more matrix products. ``None``: from B + Q > 8192 on.
-
-    Returns:
-        The loss (a float32 scalar, float64 for float64 input), the number of tuples, the mean number of negatives.
 
     Raises:
         ValueError: shapes do not fit, labels are not integers, or a hyper-parameter is out of range.
@@ -99,14 +93,16 @@ def relationship_matching(
         >>> relationship_matching(x, x, y).loss.item()  # all distances equal: no semi-hard negative
         0.0
     """
-    _check_batch(student_embedding, teacher_embedding, labels)
+    _check_batch((student_embedding, teacher_embedding, labels), "relationship matching")
     check_matching(temperature, margin, mining, max_negatives)
     with no_autocast(student_embedding):
-        dtype = torch.promote_types(student_embedding.dtype, torch.float32)
-        anchors, earlier_student = student_embedding.to(dtype), None
+        anchors, earlier_student = student_embedding.to(result_dtype(student_embedding)), None
         teacher, all_labels = teacher_embedding.detach().to(anchors), labels.to(torch.int64).contiguous()
         if earlier is not None:
-            _check_earlier(earlier, student_embedding, teacher_embedding)
+            if not isinstance(earlier, tuple) or len(earlier) != 3:
+                kind = type(earlier).__name__
+                raise ValueError(f"earlier must be three tensors, as EmbeddingQueue.content() gives them, got {kind}")
+            _check_batch(earlier, "earlier", (anchors.shape[1], teacher.shape[1]))
             earlier_student = earlier[0].detach().to(anchors)
             teacher = torch.cat([teacher, earlier[1].detach().to(teacher)])
             all_labels = torch.cat([all_labels, earlier[2].to(all_labels)])
@@ -125,33 +121,17 @@ def relationship_matching(
     return RelationshipMatch(loss, tuples, (negatives / tuples.clamp(min=1)).float())
 
 
-def _check_batch(student: Tensor, teacher: Tensor, labels: Tensor) -> None:
-    shapes = f"{list(student.shape)}, {list(teacher.shape)} and {list(labels.shape)}"
-    if student.ndim != 2 or teacher.ndim != 2 or labels.ndim != 1:
-        raise ValueError(f"relationship matching takes embeddings [B, D_s] and [B, D_t] and labels [B], got {shapes}")
-    if not student.shape[0] == teacher.shape[0] == labels.shape[0]:
-        raise ValueError(f"relationship matching takes one batch, got embeddings and labels {shapes}")
-    _check_labels(labels)
-
-
-def _check_labels(labels: Tensor) -> None:
+def _check_batch(batch: Embeddings, name: str, widths: tuple[int, int] | None = None) -> None:
+    student, teacher, labels = batch
+    fits = student.ndim == teacher.ndim == 2 and student.shape[:1] == teacher.shape[:1] == labels.shape
+    if not fits or (widths is not None and widths != (student.shape[1], teacher.shape[1])):
+        of_student, of_teacher = widths or ("D_s", "D_t")
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in batch)
+        raise ValueError(
+            f"{name} takes embeddings [B, {of_student}] and [B, {of_teacher}] and labels [B], got {shapes}"
+        )
     if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"relationship matching takes integer labels, got {labels.dtype}")
-
-
-def _check_earlier(earlier: Embeddings, student: Tensor, teacher: Tensor) -> None:
-    if not isinstance(earlier, tuple) or len(earlier) != 3:
-        raise ValueError(
-            f"earlier must be three tensors, as EmbeddingQueue.content() gives them, got {type(earlier).__name__}"
-        )
-    _check_labels(earlier[2])
-    count = len(earlier[2])
-    shapes = [list(tensor.shape) for tensor in earlier]
-    if shapes != [[count, student.shape[1]], [count, teacher.shape[1]], [count]]:
-        raise ValueError(
-            f"earlier embeddings must be [Q, {student.shape[1]}], [Q, {teacher.shape[1]}] and [Q], got "
-            + ", ".join(map(str, shapes))
-        )
+        raise ValueError(f"{name} takes integer labels, got {labels.dtype}")
 
 
 def check_matching(temperature: float, margin: float, mining: str, max_negatives: int | str | None) -> None:
@@ -168,3 +148,59 @@ def check_matching(temperature: float, margin: float, mining: str, max_negatives
     is_count = isinstance(max_negatives, int) and not isinstance(max_negatives, bool) and max_negatives >= 1
     if max_negatives is not None and max_negatives != "smallest" and not is_count:
         raise ValueError(f"max_negatives: must be None, 'smallest' or an integer ≥ 1, got {max_negatives!r}")
+
+
+class EmbeddingQueue:
+    """The last ``size`` ≥ 1 samples' embeddings of both networks and their labels, first in, first out.
+
+    How full it is, is known on the host: reading it waits for no device. It is not part of any checkpoint; a run that
+    is resumed fills it again.
+
+    Example:
+        >>> import torch
+        >>> queue = EmbeddingQueue(3)
+        >>> queue.push(torch.eye(2), torch.ones(2, 5), torch.tensor([0, 1]))
+        >>> queue.push(torch.eye(2), torch.ones(2, 5), torch.tensor([2, 3]))
+        >>> student, teacher, labels = queue.content()
+        >>> labels
+        tensor([1, 2, 3])
+    """
+
+    def __init__(self, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"a queue holds at least 1 sample, got size {size!r}")
+        self.size = size
+        self._content: Embeddings | None = None
+
+    def __bool__(self) -> bool:
+        """True, empty or not."""
+        return True
+
+    def __len__(self) -> int:
+        return 0 if self._content is None else len(self._content[2])
+
+    def push(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
+        """Adds a batch, ``[B, D_s]``, ``[B, D_t]`` and ``[B]``, detached; the oldest samples leave.
+
+        Raises:
+            ValueError: the batch sizes differ.
+        """
+        if not student.shape[:1] == teacher.shape[:1] == labels.shape:
+            raise ValueError(
+                f"a queue takes embeddings [B, D_s], [B, D_t] and labels [B], got {list(student.shape)}, "
+                f"{list(teacher.shape)} and {list(labels.shape)}"
+            )
+        leaving = max(0, len(self) + len(labels) - self.size)
+        student, teacher, labels = (tensor.detach()[-self.size :].clone() for tensor in (student, teacher, labels))
+        if self._content is not None:
+            pairs = zip(self._content, (student, teacher, labels), strict=True)
+            student, teacher, labels = (torch.cat([old[leaving:].to(new.device), new]) for old, new in pairs)
+        self._content = student, teacher, labels
+
+    def content(self) -> Embeddings | None:
+        """Embeddings of student ``[Q, D_s]`` and teacher ``[Q, D_t]`` and labels ``[Q]``, oldest first, or ``None``."""
+        return self._content
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._content = None

@@ -34,21 +34,11 @@ from gkd_plugin.functional.discriminant import smoothed_targets
 
 __all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities", "shared_log_probabilities"]
 
-Bounds = Sequence[tuple[float, float]]
 _POSITIVE, _SHARE, _FREE = (0.0, math.inf), (0.0, 1.0), (-math.inf, math.inf)
 
 
 class SharedClasses(NamedTuple):
-    """The factors of this module's formula; those that a class space has no use for are 0.
-
-    Attributes:
-        local_scale: a ≥ 0.
-        own_scale: b in [0, 1]; 0 where the teacher's own logits tell nothing.
-        other_scale: a' ≥ 0.
-        local_evidence: g ≥ 0.
-        own_evidence: h in [0, 1].
-        offset: c.
-    """
+    """The factors a, b, a', g, h and c of this module's formula; those that a class space has no use for are 0."""
 
     local_scale: float
     own_scale: float
@@ -59,11 +49,9 @@ class SharedClasses(NamedTuple):
 
 
 def own_log_probabilities(logits: Tensor, teacher_labels: Tensor) -> Tensor:
-    """``[B, C]``: log p_T(t(k) | x), and 0 for a class that the teacher does not know.
+    """``[B, C]``: log p_T(t(k) | x) from the teacher's own logits ``[B, C_t]``, 0 for a class that it does not know.
 
-    Args:
-        logits: ``[B, C_t]``, the teacher's own.
-        teacher_labels: ``[C]`` integers, t(k), −1 for a class that the teacher does not know.
+    ``teacher_labels`` ``[C]`` are the integers t(k), −1 for a class that the teacher does not know.
     """
     chosen = logits.float().log_softmax(dim=1)[:, teacher_labels.clamp(min=0)]
     return chosen.masked_fill(teacher_labels < 0, 0)
@@ -72,11 +60,8 @@ def own_log_probabilities(logits: Tensor, teacher_labels: Tensor) -> Tensor:
 def shared_log_probabilities(local: Tensor, own: Tensor, teacher_labels: Tensor, factors: Tensor) -> Tensor:
     """``[B, C]``: log p(k | x) of this module's formula; differentiable, and the host waits for no device.
 
-    Args:
-        local: ``[B, C]``, d.
-        own: ``[B, C]`` from :func:`own_log_probabilities`.
-        teacher_labels: ``[C]``, as there; at least one class is known.
-        factors: ``[6]``, in the order of :class:`SharedClasses`.
+    ``local`` ``[B, C]`` is d, ``own`` ``[B, C]`` of :func:`own_log_probabilities` for the same ``teacher_labels`` (one
+    class at least is known), ``factors`` ``[6]`` in the order of :class:`SharedClasses`.
     """
     a, b, a_other, g, h, c = factors
     known = teacher_labels >= 0
@@ -134,7 +119,7 @@ def _evidence(local: Tensor, own: Tensor, known: Tensor, no_other: Tensor) -> tu
     return of_known - of_other, own.masked_fill(~known, -math.inf).logsumexp(dim=1)
 
 
-def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, bounds: Bounds) -> list[float]:
+def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, bounds: Sequence[tuple[float, float]]) -> list[float]:
     """Factors of the ``terms`` ``[T, N, C]``, each within its bounds, with the lowest cross-entropy of their sum.
 
     The cost is convex: where the free minimum is out of bounds, the allowed one has some factors at their bounds.

@@ -1,7 +1,6 @@
 """ReFilled's losses for torchdistill's registries."""
 
-from gkd_plugin.losses.local_classifier import LocalClassifierLoss
-from gkd_plugin.losses.old_classes import OldClassDistillation
+from gkd_plugin.losses.local_classifier import LocalClassifierLoss, OldClassDistillation
 from gkd_plugin.losses.refilled import ClassifierStage, EmbeddingStage, JointStage, RefilledStage, refilled
 from gkd_plugin.losses.relationship import RelationshipLoss
 from gkd_plugin.losses.term import Term

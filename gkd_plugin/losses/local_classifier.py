@@ -1,4 +1,4 @@
-"""``refilled_local_classifier``: local classifier distillation as a torchdistill mid-level loss."""
+"""torchdistill mid-level losses on logits: ``refilled_local_classifier`` and ``old_class_distillation``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.errors import ConfigError, nearest, user_can_mend
+from gkd_plugin.errors import ConfigError, one_of, user_can_mend
 from gkd_plugin.functional import check_temperature, emphasis_weights, local_classifier_distillation
 from gkd_plugin.losses.term import Term
-
-__all__ = ["LocalClassifierLoss", "LocalClassifierSettings"]
-
-_CLASSES = ("batch", "all")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -60,8 +56,7 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
             check_temperature("student_temperature", self.student_temperature)
         if not isinstance(self.adaptive, bool):
             raise ConfigError(f"adaptive: must be True or False, got {self.adaptive!r}")
-        if self.classes not in _CLASSES:
-            raise ConfigError(f"classes: {self.classes!r} given; {nearest(self.classes, _CLASSES)}")
+        one_of("classes", self.classes, ("batch", "all"))
 
     @property
     def hooks(self) -> list[tuple[str, str, str]]:
@@ -85,3 +80,41 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
         if weights is not None:
             self.terms["emphasis"] = weights.mean()
         return loss
+
+
+@register(MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss, "old_class_distillation")
+@dataclass(kw_only=True, eq=False, repr=False)
+class OldClassDistillation(Term):
+    r"""τ² · mean_i KL(softmax(t_i / τ) ‖ softmax(s_i[:C_t] / τ)), Learning without Forgetting (2017); no λ.
+
+    t are the teacher's logits ``[B, C_t]`` and s[:C_t] the student's of the old classes, its first C_t, as
+    :func:`gkd_plugin.data.incremental_subset` numbers them. Computed in float32 at least, under autocast too. The
+    student's logits of new classes get no gradient.
+
+    Args:
+        temperature: τ > 0.
+
+    Raises:
+        ConfigError: the temperature is not above 0; in training, a path is not recorded or the student has fewer
+            classes than the teacher.
+    """
+
+    key = "old_class_distillation"
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with user_can_mend(self.key):
+            check_temperature("temperature", self.temperature)
+
+    def compute(self, targets: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss in nats, a scalar, of logits ``[B, C]`` and ``[B, C_t]``."""
+        old, tau = teacher.shape[1], self.temperature
+        if student.shape[1] < old:
+            raise ConfigError(
+                f"{self.key}: the student has {student.shape[1]} classes, fewer than the teacher's {old}, which are to "
+                "be its first ones"
+            )
+        return tau**2 * local_classifier_distillation(
+            student[:, :old], teacher, targets, temperature=tau, student_temperature=tau, all_classes=True
+        )

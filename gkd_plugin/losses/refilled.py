@@ -16,15 +16,13 @@ from torch.nn import functional
 from torchdistill.losses.high_level import AbstractLoss
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_level_loss
 
+from gkd_plugin.box.hooks import unreached_parameters
 from gkd_plugin.box.registry import register
-from gkd_plugin.box.unreached import unreached_parameters
-from gkd_plugin.errors import ConfigError, is_number, nearest
+from gkd_plugin.errors import ConfigError, is_number, nearest, one_of
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss, LocalClassifierSettings
 from gkd_plugin.losses.relationship import RelationshipLoss, RelationshipSettings
 from gkd_plugin.losses.term import Term
 from gkd_plugin.teacher import RefilledTeacher
-
-__all__ = ["ClassifierStage", "EmbeddingStage", "JointStage", "RefilledStage", "refilled"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +149,7 @@ class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
         loader = box.train_data_loader
         with torch.random.fork_rng(devices=[]):
             images = loader.collate_fn([loader.dataset[0]])[0]
-        for parameter in unreached_parameters(box.student_model, self.student_embedding, "output", images):
+        for parameter in unreached_parameters(box.student_model, self.student_embedding, images):
             parameter.requires_grad_(False)
         for recorded in box.student_io_dict.values():
             recorded.clear()
@@ -249,8 +247,7 @@ def refilled(stage: str, **kwargs: Any) -> RefilledStage:
     Raises:
         ConfigError: no such stage, or a keyword that the stage does not take (the nearest is offered).
     """
-    if stage not in _STAGES:
-        raise ConfigError(f"stage: there is no stage {stage!r}; {nearest(stage, _STAGES)}")
+    one_of("stage", stage, _STAGES)
     allowed = inspect.signature(_STAGES[stage]).parameters
     unknown = [name for name in kwargs if name not in allowed]
     if unknown:

@@ -8,11 +8,9 @@ from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.errors import ConfigError, nearest, user_can_mend, whole_number
+from gkd_plugin.errors import one_of, user_can_mend, whole_number
 from gkd_plugin.functional import MINING, EmbeddingQueue, check_matching, relationship_matching
 from gkd_plugin.losses.term import Term
-
-__all__ = ["RelationshipLoss", "RelationshipSettings"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -23,7 +21,7 @@ class RelationshipSettings:
         temperature: τ₁ > 0.
         margin: width of the semi-hard window.
         mining: which negatives a positive pair is compared with, ``'semihard'``, ``'hard'`` or ``'all'``; see
-            :mod:`gkd_plugin.functional.mining`.
+            :data:`gkd_plugin.functional.MINING`.
         max_negatives: ``None`` uses all of N, as in the paper; an integer k ≥ 1 keeps at most the first k in batch
             order; ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as the published code does.
         queue_size: samples of earlier batches that the batch's anchors are also compared with; 0 for none. Each
@@ -59,8 +57,7 @@ class RelationshipLoss(Term, RelationshipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.mining, str) and self.mining not in MINING:
-            raise ConfigError(f"mining: there is no strategy {self.mining!r}; {nearest(self.mining, MINING)}")
+        one_of("mining", self.mining, MINING)
         with user_can_mend(self.key):
             check_matching(self.temperature, self.margin, self.mining, self.max_negatives)
         size = whole_number("queue_size", self.queue_size, low=0)

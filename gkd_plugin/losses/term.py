@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from gkd_plugin.box.hooks import hooked_tensor
 from gkd_plugin.errors import user_can_mend
 
-__all__ = ["Term"]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Term(nn.Module):

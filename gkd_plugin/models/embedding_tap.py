@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -16,8 +17,6 @@ from timm.layers.classifier import ClassifierHead, ClNormMlpClassifierHead, Norm
 from torch import Tensor, nn
 
 from gkd_plugin.errors import ConfigError
-
-__all__ = ["Embedding", "EmbeddingTap", "is_encoder", "tap_embedding"]
 
 
 class Embedding(nn.Identity):
@@ -51,19 +50,13 @@ class EmbeddingTap(nn.Module):
         return _rebuild, (type(self).__mro__[2],), cast("Any", self).__getstate__()
 
 
-def tap_embedding(model: nn.Module) -> nn.Module:
-    """Gives a timm model its ``embedding`` submodule, in place.
+def tap_embedding(model: Any) -> nn.Module:
+    """Gives a model made by ``timm.create_model`` its ``embedding`` submodule, in place; returns the same object.
 
     The embedding is what the model's classifier is given, found through timm's ``get_classifier()``: no second pass
     through the head, and in training the same dropout mask as the logits. Where the model has several classifiers, or
     one fed by tokens, the embedding is put together as ``forward_head(…, pre_logits=True)`` does it. The width is
     ``head_hidden_size``. Nothing is decided by the name of an architecture.
-
-    Args:
-        model: made by ``timm.create_model``.
-
-    Returns:
-        The same object.
 
     Raises:
         ConfigError: the model is none that timm can classify or encode with (``features_only``), or is tapped already.
@@ -77,10 +70,9 @@ def tap_embedding(model: nn.Module) -> nn.Module:
     if hasattr(model, "embedding"):
         raise ConfigError(f"{type(model).__name__} already has an attribute 'embedding'")
     model.__class__ = _tapped_class(cast("Any", type(model)))
-    tapped = cast("EmbeddingTap", model)
-    tapped.embedding = Embedding()
-    _attach(tapped)
-    return model
+    model.embedding = Embedding()
+    _attach(model)
+    return cast("nn.Module", model)
 
 
 def is_encoder(model: nn.Module) -> bool:
@@ -93,17 +85,16 @@ def _tapped_class(base: Any) -> type[EmbeddingTap]:
     return type(base.__name__, (EmbeddingTap, base), {"__doc__": base.__doc__, "__module__": base.__module__})
 
 
-def _rebuild(base: type[nn.Module]) -> nn.Module:
-    tapped = _tapped_class(cast("Any", base))
+def _rebuild(base: Any) -> nn.Module:
+    tapped = _tapped_class(base)
     return tapped.__new__(tapped)
 
 
-def _attach(model: EmbeddingTap) -> None:
+def _attach(model: Any) -> None:
     """Hooks the model's classifiers, if it has any; earlier ones went with their hooks."""
-    timm_model = cast("Any", model)
-    classifiers = list(_classifiers(timm_model.get_classifier())) if timm_model.num_classes else []
+    classifiers = list(_classifiers(model.get_classifier())) if model.num_classes else []
     pools = {id(pool.proj) for pool in model.modules() if isinstance(pool, AttentionPool2d | RotAttentionPool2d)}
-    inputs = _ClassifierInputs(model.embedding, timm_model.head_hidden_size, len(classifiers))
+    inputs = _ClassifierInputs(model.embedding, model.head_hidden_size, len(classifiers))
     for index, classifier in enumerate(classifiers):
         classifier.register_forward_pre_hook(functools.partial(_hook, inputs, index, id(classifier) in pools))
 
@@ -128,6 +119,7 @@ def _hook(inputs: _ClassifierInputs, index: int, takes_tokens: bool, _classifier
     return (inputs.embedding(x.flatten(1)).view_as(x) if is_pooled else inputs.embedding(x), *args[1:])
 
 
+@dataclass
 class _ClassifierInputs:
     """What the classifiers of a model were given in one forward pass, put together as the embedding.
 
@@ -136,11 +128,10 @@ class _ClassifierInputs:
     one behind the other (one classifier for each branch or stage).
     """
 
-    def __init__(self, embedding: Embedding, width: int, count: int) -> None:
-        self.embedding = embedding
-        self.width = width
-        self.count = count
-        self.seen: list[Tensor] = []
+    embedding: Embedding
+    width: int
+    count: int
+    seen: list[Tensor] = field(default_factory=list)
 
     def add(self, index: int, x: Tensor) -> None:
         """The input of classifier ``index``; with the last one's the embedding goes through the tap."""

@@ -14,9 +14,6 @@ from gkd_plugin.box.hooks import Capture, check_module_path
 from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, nearest, one_of, told_at, whole_number
 
-__all__ = ["KINDS", "ProjectedStudent", "Projection", "make_projection"]
-
-KINDS = ("identity", "linear", "normalised", "standardised")
 _KEYS = ("kind", "in_features", "out_features")
 
 
@@ -31,41 +28,29 @@ class Projection(nn.Module):
     - 'standardised': each feature of z with mean 0 and variance 1 over the batch (batch norm without affine map,
       ε = 1e-4), as SRD; without ``out_features`` z = e.
 
-    Args:
-        kind: one of these.
-        in_features: D.
-        out_features: D'.
-
     Raises:
-        ConfigError: there is no such kind, or a width is no whole number above 0.
+        ConfigError: ``kind`` is none of these, or D (``in_features``) or D' (``out_features``) no whole number above 0.
     """
 
     def __init__(self, kind: str, in_features: int, out_features: int | None = None) -> None:
         super().__init__()
-        one_of("kind", kind, KINDS)
+        one_of("kind", kind, ("identity", "linear", "normalised", "standardised"))
         self.in_features = width = whole_number("in_features", in_features, low=1)
-        linear: nn.Module = nn.Identity()
+        self.layers: nn.Module = nn.Identity()
         if out_features is not None:
             if kind == "identity":
-                raise ConfigError(
-                    f"out_features: {out_features!r} given; 'identity' leaves the embedding as wide as it is"
-                )
+                raise ConfigError(f"out_features: {out_features!r} given; 'identity' leaves the embedding as it is")
             width = whole_number("out_features", out_features, low=1)
-            linear = nn.Linear(in_features, width)
+            self.layers = nn.Linear(in_features, width)
         elif kind in ("linear", "normalised"):
             raise ConfigError(f"out_features: missing; {kind!r} needs it")
-        self.layers = linear
         if kind == "normalised":
-            self.layers = Normalizer4CRD(linear)
+            self.layers = Normalizer4CRD(self.layers)
         elif kind == "standardised":
-            self.layers = nn.Sequential(linear, nn.BatchNorm1d(width, eps=1e-4, affine=False))
+            self.layers = nn.Sequential(self.layers, nn.BatchNorm1d(width, eps=1e-4, affine=False))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """``[B, D]`` → ``[B, D']``.
-
-        Raises:
-            ConfigError: the embedding has another width.
-        """
+        """``[B, D]`` → ``[B, D']``."""
         width = embedding.shape[1]
         if width != self.in_features:
             raise ConfigError(f"projection.in_features: {self.in_features} given, the embedding has {width}")
@@ -74,11 +59,7 @@ class Projection(nn.Module):
 
 
 def make_projection(section: Any) -> Projection:
-    """The projection that a wrapper's keyword ``projection`` describes.
-
-    Raises:
-        ConfigError: it describes none.
-    """
+    """The projection that a wrapper's keyword ``projection`` describes."""
     with told_at("auxiliary_model_wrapper.kwargs.projection"):
         if not isinstance(section, Mapping):
             raise ConfigError(f": must be a section with {', '.join(_KEYS)}, got {section!r}")

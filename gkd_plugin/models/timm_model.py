@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -18,8 +18,6 @@ from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.embedding_tap import is_encoder, tap_embedding
 
-__all__ = ["check_model_name", "timm_model", "unknown_keyword"]
-
 
 @register(MODEL_DICT, register_model, "timm_model")
 def timm_model(model_name: str, pretrained: bool = False, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
@@ -27,7 +25,8 @@ def timm_model(model_name: str, pretrained: bool = False, num_classes: int | Non
 
     Every forward passes the pre-classifier embedding, ``[B, D]`` with D = ``model.head_hidden_size``, through it, so
     the hook path is ``embedding`` for every architecture. The model is timm's own: a ``state_dict`` saved from it
-    loads with plain ``timm.create_model(model_name, num_classes=…)``.
+    loads with plain ``timm.create_model(model_name, num_classes=…)``. Its ``pretrained_cfg['input_size']`` is the one
+    it was built for, with ``in_chans`` and ``img_size``.
 
     Args:
         model_name: any timm name, with or without a pretrained tag (``resnet50.a1_in1k``), or
@@ -36,32 +35,23 @@ def timm_model(model_name: str, pretrained: bool = False, num_classes: int | Non
         num_classes: size of the classifier; 0 for none; ``None`` for the architecture's own.
         kwargs: passed on to ``timm.create_model`` (``in_chans``, ``img_size``, ``drop_rate``, …).
 
-    Returns:
-        The model. Its ``pretrained_cfg['input_size']`` is the one it was built for, with ``in_chans`` and ``img_size``.
-
     Raises:
         ConfigError: timm has no such model (the nearest names are offered); ``features_only``; or ``num_classes`` for
             an encoder, which has no classifier: it can be a teacher, its embedding is the mean of its tokens.
     """
     check_model_name(model_name)
-    model = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    tapped = tap_embedding(model)
-    if is_encoder(tapped) and num_classes:
+    model: Any = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    tap_embedding(model)
+    if is_encoder(model) and num_classes:
         raise ConfigError(
             f"timm's {model_name!r} is an encoder without a classifier, so it takes no num_classes ({num_classes}): it "
             "can be a teacher, not a student"
         )
-    _note_input_size(tapped, kwargs)
-    return tapped
-
-
-def _note_input_size(model: Any, kwargs: Mapping[str, Any]) -> None:
-    """timm leaves the architecture's own input size in ``pretrained_cfg``, whatever the model was built for."""
     size = model.pretrained_cfg.get("input_size")
-    if size is None:
-        return
-    height, width = to_2tuple(kwargs.get("img_size") or size[-2:])
-    model.pretrained_cfg["input_size"] = (kwargs.get("in_chans") or size[0], height, width)
+    if size is not None:  # timm leaves the architecture's own there, whatever the model was built for
+        height, width = to_2tuple(kwargs.get("img_size") or size[-2:])
+        model.pretrained_cfg["input_size"] = (kwargs.get("in_chans") or size[0], height, width)
+    return cast("nn.Module", model)
 
 
 def check_model_name(model_name: str) -> None:

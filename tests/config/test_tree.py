@@ -99,14 +99,17 @@ def test_builds_what_torchdistill_builds(tmp_path):
     ("entry", "message"),
     [
         (
-            "{key: gkd_plugin.functional.centres.class_centers}",
+            "{key: gkd_plugin.functional.local_classifier.class_centers}",
             (
-                r"datasets\.train \(line 3\): gkd_plugin\.functional\.centres\.class_centers: no such name in "
-                r"gkd_plugin\.functional\.centres; did you mean 'class_centres'"
+                r"datasets\.train \(line 3\): gkd_plugin\.functional\.local_classifier\.class_centers: no such name in "
+                r"gkd_plugin\.functional\.local_classifier; did you mean 'class_centres'"
             ),
         ),
-        ("{key: class_centers, package: gkd_plugin.functional.centres}", "did you mean 'class_centres'"),
-        ("{key: gkd_plugin.functionl.centres}", r"no module named 'gkd_plugin\.functionl'; did you mean 'functional'"),
+        ("{key: class_centers, package: gkd_plugin.functional.local_classifier}", "did you mean 'class_centres'"),
+        (
+            "{key: gkd_plugin.functionl.local_classifier}",
+            r"no module named 'gkd_plugin\.functionl'; did you mean 'functional'",
+        ),
         ("{key: nothing_of_this_name.x}", "no module named 'nothing_of_this_name'"),
         ("{key: ImageFolder}", "'ImageFolder' must be a full dotted name"),
         ("{kee: os.sep}", "takes a mapping with 'key'"),

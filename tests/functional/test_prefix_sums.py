@@ -5,19 +5,18 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gkd_plugin.functional import _prefix_sums
-from gkd_plugin.functional._dense import score_densely
-from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
-from gkd_plugin.functional._tuples import SMALLEST_DISTANCE, ClassIndex, Selection
-from gkd_plugin.functional.mining import MINING
+from gkd_plugin.functional import MINING, _prefix_sums
+from gkd_plugin.functional._tuples import SMALLEST_DISTANCE, ClassIndex, score_densely
 from tests import reference
 
-FORMS = {"prefix sums": score_by_prefix_sums, "dense": score_densely}
+FORMS = pytest.mark.parametrize("form", [_prefix_sums.score_by_prefix_sums, score_densely])
 
 
-def score(form, student, teacher, labels, selection, need_gradient=True):
+def score(form, student, teacher, labels, mining="semihard", margin=0.2, temperature=4.0):
+    """(divergence, tuples, negatives, pull)."""
     positives = ClassIndex(labels, wait=True).positives(0, len(labels))
-    return FORMS[form](student.clone(), teacher.clone(), positives, selection, need_gradient)
+    window = lambda near: MINING[mining](near, margin)  # noqa: E731
+    return form(student.clone(), teacher.clone(), positives, window, temperature, need_gradient=True)
 
 
 def grid(size, levels, generator):
@@ -27,7 +26,7 @@ def grid(size, levels, generator):
 
 
 @settings(deadline=None, max_examples=60)
-@pytest.mark.parametrize("form", FORMS)
+@FORMS
 @given(
     size=st.integers(1, 16),
     classes=st.integers(1, 4),
@@ -45,16 +44,15 @@ def test_ties_on_a_shared_matrix(form, size, classes, levels, mining, margin, te
     loss, tuples, negatives, gradient = reference.matched_distances(
         student.tolist(), teacher.tolist(), labels.tolist(), temperature, margin / 64, mining=mining
     )
-    found = score(form, student, teacher, labels, Selection(temperature, margin / 64, MINING[mining]))
-    assert found.tuples.item() == tuples
-    assert found.negatives.item() == round(negatives * tuples)
-    assert found.divergence.item() == pytest.approx(loss * tuples, rel=1e-9, abs=1e-14)
+    divergence, *counts, pull = score(form, student, teacher, labels, mining, margin / 64, temperature)
+    assert [count.item() for count in counts] == [tuples, round(negatives * tuples)]
+    assert divergence.item() == pytest.approx(loss * tuples, rel=1e-9, abs=1e-14)
     far = student > SMALLEST_DISTANCE
     want = torch.where(far, torch.tensor(gradient) * tuples / student.where(far, 1), 0)
-    torch.testing.assert_close(found.pull.double(), want.double(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(pull.double(), want.double(), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@FORMS
 def test_a_margin_that_rounds(form):
     """d + 0.2 rounded is not always the largest x with x − d ≤ 0.2: the windows agree with the definition."""
     student = torch.rand(40, 40, generator=torch.Generator().manual_seed(3))
@@ -62,23 +60,18 @@ def test_a_margin_that_rounds(form):
     student[:, 1::4] = student[:, ::4] + margin
     student[:, 2::4] = torch.nextafter(student[:, 1::4], torch.tensor(9.0))
     student.fill_diagonal_(0)
-    found = score(form, student, student, labels, Selection(4.0, 0.2, MINING["semihard"]), need_gradient=False)
     gap = student.unsqueeze(1) - student.unsqueeze(2)  # [anchor, positive, negative]
     same = labels.unsqueeze(1) == labels
     pair, other = same & ~torch.eye(40, dtype=torch.bool), ~same.unsqueeze(1)
-    assert found.negatives == ((gap > 0) & (gap <= margin) & pair.unsqueeze(2) & other).sum()
-    assert found.pull is None
+    negatives = score(form, student, student, labels)[2]
+    assert negatives == ((gap > 0) & (gap <= margin) & pair.unsqueeze(2) & other).sum()
 
 
-def test_both_ways_of_adding_at_columns():
-    """The one of GPUs, run here on the CPU."""
-    columns = torch.tensor([[0, 2, 2], [1, 1, 1]])
-    values = torch.rand(2, 3, dtype=torch.float64)
-    first, second = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
-    _prefix_sums._add_in_order(first, columns, values)
-    _prefix_sums._add_sorted(second, columns, values)
-    torch.testing.assert_close(first, second)
-    assert second[1, 1].item() == pytest.approx(values[1].sum().item())
+def test_the_way_of_adding_at_columns_on_a_gpu():
+    columns, values = torch.tensor([[0, 2, 2], [1, 1, 1]]), torch.rand(2, 3)
+    found = torch.zeros(2, 4)
+    _prefix_sums._add_in_order(found, columns, values)
+    torch.testing.assert_close(found, torch.zeros(2, 4).scatter_add_(1, columns, values))
 
 
 @given(rows=st.integers(1, 70), width=st.integers(1, 40), levels=st.integers(1, 9), seed=st.integers(0, 99))

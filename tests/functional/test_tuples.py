@@ -1,11 +1,11 @@
-"""The positives of each anchor."""
+"""The positives of each anchor, and the windows of the mining strategies."""
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gkd_plugin.functional._tuples import ClassIndex
+from gkd_plugin.functional._tuples import ClassIndex, largest_within_margin
 
 
 @pytest.mark.parametrize("wait", [True, False])
@@ -21,3 +21,16 @@ def test_positives_are_the_other_columns_of_the_class(wait, labels, data):
         assert set(positives.columns[row][~positives.exist[row]].tolist()) == {anchor}
         assert positives.own[row].item() == anchor
         assert positives.negatives[row].item() == sum(label != labels[anchor] for label in labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(distance=st.floats(0, 2), margin=st.floats(0, 2), steps=st.integers(-4, 4))
+@example(distance=2.0**-26, margin=0.25, steps=1)  # half a unit in the last place of float32, and
+@example(distance=2.0**-55, margin=0.25, steps=1)  # of float64: x − d is a tie, and rounds to the margin
+def test_theta_selects_what_the_difference_selects(dtype, distance, margin, steps):
+    """At every value near d + margin, x ≤ θ(d) exactly where x − d, rounded, is at most margin."""
+    d, m = torch.tensor([distance], dtype=dtype), torch.tensor([margin], dtype=dtype)
+    x = d + m
+    for _ in range(abs(steps)):
+        x = torch.nextafter(x, torch.full_like(x, torch.inf * (1 if steps > 0 else -1)))
+    assert (x <= largest_within_margin(d, m.item())).item() == (x - d <= m).item()

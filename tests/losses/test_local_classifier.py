@@ -1,4 +1,6 @@
-"""The mid-level local classifier loss in a WeightedSumLoss mix."""
+"""The mid-level losses on logits: the local classifier's in a WeightedSumLoss mix, Learning without Forgetting's."""
+
+import math
 
 import pytest
 import torch
@@ -14,16 +16,55 @@ def test_in_a_weighted_sum(adaptive):
     student, local, own, labels = torch.randn(10, 4), torch.randn(10, 4), torch.randn(10, 6), torch.arange(10) % 3
     term = {"criterion": {"key": "refilled_local_classifier", "kwargs": {"adaptive": adaptive}}, "weight": 3.0}
     loss = get_high_level_loss({"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"l": term}}})
-    io_dict = {
-        "student": {".": {"output": student}},
-        "teacher": {".": {"output": own}, "local_classifier": {"output": local}},
-    }
+    io_dict = {"student": io(student), "teacher": {**io(own), "local_classifier": {"output": local}}}
     weights = emphasis_weights(own) if adaptive else None
     want = local_classifier_distillation(student, local, labels, weights=weights)
     assert loss(io_dict, {}, labels).item() == pytest.approx(3 * want.item())
 
 
-def test_without_class_centres_it_says_how_to_get_them():
-    loss = get_mid_level_loss({"key": "refilled_local_classifier", "kwargs": {}})
-    with pytest.raises(ConfigError, match="computes the class centres before the first epoch"):
-        loss({".": {"output": torch.randn(2, 2)}}, {".": {"output": torch.randn(2, 2)}}, torch.tensor([0, 1]))
+def io(logits):
+    return {".": {"output": logits}}
+
+
+def old_class_loss(student, teacher, **kwargs):
+    loss = get_mid_level_loss({"key": "old_class_distillation", "kwargs": kwargs})
+    return loss(io(student), io(teacher), torch.full((len(student),), student.shape[1] - 1))
+
+
+def by_loops(student, teacher, temperature):
+    total = 0.0
+    for own, known in zip(student.tolist(), teacher.tolist(), strict=True):
+        old = own[: len(known)]
+        p, q = ([math.exp(value / temperature) for value in row] for row in (known, old))
+        p, q = ([value / sum(row) for value in row] for row in (p, q))
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"temperature": 5.0}])
+@pytest.mark.parametrize(("old", "classes"), [(3, 5), (4, 4)])
+def test_old_classes_agree_with_loops(kwargs, old, classes):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(6, classes, generator=generator, dtype=torch.float64).requires_grad_()
+    teacher = torch.randn(6, old, generator=generator, dtype=torch.float64).requires_grad_()
+    loss = old_class_loss(student, teacher, **kwargs)
+    assert loss.item() == pytest.approx(by_loops(student, teacher, kwargs.get("temperature", 2.0)), rel=1e-12)
+    loss.backward()
+    assert student.grad[:, :old].abs().min() > 0
+    assert not student.grad[:, old:].any()
+    assert teacher.grad is None
+
+
+def test_old_classes_in_float32_under_autocast():
+    student, teacher = torch.randn(4, 5), torch.randn(4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = old_class_loss(student.bfloat16(), teacher)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(by_loops(student.bfloat16().float(), teacher, 2.0), rel=1e-5)
+
+
+def test_what_old_classes_do_not_take():
+    with pytest.raises(ConfigError, match="the student has 2 classes, fewer than the teacher's 3"):
+        old_class_loss(torch.zeros(1, 2), torch.zeros(1, 3))
+    with pytest.raises(ConfigError, match="temperature: must be a finite number above 0"):
+        old_class_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature=0)

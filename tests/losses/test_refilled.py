@@ -123,12 +123,12 @@ def test_stages_read_the_paths_that_they_are_told():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"stage": "emebdding"}, "'emebdding'; did you mean 'embedding'"),
+        ({"stage": "emebdding"}, "stage: 'emebdding' .* did you mean 'embedding'"),
         ({"stage": "embedding", "temprature": 1.0}, "takes no 'temprature': did you mean 'temperature'"),
         ({"stage": "classifier", "margin": 0.1}, "stage 'classifier' takes no 'margin'"),
         ({"stage": "embedding", "temperature": 0}, "temperature: .* above 0, got 0"),
         ({"stage": "classifier", "student_temperature": -1}, "student_temperature: .* above 0, got -1"),
-        ({"stage": "classifier", "classes": "al"}, "classes: 'al' given; did you mean 'all'"),
+        ({"stage": "classifier", "classes": "al"}, "classes: 'al' .* did you mean 'all'"),
         ({"stage": "classifier", "adaptive": "no"}, "adaptive: must be True or False, got 'no'"),
         ({"stage": "embedding", "weight": True}, "^weight: .* at least 0, got True"),
         ({"stage": "joint", "weight": float("inf")}, "^weight: .* finite .*, got inf"),
