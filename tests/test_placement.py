@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gkd_plugin.losses.refilled import refilled
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import DTYPES, RefilledTeacher
+from gkd_plugin.teacher.readouts import READOUTS
 from tests.teacher.fakes import record
 
 CLASSES, BATCH = 4, 12
@@ -29,6 +30,11 @@ def losses(student, teacher, images, labels):
         logits = model(images)
         io_dict[role] = {".": {"output": logits}, **{path: {"output": output} for path, output in seen.items()}}
     return [refilled(stage)(io_dict, {}, labels) for stage in ("embedding", "classifier")], io_dict["teacher"]
+
+
+def use_centres(teacher, centres):
+    centres = centres.to(teacher.device)
+    teacher.local_classifier.keep({"centres": centres, **READOUTS["centres"].fit(centres, None)}, centres.device)
 
 
 def placed(model, device, dtype=torch.float32):
@@ -61,7 +67,7 @@ def test_no_arithmetic_mixes_devices_or_precisions(student_device, teacher_devic
         student, model = placed(student, student_device), placed(model, teacher_device, DTYPES[dtype])
         with torch.device(teacher_device):
             teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5)
-            teacher.local_classifier.use_centres(torch.randn(CLASSES, model.head_hidden_size))
+            use_centres(teacher, torch.randn(CLASSES, model.head_hidden_size))
         teacher._dtype = DTYPES[dtype]
         images = torch.zeros(BATCH, 3, 48, 48, device=student_device)
         found, recorded = losses(student, teacher, images, torch.zeros(BATCH, dtype=torch.int64, device=student_device))
@@ -79,7 +85,7 @@ def test_fake_tensors_do_refuse_a_mixture():
 def real_teacher(model, device, dtype=None):
     teacher = RefilledTeacher(model, data_mean=0.5, data_std=0.5, teacher_device=device, teacher_dtype=dtype)
     centres = torch.nn.functional.normalize(torch.randn(CLASSES, model.head_hidden_size), dim=1)
-    teacher.local_classifier.use_centres(centres.to(teacher.device))
+    use_centres(teacher, centres)
     return teacher, torch.randn(BATCH, 3, 48, 48)
 
 

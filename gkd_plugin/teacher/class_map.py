@@ -12,8 +12,6 @@ from gkd_plugin.data import class_names_of, classes_of, teacher_labels_of, teach
 from gkd_plugin.data.splits import ClassNames
 from gkd_plugin.errors import ConfigError, told_at, whole_number
 
-__all__ = ["ClassMap"]
-
 logger = logging.getLogger(__name__)
 
 Written = str | Mapping[Any, Any] | None
@@ -32,9 +30,9 @@ class ClassMap:
             have; ``None`` for all where nothing tells.
         said_of: the number of the teacher's classes in what the training set says; ``None`` where it says nothing. A
             teacher with another number of classes has other classes.
-        written: the wrapper's keyword ``class_map``.
+        written: the wrapper's keyword ``class_map``, see :meth:`of`.
         student_names: of the student's classes, ``None`` where they have none.
-        teacher_names: of the teacher's classes, likewise.
+        teacher_names: of the teacher's classes, in the order of its logits, likewise.
         teacher_size: the number of the teacher's classes; ``None`` where it is not known yet, or there are none.
     """
 
@@ -53,17 +51,12 @@ class ClassMap:
         teacher_names: Sequence[str] | None = None,
         teacher_size: int | None = None,
     ) -> ClassMap:
-        """The map for a student's training set.
+        """The map for a student's training set; ``teacher_size`` is 0 for a teacher without a classifier.
 
-        Args:
-            dataset: the training set.
-            written: 'auto' asks the training set (``overlap_subset`` and ``incremental_subset`` know), and compares
-                what it says with the names; 'names' takes classes of one name to be one class; a mapping gives, for a
-                student's class (its name or its index), the teacher's (its index, or its name in ``teacher_names``)
-                or null, and what it leaves out is not shared; ``None`` keeps the teacher's own logits out of the local
-                classifier.
-            teacher_names: the teacher's class names, in the order of its logits.
-            teacher_size: the number of the teacher's classes, where known; 0 for a teacher without a classifier.
+        ``written``: 'auto' asks the training set (``overlap_subset`` and ``incremental_subset`` know), and compares
+        what it says with the names; 'names' takes classes of one name to be one class; a mapping gives, for a student's
+        class (its name or its index), the teacher's (its index, or its name in ``teacher_names``) or null, and what it
+        leaves out is not shared; ``None`` keeps the teacher's own logits out of the local classifier.
 
         Raises:
             ConfigError: a class that does not exist, one teacher class for two, names that nobody knows, or a training
@@ -80,7 +73,7 @@ class ClassMap:
             said, said_of = _mapped(written, names, teacher_names), None
         found = cls(said, said_of, written, names, teacher_names, teacher_size or None)
         if written is not None:
-            found._check(list(teacher_names or ()))
+            found._check()
         return found
 
     @property
@@ -122,8 +115,11 @@ class ClassMap:
                 self.teacher_size,
             )
 
-    def _check(self, teacher_names: list[str]) -> None:
-        given = Counter(label for label in self.said or () if label is not None)
+    def _check(self) -> None:
+        """Refuses labels that cannot be; compares the names with what the training set says."""
+        names, theirs = self.student_names or (), list(self.teacher_names or ())
+        known, given = set(theirs), Counter(label for label in self.said or () if label is not None)
+        common = [name for name in names if name in known]
         for label, times in given.items():
             if times > 1:
                 raise ConfigError(f"class_map: class {label} of the teacher is given for two classes of the student")
@@ -132,16 +128,36 @@ class ClassMap:
                     f"class_map: there is no class {label} in a teacher with {self.teacher_size} classes "
                     f"(0 … {(self.teacher_size or 0) - 1})"
                 )
-        names, known = self.student_names or (), set(teacher_names)
-        if self.said_of is not None and self.said_of == len(teacher_names):
-            _compare(names, self.said or [None] * len(names), teacher_names)
-        common = [name for name in names if name in known]
         if self.written == "auto" and self.said_of is None and not given and common:
             logger.info(
                 "class_map: %d classes have names of the teacher's (%s); stage 'joint' takes them to be its classes "
                 "with auxiliary_model_wrapper.kwargs.class_map: 'names'",
                 len(common),
                 _few(common),
+            )
+        if self.said_of is None or self.said_of != len(theirs):
+            return
+        if names and given and not common:
+            logger.warning(
+                "class_map: the training set takes classes (%s, …) to be the teacher's, none of which has such a name "
+                "(%s, …): are they spelt otherwise, or is its class_order not the teacher's?",
+                names[0],
+                theirs[0],
+            )
+            return
+        pairs = list(zip(names, self.said or [None] * len(names), strict=False))
+        for name, said in pairs:
+            if said is not None and said < len(theirs) and theirs[said] != name:
+                raise ConfigError(
+                    f"class_map: the training set takes its class {name!r} to be the teacher's class {said}, which is "
+                    f"{theirs[said]!r} by its names; give both one class_order, or class_map: 'names'"
+                )
+        missed = [name for name, said in pairs if said is None and name in known]
+        if missed:
+            logger.warning(
+                "class_map: the teacher has classes named %s too, which the training set does not take to be shared; "
+                "is its class_order the teacher's? (class_map: 'names' shares them)",
+                _few(missed),
             )
 
 
@@ -167,34 +183,6 @@ def _mapped(written: Any, names: Sequence[str], teacher_names: Sequence[str] | N
             if theirs is not None:
                 labels[label] = teacher.label(theirs) if teacher else whole_number("class index", theirs, low=0)
     return labels
-
-
-def _compare(names: Sequence[str], labels: Labels, teacher_names: Sequence[str]) -> None:
-    """Compares what the training set says with the names; those that have nothing in common are a warning."""
-    known = set(teacher_names)
-    if names and _any(labels) and not known & set(names):
-        logger.warning(
-            "class_map: the training set takes classes (%s, …) to be the teacher's, none of which has such a name "
-            "(%s, …): are they spelt otherwise, or is its class_order not the teacher's?",
-            names[0],
-            teacher_names[0],
-        )
-        return
-    missed = []
-    for name, label in zip(names, labels, strict=False):
-        if label is None and name in known:
-            missed.append(name)
-        if label is not None and label < len(teacher_names) and teacher_names[label] != name:
-            raise ConfigError(
-                f"class_map: the training set takes its class {name!r} to be the teacher's class {label}, which is "
-                f"{teacher_names[label]!r} by its names; give both one class_order, or class_map: 'names'"
-            )
-    if missed:
-        logger.warning(
-            "class_map: the teacher has classes named %s too, which the training set does not take to be shared; "
-            "is its class_order the teacher's? (class_map: 'names' shares them)",
-            _few(missed),
-        )
 
 
 def _any(labels: Labels | None) -> bool:

@@ -18,8 +18,6 @@ from gkd_plugin.data import evaluation_view, seeded
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
-__all__ = ["clean_loader", "fit_class_centres", "refilled_pre_epoch_process"]
-
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 10_000
@@ -30,16 +28,7 @@ MAX_VIEWS = 4
 
 @register(PRE_EPOCH_PROC_FUNC_DICT, register_pre_epoch_proc_func, "refilled")
 def refilled_pre_epoch_process(self: Any, epoch: int | None = None, **kwargs: Any) -> None:
-    """torchdistill's default, then: teacher in eval mode; local classifier fitted, once, where the stage hooks it.
-
-    Args:
-        self: the ``DistillationBox``.
-        epoch: epoch number, for distributed samplers.
-        kwargs: passed on.
-
-    Raises:
-        ConfigError: a class has no training sample.
-    """
+    """torchdistill's default, then: teacher in eval mode; local classifier fitted, once, where the stage hooks it."""
     default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
     teacher = self.teacher_model
     teacher.eval()
@@ -67,11 +56,7 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:
 
 
 def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
-    """The training samples once each, in order, on the evaluation view where the dataset offers one.
-
-    Args:
-        train_data_loader: a loader made by torchdistill (or prepared by Accelerate); its workers are used again.
-    """
+    """The training samples once each, in order, on the evaluation view where the dataset offers one."""
     dataset, is_clean = evaluation_view(train_data_loader.dataset)
     if not is_clean:
         logger.warning(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_plugin.data import ImageInput
-from gkd_plugin.errors import ConfigError, one_of
-
-__all__ = ["PREPROCESSING", "TeacherInput", "checked_size", "given_input", "is_first_time", "own_input"]
+from gkd_plugin.errors import ConfigError, is_number, one_of
 
 logger = logging.getLogger(__name__)
-
-Number = TypeVar("Number", int, float)
 
 PREPROCESSING = ("auto", "pretrained", "data")
 _TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # wrappers come and go with the stages
@@ -37,14 +33,9 @@ def is_first_time(teacher: nn.Module, what: str) -> bool:
 def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
     """What the teacher was trained on.
 
-    Args:
-        teacher: the model.
-        preprocessing: 'pretrained' reads timm's ``pretrained_cfg``; 'auto' does so too, unless the weights came from
-            a checkpoint of this package, which says what they were trained with (the model's ``image_input``); 'data'
-            leaves everything open, so that images stay as they are.
-
-    Raises:
-        ConfigError: ``preprocessing`` is none of these.
+    ``preprocessing: 'pretrained'`` reads timm's ``pretrained_cfg``; 'auto' does so too, unless the weights came from a
+    checkpoint of this package, which says what they were trained with (the model's ``image_input``); 'data' leaves
+    everything open, so that images stay as they are. Raises ConfigError where it is none of these.
     """
     one_of("preprocessing", preprocessing, PREPROCESSING)
     known: ImageInput | None = getattr(teacher, "image_input", None)
@@ -63,18 +54,7 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
 def given_input(
     mean: Any, std: Any, size: Any = None, *, known: ImageInput | None = None, prefix: str = ""
 ) -> ImageInput:
-    """What the wrapper's keywords say of images, and what is ``known`` where they say nothing.
-
-    Args:
-        mean: a number, or one for each channel.
-        std: likewise, above 0.
-        size: see :func:`checked_size`.
-        known: goes behind them.
-        prefix: of the keywords' names in messages.
-
-    Raises:
-        ConfigError: one is no such value.
-    """
+    """What the wrapper's keywords (named in messages with ``prefix``) say; ``known`` where they say nothing."""
     known = known or ImageInput()
     return ImageInput(
         mean=_listed(f"{prefix}mean", mean, float, "a number for each channel") or known.mean,
@@ -84,24 +64,17 @@ def given_input(
 
 
 def checked_size(value: object) -> tuple[int, int] | None:
-    """(height, width) from a number of pixels or a pair, or ``None``.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """(height, width) from a number of pixels or a pair, or ``None``; raises ConfigError for something else."""
     sides = _listed("input_size", value, int, "a number of pixels or [height, width]", above_zero=True, most=2)
     return None if sides is None else (sides[0], sides[-1])
 
 
-def _listed(
-    name: str, value: Any, kind: Callable[[Any], Number], what: str, *, above_zero: bool = False, most: int = 99
-) -> tuple[Number, ...] | None:
-    """The numbers given, or the only one; ``None`` where nothing is given."""
+def _listed(name: str, value: Any, kind: type, what: str, *, above_zero: bool = False, most: int = 99) -> Any:
+    """The numbers given, or the only one, as a tuple of that kind; ``None`` where nothing is given."""
     if value is None:
         return None
     values = list(value) if isinstance(value, list | tuple) else [value]
-    allowed = (int,) if kind is int else (int, float)
-    fit = [x for x in values if isinstance(x, allowed) and not isinstance(x, bool) and math.isfinite(x)]
+    fit = [x for x in values if is_number(x) and math.isfinite(x) and (kind is float or isinstance(x, int))]
     if not values or fit != values or len(values) > most or (above_zero and min(fit) <= 0):
         raise ConfigError(f"{name}: must be {what}, got {value!r}")
     return tuple(map(kind, values))
@@ -114,12 +87,7 @@ class TeacherInput(nn.Module):
     bicubic with antialiasing to the teacher's size, where that is known and differs (the whole image, no crop).
     Computed in float32. Where nothing differs, the same tensor comes back.
 
-    Args:
-        data: the student's pipeline.
-        teacher: the teacher's own.
-
-    Raises:
-        ConfigError: the two are of different numbers of channels.
+    Raises ConfigError where ``data``, the student's input, and the teacher's are of different numbers of channels.
     """
 
     scale: Tensor | None
@@ -134,11 +102,7 @@ class TeacherInput(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → ``[B, C, h, w]``.
-
-        Raises:
-            ConfigError: the images have another number of channels than the teacher's normalisation.
-        """
+        """``[B, C, H, W]`` → ``[B, C, h, w]``; raises ConfigError where the number of channels is not the teacher's."""
         size = self._new_size(x)
         if size is None:
             return self._normalised(x)
@@ -162,14 +126,13 @@ class TeacherInput(nn.Module):
             )
         if steps:
             is_guess = preprocessing == "auto" and hasattr(teacher, "has_weights_of_unknown_input")
+            guess = " (the weights do not say what images they were trained with, so timm's pretrained_cfg is taken)"
             logger.log(
                 logging.WARNING if is_guess else logging.INFO,
                 "the teacher's images are %s; auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as "
                 "they are%s",
                 " and ".join(steps),
-                " (the weights do not say what images they were trained with, so timm's pretrained_cfg is taken)"
-                if is_guess
-                else "",
+                guess if is_guess else "",
             )
         if self.teacher == ImageInput() and preprocessing != "data":
             logger.info("the teacher does not say what images it was trained with: it gets those of the student")

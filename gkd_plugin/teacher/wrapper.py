@@ -18,12 +18,8 @@ from gkd_plugin.data import normalisation_of
 from gkd_plugin.errors import ConfigError, one_of, told_at, user_can_mend, whole_number
 from gkd_plugin.models.projection import make_projection
 from gkd_plugin.teacher.class_map import ClassMap
-from gkd_plugin.teacher.features import LocalFeatures
 from gkd_plugin.teacher.input import TeacherInput, given_input, is_first_time, own_input
-from gkd_plugin.teacher.local_classifier import LocalClassifier
-from gkd_plugin.teacher.readouts import READOUTS, Answers
-
-__all__ = ["DTYPES", "RefilledTeacher"]
+from gkd_plugin.teacher.readouts import READOUTS, Answers, LocalClassifier, LocalFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -133,26 +129,22 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self._asks_for = local_classifier
         self._written_map = (class_map, teacher_classes)
         self._preprocessing = preprocessing
-        self._embedding_path, self._embedding_io = embedding, embedding_io
+        self._embedding = (embedding, embedding_io)
         cfg = getattr(teacher_model, "pretrained_cfg", None) or {}
         self._channels: int | None = (cfg.get("input_size") or [None])[0]
         self._capture = Capture.of(teacher_model, embedding, embedding_io)
         self._given: Answers | None = None
-        self.train(False)
-        self._place(own_device, device)
-
-    def _place(self, own: torch.device | None, of_box: torch.device | None) -> None:
-        """Moves everything to the teacher's own device, or that of the box, and the teacher to its precision."""
         self._own_device: torch.device | None = None
+        self.train(False)
         if self._dtype is not None:
             self.teacher.to(self._dtype)
-        if own is not None or of_box is not None:
-            self.to(own or of_box)
+        if own_device is not None or device is not None:
+            self.to(own_device or device)
         if self._dtype == torch.float16 and self.device.type == "cpu":
             raise ConfigError(
                 "auxiliary_model_wrapper.kwargs.teacher_dtype: 'fp16' needs a GPU; use 'bf16' or 'float32'"
             )
-        self._own_device = own
+        self._own_device = own_device  # from here on .to() moves nothing
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Reads normalisation and shared classes off the training set; called once, before the box wraps the models.
@@ -161,7 +153,14 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             ConfigError: the class map does not fit the teacher or the names of its classes, or the projection would
                 not be trained.
         """
-        self._check_projection(box, stage_config)
+        if self.projection is not None and list(self.projection.parameters()):
+            if not stage_config["teacher"].get("requires_grad", True):
+                raise ConfigError(
+                    "teacher.requires_grad: False freezes the teacher's projection too; True trains it, and the "
+                    "teacher stays frozen in the wrapper 'refilled_teacher'"
+                )
+            if getattr(box.accelerator, "num_processes", 1) > 1:
+                raise ConfigError("teacher: a projection of its embedding is trained in one process, not in several")
         dataset = box.train_data_loader.dataset
         written, names = self._written_map
         with told_at("teacher.auxiliary_model_wrapper.kwargs."):
@@ -170,18 +169,6 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         if self.input.data.mean is None or self.input.data.std is None:
             with told_at("teacher.auxiliary_model_wrapper: "):
                 self.input = TeacherInput(normalisation_of(dataset), self.input.teacher).to(self.device)
-
-    def _check_projection(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Refuses one with weights that would not be trained."""
-        if self.projection is None or not list(self.projection.parameters()):
-            return
-        if not stage_config["teacher"].get("requires_grad", True):
-            raise ConfigError(
-                "teacher.requires_grad: False freezes the teacher's projection too; True trains it, and the teacher "
-                "stays frozen in the wrapper 'refilled_teacher'"
-            )
-        if getattr(box.accelerator, "num_processes", 1) > 1:
-            raise ConfigError("teacher: a projection of its embedding is trained in one process, not in several")
 
     def suggest_local_classifier(self, kind: str) -> None:
         """The kind of local classifier that a criterion is made for, where the wrapper's keyword leaves it open."""
@@ -235,11 +222,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         return cast("Tensor", output)
 
     def secondary_forward(self, io_dict: Mapping[str, Mapping[str, Any]]) -> None:
-        """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass.
-
-        Raises:
-            ConfigError: the embedding is not among the hooks, or has another width than the projection.
-        """
+        """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass."""
         if self.projection is not None:
             embedding = hooked_tensor(io_dict, "teacher", "embedding")
             with told_at("teacher.auxiliary_model_wrapper.kwargs."):
@@ -270,7 +253,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         images = self.input(_moved(x, self.device))
         self.input.log(x, self.teacher, self._preprocessing)
         logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
-        embedding = self._capture.take("teacher", self._embedding_path)
+        embedding = self._capture.take("teacher", self._embedding[0])
         with told_at("auxiliary_model_wrapper.kwargs."):
             features = self._features.take()
         if not self.has_classifier or not isinstance(logits, Tensor):
@@ -294,17 +277,14 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         if self.teacher is not other.teacher:
             return
         self.class_map.teacher_size = other.class_map.teacher_size
-        ours, theirs = (
-            (wrapper.local_classifier.kind, wrapper.class_map.shared, wrapper.settings()) for wrapper in (self, other)
-        )
+        ours, theirs = ((w.local_classifier.kind, w.class_map.shared, w.settings()) for w in (self, other))
         if ours == theirs:
-            self.local_classifier.adopt(other.local_classifier, self.device)
+            self.local_classifier.keep(other.local_classifier.tensors(), self.device)
 
     def settings(self) -> tuple[Any, ...]:
         """What decides the teacher's answers, besides its weights and the images."""
-        path = (self._embedding_path, self._embedding_io)
         images = (self.input.teacher, self.input.data)
-        return *path, self._features.paths, self.num_classes, *images, self._dtype
+        return *self._embedding, self._features.paths, self.num_classes, *images, self._dtype
 
     @torch.no_grad()
     def fit_centres(

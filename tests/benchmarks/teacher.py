@@ -22,12 +22,11 @@ from torch import Tensor
 
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import stages_of
-from gkd_plugin.functional import class_centres
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.parts import build_box
 from gkd_plugin.runner.training import train_epochs
-from gkd_plugin.teacher import RefilledTeacher
+from gkd_plugin.teacher import Answers, RefilledTeacher
 from tests.fakes import TinyImages, stage
 
 CPU = Placement(torch.device("cpu"), None, "no")
@@ -41,7 +40,7 @@ def overhead(rounds: int, size: int = 64, batch: int = 64, classes: int = 100) -
     model.load_state_dict(bare.state_dict())
     teacher = RefilledTeacher(model, preprocessing="data")
     embeddings = torch.randn(classes, model.head_hidden_size)
-    teacher.local_classifier.use_centres(class_centres([(embeddings, torch.arange(classes))]))
+    teacher.local_classifier.fit([(Answers(embeddings), torch.arange(classes))], classes)
     images = torch.randn(batch, 3, size, size)
     times: list[tuple[float, float]] = []
     with torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 from gkd_plugin.diagnose.embedding import Panel, draw, ncm_top1, project, report_embedding, shown_samples
 from gkd_plugin.diagnose.figures import LeftOut
 from gkd_plugin.runner.run_folder import RunFolder
-from gkd_plugin.teacher.local_classifier import LocalClassifier
+from gkd_plugin.teacher.readouts import LocalClassifier
 
 
 @pytest.mark.parametrize("projection", ["pca", "tsne"])

@@ -17,7 +17,7 @@ from gkd_plugin.data import overlap_subset
 from gkd_plugin.functional import class_centres, fit_discriminant
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import Answers, RefilledTeacher
-from gkd_plugin.teacher.features import pooled
+from gkd_plugin.teacher.readouts import pooled
 from tests.fakes import TinyImages, TinyNet
 from tests.teacher.fakes import batches, box_over, make_teacher, normalised, record
 

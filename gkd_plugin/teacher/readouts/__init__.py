@@ -1,24 +1,242 @@
-"""The readouts of the teacher, by name; every module of this folder is imported, so that a new file is a new readout.
+"""The hook path ``local_classifier``: logits over the student's classes from what the teacher says, by a readout.
 
-To add one, write one file here with a subclass of :class:`Readout`; ``local_classifier: '<its name>'`` then finds it,
-and the wrapper gives it training images, keeps, moves and saves what it returns, and asks it for logits::
-
-    class NearestImage(Readout):
-        name = "nearest"
-        wants_views = True
-
-        def fit(self, centres, seen):
-            return {"rows": seen.rows, "labels": seen.labels}
-
-        def logits(self, fitted, answers): ...
+Every other module of this folder is imported, so a new file with a subclass of :class:`Readout` is a new readout.
 """
+
+from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
-from gkd_plugin.teacher.readouts.base import READOUTS, Answers, Readout, Seen
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-__all__ = ["READOUTS", "Answers", "Readout", "Seen"]
+from gkd_plugin.box.hooks import Capture, check_module_path
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.functional import ClassCentreAccumulator
+from gkd_plugin.teacher.class_map import ClassMap
+
+__all__ = ["READOUTS", "Answers", "LocalClassifier", "LocalFeatures", "Readout", "Seen", "pooled"]
+
+READOUTS: dict[str, Readout] = {}
+"""Name → readout; every subclass of :class:`Readout` enters itself."""
+
+_ALWAYS_SAVED = ("centres", "weight", "bias", "teacher_labels", "shared_factors")
+
+
+class Answers(NamedTuple):
+    """What a teacher says of a batch, ``[B, …]`` each in float32; ``None`` where it has none.
+
+    Attributes:
+        embedding: ``[B, D_t]``.
+        local_classifier: ``[B, C]``, logits over the student's classes, once the local classifier is fitted; ``None``
+            has the wrapper compute them.
+        logits: ``[B, C_t]``, of the teacher's own classifier.
+        features: ``[B, F]``, see :class:`LocalFeatures`.
+    """
+
+    embedding: Tensor
+    local_classifier: Tensor | None = None
+    logits: Tensor | None = None
+    features: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """``[B, D_t + F]`` float32: embedding and features side by side."""
+        parts = [self.embedding] if self.features is None else [self.embedding, self.features]
+        return torch.cat([part.detach().float() for part in parts], dim=1)
+
+
+class Seen(NamedTuple):
+    """Training images as the student sees them, for a readout to be fitted to; on the CPU in float32.
+
+    Attributes:
+        rows: ``[N, D_t + F]``, see :attr:`Answers.rows`.
+        logits: ``[N, C_t]``, the teacher's own; ``None`` where it has none, or shares no class with the student.
+        labels: ``[N]``, the student's.
+        samples: ``[N]`` integers, equal for differently augmented images of one sample.
+        teacher_labels: see :attr:`ClassMap.shared`.
+    """
+
+    rows: Tensor
+    logits: Tensor | None
+    labels: Tensor
+    samples: Tensor
+    teacher_labels: Sequence[int | None] | None
+
+
+class Readout:
+    """A way to read logits over the student's C classes off the teacher; it keeps no state of its own.
+
+    Attributes:
+        name: what the wrapper's keyword ``local_classifier`` calls it.
+        wants_views: whether :meth:`fit` gets training images, augmented as the student sees them. Class centres,
+            which are computed without augmentation, it gets in any case.
+    """
+
+    name: ClassVar[str]
+    wants_views: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        READOUTS[cls.name] = cls()
+
+    def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:
+        """Whatever tensors :meth:`logits` needs, by name; the wrapper keeps, moves and saves them.
+
+        Args:
+            centres: ``[C, D_t]``, class centres, on the teacher's device.
+            seen: training images; ``None`` unless ``wants_views``.
+
+        Raises:
+            ValueError: the images or the class map cannot be used.
+        """
+        raise NotImplementedError
+
+    def logits(self, fitted: Mapping[str, Tensor], answers: Answers) -> Tensor:
+        """``[B, C]`` float32; here rows · weightᵀ + bias, where ``weight`` may leave out the last columns of the rows.
+
+        Args:
+            fitted: the tensors that :meth:`fit` returned, and ``centres``, on the teacher's device.
+            answers: of a batch, on the same device.
+        """
+        weight = fitted["weight"]
+        return functional.linear(answers.rows[:, : weight.shape[1]], weight, fitted["bias"])
+
+
+class LocalClassifier(nn.Module):
+    """Logits over the student's classes by the readout that ``kind`` names.
+
+    Its buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, and what the readout keeps.
+    """
+
+    centres: Tensor
+
+    def __init__(self, kind: str = "centres") -> None:
+        super().__init__()
+        self.kind = kind
+        for name in _ALWAYS_SAVED:
+            self.register_buffer(name, torch.empty(0))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has been fitted."""
+        return self.centres.numel() > 0
+
+    @property
+    def wants_views(self) -> bool:
+        """Whether the readout is fitted to images as the student sees them, beside the class centres."""
+        return READOUTS[self.kind].wants_views
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The logits ``[B, C]`` as they are: where hooks find them."""
+        return logits
+
+    def logits(self, answers: Answers) -> Tensor:
+        """``[B, C]`` float32."""
+        with torch.autocast(answers.embedding.device.type, enabled=False):
+            return READOUTS[self.kind].logits(self.tensors(), answers)
+
+    def fit(
+        self,
+        batches: Iterable[tuple[Answers, Tensor]],
+        num_classes: int | None,
+        views: Iterable[tuple[Answers, Tensor, Tensor]] | None = None,
+        class_map: ClassMap | None = None,
+    ) -> None:
+        """As :meth:`RefilledTeacher.fit_centres`, with what the teacher says of the images in place of the images."""
+        class_map = class_map or ClassMap()  # what is shared shows with the teacher's first logits
+        accumulator, parts, count = ClassCentreAccumulator(num_classes), list[tuple[Tensor, ...]](), 0
+        for answers, labels in batches:
+            accumulator.update(answers.embedding, labels)
+            if self.wants_views and views is None:
+                parts.append(_on_cpu(answers, labels, torch.arange(count, count + len(labels)), class_map))
+            count += len(labels)
+        centres = accumulator.result()
+        if self.wants_views:
+            parts += [_on_cpu(*view, class_map) for view in views or ()]
+        seen = None
+        if parts:
+            rows, logits, of, samples = map(torch.cat, zip(*parts, strict=True))
+            seen = Seen(rows, logits if logits.shape[1] else None, of, samples, class_map.shared)
+        fitted = READOUTS[self.kind].fit(centres, seen)
+        empty = dict.fromkeys(self.tensors(), torch.empty(0))  # of another fit
+        self.keep({**empty, "centres": centres, **fitted}, centres.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was fitted, by name; class centres may be there under two names."""
+        return dict(self.named_buffers(remove_duplicate=False))
+
+    def keep(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Takes what a readout, or another local classifier, was fitted to."""
+        for name, value in tensors.items():
+            self.register_buffer(name, value.to(device))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        self.keep({name: torch.empty_like(value) for name, value in saved.items()}, self.centres.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _on_cpu(answers: Answers, labels: Tensor, samples: Tensor, class_map: ClassMap) -> tuple[Tensor, ...]:
+    """Rows, logits, labels and samples; without the logits, which may be many, where no class is shared."""
+    rows = answers.rows
+    logits = rows[:, :0] if answers.logits is None or not class_map.shared else answers.logits.detach().float()
+    return rows.cpu(), logits.cpu(), labels.cpu().long(), samples.cpu()
+
+
+class LocalFeatures:
+    r"""Outputs of a teacher's modules, each as one row a sample, side by side.
+
+    A deep embedding drops what did not matter for the teacher's own classes. Earlier layers still have it (texture,
+    colour), and it helps to tell apart classes that the teacher has never seen. Not in the paper.
+
+    Raises:
+        ConfigError: ``paths`` is not a list of paths of the model's modules.
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str] | None) -> None:
+        if isinstance(paths, str) or not all(isinstance(path, str) for path in paths or ()):
+            raise ConfigError(f"local_features: must be a list of module paths, got {paths!r}")
+        self.paths = tuple(paths or ())
+        for path in self.paths:
+            check_module_path(model, path, "local_features")
+            if self.paths.count(path) > 1:
+                raise ConfigError(f"local_features: {path!r} is given twice")
+        self._captures = [Capture.of(model, path, "output") for path in self.paths]
+
+    def take(self) -> Tensor | None:
+        """``[B, F]`` float32 of the teacher's last forward pass; ``None`` where no module is named.
+
+        Raises:
+            ConfigError: a module was not run, or its output is none of those of :func:`pooled`.
+        """
+        rows = []
+        for path, capture in zip(self.paths, self._captures, strict=True):
+            rows.append(pooled(capture.value, path))
+            capture.value = None
+        return torch.cat(rows, dim=1) if rows else None
+
+
+def pooled(output: Any, path: str) -> Tensor:
+    """One float32 row a sample: mean and standard deviation over positions.
+
+    A feature map ``[B, C, H, W]`` or tokens ``[B, N, C]`` give ``[B, 2 C]``; what has no positions, ``[B, C]`` or
+    ``[B, C, 1, 1]``, gives ``[B, C]``. Raises ConfigError, with the module's path, for anything else.
+    """
+    if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
+        shown = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ConfigError(f"local_features: {path!r} gave {shown}, not a tensor [B, C], [B, N, C] or [B, C, H, W]")
+    rows = output.float()
+    positions = rows.transpose(1, 2) if rows.ndim == 3 else rows.flatten(2) if rows.ndim == 4 else rows.unsqueeze(2)
+    if positions.shape[2] == 1:
+        return positions.squeeze(2)
+    deviation, mean = torch.std_mean(positions, dim=2, correction=0)
+    return torch.cat([mean, deviation], dim=1)
+
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

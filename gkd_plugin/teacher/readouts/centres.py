@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gkd_plugin.teacher.readouts.base import Readout, Seen
-
-__all__ = ["Centres"]
+from gkd_plugin.teacher.readouts import Readout, Seen
 
 
 class Centres(Readout):

@@ -17,9 +17,7 @@ from gkd_plugin.functional import (
     shared_log_probabilities,
 )
 from gkd_plugin.functional.discriminant import smoothed_targets
-from gkd_plugin.teacher.readouts.base import READOUTS, Answers, Readout, Seen
-
-__all__ = ["CalibratedDiscriminant"]
+from gkd_plugin.teacher.readouts import READOUTS, Answers, Readout, Seen
 
 logger = logging.getLogger(__name__)
 

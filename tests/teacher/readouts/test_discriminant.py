@@ -13,7 +13,7 @@ from gkd_plugin.functional import (
     shared_log_probabilities,
 )
 from gkd_plugin.teacher import Answers, ClassMap
-from gkd_plugin.teacher.local_classifier import LocalClassifier
+from gkd_plugin.teacher.readouts import LocalClassifier
 from tests.teacher.fakes import said
 
 SHARED = ClassMap(said=[0, None, 2, None])
