@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gkd_plugin.config.nodes import compose
-from gkd_plugin.config.overrides import apply_overrides
-from gkd_plugin.config.stages import Stage, stages_of
-from gkd_plugin.config.tree import build, dump, plain_tree
-from gkd_plugin.config.validate import problems
-from gkd_plugin.errors import ConfigError
+from torchdistill.common.main_util import import_dependencies
 
-__all__ = ["RunConfig", "checked_config", "load_config"]
+from gkd_plugin.config.kinds import Report, bind
+from gkd_plugin.config.overrides import read_with
+from gkd_plugin.config.rules import absolute
+from gkd_plugin.config.schema import TAGS, configuration
+from gkd_plugin.config.stages import Stage, has_teacher, stage_names, stages_of
+from gkd_plugin.config.tree import TEXT_NUMBER, Tagged, at, build, dump, places, resolve_target
+from gkd_plugin.errors import ConfigError, is_number
+
+LARGEST = 1e9
+"""No setting of a training is larger, unless a hand slipped."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,8 @@ class RunConfig:
         """The config as YAML that torchdistill loads."""
         return dump(self.tree)
 
-    @property
-    def stem(self) -> str:
-        """The file's name without folder and suffix."""
-        return self.path.stem
-
     def build(self) -> dict[str, Any]:
-        """Constructs datasets and whatever else the tags name. Each call builds anew: call it once.
-
-        Raises:
-            ConfigError: an object could not be built; names its key path and the reason.
-        """
+        """Constructs datasets and whatever else the tags name. Each call builds anew: call it once."""
         built: dict[str, Any] = build(self.tree)
         return built
 
@@ -72,9 +67,7 @@ def load_config(
         ConfigError: the file cannot be read, an override does not apply, or the config is not valid (all problems, one
             line each).
     """
-    root = compose(path)
-    notices = apply_overrides(root, overrides)
-    tree = plain_tree(root)
+    tree, notices = read_with(path, overrides)
     return checked_config(Path(path), tree, notices, produced=produced, needs_checkpoints=needs_checkpoints)
 
 
@@ -93,3 +86,45 @@ def checked_config(
     if found:
         raise ConfigError("\n".join([f"{path}: {len(found)} problems", *(f"  {line}" for line in found)]))
     return RunConfig(path, tree, tuple(notices))
+
+
+def problems(tree: Mapping[str, Any], *, produced: Collection[str] = (), needs_checkpoints: bool = True) -> list[str]:
+    """One line for each problem that can be known before anything is built: key path, what was given and is allowed.
+
+    Imports what the config names. Nothing in the tree is changed.
+    """
+    import gkd_plugin  # noqa: F401  # registers its parts
+
+    report = Report(tree, {absolute(path) for path in produced} if needs_checkpoints else None)
+    listed, train = tree.get("dependencies") or [], tree.get("train")
+    for index, dependency in enumerate(listed if isinstance(listed, list) else [listed]):
+        with report.trial(at("dependencies", index)):
+            import_dependencies([dependency])
+    for path, value in places(train, "train"):  # first: the table would only say that it is no number
+        if isinstance(value, str) and TEXT_NUMBER.fullmatch(value):
+            report.add(path, f"{value!r} is text to YAML, not a number; write {float(value)!r} as e.g. 1.0e-3")
+    configuration(stage_names(train), has_teacher=has_teacher(tree))(report, "", tree)
+    seen: set[int] = set()
+    for path, value in places(tree):
+        if isinstance(value, Tagged) and value.tag in TAGS and id(value) not in seen:
+            seen.add(id(value))
+            _check_call(report, path, value)
+    for path, value in places(train, "train"):
+        if is_number(value) and not abs(value) <= LARGEST and report.is_clean(path):
+            report.add(path, f"{value!r} given; must be a finite number, at most {LARGEST:.0e}")
+    return report.lines
+
+
+def _check_call(report: Report, path: str, tagged: Tagged) -> None:
+    """What a tag imports must exist, and take what it is called with."""
+    target = None
+    try:
+        target = resolve_target(tagged)
+    except ConfigError as error:
+        report.add(path, str(error))
+    if not isinstance(tagged.value, Mapping):
+        return
+    TAGS[tagged.tag](report, path, tagged.value)
+    init = tagged.value.get("init") or {}
+    if callable(target) and tagged.tag != "!import_get" and isinstance(init, Mapping):
+        bind(report, at(path, "init.kwargs"), target, init.get("args"), init.get("kwargs"))

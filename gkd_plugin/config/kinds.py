@@ -18,28 +18,20 @@ from typing import Any, TypeAlias
 
 import torch
 
-from gkd_plugin.config.tagged import Tagged, summary
-from gkd_plugin.config.tree import at, items
-from gkd_plugin.errors import nearest
+from gkd_plugin.config.tree import Tagged, at, items, summary
+from gkd_plugin.errors import is_number, nearest
 
 _MISSING = object()
 _WORDS = {True: "true", False: "false", None: "nothing"}
 
 
 class Report:
-    """Collects the problems.
-
-    Attributes:
-        tree: the whole config.
-        produced: checkpoints that will exist; ``None`` where they do not matter.
-        optimizer: the stage's, built on trial; later stages may keep it.
-        lines: one for each problem, each once.
-    """
+    """Collects the problems, one line each."""
 
     def __init__(self, tree: Mapping[str, Any], produced: Collection[str] | None) -> None:
         self.tree = tree
-        self.produced = produced
-        self.optimizer: Any = None
+        self.produced = produced  # checkpoints that will exist; None where they do not matter
+        self.optimizer: Any = None  # the stage's, built on trial; later stages may keep it
         self.lines: list[str] = []
 
     def check(self, path: str, given: Any, kind: Kind) -> None:
@@ -48,7 +40,7 @@ class Report:
             kind(self, path, given)
 
     def add(self, path: str, message: str) -> None:
-        """Notes a problem."""
+        """Notes a problem, once."""
         line = f"{path}: {message}"
         if line not in self.lines:
             self.lines.append(line)
@@ -94,14 +86,14 @@ class Value:
             report.refuse(path, given, f"must be {self.allowed}")
 
 
-def is_of(*types: type) -> Callable[[Any], bool]:
+def is_of(kind: type) -> Callable[[Any], bool]:
     """A test of the type. ``true`` is no number."""
-    return lambda given: isinstance(given, types) and (bool in types or not isinstance(given, bool))
+    return lambda given: isinstance(given, kind) and (kind is bool or not isinstance(given, bool))
 
 
 FLAG = Value("true or false", is_of(bool))
 WHOLE = Value("a whole number", is_of(int))
-NUMBER = Value("a finite number", lambda given: is_of(int, float)(given) and abs(given) < math.inf)
+NUMBER = Value("a finite number", lambda given: is_number(given) and abs(given) < math.inf)
 
 
 def number(low: float, high: float = math.inf) -> Value:
@@ -150,11 +142,6 @@ def refused(reason: str) -> Kind:
 def or_else(kind: Kind, *others: Any) -> Kind:
     """As ``kind``, or one of the ``others``; without them null."""
     return lambda report, path, given: None if given in (others or (None,)) else kind(report, path, given)
-
-
-def either(inner: Kind, otherwise: Kind) -> Kind:
-    """A section as ``inner``, or ``otherwise``."""
-    return lambda report, path, given: (inner if isinstance(given, Mapping) else otherwise)(report, path, given)
 
 
 def each(kind: Kind, of: type = Mapping) -> Kind:
@@ -217,13 +204,6 @@ def part(
     return section({"key": one_of(registry, base), **keys}, needs, check_call)
 
 
-def arguments(function: Callable[..., Any], **call: Any) -> Kind:
-    """Keyword arguments of a function that is always the same (:func:`bind`)."""
-    return section(
-        {}, has_others=True, then=lambda report, path, given: bind(report, path, function, [], given, **call)
-    )
-
-
 def bind(
     report: Report,
     path: str,
@@ -238,17 +218,10 @@ def bind(
 ) -> None:
     """Checks a call against the signature: unknown, doubled and missing arguments, and values that must be numbers.
 
-    Args:
-        report: gets the problems.
-        path: key path of the keyword arguments.
-        function: what torchdistill will call; one without a signature takes everything.
-        args: positional arguments in the config, or null; anything but a list is not looked at.
-        kwargs: keyword arguments in the config, likewise.
-        supplied: number of positional arguments that torchdistill puts first.
-        names: keyword arguments that torchdistill adds.
-        values: what keyword arguments may hold, where torch's annotations do not say it.
-        read: for a loss of torchdistill, what it reads of its ``**kwargs``; it ignores other names. Where that is not
-            known, a name that is near to one of its parameters is taken for a misspelling.
+    What torchdistill passes itself are ``supplied`` positional arguments, which go first, and those with these
+    ``names``. ``values`` may be held where torch's annotations do not say it. Losses of torchdistill ignore keywords
+    that they do not read: where it is known what they ``read``, all others are refused, otherwise those that are near
+    to a parameter. What has no signature takes everything.
     """
     args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
     try:

@@ -20,15 +20,15 @@ from torchdistill.models.registry import MODEL_DICT
 from torchdistill.optim.registry import get_optimizer, get_scheduler
 from torchvision import models as torchvision_models
 
-from gkd_plugin.config.kinds import Report, bind, is_private, one_of
+from gkd_plugin.config.kinds import Kind, Report, bind, count, is_private, one_of
 from gkd_plugin.config.stages import stage_names
-from gkd_plugin.config.tagged import Tagged, resolve_target
-from gkd_plugin.config.tree import at, items
+from gkd_plugin.config.tree import Tagged, at, places, resolve_target
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.timm_model import check_model_name, unknown_keyword
 
 _STEPS = 1000
 """At most so many epochs of a schedule are tried."""
+_LOADED: Mapping[str, Kind] = {"batch_size": count(), "num_workers": count(0)}
 
 
 def datasets(report: Report, path: str, section: Mapping[Any, Any]) -> None:
@@ -49,6 +49,8 @@ def models(report: Report, path: str, section: Mapping[Any, Any]) -> None:
 def model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     """What torchdistill would call: torchvision's function of that name, otherwise the registered one."""
     _checkpoint(report, path, entry)
+    if entry.get("src_ckpt_classifier") == "extended" and not entry.get("src_ckpt"):
+        report.add(at(path, "src_ckpt_classifier"), "'extended' given; needs the src_ckpt whose classifier it extends")
     if entry.get("repo_or_dir") is not None:
         return
     module = torchvision_models.quantization if entry.get("quantized") is True else torchvision_models
@@ -57,7 +59,7 @@ def model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     functions |= {name: part for name, part in MODEL_DICT.items() if name not in vars(module)}
     key, kwargs = entry.get("key"), entry.get("kwargs")
     report.check(at(path, "key"), key, one_of(functions))
-    if isinstance(key, str) and key in functions:
+    if isinstance(key, str) and key in functions and report.is_clean(at(path, "kwargs")):
         bind(report, at(path, "kwargs"), functions[key], [], kwargs)
     if key == "timm_model" and isinstance(kwargs, Mapping) and isinstance(kwargs.get("model_name"), str):
         with report.trial(at(path, "kwargs.model_name")):
@@ -89,6 +91,8 @@ def loader(report: Report, path: str, section: Mapping[Any, Any]) -> None:
     kwargs, where = section.get("kwargs"), at(path, "kwargs")
     if not isinstance(kwargs, Mapping):
         return
+    names = ("sampler", "batch_sampler", "collate_fn")
+    bind(report, where, DataLoader, [], kwargs, supplied=1, names=names, values=_LOADED)
     batches: dict[str, Any] = {"sampler": [0]}
     if section.get("batch_sampler") is not None:
         batches = {"batch_sampler": [[0]]}
@@ -196,4 +200,4 @@ def stages(report: Report, path: str, train: Mapping[Any, Any]) -> None:
 
 def _holds_object(value: object) -> bool:
     """Whether an object would be built anywhere in it."""
-    return isinstance(value, Tagged) or any(_holds_object(item) for _, item in items(value))
+    return any(isinstance(part, Tagged) for _, part in places(value))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from torchdistill.core.interfaces import registry as processes
 from torchdistill.datasets.registry import BATCH_SAMPLER_DICT, COLLATE_FUNC_DICT, DATASET_WRAPPER_DICT
 from torchdistill.losses import registry as losses
@@ -25,11 +26,10 @@ from gkd_plugin.config.kinds import (
     NUMBER,
     Keys,
     Kind,
+    Report,
     Value,
-    arguments,
     count,
     each,
-    either,
     is_of,
     list_of,
     number,
@@ -47,7 +47,10 @@ _ANY = Value("a section", lambda _: True)
 _TEXT = Value("a text", is_of(str))
 _LIST = Value("a list", is_of(list))
 _SECTION = section({}, has_others=True)
-_PATH = Value("the path of a file or folder", lambda given: isinstance(given, str) and given and "\0" not in given)
+_PATH = Value(
+    "a text: the path of a file or folder", lambda given: isinstance(given, str) and given and "\0" not in given
+)
+_FILE = or_else(_PATH)
 _MODULES = list_of("module paths, e.g. ['layer4', 'fc'], or []", is_of(str))
 _HOOKED = list_of("module paths, e.g. ['embedding'], or []", is_of(str))
 _DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -70,13 +73,13 @@ TAGS: Mapping[str, Kind] = {
 """What torchdistill reads under each of its tags."""
 
 
-def _model(*classifiers: str) -> Kind:
+def _model(*classifiers: str, dst_ckpt: Kind = _FILE) -> Kind:
     keys: Keys = {
         "key": _ANY,  # the rule knows torchvision's models too
         "kwargs": _SECTION,
         "repo_or_dir": or_else(_TEXT),
-        "src_ckpt": or_else(_PATH),
-        "dst_ckpt": or_else(_PATH),
+        "src_ckpt": _FILE,
+        "dst_ckpt": dst_ckpt,
         "src_ckpt_classifier": or_else(one_of(classifiers)),
         "quantized": FLAG,
         "sync_bn": FLAG,
@@ -94,12 +97,7 @@ _LOADER = section(
         "collate_fn": or_else(one_of(COLLATE_FUNC_DICT)),
         "dataset_wrapper": or_else(part(DATASET_WRAPPER_DICT, _ARGS_KWARGS, supplied=1), None, {}),
         "requires_supp": FLAG,
-        "kwargs": arguments(
-            DataLoader,
-            supplied=1,
-            names=("sampler", "batch_sampler", "collate_fn"),
-            values={"batch_size": count(), "num_workers": count(0)},
-        ),
+        "kwargs": _SECTION,
         "cache_output": or_else(refused("is not read any more; remove it")),  # torchdistill's samples have it, empty
     },
     ("sampler", "kwargs"),
@@ -111,6 +109,11 @@ _REDESIGN: Keys = {"sequential": or_else(_MODULES), "frozen_modules": _MODULES, 
 _WRAPPER = or_else(
     one_of(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FullyShardedDataParallel2"))
 )
+_WRAPPER_SECTION = section({"key": _WRAPPER, "kwargs": or_else(_SECTION)})
+
+
+def _wrapper(report: Report, path: str, given: Any) -> None:
+    (_WRAPPER_SECTION if isinstance(given, Mapping) else _WRAPPER)(report, path, given)
 
 
 def _role(supplied: str) -> Kind:
@@ -121,10 +124,10 @@ def _role(supplied: str) -> Kind:
     keys: Keys = {
         "forward_proc": one_of(processes.FORWARD_PROC_FUNC_DICT),
         "requires_grad": FLAG,
-        "src_ckpt": or_else(_PATH),
-        "dst_ckpt": or_else(_PATH),
+        "src_ckpt": _FILE,
+        "dst_ckpt": _FILE,
         **_REDESIGN,
-        "wrapper": either(section({"key": _WRAPPER, "kwargs": or_else(_SECTION)}), _WRAPPER),
+        "wrapper": _wrapper,
         "forward_hook": section({"input": _HOOKED, "output": _HOOKED}),
         "auxiliary_model_wrapper": part(
             AUXILIARY_MODEL_WRAPPER_DICT, auxiliary, needs=(), then=rules.redesign, names=names
@@ -212,7 +215,7 @@ def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
     keys: Keys = {
         **for_all,
         **dict.fromkeys(first, moved),
-        **dict.fromkeys(roles, section({"dst_ckpt": or_else(_PATH)})),
+        **dict.fromkeys(roles, section({"dst_ckpt": _FILE})),
         **dict.fromkeys(stages, later),
         stages[0]: section(first, needs_first, rules.stage),
     }
@@ -229,7 +232,7 @@ _DEVICES = section(
         "compile": or_else(one_of(("student", "teacher", "both"))),
     }
 )
-_CACHE = section({"views": count(), "folder": or_else(_PATH), "seed": count(0)}, ("views",))
+_CACHE = section({"views": count(), "folder": _FILE, "seed": count(0)}, ("views",))
 _NO_CACHE = refused("there is no models.teacher_model whose answers could be kept; remove it")
 
 
@@ -241,7 +244,8 @@ def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
         has_teacher: whether the config has a teacher.
     """
     student = _model("new", "extended", "centres")
-    models: Keys = {"teacher_model": or_else(_model("new", "extended")), "student_model": student, "model": student}
+    teacher = _model("new", "extended", dst_ckpt=or_else(refused("is not read; only the student is saved")))
+    models: Keys = {"teacher_model": or_else(teacher), "student_model": student, "model": student}
     keys: Keys = {
         "dependencies": _ANY,
         "models": section(models, then=rules.models),

@@ -1,95 +1,189 @@
 """A configuration as a plain tree: dicts, lists, scalars, and :class:`Tagged` where ``!import_call`` would build.
 
-Aliases are one object in the tree and stay one when it is built or written. Change a tree as any nested dict.
+Aliases are one object in the tree and stay one when it is built or written. Change a tree as any nested dict. Before it
+is a tree it is PyYAML's graph of nodes (:func:`compose`): only there ``--set`` can see which values share an anchor.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.constructor import ConstructorError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from gkd_plugin.config.nodes import CORE, compose, compose_value, known_tags, line_of, merged_pairs
-from gkd_plugin.config.tagged import Tagged, resolve_target, summary
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, first_line, nearest
 
-__all__ = ["Tagged", "at", "build", "dump", "items", "parse", "plain_tree", "read", "walk"]
+CORE = "tag:yaml.org,2002:"
+"""What the tags of plain data start with."""
+TEXT_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""Numbers that YAML 1.1 reads as text, without a point or a sign: ``1e-3``."""
+_TEXT_TAGS = ("!join", "!pathjoin", "!expanduser", "!abspath")
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A value with a tag of its own: what ``!import_call`` and its kind would build.
+
+    Attributes:
+        tag: the tag as written, e.g. ``!import_call``.
+        value: the plain data under it.
+        line: where it was written: ``line 7``, or ``--set key.path``.
+    """
+
+    tag: str
+    value: Any
+    line: str = field(default="", compare=False, repr=False)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The tree of a file; builds nothing.
-
-    Raises:
-        ConfigError: as :func:`~gkd_plugin.config.nodes.compose`, or a scalar that does not fit its tag.
-    """
-    tree: dict[str, Any] = plain_tree(compose(path))
+    """The tree of a file; builds nothing. Raises ConfigError as :func:`compose_file`."""
+    tree: dict[str, Any] = plain_tree(compose_file(path))
     return tree
 
 
-def parse(text: str, source: str) -> Any:
-    """The tree of a YAML text; ``source`` names it in messages."""
-    return plain_tree(compose_value(text, source))
+def compose_file(path: str | Path) -> MappingNode:
+    """The nodes of a config file.
+
+    Raises:
+        ConfigError: no such file, not YAML (with line and column), not a mapping, a key twice in one mapping (YAML
+            would silently take the last), an unknown tag, a scalar that does not fit its tag, or an alias that
+            contains itself.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            root = compose(stream, str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    if not isinstance(root, MappingNode) or root.tag.startswith("!"):
+        given = "a list" if isinstance(root, SequenceNode) else "something else" if root.value else "empty"
+        raise ConfigError(f"{path}: a config is a mapping (datasets, models, train, …), this file is {given}")
+    return root
 
 
-def plain_tree(root: Node) -> Any:
-    """A node graph as a tree: merge keys resolved, scalars as PyYAML's FullLoader makes them.
+def compose(text: str | IO[bytes], source: str) -> Node:
+    """The nodes of a YAML text, which messages call ``source``; empty text is null. Raises as :func:`compose_file`."""
+    with _one_line(source):
+        loader = _Loader(text)
+        loader.name = source  # of the marks
+        root: Node = loader.get_single_node() or ScalarNode(f"{CORE}null", "")
+    plain_tree(root, source)
+    return root
+
+
+def plain_tree(root: Node, source: str = "the config") -> Any:
+    """The tree of nodes: merge keys resolved, scalars as PyYAML's FullLoader makes them.
 
     The tags that only join text (``!join``, ``!pathjoin``, ``!expanduser``, ``!abspath``) are evaluated.
     """
-    return _Reader().convert(root)
+    with _one_line(source):
+        return _Loader("").construct_object(root, deep=True)
 
 
-class _Reader:
-    def __init__(self) -> None:
-        self._loader = yaml.FullLoader("")
-        self._memo: dict[Node, Any] = {}
+@contextlib.contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
+        raise ConfigError(f"{place}: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deep, or an anchor is used inside itself") from error
 
-    def convert(self, node: Node) -> Any:
-        if node not in self._memo:
-            value = self._content(node)
-            self._memo[node] = _evaluated(node, value) if node.tag.startswith("!") else value
-        return self._memo[node]
 
-    def _content(self, node: Node) -> Any:
-        is_ours = node.tag.startswith("!")
-        if is_ours and isinstance(node, ScalarNode):
-            return node.value
-        if is_ours or node.tag in (f"{CORE}map", f"{CORE}seq", f"{CORE}python/tuple"):
-            if isinstance(node, MappingNode):
-                return {self._scalar(key): self.convert(value) for key, value in merged_pairs(node)}
-            items = [self.convert(item) for item in node.value]
-            return tuple(items) if node.tag.endswith("tuple") else items
-        return self._scalar(node)
+class _Loader(yaml.FullLoader):
+    """Keeps what is under a tag as :class:`Tagged`, and refuses a key that is given twice."""
 
-    def _scalar(self, node: Node) -> Any:
-        """A scalar, or what another ``!!python/…`` tag makes of the nodes below."""
+    yaml_constructors = {  # noqa: RUF012  # PyYAML's
+        tag: make for tag, make in yaml.FullLoader.yaml_constructors.items() if not str(tag).startswith("!")
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node: MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode) or key.tag.startswith("!"):
+                raise _error(key, "a key must be a name or a number")
+            other = first.setdefault((key.tag, key.value), key)
+            if other is not key and key.tag != f"{CORE}merge":
+                raise _error(key, f"key {key.value!r} twice in one mapping (first in {_line(other)})")
+        return node
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        if node in self.recursive_objects:
+            raise _error(node, "this anchor is used inside itself")
         try:
-            return self._loader.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError) as error:
-            name = node.tag.removeprefix(CORE)
-            raise ConfigError(f"{line_of(node)}: {node.value!r} is not a {name}") from error
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            raise _error(node, f"{node.value!r} is not a {node.tag.removeprefix(CORE)}") from error
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        return {self.construct_object(key): self.construct_object(value, deep) for key, value in pairs(node)}
+
+    def construct_tagged(self, _: str, node: Node) -> Any:
+        tag, value = node.tag, node.value
+        if tag not in known_tags():
+            raise _error(node, f"unknown tag {tag!r}; {nearest(tag, known_tags())}")
+        if isinstance(node, MappingNode):
+            value = self.construct_mapping(node)
+        elif isinstance(node, SequenceNode):
+            value = self.construct_sequence(node)
+        if tag in _TEXT_TAGS and value and not any(isinstance(part, Tagged) for part in value):
+            with contextlib.suppress(ConfigError):  # told where the object is built
+                return _construct(tag, value)
+        return Tagged(tag, value, _line(node))
 
 
-_TEXT_TAGS: Mapping[str, Callable[[Any], str]] = {
-    "!join": lambda parts: "".join(str(part) for part in parts),
-    "!pathjoin": lambda parts: os.path.expanduser(os.path.join(*[str(part) for part in parts])),  # noqa: PTH111, PTH118
-    "!expanduser": os.path.expanduser,
-    "!abspath": os.path.abspath,
-}
+_Loader.add_multi_constructor("!", _Loader.construct_tagged)
 
 
-def _evaluated(node: Node, value: Any) -> Any:
-    evaluate = _TEXT_TAGS.get(node.tag)
-    parts = value if isinstance(value, list) else [value]
-    expected = list if node.tag in ("!join", "!pathjoin") else str
-    if evaluate and value and isinstance(value, expected) and not any(isinstance(part, Tagged) for part in parts):
-        return evaluate(value)
-    return Tagged(node.tag, value, line_of(node))
+def pairs(node: MappingNode) -> list[tuple[Node, Node]]:
+    """Keys with values; keys of its own replace those that ``<<`` merges, where the first of several sources wins."""
+    merged: dict[object, tuple[Node, Node]] = {}
+    own: dict[object, tuple[Node, Node]] = {}
+    for key, value in node.value:
+        if key.tag != f"{CORE}merge":
+            own[key.tag, key.value] = (key, value)
+            continue
+        for source in reversed(value.value) if isinstance(value, SequenceNode) else [value]:
+            if not isinstance(source, MappingNode):
+                raise _error(source, "'<<' takes a mapping or a list of mappings")
+            merged |= {(pair[0].tag, pair[0].value): pair for pair in pairs(source)}
+    return list((merged | own).values())
+
+
+def _error(node: Node, problem: str) -> ConstructorError:
+    return ConstructorError(None, None, problem, node.start_mark)
+
+
+def _line(node: Node) -> str:
+    mark = node.start_mark
+    return mark.name if mark.name.startswith("--") else f"line {mark.line + 1}"
+
+
+def known_tags() -> list[str]:
+    """The tags that build something; torchdistill adds its own to PyYAML's FullLoader when it first loads a file."""
+    from torchdistill.common.yaml_util import load_yaml_file
+
+    load_yaml_file(os.devnull)
+    return [tag for tag in yaml.FullLoader.yaml_constructors if tag and tag.startswith("!")]
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
 
 
 def at(path: str, key: object) -> str:
@@ -97,25 +191,27 @@ def at(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def items(value: object) -> Iterator[tuple[object, Any]]:
+def items(value: object) -> Iterable[tuple[object, Any]]:
     """Keys or indexes with their values, through a tag; nothing for a scalar."""
     value = value.value if isinstance(value, Tagged) else value
     if isinstance(value, Mapping):
-        yield from value.items()
-    elif isinstance(value, list):
-        yield from enumerate(value)
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
 
 
-def walk(tree: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """The tree and everything below it, parents first; shared sections and objects once."""
-    seen = set() if seen is None else seen
-    if isinstance(tree, dict | list | Tagged):
-        if id(tree) in seen:
-            return
-        seen.add(id(tree))
-    yield tree
-    for _, item in items(tree):
-        yield from walk(item, seen)
+def places(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The tree and everything below it with its key path, parents first."""
+    yield path, tree
+    for key, item in items(tree):
+        yield from places(item, at(path, key))
+
+
+def walk(tree: Any) -> list[Any]:
+    """The tree and everything below it, parents first; what is shared once."""
+    return list({id(value): value for _, value in places(tree)}.values())
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def dump(tree: Any) -> str:
@@ -129,16 +225,16 @@ def dump(tree: Any) -> str:
 
 
 class _Dumper(yaml.Dumper):
-    pass
+    def represent_tagged(self, tagged: Tagged) -> Node:
+        value = _unshared(tagged.value)
+        if isinstance(value, dict):
+            return self.represent_mapping(tagged.tag, value)
+        if isinstance(value, list):
+            return self.represent_sequence(tagged.tag, value)
+        return ScalarNode(tagged.tag, str(value))
 
 
-def _represent(dumper: _Dumper, tagged: Tagged) -> Node:
-    value = _unshared(tagged.value)
-    if isinstance(value, dict):
-        return dumper.represent_mapping(tagged.tag, value)
-    if isinstance(value, list):
-        return dumper.represent_sequence(tagged.tag, value)
-    return ScalarNode(tagged.tag, str(value))
+_Dumper.add_representer(Tagged, _Dumper.represent_tagged)
 
 
 def _unshared(value: Any) -> Any:
@@ -147,82 +243,121 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-_Dumper.add_representer(Tagged, _represent)
+# --- building ---------------------------------------------------------------------------------------------------------
 
 
-def build(tree: Any, path: str = "") -> Any:
+def build(tree: Any, path: str = "", made: dict[int, Any] | None = None) -> Any:
     """The config with everything that its tags name: datasets come to life here, and nowhere else.
 
-    An object that several aliases name is built once. The tree is left as it was; of a part of one, messages name
-    the key path ``path``.
+    An object that several aliases name is built once. The tree is left as it was.
+
+    Args:
+        tree: the config, or a part of it.
+        path: the part's key path, for messages.
+        made: what was built already, for each part's ``id``.
 
     Raises:
         ConfigError: an object could not be built; names its key path, the line and the reason. The exception itself
             is the cause.
     """
+    made = {} if made is None else made
+    if id(tree) in made:
+        return made[id(tree)]
+    built = tree
+    if isinstance(tree, Tagged):
+        built = _object(tree, build(tree.value, path, made), path)
+    elif isinstance(tree, dict):
+        built = {key: build(item, at(path, key), made) for key, item in tree.items()}
+    elif isinstance(tree, list | tuple):
+        built = type(tree)(build(item, at(path, index), made) for index, item in enumerate(tree))
+    made[id(tree)] = built
+    return built
+
+
+def _object(tagged: Tagged, value: Any, path: str) -> Any:
+    try:
+        return _construct(tagged.tag, value)
+    except Exception as error:  # an object may raise anything
+        reason = summary(error)
+        if not isinstance(error, ConfigError):  # for a name that cannot be imported, which part of it
+            try:
+                resolve_target(tagged)
+            except ConfigError as unknown:
+                reason = str(unknown)
+        where = f"{path} ({tagged.line})" if tagged.line else path
+        raise ConfigError(f"{where}: {reason}") from error
+
+
+def _construct(tag: str, value: Any) -> Any:
+    """What the tag makes of the complete value under it."""
     known_tags()
-    return _Builder().build(tree, path)
+    return yaml.FullLoader.yaml_constructors[tag](_Complete(), value)
 
 
-class _LocatedError(ConfigError):
-    """Carries the key path of the innermost object that failed: outer objects pass it through."""
+def _takes(kind: type, name: str) -> Callable[..., Any]:
+    def construct(_: _Complete, value: Any, deep: bool = False) -> Any:  # noqa: ARG001
+        if not isinstance(value, kind):
+            raise ConfigError(f"{value!r} given; takes {name}")
+        return value
 
-
-@dataclass
-class _Builder:
-    made: dict[int, Any] = field(default_factory=dict)
-
-    def build(self, value: Any, path: str) -> Any:
-        if not isinstance(value, Tagged | dict | list | tuple):
-            return value
-        if id(value) not in self.made:
-            self.made[id(value)] = self._object(value, path) if isinstance(value, Tagged) else self._plain(value, path)
-        return self.made[id(value)]
-
-    def _plain(self, value: Any, path: str) -> Any:
-        if isinstance(value, dict):
-            return {key: self.build(item, at(path, key)) for key, item in value.items()}
-        return type(value)(self.build(item, at(path, index)) for index, item in enumerate(value))
-
-    def _object(self, tagged: Tagged, path: str) -> Any:
-        try:
-            return yaml.FullLoader.yaml_constructors[tagged.tag](_Complete(), self._inside(tagged.value, path))
-        except _LocatedError:
-            raise
-        except Exception as error:
-            where = f"{path} ({tagged.line})" if tagged.line else path
-            raise _LocatedError(f"{where}: {_explained(tagged, error)}") from error
-
-    def _inside(self, value: Any, path: str) -> Any:
-        return self._plain(value, path) if isinstance(value, dict | list) else value
+    return construct
 
 
 class _Complete:
     """Stands for PyYAML's loader: torchdistill's functions ask it for what is under their tag, which is there."""
 
-    def construct_mapping(self, value: Any, deep: bool = False) -> Any:  # noqa: ARG002
-        return _expected(value, dict, "a section (key: value)")
-
-    def construct_sequence(self, value: Any, deep: bool = False) -> Any:  # noqa: ARG002
-        return _expected(value, list, "a list")
-
-    def construct_scalar(self, value: Any) -> Any:
-        return _expected(value, str, "a text")
-
-    construct_python_str = construct_scalar
+    construct_mapping = _takes(dict, "a section (key: value)")
+    construct_sequence = _takes(list, "a list")
+    construct_scalar = construct_python_str = _takes(str, "a text")
 
 
-def _expected(value: Any, kind: type, name: str) -> Any:
-    if not isinstance(value, kind):
-        raise ConfigError(f"{value!r} given; takes {name}")
-    return value
+def resolve_target(tagged: Tagged) -> Any:
+    """What ``!import_get`` / ``!import_call`` / ``!import_call_method`` names; ``None`` for other tags.
+
+    Raises:
+        ConfigError: the module or the name does not exist; the nearest names are offered.
+    """
+    tag, entry = tagged.tag, tagged.value
+    if tag not in ("!import_get", "!import_call", "!import_call_method"):
+        return None
+    is_method = tag == "!import_call_method"
+    name = "package" if is_method else "key"
+    if not isinstance(entry, Mapping) or not isinstance(entry.get(name), str):
+        raise ConfigError(f"{tag} takes a mapping with {name!r}, a dotted name")
+    keys = ("package", "class_name", "method_name") if is_method else ("package", "key")
+    dotted = ".".join(entry[key] for key in keys if entry.get(key))
+    *modules, name = dotted.split(".")
+    members = [modules.pop(), name] if is_method and modules else [name]
+    if not modules:
+        raise ConfigError(f"{dotted!r} must be a full dotted name: module.{dotted}")
+    holder = ".".join(modules)
+    found: Any = _module(holder, dotted)
+    for name in members:
+        if not hasattr(found, name):
+            known = [known for known in dir(found) if not known.startswith("_")]
+            raise ConfigError(f"{dotted}: no such name in {holder}; {nearest(name, known)}")
+        found, holder = getattr(found, name), f"{holder}.{name}"
+    return found
 
 
-def _explained(tagged: Tagged, error: Exception) -> str:
-    """Why the object failed; for a name that cannot be imported, which part of it and the nearest names."""
-    if not isinstance(error, ConfigError):
-        try:
-            resolve_target(tagged)
-        except ConfigError as reason:
-            return str(reason)
-    return summary(error)
+def _module(name: str, dotted: str) -> Any:
+    """The module of a dotted name; for one that does not exist, the nearest of its siblings are offered."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a module may raise anything while it is imported
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{name}.".startswith(f"{missing}."):
+            raise ConfigError(f"{dotted}: {name} cannot be imported: {summary(error)}") from error
+        parent, _, last = missing.rpartition(".")
+        search = getattr(importlib.import_module(parent), "__path__", None) if parent else None
+        siblings = [module.name for module in pkgutil.iter_modules(search)] if search else []
+        hint = f"; {nearest(last, siblings)}" if siblings else ""
+        raise ConfigError(f"{dotted}: no module named {missing!r}{hint}") from error
+
+
+def summary(error: BaseException) -> str:
+    """One line for an exception: a ConfigError's own message, otherwise the type and the first line."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

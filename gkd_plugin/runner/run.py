@@ -114,7 +114,7 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
     student = student_entry({"models": models})[1]
     destination = student.get("dst_ckpt")
     if destination is not None:
-        default = RUNS / config.stem
+        default = RUNS / config.path.stem
         if Path(destination).is_relative_to(default):
             student["dst_ckpt"] = str(folder / Path(destination).relative_to(default))
         written[_absolute(destination)] = student["dst_ckpt"]

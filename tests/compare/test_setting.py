@@ -21,11 +21,12 @@ from gkd_plugin.compare.setting import (
 )
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.stages import stages_of
-from gkd_plugin.config.tree import parse, read
+from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.weights import WeightFile, save_student
 from tests.compare.fakes import CONFIG, write_config, write_few_shot, write_incremental
+from tests.config.samples import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
 NO_SUBSET = "datasets: {d/train: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {}}}}"

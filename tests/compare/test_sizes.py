@@ -5,9 +5,9 @@ from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, filled
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.config.tree import parse
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
+from tests.config.samples import parse
 from tests.fakes import TinyImages
 
 VIT = "{key: 'timm_model', kwargs: {model_name: 'test_vit'}}"

@@ -1,12 +1,14 @@
-"""Two valid configurations, and what validation says after changes to them."""
+"""Configurations for the tests, what validation says after changes to them, and objects for configs to build."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from pathlib import Path
 
-from gkd_plugin.config.tagged import Tagged
-from gkd_plugin.config.tree import parse
-from gkd_plugin.config.validate import problems
+from gkd_plugin.config.config import problems
+from gkd_plugin.config.tree import Tagged, compose, plain_tree
+from gkd_plugin.errors import ConfigError
 
 LOADER = """
     dataset_id: d/train
@@ -79,6 +81,11 @@ tracker: {{engine: }}
 """
 
 
+def parse(text, source="test"):
+    """The tree of a YAML text."""
+    return plain_tree(compose(text, source))
+
+
 def found(text, *changes, drop=(), **options):
     """The problems of a text after changes ``key.path=value`` and with the paths in ``drop`` left out."""
     tree = parse(text, "test")
@@ -94,12 +101,68 @@ def changed(node, path, *value):
     """A copy in which the path holds the value, or is missing; aliases elsewhere keep what they had."""
     if isinstance(node, Tagged):
         return dataclasses.replace(node, value=changed(node.value, path, *value))
-    (key, *rest), copy = path, list(node) if isinstance(node, list) else dict(node or {})
-    key = int(key) if isinstance(copy, list) else key
+    (key, *rest), made = path, list(node) if isinstance(node, list) else dict(node or {})
+    key = int(key) if isinstance(made, list) else key
     if rest:
-        copy[key] = changed(copy[key] if isinstance(copy, list) else copy.get(key), rest, *value)
+        made[key] = changed(made[key] if isinstance(made, list) else made.get(key), rest, *value)
     elif value:
-        copy[key] = value[0]
+        made[key] = value[0]
     else:
-        del copy[key]
-    return copy
+        del made[key]
+    return made
+
+
+def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+class Built:
+    """Something a config builds."""
+
+    def __init__(self, **kwargs):
+        self.kwargs = kwargs
+
+
+def snapshot(*args, **kwargs):
+    """The arguments as they were at the time of the call."""
+    return ("snapshot", copy.deepcopy(args), copy.deepcopy(kwargs))
+
+
+def refuse(**kwargs):
+    raise ConfigError("the images are missing; download them first")
+
+
+def fail(message=""):
+    raise FileNotFoundError(message)
+
+
+RICH = """\
+_name: &name 'pets'
+_base: &base {size: 3, flag: yes, nothing: , day: 2024-01-02}
+datasets:
+  &train pets/train: &object !import_call
+    _root: &root !join ['~/data/', *name]
+    key: 'tests.config.samples.Built'
+    init:
+      kwargs: &kwargs {root: *root, mean: [0.5, 1.0e-3]}
+  pets/again: *object
+  pets/val: !import_call
+    key: 'tests.config.samples.Built'
+    init: {kwargs: *kwargs}
+merged:
+  <<: [{length: 5, more: 1}, *base]
+  flag: no
+id: *train
+text: 'größer: ok'
+empty:
+"""
+
+
+def comparable(value):
+    if isinstance(value, Built):
+        return ("Built", comparable(value.kwargs))
+    if isinstance(value, dict):
+        return {key: comparable(item) for key, item in value.items()}
+    return [comparable(item) for item in value] if isinstance(value, list) else value

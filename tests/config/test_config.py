@@ -5,22 +5,17 @@ from __future__ import annotations
 import pytest
 from torchdistill.common.yaml_util import load_yaml_file
 
-from gkd_plugin.config.config import load_config
+from gkd_plugin.config.config import load_config, problems
 from gkd_plugin.errors import ConfigError
-from tests.config.samples import PLAIN_TRAINING, STAGES
+from tests.config.samples import PLAIN_TRAINING, STAGES, found, parse, write
 
-
-def write(folder, text, name="pets.yaml"):
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
+OBJECT = "datasets.d/train"
 
 
 def test_loads_without_building(tmp_path):
     path = write(tmp_path, STAGES.replace("builtins.dict, init: ", "builtins.list, init: {args: [3]}"))
     config = load_config(path)
     assert config.path == path
-    assert config.stem == "pets"
     with pytest.raises(ConfigError, match=r"^datasets\.d/train \(line \d+\): TypeError: 'int' object is not iterable"):
         config.build()
 
@@ -61,10 +56,10 @@ def test_notices_where_an_object_is_shared(tmp_path):
 
 def test_one_problem_is_one_line_and_several_are_listed(tmp_path):
     path = write(tmp_path, PLAIN_TRAINING)
-    with pytest.raises(ConfigError, match=r"pets\.yaml: train\.num_epochs: 0 given") as caught:
+    with pytest.raises(ConfigError, match=r"x\.yaml: train\.num_epochs: 0 given") as caught:
         load_config(path, ["train.num_epochs=0"])
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"pets\.yaml: 2 problems\n  train\.log_freq: .*\n  train\.num_epochs: 0 "):
+    with pytest.raises(ConfigError, match=r"x\.yaml: 2 problems\n  train\.log_freq: .*\n  train\.num_epochs: 0 "):
         load_config(path, ["train.num_epochs=0", "train.log_freq=0"])
 
 
@@ -82,3 +77,49 @@ def test_unusable_files_and_overrides(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="did you mean 'train'"):
         load_config(write(tmp_path, PLAIN_TRAINING), ["trian.num_epochs=1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "parts"),
+    [
+        ("datasets={}", "", ["empty"]),
+        (f"{OBJECT}.inti=1", "", ["'init'"]),
+        (f"{OBJECT}.init.kwarg=1", "", ["'kwargs'"]),
+        (f"{OBJECT}.init=3", "", ["3 given"]),
+        (f"{OBJECT}.init.args=3", "", ["3 given", "a list"]),
+        (f"{OBJECT}.init.kwargs=", "", ["nothing given"]),
+        (f"{OBJECT}.key=builtins.dikt", OBJECT, ["builtins.dikt", "'dict'"]),
+        (f"{OBJECT}.init.kwargs.b=!import_get {{key: oss.sep}}", "", ["no module named 'oss'"]),
+        (f"{OBJECT}=!import_call_method {{package: builtins.dict.fromkey}}", "", ["'fromkeys'"]),
+        ("train.optimizer.kwargs.lr=1e-3", "", ["'1e-3'", "1.0e-3"]),
+        ("train.train_data_loader.sampler.kwargs={num_samples: 1e-3}",
+         "train.train_data_loader.sampler.kwargs.num_samples", ["'1e-3'", "1.0e-3"]),
+        ("train.criterion.kwargs.sub_terms.ce.criterion={key: VIDLoss, kwargs: {feature_pairs: {}, margin: .nan}}",
+         "train.criterion.kwargs.sub_terms.ce.criterion.kwargs.margin", ["nan given"]),
+    ],
+)  # fmt: skip
+def test_what_is_refused(change, path, parts):
+    lines = found(PLAIN_TRAINING, change)
+    assert lines[0].startswith(f"{path or change.partition('=')[0]}: "), lines
+    assert [part for part in parts if part not in lines[0]] == [], lines
+
+
+def test_calls_of_tags_are_held_against_signatures():
+    change = f"{OBJECT}=!import_call {{key: torch.utils.data.Subset, init: {{kwargs: {{a: 1}}}}}}"
+    assert [line.partition(";")[0] for line in found(PLAIN_TRAINING, change)] == [
+        f"{OBJECT}.init.kwargs.a: unknown argument",
+        f"{OBJECT}.init.kwargs: argument 'dataset' is missing",
+        f"{OBJECT}.init.kwargs: argument 'indices' is missing",
+    ]
+
+
+@pytest.mark.parametrize("text", [PLAIN_TRAINING, STAGES])
+def test_valid_configs_pass(text):
+    assert problems(parse(text, "test")) == []
+
+
+def test_all_problems_together_in_the_order_of_the_table():
+    changes = ["trian=1", "train.num_epochs=0", "train.optimizer.key=SDG", "device.default=gpu"]
+    assert [line.partition(":")[0] for line in found(PLAIN_TRAINING, *changes)] == [
+        "trian", "train.num_epochs", "train.optimizer.key", "device.default"
+    ]  # fmt: skip

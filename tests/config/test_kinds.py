@@ -6,7 +6,7 @@ import pytest
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from gkd_plugin.config.kinds import Report, bind
-from gkd_plugin.config.tagged import Tagged
+from gkd_plugin.config.tree import Tagged
 
 
 @pytest.mark.parametrize(

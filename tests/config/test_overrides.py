@@ -7,9 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkd_plugin.config.nodes import compose, compose_value
-from gkd_plugin.config.overrides import apply_overrides
-from gkd_plugin.config.tree import build, dump, plain_tree
+from gkd_plugin.config.overrides import apply_overrides, read_with
+from gkd_plugin.config.tree import build, compose, dump, plain_tree
 from gkd_plugin.errors import ConfigError
 
 CONFIG = """\
@@ -39,7 +38,7 @@ train:
 
 
 def root_of(text=CONFIG):
-    return compose_value(text, "--test")
+    return compose(text, "--test")
 
 
 def changed(*assignments, text=CONFIG):
@@ -245,6 +244,11 @@ def test_refuses_what_does_not_apply(assignment, message):
         apply_overrides(root_of(), [assignment])
 
 
+def test_refuses_a_value_where_a_section_is_merged():
+    with pytest.raises(ConfigError, match=r"^--set x-o, line 1, column 1: '<<' takes a mapping"):
+        apply_overrides(root_of("x-o: &o {lr: 1}\na: {<<: *o}\n"), ["x-o=3"])
+
+
 def test_an_object_given_on_the_command_line_names_it_when_it_fails():
     root = root_of()
     apply_overrides(root, ["train.stage3.cls=!import_call {key: builtins.nix}"])
@@ -269,6 +273,5 @@ def test_any_value_arrives(value):
 
 def test_applies_to_a_file(tmp_path):
     (tmp_path / "x.yaml").write_text(CONFIG)
-    root = compose(tmp_path / "x.yaml")
-    apply_overrides(root, ["train.stage1.num_epochs=1"])
-    assert plain_tree(root)["train"]["stage1"]["num_epochs"] == 1
+    tree, notices = read_with(tmp_path / "x.yaml", ["train.stage3.cls=1"])
+    assert (tree["train"]["stage3"]["cls"], notices) == (1, [])

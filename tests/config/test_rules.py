@@ -10,10 +10,9 @@ from torch import nn
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT
 from torchdistill.optim.registry import OPTIM_DICT
 
-from gkd_plugin.config.tree import parse
-from gkd_plugin.config.validate import problems
+from gkd_plugin.config.config import problems
 from gkd_plugin.errors import ConfigError
-from tests.config.samples import PLAIN_TRAINING, STAGES, changed, found
+from tests.config.samples import PLAIN_TRAINING, STAGES, changed, found, parse
 
 
 def test_checkpoints_that_exist_or_will(tmp_path, monkeypatch):

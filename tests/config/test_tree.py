@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchdistill.common.yaml_util import load_yaml_file
 
-from gkd_plugin.config.tree import Tagged, build, dump, items, parse, read
+from gkd_plugin.config.tree import Tagged, build, dump, items, read, resolve_target
 from gkd_plugin.errors import ConfigError
-from tests.config.yaml_samples import RICH, comparable, write
+from tests.config.samples import RICH, comparable, parse, write
 
-SNAPSHOT = "tests.config.yaml_samples.snapshot"
+SNAPSHOT = "tests.config.samples.snapshot"
 LATE = f"""\
 _pixels: {{mean: &mean [0.5], size: 3}}
 datasets:
@@ -27,6 +27,41 @@ datasets:
 """
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: [1, 2\nc: 3\n", r"x\.yaml, line 3, column 2: "),
+        ("a:\n\t- 1\n", r"x\.yaml, line 2, column 1: "),
+        ("a: *nobody\n", r"line 1, column 4: found undefined alias 'nobody'"),
+        ("train:\n  lr: 1\n  wd: 2\n  lr: 3\n", r"line 4, column 3: key 'lr' twice in one mapping \(first in line 2\)"),
+        ("a: {b: {c: 1, c: 2}}\n", "key 'c' twice"),
+        ("a: !import_cal {key: x.y}\n", r"unknown tag '!import_cal'; did you mean '!import_call'"),
+        ("a: &a [1, *a]\n", "used inside itself"),
+        ("a: {<<: 3}\n", "'<<' takes a mapping"),
+        ("a: {[1, 2]: 3}\n", "a key must be a name"),
+        ("- 1\n", "a config is a mapping .* this file is a list"),
+        ("", "this file is empty"),
+        ("a: 1\n---\nb: 2\n", "line 2"),
+        ("a: \x01\n", "special characters are not allowed"),
+    ],
+)
+def test_refuses_unusable_files_in_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert "x.yaml" in str(caught.value)
+
+
+def test_refuses_missing_files_folders_and_other_encodings(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        read(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        read(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("a: größer".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml"):
+        read(tmp_path / "latin.yaml")
+
+
 def test_aliases_merges_and_scalars(tmp_path):
     tree = read(write(tmp_path, RICH))
     train = tree["datasets"]["pets/train"]
@@ -34,7 +69,7 @@ def test_aliases_merges_and_scalars(tmp_path):
         "!import_call",
         {
             "_root": "~/data/pets",
-            "key": "tests.config.yaml_samples.Built",
+            "key": "tests.config.samples.Built",
             "init": {"kwargs": {"root": "~/data/pets", "mean": [0.5, 0.001]}},
         },
     )
@@ -52,7 +87,7 @@ def test_the_first_of_several_merged_sections_wins():
 
 
 def test_reading_builds_nothing(tmp_path):
-    assert read(write(tmp_path, "a: !import_call {key: tests.config.yaml_samples.fail}\n"))["a"].tag == "!import_call"
+    assert read(write(tmp_path, "a: !import_call {key: tests.config.samples.fail}\n"))["a"].tag == "!import_call"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +107,7 @@ def test_text_tags_are_evaluated(text, expected):
 
 
 def test_refuses_a_scalar_that_is_not_what_it_says(tmp_path):
-    with pytest.raises(ConfigError, match=r"line 1: '2024-99-99' is not a timestamp"):
+    with pytest.raises(ConfigError, match=r"x\.yaml, line 1, column 10: '2024-99-99' is not a timestamp"):
         read(write(tmp_path, "a: {day: 2024-99-99}\n"))
 
 
@@ -115,10 +150,10 @@ def test_builds_what_torchdistill_builds(tmp_path):
         ("{kee: os.sep}", "takes a mapping with 'key'"),
         ("[os.sep]", "takes a section"),
         ("{key: os.sep}", r"\(line 3\): TypeError: 'str' object is not callable"),
-        ("{key: tests.config.yaml_samples.refuse}", r"\(line 3\): the images are missing; download them first$"),
-        ('{key: tests.config.yaml_samples.fail, init: {args: ["pets\\nmore"]}}', "FileNotFoundError: pets$"),
-        ("{key: tests.config.yaml_samples.fail}", r"\(line 3\): FileNotFoundError$"),
-        ("{key: tests.config.yaml_samples.fail, init: {kwargs: {mesage: 1}}}", "unexpected keyword argument 'mesage'"),
+        ("{key: tests.config.samples.refuse}", r"\(line 3\): the images are missing; download them first$"),
+        ('{key: tests.config.samples.fail, init: {args: ["pets\\nmore"]}}', "FileNotFoundError: pets$"),
+        ("{key: tests.config.samples.fail}", r"\(line 3\): FileNotFoundError$"),
+        ("{key: tests.config.samples.fail, init: {kwargs: {mesage: 1}}}", "unexpected keyword argument 'mesage'"),
         (
             "{key: builtins.dict, init: {kwargs: {t: !import_call {key: builtins.int, init: {args: [a]}}}}}",
             r"^datasets\.train\.init\.kwargs\.t \(line 3\): ValueError: invalid literal",
@@ -138,6 +173,13 @@ def test_explains_other_tags():
     text = "a: !import_call_method {package: builtins.dict.fromkey, init: {args: [[1]]}}\n"
     with pytest.raises(ConfigError, match=r"no such name in builtins\.dict; did you mean 'fromkeys'"):
         build(parse(text, "x.yaml"))
+
+
+def test_module_that_fails_to_import(tmp_path, monkeypatch):
+    write(tmp_path, "import module_nobody_has\n", "breaks_on_import.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"breaks_on_import cannot be imported: ModuleNotFoundError: .*nobody_has"):
+        resolve_target(Tagged("!import_get", {"key": "breaks_on_import.x"}))
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -340,7 +340,7 @@ def test_nothing_is_claimed_to_be_kept_where_nothing_is(here, monkeypatch):
 
 
 def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
-    monkeypatch.setattr("gkd_plugin.config.validate._LARGEST", 1e38)
+    monkeypatch.setattr("gkd_plugin.config.config.LARGEST", 1e38)
     with pytest.raises(ConfigError, match=r"weights are not finite any more: they are not saved|the loss is (nan|inf)"):
         run("teacher", "out", "train.optimizer.kwargs.lr=1.0e+38")
     assert not Path("out/student.safetensors").exists()
