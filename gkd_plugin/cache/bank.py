@@ -11,9 +11,8 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,96 +21,77 @@ from torch import Tensor
 
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["Bank"]
-
 Records = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
-class Bank:
-    """A complete, undamaged bank.
+def open_bank(path: Path) -> Records | None:
+    """One record for each row, or ``None`` where there is no such file; reads all of it once, for its checksum.
 
-    Attributes:
-        records: one for each row, with a field for each kind of answer.
+    Raises:
+        ConfigError: the file is damaged, was renamed, or cannot be read.
     """
-
-    records: Records
-
-    @classmethod
-    def open(cls, path: Path) -> Bank | None:
-        """The bank in a file, or ``None`` where there is no such file; reads all of it once, for its checksum.
-
-        Raises:
-            ConfigError: the file is damaged, was renamed, or cannot be read.
-        """
-        try:
-            return cls(_checked(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except Exception as error:  # a damaged header makes numpy's parser raise anything
-            reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"teacher_cache.folder: {path} cannot be used: {reason}; delete it to have it computed anew"
-            ) from error
-
-    @staticmethod
-    def write(path: Path, rows: int, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Writes a bank, or leaves no file behind.
-
-        Args:
-            path: of the file; its folder is made before the first batch is asked for.
-            rows: how many the batches have together.
-            batches: in the order of the rows, tensors ``[B, width]`` by name.
-
-        Raises:
-            ConfigError: the disk has too little room, the file cannot be written, or a value does not fit float16.
-        """
-        temporary = path.with_name(f".{secrets.token_hex(4)}.tmp")  # no process id: another machine may have it too
-        with _disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = temporary.open("xb")
-        try:
-            _write(file, path, rows, batches)
-            with _disk_errors(path.parent):
-                temporary.replace(path)
-        finally:
-            with suppress(OSError):  # a full disk raises again
-                file.close()
-            temporary.unlink(missing_ok=True)
-
-    def read(self, rows: Tensor) -> dict[str, Tensor]:
-        """The given rows ``[B]`` of each field, ``[B, width]`` in float32 on the CPU."""
-        found = self.records[rows.cpu().numpy()]
-        return {name: torch.from_numpy(found[name].astype(np.float32, order="C")) for name in found.dtype.names or ()}
-
-
-def _checked(path: Path) -> Records:
-    records = npy.open_memmap(path, mode="r")
-    checksum = _new_checksum(path, records.dtype)
-    checksum.update(records.data)
-    if np.memmap(path, np.uint8, mode="r")[-checksum.digest_size :].tobytes() != checksum.digest():
-        raise ValueError("its checksum is wrong")
+    try:
+        records = npy.open_memmap(path, mode="r")
+        checksum = _new_checksum(path, records.dtype)
+        checksum.update(records.data)
+        if np.memmap(path, np.uint8, mode="r")[-checksum.digest_size :].tobytes() != checksum.digest():
+            raise ValueError("its checksum is wrong")  # noqa: TRY301
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # a damaged header makes numpy's parser raise anything
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"teacher_cache.folder: {path} cannot be used: {reason}; delete it to have it computed anew"
+        ) from error
     return records
 
 
-def _write(file: BinaryIO, path: Path, rows: int, batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Plain writes: a disk that fills up under a memory map would end the process without an error."""
+def read_bank(records: Records, rows: Tensor) -> dict[str, Tensor]:
+    """The given rows ``[B]`` of each field, ``[B, width]`` in float32 on the CPU."""
+    found = records[rows.cpu().numpy()]
+    return {name: torch.from_numpy(found[name].astype(np.float32, order="C")) for name in found.dtype.names or ()}
+
+
+def write_bank(path: Path, rows: int, batches: Iterable[Mapping[str, Tensor]]) -> None:
+    """Writes a bank of so many rows, tensors ``[B, width]`` by name in each batch, or leaves no file behind.
+
+    Writes plainly: a disk that fills up under a memory map would end the process without an error.
+
+    Raises:
+        ConfigError: the disk has too little room, the file cannot be written, or a value does not fit float16.
+    """
+    folder = path.parent
+    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp")  # no process id: another machine may have it too
+    with _disk_errors(folder):  # before the first batch is asked for
+        folder.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("xb")
     checksum = hashlib.blake2b()
-    for number, batch in enumerate(batches):
-        records = _records(batch)
-        if number == 0:
-            _check_room(path.parent, rows * records.itemsize)
-            checksum = _new_checksum(path, records.dtype)
-            header = {"descr": npy.dtype_to_descr(records.dtype), "fortran_order": False, "shape": (rows,)}
-            npy.write_array_header_1_0(file, header)
-        checksum.update(records.data)
-        with _disk_errors(path.parent):
-            file.write(records.data)
-    with _disk_errors(path.parent):
-        file.write(checksum.digest())
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
+    try:
+        for number, batch in enumerate(batches):
+            records = _records(batch)
+            if number == 0:
+                free, needed = shutil.disk_usage(folder).free, rows * records.itemsize
+                if needed > free:
+                    raise ConfigError(
+                        f"teacher_cache.folder: {folder} has {free / 1e9:.2f} GB free, the answers need "
+                        f"{needed / 1e9:.2f} GB"
+                    )
+                checksum = _new_checksum(path, records.dtype)
+                header = {"descr": npy.dtype_to_descr(records.dtype), "fortran_order": False, "shape": (rows,)}
+                npy.write_array_header_1_0(file, header)
+            checksum.update(records.data)
+            with _disk_errors(folder):
+                file.write(records.data)
+        with _disk_errors(folder):
+            file.write(checksum.digest())
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):  # a full disk raises again
+            file.close()
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -124,14 +104,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 def _new_checksum(path: Path, dtype: np.dtype[Any]) -> hashlib.blake2b:
     return hashlib.blake2b(f"{path.stem} {dtype}".encode(), digest_size=16)
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ConfigError(
-            f"teacher_cache.folder: {folder} has {free / 1e9:.2f} GB free, the answers need {needed / 1e9:.2f} GB"
-        )
 
 
 def _records(batch: Mapping[str, Tensor]) -> Records:

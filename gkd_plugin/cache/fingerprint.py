@@ -11,15 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
-from gkd_plugin.data import FixedViews, labels_of
-from gkd_plugin.data.labels import inner_datasets, layers_of, length_of
+from gkd_plugin.data import FixedViews, inner_datasets, labels_of, layers_of, length_of
 from gkd_plugin.errors import ConfigError
-
-__all__ = ["data_key", "digest", "image_keys", "teacher_key", "views_key"]
 
 _FILES = ("samples", "_samples", "imgs", "_image_files", "_images")  # torchvision's lists of paths or (path, label)
 _ARRAYS = ("data", "images")
@@ -29,25 +25,15 @@ def digest(*parts: object) -> str:
     """32 hex digits of tensors and arrays (type, shape and every byte), and of the repr of anything else."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
-        _add(found, part)
+        array = part if isinstance(part, (Tensor, np.ndarray)) else None
+        for words in (part,) if array is None else (str(array.dtype), list(array.shape)):
+            text = words if isinstance(words, str) else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(words))  # addresses vary
+            found.update(b"%d:%s" % (len(text.encode()), text.encode()))
+        if isinstance(array, Tensor):
+            array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        if array is not None:
+            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
-
-
-def _add(found: hashlib.blake2b, part: object) -> None:
-    if isinstance(part, (Tensor, np.ndarray)):
-        _add(found, str(part.dtype))
-        _add(found, list(part.shape))
-        found.update(_bytes(part).data)
-    else:
-        text = part if isinstance(part, str) else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))  # addresses vary
-        found.update(b"%d:%s" % (len(text.encode()), text.encode()))
-
-
-def _bytes(values: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
-    if isinstance(values, np.ndarray):
-        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    raw: NDArray[np.uint8] = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return raw
 
 
 def teacher_key(model: nn.Module) -> str:
@@ -58,17 +44,13 @@ def teacher_key(model: nn.Module) -> str:
 def data_key(dataset: Dataset[Any]) -> str:
     """Digest of the labels and images of a data set, before any transform; wrappers do not change it.
 
-    Of files, the last two parts of the path, the size and the time of change count. Where :func:`image_keys` knows
-    nothing of the images, the labels alone count.
-
-    Raises:
-        ConfigError: the data set has no labels to find.
+    Of files, the last two parts of the path, the size and the time of change count, so that the data may lie anywhere.
+    Where :func:`image_keys` knows nothing of the images, the labels alone count.
     """
     return digest(labels_of(dataset), [_without_folder(key) for key in image_keys(dataset) or ()])
 
 
 def _without_folder(key: Path | str) -> object:
-    """The key of an image, the same wherever the data lies."""
     if isinstance(key, str):
         return key
     try:

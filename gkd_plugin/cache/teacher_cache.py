@@ -15,14 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gkd_plugin.cache.bank import Bank
+from gkd_plugin.cache.bank import Records, open_bank, read_bank, write_bank
 from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_key
-from gkd_plugin.data import FixedViews, sketch
-from gkd_plugin.data.labels import unwrapped
+from gkd_plugin.data import FixedViews, sketch, unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.teacher import Answers, RefilledTeacher
-
-__all__ = ["TeacherCache"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +42,7 @@ class TeacherCache:
     folder: Path = FOLDER
     seed: int = 0
     reports: list[dict[str, Any]] = field(default_factory=list)
-    _banks: dict[Path, Bank] = field(default_factory=dict)
+    _banks: dict[Path, Records] = field(default_factory=dict)
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any] | None) -> TeacherCache | None:
@@ -59,11 +56,9 @@ class TeacherCache:
         return cls(views=section["views"], folder=folder, seed=section.get("seed", 0))
 
     def fix_views(self, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The configuration with fixed views in place of every stage's training set.
+        """The configuration, its data sets built, with fixed views in place of every stage's training set.
 
-        Args:
-            config: with its data sets built.
-            stages: key path → section of each stage, with the loader in force.
+        ``stages``: key path → section of each stage, with the loader in force.
 
         Raises:
             ConfigError: a stage's teacher is not wrapped in ``refilled_teacher``, or a loader may change images after
@@ -79,7 +74,7 @@ class TeacherCache:
             train = changed if where == "train" else {**train, where.removeprefix("train."): changed}
         return {**config, "train": train, "datasets": datasets}
 
-    def open(self, box: Any, accelerator: Accelerator) -> Bank:
+    def open(self, box: Any, accelerator: Accelerator) -> Records:
         """The bank of the box's present stage, computed where there is none; random states stay as they are.
 
         Raises:
@@ -95,16 +90,12 @@ class TeacherCache:
         return self._banks[path]
 
     def attach(self, box: Any, accelerator: Accelerator) -> None:
-        """Lets the teacher of the box's present stage answer from its bank.
-
-        Raises:
-            ConfigError: as :meth:`open`; in training, that an image is not the one that the teacher answered for.
-        """
+        """Lets the teacher of the box's present stage answer from its bank; training then compares every image."""
         bank = self.open(box, accelerator)
         forward = box.teacher_forward_proc
 
         def answer(teacher: RefilledTeacher, images: Tensor, targets: Any, supplement: Any, **more: Any) -> Any:
-            found = bank.read(supplement["bank_row"])
+            found = read_bank(bank, supplement["bank_row"])
             if not torch.allclose(supplement["sketch"].cpu(), found.pop("sketch"), rtol=5e-3, atol=5e-3):
                 raise ConfigError(
                     "teacher_cache: the images are not those that the teacher answered for: data or transform changed "
@@ -115,33 +106,27 @@ class TeacherCache:
 
         box.teacher_forward_proc = answer
 
-    def _find(self, path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> Bank:
+    def _find(self, path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> Records:
         start = time.perf_counter()
         accelerator.wait_for_everyone()  # no process looks while the main one puts the bank in place
-        bank = Bank.open(path)
+        bank = open_bank(path)
         was_there = bank is not None
         if bank is not None:
             _ask_again(path, bank, teacher, loader.dataset, accelerator)
         elif accelerator.is_main_process:
             _compute(path, teacher, loader, accelerator)
         accelerator.wait_for_everyone()
-        bank = bank or Bank.open(path)
+        bank = open_bank(path) if bank is None else bank
         if bank is None:
             raise ConfigError(f"teacher_cache.folder: {self.folder} is not where the main process wrote; share one")
-        report = {
-            "file": str(path),
-            "rows": len(bank.records),
-            "bytes": bank.records.nbytes,
-            "computed": not was_there,
-            "seconds": time.perf_counter() - start,
-        }
-        self.reports.append(report)
+        about = {"file": str(path), "rows": len(bank), "bytes": bank.nbytes, "computed": not was_there}
+        self.reports.append({**about, "seconds": time.perf_counter() - start})
         logger.info(
             "teacher cache: %d views, %.1f MiB, %s in %.1f s: %s",
-            report["rows"],
-            bank.records.nbytes / 2**20,
+            len(bank),
+            bank.nbytes / 2**20,
             "found" if was_there else "computed",
-            report["seconds"],
+            self.reports[-1]["seconds"],
             path,
         )
         return bank
@@ -181,7 +166,7 @@ def _compute(path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Acc
     batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 128
     batches = DataLoader(data, batch_size=batch_size, num_workers=loader.num_workers)
     shown = tqdm(batches, desc="teacher cache", leave=False, disable=None)
-    Bank.write(path, len(data), (_fields(teacher, images, accelerator) for images in shown))
+    write_bank(path, len(data), (_fields(teacher, images, accelerator) for images in shown))
 
 
 def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:
@@ -193,16 +178,14 @@ def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) 
     return {**fields, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
 
 
-def _ask_again(path: Path, bank: Bank, teacher: RefilledTeacher, views: FixedViews, accelerator: Accelerator) -> None:
-    """Compares a few rows of a bank that was there, spread evenly, with what the teacher says now.
-
-    Raises:
-        ConfigError: they differ.
-    """
+def _ask_again(
+    path: Path, bank: Records, teacher: RefilledTeacher, views: FixedViews, accelerator: Accelerator
+) -> None:
+    """Compares a few rows of a bank that was there, spread evenly, with what the teacher says now."""
     data = _AllViews(views)
     rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
     asked = _fields(teacher, torch.stack([data[int(row)] for row in rows]), accelerator)
-    for name, kept in bank.read(rows).items():
+    for name, kept in read_bank(bank, rows).items():
         now = asked[name].cpu()
         error = (now - kept).norm() / now.norm().clamp_min(1e-6)
         if not error < CLOSE:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkd_plugin.cache.bank import Bank
+from gkd_plugin.cache.bank import open_bank, read_bank, write_bank
 from gkd_plugin.errors import ConfigError
 
 WIDTHS = {"embedding": 5, "logits": 2}
@@ -26,13 +26,13 @@ def path(tmp_path):
 
 @pytest.fixture
 def written(path):
-    Bank.write(path, ROWS, [batch()])
+    write_bank(path, ROWS, [batch()])
     return path
 
 
 def refuses(path, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
-        Bank.open(path)
+        open_bank(path)
     text = str(caught.value)
     assert text.startswith(f"teacher_cache.folder: {path} cannot be used: ")
     assert text.endswith("; delete it to have it computed anew")
@@ -40,7 +40,7 @@ def refuses(path, reason):
 
 
 def assert_same(bank, values):
-    got = bank.read(torch.arange(len(bank.records)))
+    got = read_bank(bank, torch.arange(len(bank)))
     assert got.keys() == values.keys()
     assert all(torch.equal(got[name], value.half().float()) for name, value in values.items())
 
@@ -48,9 +48,9 @@ def assert_same(bank, values):
 def test_rows_come_back_rounded_to_float16_from_one_ordinary_npy_file(path):
     parts = [batch(4, seed=1), batch(2, seed=2)]
     values = {name: torch.cat([part[name] for part in parts]).half() for name in WIDTHS}
-    Bank.write(path, ROWS, iter(parts))
+    write_bank(path, ROWS, iter(parts))
     assert list(path.parent.iterdir()) == [path]
-    loaded, got = np.load(path), Bank.open(path).read(torch.tensor([5, 0, 3, 3]))
+    loaded, got = np.load(path), read_bank(open_bank(path), torch.tensor([5, 0, 3, 3]))
     for name, value in values.items():
         assert np.array_equal(loaded[name], value.numpy())
         assert (got[name].dtype, got[name].is_contiguous()) == (torch.float32, True)
@@ -61,22 +61,22 @@ def test_rows_come_back_rounded_to_float16_from_one_ordinary_npy_file(path):
 def test_any_value_within_float16_is_rounded_once(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("bank") / "x.npy"
     column = torch.tensor(values).unsqueeze(1)
-    Bank.write(path, len(values), [{"x": column}])
-    got = Bank.open(path).read(torch.arange(len(values)))["x"]
+    write_bank(path, len(values), [{"x": column}])
+    got = read_bank(open_bank(path), torch.arange(len(values)))["x"]
     assert torch.equal(got, column.half().float())
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.bfloat16, torch.Tensor.double, torch.Tensor.requires_grad_])
 def test_a_bank_may_be_written_again_from_any_floating_type(written, convert):
     values = {name: convert(value) for name, value in batch(seed=9).items()}
-    Bank.write(written, ROWS, [values])
-    assert_same(Bank.open(written), values)
+    write_bank(written, ROWS, [values])
+    assert_same(open_bank(written), values)
 
 
 def test_where_there_is_no_file_there_is_no_bank(tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert Bank.open(tmp_path / "missing" / "bank.npy") is None
-    assert Bank.open(tmp_path / "file" / "bank.npy") is None
+    assert open_bank(tmp_path / "missing" / "bank.npy") is None
+    assert open_bank(tmp_path / "file" / "bank.npy") is None
 
 
 def failing(error, batches=1):
@@ -97,10 +97,10 @@ def failing(error, batches=1):
 )
 def test_what_fails_leaves_everything_as_it_was(path, batches, error, message, before):
     if before:
-        Bank.write(path, ROWS, [batch()])
+        write_bank(path, ROWS, [batch()])
     content = path.read_bytes() if before else None
     with pytest.raises(error, match=message):
-        Bank.write(path, ROWS, batches())
+        write_bank(path, ROWS, batches())
     assert list(path.parent.iterdir()) == [path] * before
     assert not before or path.read_bytes() == content
 
@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_leaves_nothing(path, monkeypatch, rows):
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, mode: real(Path("/dev/full"), "wb"))
     with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .*deep cannot be written to: No space left"):
-        Bank.write(path, rows, [batch(rows)])
+        write_bank(path, rows, [batch(rows)])
     assert list(path.parent.iterdir()) == []
 
 
@@ -122,16 +122,16 @@ def test_room_is_looked_for_after_the_first_batch(path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     asked = []
     with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .*deep has 0.14 GB free, .* need 0.14 GB$"):
-        Bank.write(path, 10**7, (asked.append(k) or batch() for k in range(2)))
+        write_bank(path, 10**7, (asked.append(k) or batch() for k in range(2)))
     assert asked == [0]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=ROWS * 14))
-    Bank.write(path, ROWS, [batch()])
+    write_bank(path, ROWS, [batch()])
 
 
 def test_a_file_in_the_folders_place_is_told_before_anything_is_computed(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .* cannot be written to: File exists"):
-        Bank.write(tmp_path / "file" / "bank.npy", ROWS, failing(AssertionError, batches=0))
+        write_bank(tmp_path / "file" / "bank.npy", ROWS, failing(AssertionError, batches=0))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -141,7 +141,7 @@ def test_a_flipped_bit_never_gives_other_values(written):
     for position in range(len(content)):
         written.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         try:
-            bank = Bank.open(written)
+            bank = open_bank(written)
         except ConfigError:
             refused += 1
         else:

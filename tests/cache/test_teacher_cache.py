@@ -150,7 +150,7 @@ def test_what_a_run_fits_is_not_kept(tmp_path):
     box, _, cache, accelerator = build(tmp_path, criterion=classifier["criterion"], teacher=classifier["teacher"])
     box.pre_epoch_process(epoch=0)
     assert box.teacher_model.local_classifier.is_ready
-    assert set(cache.open(box, accelerator).records.dtype.names) == {"embedding", "logits", "sketch"}
+    assert set(cache.open(box, accelerator).dtype.names) == {"embedding", "logits", "sketch"}
 
 
 def test_a_process_that_does_not_see_what_the_main_one_wrote_says_so(tmp_path, monkeypatch):
