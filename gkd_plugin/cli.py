@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from gkd_plugin.runner.run import run_all
-    from gkd_plugin.runner.summary import results_table
+    from gkd_plugin.runner.run_folder import results_table
 
     summaries = run_all(
         options.config, overrides=options.set, output=options.output, seed=options.seed, device=options.device

@@ -29,8 +29,7 @@ from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read, walk
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.probe import run_probe
-from gkd_plugin.runner.run import run_config
+from gkd_plugin.runner.run import run_config, run_probe
 from gkd_plugin.runner.run_folder import package_versions, write_atomically
 
 logger = logging.getLogger(__name__)

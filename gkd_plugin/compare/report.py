@@ -19,8 +19,7 @@ from gkd_plugin.cli import SCORES
 from gkd_plugin.compare.grid import FAILED, FINISHED, NOT_SERVED, Result
 from gkd_plugin.compare.method import CONTROL, Method
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.runner.run_folder import write_atomically
-from gkd_plugin.runner.summary import aligned
+from gkd_plugin.runner.run_folder import aligned, write_atomically
 
 COLUMNS = ("method", *Setting.__dataclass_fields__, "task", "seed", "status", *SCORES, "teacher_ncm_top1", "seconds")
 """Of ``results.csv``; then the reason of a cell without a result, and its folder."""

@@ -21,11 +21,11 @@ from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, 
 from gkd_plugin.data import class_names_of, classes_of
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.runner.accuracy import classes_without_centre
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.runner.parts import build_box, build_test_loader
 from gkd_plugin.runner.run_folder import RunFolder
-from gkd_plugin.runner.teacher_check import classes_without_sample
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
@@ -123,7 +123,7 @@ def restore(path: Path, device: str | None = None) -> RestoredRun:
         if summary.get("teacher_weights") not in (None, teacher_key(teacher.teacher)):
             raise ConfigError(f"{TEACHER}: has other weights than in the run; was its src_ckpt written again since?")
         dataset = box.train_data_loader.dataset
-        if not classes_without_sample(teacher, dataset):
+        if not classes_without_centre(teacher, dataset):
             fit_class_centres(teacher, box.train_data_loader)
         train = Images("train", clean_loader(box.train_data_loader))
         test = _held_out("test", build_test_loader(built, accelerator))

@@ -1,7 +1,8 @@
-"""Accuracy of a classifier, and nearest-class-mean (NCM) accuracy of an embedding."""
+"""Accuracy of classifiers, and nearest-class-mean (NCM) accuracy of embeddings: of the student and of the teacher."""
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,36 +12,32 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
-from gkd_plugin.data import class_groups_of
+from gkd_plugin.data import class_groups_of, evaluation_view, labels_of
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
-from gkd_plugin.teacher import clean_loader
+from gkd_plugin.runner.parts import Parts
+from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
-__all__ = ["Accuracy", "embedding_of", "evaluate", "is_accuracy", "near_chance", "student_ncm"]
+logger = logging.getLogger(__name__)
 
+LAST_EPOCHS = 3
+"""Always validated; ``final.val_top1_last3`` is their mean."""
 Score = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy over ``samples`` samples, in per cent.
-
-    Attributes:
-        top1: share of samples whose class has the largest score.
-        top5: among the five largest; ``None`` where there are at most 5 classes.
-        samples: how many.
-        classes: number of scores per sample.
-        groups: top-1 among the samples of each group of classes (:func:`gkd_plugin.data.class_groups_of`) that has
-            samples, in the scores of all classes.
-    """
+    """Accuracy over ``samples`` samples with ``classes`` scores each, in per cent."""
 
     top1: float
-    top5: float | None
+    top5: float | None  # None where there are at most 5 classes
     samples: int
     classes: int
-    groups: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, float] = field(default_factory=dict)  # top-1 of each group, in the scores of all classes
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
         """For a metrics row; of several groups also the harmonic mean, which is 0 where one of them is 0."""
@@ -62,12 +59,11 @@ def is_accuracy(key: str) -> bool:
 def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, title: str = "evaluation") -> Accuracy:
     """Top-1 and top-5 of ``score`` (images → ``[B, C]``) over (images, labels, …) batches, over all processes.
 
-    Where the loader's dataset has groups of classes, also the top-1 of each.
+    Where the loader's dataset has groups of classes, also the top-1 of each that has samples.
     """
     hits1 = hits5 = samples = classes = 0
     groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
-    group_hits: Counter[str] = Counter()
-    group_samples: Counter[str] = Counter()
+    group_hits, group_samples = Counter[str](), Counter[str]()
     for batch in _shown(loader, accelerator, title):
         images, labels = batch[0].to(accelerator.device), batch[1].to(accelerator.device)
         scores, labels = accelerator.gather_for_metrics((score(images).float().to(labels.device), labels))
@@ -95,6 +91,18 @@ def near_chance(accuracy: Accuracy) -> bool:
     chance = 1 / max(accuracy.classes, 1)
     error: float = (chance * (1 - chance) / max(accuracy.samples, 1)) ** 0.5
     return accuracy.top1 / 100 <= chance + 3 * error
+
+
+def classes_without_sample(dataset: Any, num_classes: int | None) -> list[int]:
+    """The labels, of so many classes or up to the largest one, that no sample has; all labels must be readable."""
+    present = set(labels_of(dataset))
+    return [label for label in range(num_classes or max(present, default=-1) + 1) if label not in present]
+
+
+def _shown(batches: Iterable[Any], accelerator: Accelerator, title: str) -> Iterable[Any]:
+    """With a progress bar on the main process, where there is a terminal."""
+    shown: Iterable[Any] = tqdm(batches, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
+    return shown
 
 
 def embedding_of(model: nn.Module, path: str) -> Score:
@@ -125,7 +133,147 @@ def student_ncm(
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
 
 
-def _shown(batches: Iterable[Any], accelerator: Accelerator, title: str) -> Iterable[Any]:
-    """With a progress bar on the main process, where there is a terminal."""
-    shown: Iterable[Any] = tqdm(batches, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
-    return shown
+def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy of the last epoch's weights on the test set, and the mean of the last three validation figures.
+
+    On the test set both of the classifier and, by nearest class mean, of the embedding.
+    """
+    last = list(summary["stages"].values())[-1]["epochs"]
+    final: dict[str, Any] = {}
+    if parts.test_loader is not None:
+        parts.student.eval()
+        with parts.accelerator.autocast():  # the student was unwrapped at the end of its last stage
+            final |= evaluate(parts.student, parts.test_loader, parts.accelerator, "test").as_dict()
+            final |= _final_ncm(parts)
+        final["on"] = "test"
+    elif "top1" in last[-1]:
+        final |= {key: value for key, value in last[-1].items() if is_accuracy(key)}
+        final["on"] = "validation"
+    tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]
+    if tail:
+        final["val_top1_last3"] = sum(tail) / len(tail)
+    return final
+
+
+def _final_ncm(parts: Parts) -> dict[str, float]:
+    """What the embedding knows without its classifier; where that cannot be measured, a log line says why."""
+    path, train, obstacle = parts.embedding_path, parts.box.train_data_loader, ""
+    try:
+        missing = classes_without_sample(train.dataset, parts.num_classes)
+        if missing:
+            obstacle = f"no training sample of class {', '.join(map(str, missing[:10]))}"
+        elif not evaluation_view(train.dataset)[1]:
+            obstacle = "the training set offers no evaluation view"
+    except ConfigError as error:
+        obstacle = str(error)
+    if path is None:
+        obstacle = "the configuration does not show which module gives the student's embedding"
+    if obstacle or path is None:
+        logger.info("final NCM accuracy: not measured, %s", obstacle)
+        return {}
+    return student_ncm(parts.student, path, train, parts.test_loader, parts.accelerator).as_dict("ncm_")
+
+
+def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:
+    """Measures the teacher on the validation set before training: ``ncm_top1`` and ``top1``, as far as they apply.
+
+    Warns where both are near chance.
+
+    NCM over the student's classes always works; the class centres it needs are kept in the teacher wrapper for
+    stage ``classifier``. Where the student's classes are the teacher's own, as the training set or the names of the
+    classes show, its own top-1 is a figure too. Where nothing shows it, they are taken to be its own if there are as
+    many and its classifier is right more often than guessing explains and at least half as often as NCM. A teacher
+    without the wrapper ``refilled_teacher`` is there for its logits: as many classes are then shared classes.
+
+    NCM needs a training sample of each class; where one has none (incremental learning without a memory), a line of
+    the log says so instead.
+    """
+    teacher, loader = box.teacher_model, box.val_data_loader
+    if loader is None:
+        logger.warning("there is no validation set (val_data_loader): the teacher's accuracy is not measured")
+        return {}
+    teacher.eval()
+    row: dict[str, Any] = {}
+    relation = teacher.class_map.relation if isinstance(teacher, RefilledTeacher) else None
+    own = best = _own_accuracy(teacher, loader, num_classes, accelerator)  # draws from torch's random state: always
+    if relation not in ("same", None):
+        own = best = None
+    missing = classes_without_centre(teacher, box.train_data_loader.dataset)
+    if missing:
+        logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
+    elif isinstance(teacher, RefilledTeacher):
+        score = _nearest_class_mean(teacher, box.train_data_loader)
+        ncm = evaluate(score, loader, accelerator, "teacher NCM")
+        row |= ncm.as_dict("ncm_")
+        is_poor = own is not None and (near_chance(own) or own.top1 < ncm.top1 / 2)
+        own = None if is_poor and relation is None else own
+        best = max((ncm, own), key=lambda accuracy: -1 if accuracy is None else accuracy.top1) or ncm
+        logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%", ncm.classes, ncm.top1)
+    if own is not None:
+        row |= own.as_dict()
+        logger.info("teacher: top-1 of its own classifier %.1f %% (the classes are shared)", own.top1)
+    if best is not None and near_chance(best):
+        logger.warning(
+            "the teacher's accuracy, %.1f %%, is near chance (%.1f %%): are its weights loaded "
+            "(models.teacher_model.src_ckpt, or kwargs.pretrained)?",
+            best.top1,
+            100 / best.classes,
+        )
+    return row
+
+
+def classes_without_centre(teacher: Any, dataset: Any) -> list[int]:
+    """The classes that the wrapper could compute no centre of; none where the labels cannot be read ahead."""
+    try:
+        return classes_without_sample(dataset, teacher.num_classes) if isinstance(teacher, RefilledTeacher) else []
+    except ConfigError:
+        return []
+
+
+def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerator: Accelerator) -> Accuracy | None:
+    """Top-1 of the teacher's own classifier, where it has as many classes as the student."""
+    if isinstance(teacher, RefilledTeacher) and not teacher.has_classifier:
+        return None
+    images = next(iter(loader))[0].to(accelerator.device)
+    logits = None if num_classes is None else teacher(images[:2])
+    if not isinstance(logits, Tensor) or logits.shape[-1] != num_classes:
+        return None
+    return evaluate(teacher, loader, accelerator, "teacher")
+
+
+def _nearest_class_mean(teacher: RefilledTeacher, train_loader: Any, *_: Any) -> Score:
+    """Cosine similarity to the class centres."""
+    fit_class_centres(teacher, train_loader)
+    centres = teacher.local_classifier.centres
+    return lambda images: nearest_class_mean(teacher.embed(images), centres)
+
+
+def _logistic_regression(
+    teacher: RefilledTeacher, train_loader: Any, num_classes: int | None, accelerator: Accelerator
+) -> Score:
+    """Multinomial, C = 1, on embeddings of length 1, as Tian et al. 2020 ("Rethinking Few-Shot Image Classification").
+
+    Every class has the same weight, whatever its number of samples: old classes with a few exemplars would otherwise
+    never be predicted. A class without a sample has probability 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    batches = [(teacher.embed(batch[0].to(accelerator.device)), batch[1]) for batch in clean_loader(train_loader)]
+    embeddings, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    model = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced")
+    model.fit(normalize(embeddings).double().numpy(), labels.numpy())
+
+    def score(images: Tensor) -> Tensor:
+        rows = normalize(teacher.embed(images)).cpu().double().numpy()
+        probabilities = torch.zeros(len(rows), num_classes or int(model.classes_.max()) + 1)
+        probabilities[:, torch.from_numpy(model.classes_).long()] = torch.from_numpy(model.predict_proba(rows)).float()
+        return probabilities
+
+    return score
+
+
+PROBES: dict[str, Callable[[RefilledTeacher, Any, int | None, Accelerator], Score]] = {
+    "ncm": _nearest_class_mean,
+    "logistic_regression": _logistic_regression,
+}
+"""What can be fitted to the teacher's embeddings."""

@@ -1,11 +1,13 @@
-"""Checks of built models against every stage, before the first one trains.
+"""Checks of the built models and data against every stage, before the first one trains.
 
 torchdistill meets a stage when it begins, so that a misspelling in stage 2 would cost the whole of stage 1.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,27 +20,28 @@ from torchdistill.losses.registry import get_high_level_loss
 
 from gkd_plugin.box.hooks import check_module_path
 from gkd_plugin.box.upstream import torchdistill_errors
+from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.stages import Role, Stage
+from gkd_plugin.data import class_names_of, labels_of
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.losses import RefilledStage
 from gkd_plugin.models import ProjectedStudent
 from gkd_plugin.teacher import RefilledTeacher
 
-__all__ = ["check_forward", "check_hooks", "first_images"]
+logger = logging.getLogger(__name__)
 
 _WRAPPERS = {"refilled_teacher": RefilledTeacher, "projected_student": ProjectedStudent}
 _MOVES = {"teacher_device", "teacher_dtype"}  # of the wrapper: a check changes nothing
 _UPSTREAM_ONLY = re.compile(r"instance\(|\+|(.*\.)?-\d+(\..*)?$")
 """Paths beyond module names: 'instance(BatchNorm2d)', '+name' of a redesigned model, '-1' from a list's end."""
+_MANY = 0.02
+"""Share of a test set's images that may be training images, too, before that is told."""
 
 
 def check_hooks(stages: Sequence[Stage], teacher: nn.Module | None, student: nn.Module) -> None:
     """Checks every stage's ``forward_hook`` and ``frozen_modules`` against the models, and its losses against hooks.
 
     What an auxiliary wrapper that is not ours makes of a model is not known ahead and not checked.
-
-    Raises:
-        ConfigError: a path that does not exist, or one that a loss reads and nothing records.
     """
     for stage in stages:
         _check_paths(stage.student, student)
@@ -76,7 +79,7 @@ def _check_losses(stage: Stage, roles: Mapping[str, Role]) -> None:
         for model, path, io in _reads(loss):
             if model not in roles:
                 raise ConfigError(
-                    f"{stage.path}.criterion: {name} reads the teacher, but there is no models.teacher_model"
+                    f"{stage.path}.criterion: {name} reads the teacher, but models.teacher_model is missing"
                 )
             recorded = roles[model].hooks(io)
             if path not in recorded and (path, io) != (".", "output"):
@@ -111,17 +114,9 @@ def first_images(dataset: Any) -> Tensor:
 
 @torch.no_grad()
 def check_forward(where: str, model: Callable[[Tensor], Any], images: Tensor, accelerator: Accelerator) -> None:
-    """Runs images through a model (in eval mode); random states stay as they were.
+    """Runs images through a model in eval mode, on the accelerator's device; random states stay as they were.
 
-    Args:
-        where: key path of the model.
-        model: on the accelerator's device.
-        images: ``[B, …]``.
-        accelerator: whose device and precision are used.
-
-    Raises:
-        ConfigError: the model refuses the images (names the model, their shape, the reason, and where the model is
-            built for one size, how to build it for this one).
+    What the model refuses is told with its key path ``where`` and the images' shape.
     """
     try:
         with told_at(f"{where}: "), torch.random.fork_rng(devices=[]), accelerator.autocast():
@@ -141,3 +136,118 @@ def _size_hint(model: Any, images: Tensor) -> str:
         return ""
     given = size[0] if len(set(size)) == 1 else size
     return f" (its kwargs.img_size: {given} builds it for this size)"
+
+
+def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, stages: Sequence[Stage]) -> None:
+    """Checks the datasets that a loader of the config names against the student at key path ``where`` and the stages.
+
+    A class that has another label in the training set would make the measured accuracy wrong.
+    """
+    datasets = config["datasets"]
+    training = dict.fromkeys(stage.loader["dataset_id"] for stage in stages)
+    measured = {stage.val_loader["dataset_id"]: stage.loader["dataset_id"] for stage in stages if stage.val_loader}
+    if test := (config.get("test") or {}).get("test_data_loader"):
+        measured[test["dataset_id"]] = stages[-1].loader["dataset_id"]
+    for name in training:
+        own = [stage for stage in stages if stage.loader["dataset_id"] == name]
+        check_labels(name, datasets[name], where, num_classes, own)
+        for stage in own:
+            _check_crd(stage, datasets[name])
+    measured = {name: trained for name, trained in measured.items() if name not in training}
+    for name, trained in measured.items():
+        check_labels(name, datasets[name], where, num_classes, [])
+        names = class_names_of(datasets[trained])
+        check_trained_classes(names, name, datasets[name], f"the training set, datasets.{trained}")
+    keys = {name: image_keys(datasets[name]) or [] for name in {*measured, *measured.values()}}
+    for name, trained in measured.items():
+        shared = len(set(keys[name]) & set(keys[trained]))
+        if shared > _MANY * len(keys[name]):  # an accuracy on these says little
+            text = f"{shared} of its {len(keys[name])} images are training images too (datasets.{trained})"
+            logger.warning("datasets.%s: %s", name, text)
+
+
+def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | None, stages: Sequence[Stage]) -> None:
+    """Checks the labels of a dataset, where they can be read, against the student and the stages that train on it."""
+    try:
+        counts = Counter(labels_of(dataset))
+    except ConfigError:
+        logger.info("datasets.%s: its labels cannot be read ahead (no `targets`), so they are not checked", dataset_id)
+        return
+    name = f"datasets.{dataset_id}"
+    if not counts:
+        raise ConfigError(f"{name}: holds no sample")
+    if min(counts) < 0:
+        raise ConfigError(f"{name}: class index out of range: label {min(counts)}; labels count from 0")
+    if num_classes is not None and max(counts) >= num_classes:
+        raise ConfigError(
+            f"{name}: class index out of range: label {max(counts)}, but {where} has {num_classes} classes (0 … "
+            f"{num_classes - 1})"
+        )
+    for stage in stages:
+        if stage.kind in ("embedding", "joint"):
+            _check_pairs(name, counts, stage)
+        if stage.kind is not None:  # stage 'embedding' needs the centres for its figure, the NCM accuracy
+            classes = num_classes if stage.kind != "embedding" and num_classes else max(counts) + 1
+            missing = [str(label) for label in range(classes) if label not in counts]
+            if missing:
+                raise ConfigError(
+                    f"{name}: no sample of class {', '.join(missing[:10])}: stage {stage.kind!r} needs a class centre "
+                    f"for each of {classes} classes; are there so many ({where}.kwargs.num_classes)?"
+                )
+
+
+def _check_pairs(name: str, counts: Counter[int], stage: Stage) -> None:
+    if len(counts) == 1:
+        raise ConfigError(f"{name}: holds one class only: stage {stage.kind!r} compares classes and needs at least two")
+    if stage.batch_sampler.get("samples_per_class", 1) > 1:
+        return  # balanced batches repeat a sample where its class has no other
+    single = sorted(label for label, count in counts.items() if count == 1)
+    if len(single) == len(counts):
+        raise ConfigError(f"{name}: every class has one sample: stage {stage.kind!r} needs pairs of the same class")
+    if single:
+        logger.warning("%s: classes %s have one sample: they form no positive pair", name, single[:10])
+
+
+def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, dataset: Any, where: str) -> None:
+    """Compares the classes that a model was trained with (as ``where`` says) with those of a set to measure it on.
+
+    ``trained`` are names in the order of the labels. Where they or the set's are not known, nothing is compared.
+    """
+    ours, theirs = _by_name(trained or []), _by_name(class_names_of(dataset) or [])
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
+            lacking = [other for other in ours if other not in theirs]
+            missing = f" ({', '.join(map(repr, lacking[:3]))} missing there)" if lacking else ""
+            raise ConfigError(
+                f"datasets.{dataset_id}: class {name!r} has label {theirs[name]}, and label {ours[name]} in {where}; "
+                f"both must have the same classes in the same order{missing}"
+            )
+    if ours and theirs and not ours.keys() & theirs.keys():  # they may only be spelt differently
+        text = f"its classes {list(theirs)[:5]} are none of the classes {list(ours)[:5]} of {where}"
+        logger.warning("datasets.%s: %s", dataset_id, text)
+
+
+def _by_name(names: Sequence[str]) -> dict[str, int]:
+    """The label of each class with a name of its own."""
+    counts = Counter(names)
+    return {name: label for label, name in enumerate(names) if counts[name] == 1}
+
+
+def _check_crd(stage: Stage, dataset: Any) -> None:
+    """torchdistill meets a wrong number of CRD's as a shape or an index in the first batch."""
+    for name, term in ((stage.criterion.get("kwargs") or {}).get("sub_terms") or {}).items():
+        if term["criterion"]["key"] != "CRDLoss":
+            continue
+        kwargs, path = term["criterion"]["kwargs"], f"{stage.path}.criterion.kwargs.sub_terms.{name}.criterion.kwargs"
+        wrapper = stage.loader.get("dataset_wrapper")
+        if not wrapper:
+            raise ConfigError(
+                f"{stage.path}.train_data_loader.dataset_wrapper: missing; CRDLoss needs 'CRDDatasetWrapper', which "
+                "names the negatives of each sample"
+            )
+        wanted = kwargs["num_negative_samples"]
+        drawn = (wrapper.get("kwargs") or {}).get("num_negative_samples", wanted)
+        if wanted != drawn:
+            raise ConfigError(f"{path}.num_negative_samples: {wanted} given, but the dataset_wrapper draws {drawn}")
+        if (size := kwargs["output_size"]) < len(dataset):
+            raise ConfigError(f"{path}.output_size: {size} given, but there are {len(dataset)} training samples")

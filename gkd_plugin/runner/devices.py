@@ -13,28 +13,17 @@ from accelerate.state import AcceleratorState
 
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["Placement", "available_devices", "make_accelerator", "read_placement"]
-
 
 @dataclass(frozen=True)
 class Placement:
-    """Where things run.
-
-    Attributes:
-        device: of the student (and of the teacher, unless ``teacher_device`` says otherwise).
-        teacher_device: the teacher's own, or ``None``.
-        precision: 'no' (float32), 'bf16' or 'fp16' autocast.
-        teacher_dtype: what the teacher's weights are held in, 'float32', 'bf16' or 'fp16'; ``None`` leaves them.
-        channels_last: memory format of the models' weights, which the images take over in the first convolution.
-        compile: 'student', 'teacher' or 'both' go through ``torch.compile``.
-    """
+    """Where things run; a teacher without a device of its own is where the student is."""
 
     device: torch.device
     teacher_device: torch.device | None
-    precision: str
-    teacher_dtype: str | None = None
+    precision: str  # of autocast: 'no' (float32), 'bf16' or 'fp16'
+    teacher_dtype: str | None = None  # what the teacher's weights are held in; None leaves them
     channels_last: bool = False
-    compile: str | None = None
+    compile: str | None = None  # 'student', 'teacher' or 'both'
 
 
 def available_devices() -> list[str]:
@@ -45,12 +34,7 @@ def available_devices() -> list[str]:
 
 
 def read_placement(config: Mapping[str, Any], device: str | None = None) -> Placement:
-    """Reads the ``device:`` section of a valid config; ``device`` (from the command line) goes before its ``default``.
-
-    Raises:
-        ConfigError: a device that does not exist here, or a precision that the device does not have; names the key
-            and what exists.
-    """
+    """Reads the ``device:`` section of a valid config; ``--device`` goes before its ``default``."""
     section = config.get("device") or {}
     key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
     default = _find(key, name)

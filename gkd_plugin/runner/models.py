@@ -16,13 +16,12 @@ from torchdistill.models.registry import get_model
 from torchvision.models import get_model_weights
 from tqdm import tqdm
 
+from gkd_plugin.box.hooks import Capture
 from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError, first_line, user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator
 from gkd_plugin.runner.weights import classifier_paths, load_backbone_weights, load_teacher_weights, load_weights
 from gkd_plugin.teacher import clean_loader
-
-__all__ = ["TEACHER", "build_model", "start_at_centres"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +31,10 @@ SCALE = 10.0
 
 
 def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
-    """The model that ``entry`` names, with ``src_ckpt`` loaded into it.
+    """The model that ``entry`` names, with ``src_ckpt`` loaded into it; ``where`` is the key path of the entry.
 
-    Args:
-        where: key path of the entry, for messages.
-        entry: ``key``, ``kwargs``, optionally ``repo_or_dir``, ``src_ckpt`` and ``src_ckpt_classifier``: ``'new'`` and
-            ``'centres'`` take the file's backbone alone, ``'extended'`` also its classifier as the first classes.
-
-    Raises:
-        ConfigError: the model cannot be built, or its weights do not fit.
+    ``src_ckpt_classifier`` 'new' and 'centres' take the file's backbone alone, 'extended' also its classifier as the
+    first classes.
     """
     kwargs, source = entry.get("kwargs") or {}, entry.get("src_ckpt")
     with _model_errors(where, kwargs.get("model_name", entry.get("key"))):
@@ -95,60 +89,35 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     classifier does not spoil the embedding in the first steps (Qi, Brown and Lowe, "Low-Shot Learning with Imprinted
     Weights", CVPR 2018). Not in the ReFilled paper.
 
-    Random states stay as they were.
-
-    Args:
-        where: key path of the student.
-        student: the model itself, on the accelerator's device; in eval mode afterwards.
-        train_loader: of the training set; a loader of torchdistill's or a plain one.
-        accelerator: device and precision.
+    Random states stay as they were; the student is in eval mode afterwards.
 
     Raises:
         ConfigError: a classifier is no Linear on rows ``[B, D]``, or a class has no sample.
     """
     place = f"{where}.src_ckpt_classifier: 'centres'"
     student.eval()
-    starts = {path: _CentreStart(linear) for path, linear in _linears(place, student).items()}
+    linears = _linears(place, student)
+    captures = {path: Capture("input") for path in linears}
+    centres = {path: ClassCentreAccumulator(linear.out_features) for path, linear in linears.items()}
+    lengths: dict[str, list[Tensor]] = {path: [] for path in linears}
+    hooks = [linear.register_forward_hook(captures[path]) for path, linear in linears.items()]
     try:
         with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
             for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
                 student(batch[0].to(accelerator.device))
-                for start in starts.values():
-                    start.add(batch[1])
-            weights = {path: start.weight() for path, start in starts.items()}
+                for path, capture in captures.items():
+                    rows = capture.value.float()
+                    centres[path].update(rows, batch[1])
+                    lengths[path].append(rows.norm(dim=1).cpu())
+            weights = {path: centres[path].result() * (SCALE / torch.cat(lengths[path]).mean()) for path in linears}
     finally:
-        for start in starts.values():
-            start.hook.remove()
-    for path, start in starts.items():
-        start.linear.weight.copy_(weights[path])
-        if start.linear.bias is not None:
-            start.linear.bias.zero_()
-        logger.info("%s: the classifier %r starts at %d class centres", where, path, start.linear.out_features)
-
-
-class _CentreStart:
-    """Gathers what a classifier is given, for its new weight."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self.linear = linear
-        self.hook = linear.register_forward_pre_hook(self._keep)
-        self._rows: Tensor | None = None
-        self._centres = ClassCentreAccumulator(linear.out_features)
-        self._lengths: list[Tensor] = []
-
-    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._rows = inputs[0].float()
-
-    def add(self, labels: Tensor) -> None:
-        """The labels of the last forward pass."""
-        assert self._rows is not None
-        self._centres.update(self._rows, labels)
-        self._lengths.append(self._rows.norm(dim=1).cpu())
-
-    def weight(self) -> Tensor:
-        """``[C, D]``, as the classifier's own."""
-        rows = self._centres.result() * (SCALE / torch.cat(self._lengths).mean())
-        return rows.to(self.linear.weight)
+        for hook in hooks:
+            hook.remove()
+    for path, linear in linears.items():
+        linear.weight.copy_(weights[path])
+        if linear.bias is not None:
+            linear.bias.zero_()
+        logger.info("%s: the classifier %r starts at %d class centres", where, path, linear.out_features)
 
 
 def _linears(place: str, student: nn.Module) -> dict[str, nn.Linear]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,28 +17,23 @@ from torchdistill.common.main_util import set_seed
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.config import RunConfig, checked_config, load_config
+from gkd_plugin.config.rules import absolute
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.accuracy import evaluate
-from gkd_plugin.runner.data_checks import check_trained_classes
-from gkd_plugin.runner.devices import make_accelerator, read_placement
-from gkd_plugin.runner.models import build_model, start_at_centres
-from gkd_plugin.runner.parts import Parts, build_test_loader
-from gkd_plugin.runner.run_folder import RunFolder, check_run_folder
-from gkd_plugin.runner.summary import epoch_line, final_figures, log_final, new_summary
-from gkd_plugin.runner.teacher_check import check_teacher
+from gkd_plugin.runner.accuracy import PROBES, check_teacher, evaluate, final_figures, is_accuracy
+from gkd_plugin.runner.checks import check_trained_classes
+from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
+from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
+from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
+from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.runner.weights import load_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.teacher import RefilledTeacher
 
-__all__ = ["evaluate_checkpoint", "run_all", "run_config"]
-
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-
-
-# --- several configurations ------------------------------------------------------------------------------------------
+_NO_TEST_SET = "has no test.test_data_loader to evaluate on"
 
 
 def run_all(
@@ -50,21 +44,11 @@ def run_all(
     seed: int = 0,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains each configuration, in order; a later one may load what an earlier one writes (``dst_ckpt``).
+    """Trains each configuration, in order, and gives the summaries; a later one may load what an earlier one writes.
 
-    Args:
-        paths: the configurations.
-        overrides: ``key.path=value``, applied to each.
-        output: the run folder, or with several configurations the folder that holds one for each. A ``dst_ckpt``
-            inside the default run folder ``runs/<stem>`` moves along, and so does a ``src_ckpt`` that names it.
-        seed: of every random number.
-        device: overrides ``device.default``.
-
-    Returns:
-        The summaries.
-
-    Raises:
-        ConfigError: a configuration cannot be used. All that its text shows is found before any of them runs.
+    What is wrong in their texts is told before any of them runs. ``overrides`` (``key.path=value``) apply to each.
+    ``output`` is the run folder, or with several configurations the folder that holds one for each. A ``dst_ckpt``
+    inside the default run folder ``runs/<stem>`` moves along, and so does a ``src_ckpt`` that names it.
     """
     folders = _folders(paths, output)
     written: dict[str, str] = {}
@@ -79,9 +63,8 @@ def run_all(
         destination = student_entry(config.tree)[1].get("dst_ckpt")
         check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
-    return [
-        run_config(config, folder, seed=seed, device=device) for config, folder in zip(configs, folders, strict=True)
-    ]
+    pairs = zip(configs, folders, strict=True)
+    return [run_config(config, folder, seed=seed, device=device) for config, folder in pairs]
 
 
 def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
@@ -91,12 +74,9 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
         folders = [output]
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
-        raise ConfigError(
-            f"two configurations would write to {', '.join(sorted(twice))}: run them separately with --output"
-        )
-    here = Path.cwd().resolve()
+        raise ConfigError(f"two configurations would write to {', '.join(sorted(twice))}: run each with its --output")
     for folder in folders:
-        if here.is_relative_to(folder.resolve()):
+        if Path.cwd().resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"--output: {folder} holds the working directory, so it cannot be a run folder")
     return folders
 
@@ -110,39 +90,21 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
     models = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in config.tree["models"].items()}
     for entry in (entry for entry in models.values() if isinstance(entry, dict)):
         if entry.get("src_ckpt") is not None:
-            entry["src_ckpt"] = written.get(_absolute(entry["src_ckpt"]), entry["src_ckpt"])
+            entry["src_ckpt"] = written.get(absolute(entry["src_ckpt"]), entry["src_ckpt"])
     student = student_entry({"models": models})[1]
     destination = student.get("dst_ckpt")
     if destination is not None:
         default = RUNS / config.path.stem
         if Path(destination).is_relative_to(default):
             student["dst_ckpt"] = str(folder / Path(destination).relative_to(default))
-        written[_absolute(destination)] = student["dst_ckpt"]
+        written[absolute(destination)] = student["dst_ckpt"]
     return {**config.tree, "models": models}
 
 
-def _absolute(path: str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  # Path.absolute() keeps '..'
-
-
-# --- one configuration -----------------------------------------------------------------------------------------------
-
-
 def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | None = None) -> dict[str, Any]:
-    """Trains what the configuration says.
+    """Trains what the configuration says, into the run folder ``output``; gives its ``summary.json``.
 
-    Args:
-        config: the configuration.
-        output: the run folder.
-        seed: of every random number.
-        device: overrides ``device.default``.
-
-    Returns:
-        The summary, as in ``summary.json``.
-
-    Raises:
-        ConfigError: something in the configuration or the data cannot be used; nothing is written before all
-            of it was built.
+    Nothing is written before all of it was built. ``device`` goes before ``device.default``.
     """
     with told_at(f"{config.path}: "):
         placement = read_placement(config.tree, device)
@@ -150,7 +112,7 @@ def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | 
         set_seed(seed)
         cache = TeacherCache.from_section(config.tree.get("teacher_cache"))
         with _held_back() as records:
-            parts = Parts.build(config.build(), placement, accelerator, cache)
+            parts = Parts(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
     folder = RunFolder(output, accelerator.is_main_process)
     folder.create(config.text)
@@ -159,10 +121,8 @@ def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | 
             logging.getLogger(record.name).handle(record)
         for notice in config.notices:
             logger.info("%s", notice)
-        logger.info(
-            "%s → %s (device %s, precision %s)", config.path, folder.path, placement.device, placement.precision
-        )
-        summary = {**new_summary(config.path, seed, placement, parts), "warnings": folder.warnings}
+        logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
+        summary = {**_new_summary(config, seed, placement), **_summary_of(parts), "warnings": folder.warnings}
         _run(config, parts, folder, summary)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
     return summary
@@ -181,6 +141,31 @@ def _held_back() -> Iterator[list[logging.LogRecord]]:
         ours.handlers, ours.propagate = handlers, propagates
 
 
+def _new_summary(config: RunConfig, seed: int, placement: Placement) -> dict[str, Any]:
+    return {
+        "config": str(config.path),
+        "status": "running",
+        "seed": seed,
+        **{key: str(value) if isinstance(value, torch.device) else value for key, value in vars(placement).items()},
+        "versions": package_versions(),
+    }
+
+
+def _summary_of(parts: Parts) -> dict[str, Any]:
+    plain = (str, int, float, bool, list, dict, type(None))
+    kwargs = parts.student_entry.get("kwargs") or {}
+    return {
+        "processes": parts.accelerator.num_processes,
+        "student": {
+            "key": parts.student_entry["key"],
+            "kwargs": {key: value for key, value in kwargs.items() if isinstance(value, plain)},
+            "classes": parts.num_classes,
+            "parameters": sum(p.numel() for p in parts.student.parameters()),
+        },
+        "stages": {stage.name: {"num_epochs": stage.epochs, "epochs": []} for stage in parts.stages},
+    }
+
+
 def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
     """Trains, and keeps ``summary.json`` up to date, whatever ends the training."""
     start = time.perf_counter()
@@ -188,7 +173,7 @@ def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, 
     try:
         _train(parts, folder, summary)
         summary["status"] = "finished"
-        log_final(summary["final"])
+        _log_final(summary["final"])
     except ConfigError as error:
         summary |= {"status": "failed", "error": str(error)}
         logging.getLogger().error("%s", error)  # noqa: TRY400  # to log.txt; the console shows what is raised
@@ -216,7 +201,10 @@ def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
         starts_at_centres = parts.student_entry.get("src_ckpt_classifier") == "centres"
         if starts_at_centres and has_next_stage and not stage.trains_classifier:  # it fits the embedding no more
             start_at_centres(parts.student_path, parts.student, box.train_data_loader, accelerator)
-        logger.info("%s", epoch_line(stage, row))
+        hidden = {"stage", "epoch", "seconds", "images_per_second"}
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in hidden)
+        place = f"{stage.name} {row['epoch']}/{stage.epochs}"
+        logger.info("%s  %s  %.0f img/s", place, shown, row["images_per_second"])
     if parts.cache is not None:
         summary["teacher_cache"] = parts.cache.reports
     summary["final"] = final_figures(parts, summary)
@@ -228,42 +216,47 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
     Those at the end of a stage that others follow are kept, because the next stage changes them.
     """
     if not all(bool(torch.isfinite(value).all()) for value in parts.student.state_dict().values()):
-        raise ConfigError("the student's weights are not finite any more: they are not saved")
+        raise ConfigError("the student's weights contain NaN or infinity and were not saved")
     if not parts.accelerator.is_main_process:
         return
     student = summary["student"]
-    name = str(student["kwargs"].get("model_name", student["key"]))
     rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
-    epochs = (len(rows), sum(stage.epochs for stage in parts.stages))
-    about: dict[str, Any] = {"image_input": parts.image_input, "classes": parts.class_names}
-    save_student(parts.student, folder.student, name, **about, epochs=epochs)
-    if ended is not None:
-        save_student(parts.student, folder.student_after(ended.name), name, **about)
+    name = str(student["kwargs"].get("model_name", student["key"]))
+    planned = sum(stage.epochs for stage in parts.stages)
+    about: dict[str, Any] = {"image_input": parts.image_input.as_dict(), "epochs": (len(rows), planned)}
+    if parts.class_names is not None:
+        about["classes"] = parts.class_names
+    save_student(parts.student, folder.student, {"model": name, **about})
     destination = parts.student_entry.get("dst_ckpt")
     if destination is not None:
-        best, box = rows[-1].get("top1", 0.0), parts.box
-        save_upstream_checkpoint(
-            parts.student, box.optimizer, box.lr_scheduler, best, Path(destination), **about, epochs=epochs
-        )
+        save_upstream_checkpoint(parts.student, parts.box, rows[-1].get("top1", 0.0), Path(destination), about)
+    if ended is not None:
+        del about["epochs"]  # of a stage that is complete
+        save_student(parts.student, folder.student_after(ended.name), {"model": name, **about})
+
+
+def _log_final(final: Mapping[str, Any]) -> None:
+    """The figures of a finished run, in one or two lines of the log."""
+    if "top1" not in final:
+        return
+    others = [key for key in final if is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
+    shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
+    logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], shown)
+    if "ncm_top1" in final:
+        logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None = None) -> dict[str, Any]:
-    """Accuracy of a saved student on the test set of its configuration.
-
-    Raises:
-        ConfigError: the checkpoint cannot be read, does not fit the student or is of classes in another order, or
-            there is no test set.
-    """
+    """Accuracy of a saved student on the test set of its configuration; its classes must be in the same order."""
     with told_at(f"{config.path}: "):
         section = {**(config.tree.get("device") or {}), "teacher": None}
-        placement = read_placement({"device": section}, device)
-        accelerator = make_accelerator(placement)
+        accelerator = make_accelerator(read_placement({"device": section}, device))
         where, entry = student_entry(config.tree)
         student = build_model(where, {**entry, "src_ckpt": None})
         built = config.build()
         loader = build_test_loader(built, accelerator)
         if loader is None:
-            raise ConfigError("has no test.test_data_loader to evaluate on")
+            raise ConfigError(_NO_TEST_SET)
     trained = load_weights(student, checkpoint, "--checkpoint").classes
     dataset_id = built["test"]["test_data_loader"]["dataset_id"]
     check_trained_classes(trained, dataset_id, built["datasets"][dataset_id], f"--checkpoint: {checkpoint}")
@@ -271,3 +264,44 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
     with accelerator.autocast():
         accuracy = evaluate(student, loader, accelerator)
     return {**accuracy.as_dict(), "samples": accuracy.samples}
+
+
+def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device: str | None = None) -> dict[str, Any]:
+    """Fits one of the :data:`PROBES` to the teacher's embeddings of the training set, and measures it on the test set.
+
+    Writes a run folder ``output`` and gives its ``summary.json``.
+    """
+    start = time.perf_counter()
+    with told_at(f"{config.path}: "):
+        placement = read_placement(config.tree, device)
+        accelerator = make_accelerator(placement)
+        set_seed(seed)
+        built = config.build()
+        where, entry = student_entry(built)
+        student, teacher = build_model(where, entry), build_model(TEACHER, built["models"]["teacher_model"])
+        box = build_box(built, teacher, student, placement, accelerator)
+        loader = build_test_loader(built, accelerator)
+        if not isinstance(box.teacher_model, RefilledTeacher):
+            raise ConfigError("the teacher has no wrapper 'refilled_teacher', which gives its embedding")
+        if loader is None:
+            raise ConfigError(_NO_TEST_SET)
+        box.teacher_model.local_classifier.kind = "centres"  # a probe reads no other
+        folder = RunFolder(output, accelerator.is_main_process)
+        folder.create(config.text)
+        with folder.log_file(), accelerator.autocast():
+            num_classes = num_classes_of(student, entry)
+            score = PROBES[probe](box.teacher_model, box.train_data_loader, num_classes, accelerator)
+            final = evaluate(score, loader, accelerator, "test").as_dict()
+            logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
+    box.clean_modules()
+    summary = {
+        **_new_summary(config, seed, placement),
+        "status": "finished",
+        "probe": probe,
+        "warnings": folder.warnings,
+        "stages": {},
+        "final": {**final, "on": "test"},
+        "wall_seconds": round(time.perf_counter() - start, 3),
+    }
+    folder.write_summary(summary)
+    return summary

@@ -1,4 +1,4 @@
-"""A run folder: everything that one run leaves behind."""
+"""A run folder: everything that one run leaves behind; the table of several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -19,16 +19,13 @@ from torchdistill.common.constant import LOGGING_FORMAT
 from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
 
-__all__ = ["RunFolder", "check_run_folder", "package_versions", "write_atomically"]
-
-PACKAGES = (
-    *("gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"),
-    "scikit-learn",
-)
+PACKAGES = ["gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"]
+PACKAGES += ["scikit-learn"]
 _CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.jsonl", "log.txt"
 _FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json"}
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
 """What runs write into their folders, besides checkpoints that their configurations name."""
+_HEADER = ("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")
 logger = logging.getLogger(__name__)
 
 
@@ -56,15 +53,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
-    """Refuses a folder that holds something other than an earlier run.
+    """Refuses a file, and a folder that holds something other than an earlier run.
 
-    Args:
-        folder: the run folder.
-        checkpoint: what the run will write in torchdistill's format. This file may be there already, written by
-            torchdistill's own script, and so may logs (``*.log``).
-
-    Raises:
-        ConfigError: it is a file, or other files are in it.
+    The ``checkpoint`` that the run will write may be there, from torchdistill's own script, and so may ``*.log``.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
@@ -89,10 +80,6 @@ class RunFolder:
 
     An earlier run in the same place is kept as ``<folder>.previous``. One such is kept; an older one is deleted, unless
     it holds a file that no run has written.
-
-    Args:
-        path: the folder.
-        is_main: whether this process writes.
     """
 
     def __init__(self, path: Path, is_main: bool = True) -> None:
@@ -102,7 +89,7 @@ class RunFolder:
 
     @property
     def student(self) -> Path:
-        """The student's weights, and nothing else."""
+        """The student's weights."""
         return self.path / "student.safetensors"
 
     def student_after(self, stage: str) -> Path:
@@ -115,7 +102,8 @@ class RunFolder:
             return
         if _holds_run(self.path):
             previous = self.path.with_name(f"{self.path.name}.previous")
-            _make_room(previous)
+            if previous.exists():
+                _make_room(previous)
             self.path.rename(previous)
             logger.info("the earlier run in %s is kept as %s", self.path, previous)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +130,7 @@ class RunFolder:
             handler.close()
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Appends one row to ``metrics.jsonl``."""
+        """Appends a row to ``metrics.jsonl``."""
         if self.is_main:
             with (self.path / _METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -169,8 +157,6 @@ class _Kept(logging.Handler):
 
 def _make_room(previous: Path) -> None:
     """Deletes an older run, or renames it where it holds a file that no run has written."""
-    if not previous.exists():
-        return
     others = _others_files(previous)
     if not others:
         shutil.rmtree(previous)
@@ -182,8 +168,7 @@ def _make_room(previous: Path) -> None:
 
 def _others_files(folder: Path) -> list[str]:
     """The files in the folder of a run that no run has written."""
-    ours = _FILES | {Path(path).name for path in _checkpoints(folder / _CONFIG)}
-    found = []
+    ours, found = _FILES | _checkpoints(folder / _CONFIG), []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         is_ours = path.suffix in _FOLDERS.get(inside.parts[0], ()) if len(inside.parts) == 2 else path.name in ours
@@ -192,10 +177,37 @@ def _others_files(folder: Path) -> list[str]:
     return found
 
 
-def _checkpoints(config: Path) -> list[str]:
-    """The ``dst_ckpt`` of a run's configuration; none where that cannot be read."""
+def _checkpoints(config: Path) -> set[str]:
+    """The names of the ``dst_ckpt`` of a run's configuration; none where that cannot be read."""
     try:
-        models = read(config)["models"]
+        models = read(config)["models"].values()
     except (ConfigError, KeyError):
-        return []
-    return [str(entry["dst_ckpt"]) for entry in models.values() if isinstance(entry, Mapping) and entry.get("dst_ckpt")]
+        return set()
+    paths = [model.get("dst_ckpt") for model in models if isinstance(model, Mapping)]
+    return {Path(str(path)).name for path in paths if path}
+
+
+def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Finished runs (their ``summary.json``) side by side, as aligned text."""
+    return aligned([_HEADER, *(_row(summary) for summary in summaries)])
+
+
+def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    student, top1 = summary["student"], summary["final"].get("top1")
+    ncm = summary.get("teacher", {}).get("ncm_top1")
+    return (
+        Path(summary["config"]).stem,
+        str(student["kwargs"].get("model_name", student["key"])),
+        f"{student['parameters']:,}",
+        str(student["classes"] or "?"),
+        "none" if "teacher" not in summary else "yes" if ncm is None else f"NCM {ncm:.1f} %",
+        "+".join(str(stage["num_epochs"]) for stage in summary["stages"].values()),
+        "–" if top1 is None else f"{top1:.2f}",
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns, the first row underlined."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
@@ -23,15 +21,11 @@ from gkd_plugin.config.stages import Stage
 from gkd_plugin.data import FixedViews
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.accuracy import evaluate, student_ncm
+from gkd_plugin.runner.accuracy import LAST_EPOCHS, evaluate, student_ncm
 from gkd_plugin.teacher import RefilledTeacher
-
-__all__ = ["LAST_EPOCHS", "EpochRow", "train_epochs"]
 
 logger = logging.getLogger(__name__)
 
-LAST_EPOCHS = 3
-"""Always validated; ``final.val_top1_last3`` is their mean."""
 EpochRow = dict[str, Any]
 
 
@@ -44,27 +38,17 @@ def train_epochs(
     *,
     val_freq: int = 1,
 ) -> Iterator[tuple[Stage, EpochRow]]:
-    """Trains the box to the end; yields a stage and a row of metrics after every epoch.
+    """Trains torchdistill's box to the end; yields a stage and a row of metrics after every epoch.
 
     A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
-    ``images_per_second``, ``seconds``, and on the validation set, after the epochs that ``val_freq`` names, ``top1`` /
-    ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding`` (whose classifier is untrained).
-
-    Args:
-        box: torchdistill's box of these stages, built with the accelerator.
-        student: the model itself, unwrapped.
-        stages: in order.
-        accelerator: device and precision.
-        cache: what the teacher answers from, in place of running.
-        val_freq: n validates after every n-th epoch of a stage, and after its last three.
-
-    Raises:
-        ConfigError: the loss is not finite (names the step), or an epoch of stage ``embedding`` had nothing to
-            compare.
+    ``images_per_second``, ``seconds``, and on the validation set, after every ``val_freq``-th epoch of a stage and its
+    last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding`` (whose classifier is
+    untrained). ``student`` is the model itself, unwrapped. With a cache the teacher answers from it.
     """
     done = 0
     for stage in stages:
-        _autocast_teacher(box, accelerator)
+        if hasattr(box, "teacher_forward_proc"):  # Accelerate prepares only models that train
+            box.teacher_forward_proc = accelerator.autocast()(box.teacher_forward_proc)
         clip_unscaled(box, accelerator)
         if cache is not None:
             cache.attach(box, accelerator)
@@ -76,10 +60,8 @@ def train_epochs(
                 with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
                     row |= _validate(box, student, stage, is_end, accelerator)
             if is_end and row.get("tuples") == 0:
-                logger.warning(
-                    "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class",
-                    stage.name,
-                )
+                text = "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class"
+                logger.warning(text, stage.name)
             done += 1
             yield stage, row
             _finish_epoch(box, is_end, accelerator)
@@ -92,8 +74,9 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
     lr = box.optimizer.param_groups[0]["lr"]
     has_pairs = stage.kind != "embedding"
     disable = None if accelerator.is_main_process else True
+    sums: dict[str, float] = {}
+    step, count, seconds, start = 0, 0, 0.0, time.perf_counter()
     with tqdm(box.train_data_loader, desc=title, disable=disable, leave=False, dynamic_ncols=True) as bar:
-        means = _Means()
         for step, batch in enumerate(bar, start=1):
             images, labels, *rest = batch
             images, labels = images.to(accelerator.device), labels.to(accelerator.device)
@@ -103,45 +86,21 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
             if not math.isfinite(value):
                 raise ConfigError(f"the loss is {value} at {title}, step {step}: stopped before the weights changed")
             box.post_forward_process(loss=loss)
-            means.add({"loss": value, **getattr(box.criterion, "terms", {})}, len(images))
+            terms = {"loss": value, **getattr(box.criterion, "terms", {})}
+            sums |= {name: sums.get(name, 0.0) + float(term) for name, term in terms.items()}
+            count, seconds = count + len(images), time.perf_counter() - start
             if not bar.disable:
-                shown = {name: f"{value:.4g}" for name, value in means().items()}
+                shown = {name: f"{total / step:.4g}" for name, total in sums.items()}
                 lr_now = f"{box.optimizer.param_groups[0]['lr']:.2g}"
-                bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{means.speed:.0f}"})
-            has_pairs = has_pairs or _can_compare(labels)
+                bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{count / seconds:.0f}"})
+            has_pairs = has_pairs or 1 < len(set(labels.tolist())) < len(labels)
     if not has_pairs:
         raise ConfigError(
             f"{title}: no batch held two samples of one class and one of another, so stage 'embedding' has nothing to "
             "compare: shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
         )
-    return {"lr": lr, **means(), "images_per_second": means.speed, "seconds": means.seconds}
-
-
-class _Means:
-    """The running means of an epoch's loss and terms, and its speed on this process."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._sums: dict[str, float] = defaultdict(float)
-        self._batches = 0
-        self._images = 0
-        self._start = time.perf_counter()
-
-    def add(self, terms: Mapping[str, Tensor | float], images: int) -> None:
-        """Adds one batch."""
-        self._batches += 1
-        self._images += images
-        self.seconds = time.perf_counter() - self._start
-        for name, value in terms.items():
-            self._sums[name] += float(value)
-
-    def __call__(self) -> dict[str, float]:
-        return {name: value / self._batches for name, value in self._sums.items()}
-
-    @property
-    def speed(self) -> float:
-        """Images per second."""
-        return self._images / max(self.seconds, 1e-9)
+    means = {name: total / step for name, total in sums.items()}
+    return {"lr": lr, **means, "images_per_second": count / max(seconds, 1e-9), "seconds": seconds}
 
 
 @contextmanager
@@ -152,18 +111,11 @@ def _failing_at(place: str, images: int) -> Iterator[None]:
     except ConfigError:
         raise
     except KeyError as error:
-        raise ConfigError(
-            f"{place}: nothing is recorded under {error}: is it a module path that is missing in a forward_hook?"
-        ) from error
+        text = f"{place}: nothing is recorded under {error}: is it a module path that a forward_hook lacks?"
+        raise ConfigError(text) from error
     except (ValueError, IndexError) as error:
         hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if images == 1 else ""
         raise ConfigError(f"{place}: {error}{hint}") from error
-
-
-def _can_compare(labels: Tensor) -> bool:
-    """Whether the batch has a positive pair and a negative."""
-    present = len(set(labels.tolist()))
-    return 1 < present < len(labels)
 
 
 def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelerator: Accelerator) -> EpochRow:
@@ -171,7 +123,9 @@ def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelera
     if loader is None:
         return {}
     student.eval()
-    _share_buffers(student, accelerator)
+    if accelerator.num_processes > 1:  # the batch-norm statistics that are saved are those of the main process
+        for buffer in student.buffers():
+            broadcast(buffer)
     if stage.kind != "embedding":
         with accelerator.autocast():  # of a student in a wrapper, Accelerate prepared the wrapper
             return dict(evaluate(student, loader, accelerator, "validation").as_dict())
@@ -179,13 +133,6 @@ def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelera
         return {}
     path = box.criterion.student_embedding
     return dict(student_ncm(student, path, box.train_data_loader, loader, accelerator).as_dict("ncm_"))
-
-
-def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Gives every process the batch-norm statistics of the main one, which are those that are saved."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            broadcast(buffer)
 
 
 def _finish_epoch(box: Any, is_stage_end: bool, accelerator: Accelerator) -> None:
@@ -204,17 +151,3 @@ def _finish_epoch(box: Any, is_stage_end: bool, accelerator: Accelerator) -> Non
     is_same_data = unwrapped(box.train_data_loader.dataset) is unwrapped(dataset)
     if is_same_data and not loads_weights and teacher.local_classifier.is_ready:
         new.adopt_centres(teacher)
-
-
-def _autocast_teacher(box: Any, accelerator: Accelerator) -> None:
-    """Runs the teacher in the student's precision: Accelerate prepares only models that train."""
-    forward: Callable[..., Any] | None = getattr(box, "teacher_forward_proc", None)
-    if forward is None:
-        return
-
-    @functools.wraps(forward)
-    def in_precision(*args: Any, **kwargs: Any) -> Any:
-        with accelerator.autocast():
-            return forward(*args, **kwargs)
-
-    box.teacher_forward_proc = in_precision

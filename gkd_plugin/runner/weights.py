@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,6 @@ from gkd_plugin.data.transforms import trained_with
 from gkd_plugin.errors import ConfigError, first_line, told_at
 from gkd_plugin.runner.run_folder import write_atomically
 
-__all__ = [
-    "WeightFile",
-    "classifier_paths",
-    "load_backbone_weights",
-    "load_teacher_weights",
-    "load_weights",
-    "read_weights",
-    "save_student",
-    "save_upstream_checkpoint",
-]
-
 logger = logging.getLogger(__name__)
 
 # where checkpoints hold the weights: of timm's train.py (averaged ones first, as timm reads them), torchdistill, DINO
@@ -50,134 +39,90 @@ _HEAD = re.compile(
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file of weights holds. Our own files also say how the weights were trained; others leave that ``None``.
-
-    Attributes:
-        state: name → tensor.
-        image_input: what images the weights were trained with.
-        epochs: (trained, planned) when the file was written.
-        classes: names of the classes that the weights were trained with, in the order of their labels.
-    """
+    """What a file of weights holds. Our own files also say how the weights were trained; others leave that ``None``."""
 
     state: dict[str, Tensor]
-    image_input: ImageInput | None
-    epochs: tuple[int, int] | None = None
-    classes: list[str] | None = None
+    image_input: ImageInput | None = None
+    epochs: tuple[int, int] | None = None  # trained and planned, when the file was written
+    classes: list[str] | None = None  # names, in the order of their labels
 
 
 def read_weights(path: str | Path, where: str) -> WeightFile:
     """The weights in a ``.safetensors`` or ``state_dict`` file, or in a checkpoint of torchdistill or timm's train.py.
 
-    Pickled files are read with torch's safe loader: tensors and ``argparse.Namespace`` (which both store).
-
-    Args:
-        path: the file, or an ``http(s)://`` address of a pickled ``state_dict``.
-        where: key path or option that names the file, for messages.
-
-    Raises:
-        ConfigError: no such file, or nothing in it that can be read safely.
+    Pickled files, which may be ``http(s)://`` addresses, are read with torch's safe loader: tensors and
+    ``argparse.Namespace`` (which both store). ``where`` is the key path or option that names the file.
     """
     is_address = str(path).startswith(("http://", "https://"))
     if not is_address and not Path(path).is_file():
         raise ConfigError(f"{where}: no such file: {path}")
     try:
-        is_safetensors = Path(path).suffix == ".safetensors" and not is_address
-        content, about = _read_safetensors(path) if is_safetensors else _unpickle(str(path), is_address)
+        found = _read(str(path), is_address)
     except Exception as error:  # broken files raise whatever the parser meets first
         reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds more than tensors; other objects are not unpickled, because that may run any code"
         raise ConfigError(f"{where}: {path} cannot be read as weights: {reason}") from error
-    nested = [content[key] for key in _NESTED if key in content] if isinstance(content, Mapping) else []
-    state = next((value for value in (*nested, content) if _is_state_dict(value)), None)
-    if state is None:
+    if not found.state:
         raise ConfigError(f"{where}: {path} holds no state_dict")
+    return found
+
+
+def _read(path: str, is_address: bool) -> WeightFile:
+    if path.endswith(".safetensors") and not is_address:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        content: Any = load_file(path)
+    else:
+        load: Callable[..., Any] = torch.hub.load_state_dict_from_url if is_address else torch.load
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on files that it accepts
+            content = load(path, map_location="cpu", weights_only=True)
+        args = content.get("args") if isinstance(content, Mapping) else None
+        about = vars(args) if isinstance(args, argparse.Namespace) else {}
+    nested = [content[key] for key in _NESTED if key in content] if isinstance(content, Mapping) else []
     image_input, epochs, classes = (about.get(key) for key in ("image_input", "epochs", "classes"))
     return WeightFile(
-        dict(state),
+        dict(next((value for value in (*nested, content) if _is_state_dict(value)), {})),
         trained_with(image_input) if isinstance(image_input, Mapping) else None,
         (int(epochs[0]), int(epochs[1])) if isinstance(epochs, list | tuple) and len(epochs) == 2 else None,
         [str(name) for name in classes] if isinstance(classes, list | tuple) else None,
     )
 
 
-def _read_safetensors(path: str | Path) -> tuple[Any, Mapping[str, Any]]:
-    with safe_open(path, "pt") as file:
-        about = (file.metadata() or {}).get(_METADATA)
-    return load_file(path), {} if about is None else dict(json.loads(about))
-
-
-def _unpickle(path: str, is_address: bool) -> tuple[Any, Mapping[str, Any]]:
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice on files that it accepts
-        if is_address:
-            content = torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=True)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    args = content.get("args") if isinstance(content, Mapping) else None
-    return content, vars(args) if isinstance(args, argparse.Namespace) else {}
-
-
 def _is_state_dict(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def save_student(
-    model: nn.Module,
-    path: Path,
-    name: str,
-    image_input: ImageInput | None = None,
-    *,
-    epochs: tuple[int, int] | None = None,
-    classes: list[str] | None = None,
-) -> None:
+def save_student(model: nn.Module, path: Path, about: Mapping[str, Any]) -> None:
     """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice.
 
-    One entry of metadata says as JSON the model's ``name`` and how it was trained, see :class:`WeightFile`. (Of several
-    entries safetensors would choose the order at random; this way the same weights give the same bytes.)
+    ``about``, the model's name and how it was trained (see :class:`WeightFile`), is one entry of metadata, as JSON.
+    (Of several entries safetensors would choose the order at random; this way the same weights give the same bytes.)
     """
-    about: dict[str, Any] = {"model": name, "image_input": image_input.as_dict() if image_input else None}
-    about |= {key: value for key, value in (("epochs", epochs), ("classes", classes)) if value is not None}
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     content = save(state, metadata={_METADATA: json.dumps(about)})
-    write_atomically(
-        path, lambda file: file.write_bytes(content)
-    )  # save_file() would make it readable by its owner only
+    # save_file() would make it readable by its owner only
+    write_atomically(path, lambda file: file.write_bytes(content))
 
 
 def save_upstream_checkpoint(
-    model: nn.Module,
-    optimizer: Any,
-    lr_scheduler: Any,
-    best_value: float,
-    path: Path,
-    *,
-    image_input: ImageInput | None = None,
-    epochs: tuple[int, int] | None = None,
-    classes: list[str] | None = None,
+    model: nn.Module, box: Any, best_value: float, path: Path, about: Mapping[str, Any]
 ) -> None:
-    """Writes a checkpoint in torchdistill's own format (``dst_ckpt``); its ``args`` say how the model was trained."""
-    about = {"image_input": image_input.as_dict() if image_input else None, "epochs": epochs, "classes": classes}
-    args = argparse.Namespace(**{key: value for key, value in about.items() if value is not None})
-    write_atomically(path, lambda file: save_ckpt(model, optimizer, lr_scheduler, best_value, args, str(file)))
-
-
-# --- into a model ----------------------------------------------------------------------------------------------------
+    """Writes a checkpoint in torchdistill's own format (``dst_ckpt``); its ``args`` are ``about``."""
+    state = (box.optimizer, box.lr_scheduler, best_value, argparse.Namespace(**about))
+    write_atomically(path, lambda file: save_ckpt(model, *state, str(file)))
 
 
 def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
     """Loads every weight of the model, and nothing else, from a file; a common prefix of its keys is removed.
 
-    Raises:
-        ConfigError: as :func:`read_weights`; or keys or shapes do not fit the model (says which), which stays as it is.
+    Where keys or shapes do not fit, the model stays as it is.
     """
-    found, match = _read_for(model, path, where)
-    match.refuse()
-    model.load_state_dict(match.state, strict=False)
-    return found
+    fit = _Fit(model, path, where)
+    fit.refuse()
+    model.load_state_dict(fit.state, strict=False)
+    return fit.file
 
 
 def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None:
@@ -186,49 +131,37 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
     Other parts of the file (a classifier that the model lacks, a projection head, a decoder) are left out, and a log
     line says so. Where the file says what images and classes the weights were trained with, the model's
     ``image_input`` and ``trained_classes`` say so afterwards.
-
-    Raises:
-        ConfigError: as :func:`load_weights`; a backbone of another architecture, or a classifier that the file lacks or
-            has for other classes.
     """
-    found, match = _read_for(model, path, where)
-    heads = _timm_classifier_paths(model)
-    in_head = {key for key in (*match.missing, *match.misshapen) if key.startswith(heads)}
-    match.refuse(but=in_head | match.heads(heads))
+    fit, heads = _Fit(model, path, where), _timm_classifier_paths(model)
+    in_head = {key for key in (*fit.missing, *fit.misshapen) if key.startswith(heads)}
+    other_heads = fit.heads(heads)
+    fit.refuse(but=in_head | other_heads)
     if in_head and getattr(model, "num_classes", None) != 0:
         raise ConfigError(
             f"{where}: {path} fits the backbone of {type(model).__name__}, but not its classifier: "
-            f"{'; '.join(match.problems(but=match.heads(heads)))}; give its kwargs.num_classes, or num_classes: 0 for "
+            f"{'; '.join(fit.problems(but=other_heads))}; give its kwargs.num_classes, or num_classes: 0 for "
             "a teacher without classifier"
         )
-    model.load_state_dict(match.state, strict=False)
-    if found.image_input is not None:
-        model.image_input = found.image_input  # type: ignore[assignment]
+    model.load_state_dict(fit.state, strict=False)
+    image_input, classes = fit.file.image_input, fit.file.classes
+    if image_input is not None:
+        model.image_input = image_input  # type: ignore[assignment]
     else:
         model.has_weights_of_unknown_input = True  # type: ignore[assignment]
-    if found.classes is not None and len(found.classes) == getattr(model, "num_classes", len(found.classes)):
-        model.trained_classes = found.classes  # type: ignore[assignment]
-    prefix = f", prefix {match.prefix!r} removed" if match.prefix else ""
-    left = f"; left out: {'; '.join(match.problems())}" if match.problems() else ""
-    logger.info("%s: %d tensors loaded from %s%s%s", where, len(match.state), path, prefix, left)
+    if classes is not None and len(classes) == getattr(model, "num_classes", len(classes)):
+        model.trained_classes = classes  # type: ignore[assignment]
+    prefix = f", prefix {fit.prefix!r} removed" if fit.prefix else ""
+    left = f"; left out: {'; '.join(fit.problems())}" if fit.problems() else ""
+    logger.info("%s: %d tensors loaded from %s%s%s", where, len(fit.state), path, prefix, left)
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, extends_classifier: bool = False) -> None:
     """Loads a backbone in full under a classifier for other classes, as for fine-tuning.
 
-    Args:
-        model: a timm model, or one whose last module with weights is its classifier, a Linear.
-        path: the file.
-        where: key path that names it.
-        extends_classifier: whether the file's classes are the model's first ones. Then their rows are loaded too, and
-            the other rows stay as they were initialised.
-
-    Raises:
-        ConfigError: as :func:`load_weights`, of the backbone; the model does not say which of its modules is the
-            classifier; or the file's classifier has no such rows.
+    With ``extends_classifier`` the file's classes are the model's first ones: their rows are loaded too, and the other
+    rows stay as they were initialised.
     """
-    found, match = _read_for(model, path, where)
-    heads = classifier_paths(model)
+    fit, heads = _Fit(model, path, where), classifier_paths(model)
     if not heads:
         raise ConfigError(
             f"{where}: {type(model).__name__} does not say which module is its classifier, as timm's models do, and "
@@ -236,11 +169,11 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
         )
     own = model.state_dict()
     in_head = {key for key in own if key.startswith(heads)}
-    match.refuse(but=in_head | match.heads(heads))
-    loaded = {key: value for key, value in match.state.items() if key not in in_head}
+    fit.refuse(but=in_head | fit.heads(heads))
+    loaded = {key: value for key, value in fit.state.items() if key not in in_head}
     if extends_classifier:
         for key in in_head:
-            loaded[key] = _extended(own[key], found.state.get(match.prefix + key), f"{where}: {path}: {key}")
+            loaded[key] = _extended(own[key], fit.file.state.get(fit.prefix + key), f"{where}: {path}: {key}")
     model.load_state_dict(loaded, strict=False)
     kind = "extended" if extends_classifier else "new"
     logger.info("%s: %d tensors loaded from %s, the classifier is %s", where, len(loaded), path, kind)
@@ -270,73 +203,52 @@ def _timm_classifier_paths(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{path}." for path in ((paths,) if isinstance(paths, str) else paths))
 
 
-# --- a file against a model ------------------------------------------------------------------------------------------
+class _Fit:
+    """A file's tensors against a model's, by name; warns where the run that wrote the file did not finish."""
 
-
-@dataclass(frozen=True)
-class _Match:
-    """A file's tensors against a model's, by name."""
-
-    title: str  # the file and the model, for messages
-    own: set[str]  # top-level names of the model's modules
-    prefix: str  # removed from the file's keys
-    state: dict[str, Tensor]  # what fits
-    missing: set[str]  # of the model's
-    unexpected: set[str]  # of the file's
-    misshapen: dict[str, str]  # name → text
+    def __init__(self, model: nn.Module, path: str | Path, where: str) -> None:
+        self.file = read_weights(path, where)
+        if self.file.epochs is not None and self.file.epochs[0] < self.file.epochs[1]:
+            text = "%s: %s is of epoch %d of %d: the run that wrote it did not finish"
+            logger.warning(text, where, path, *self.file.epochs)
+        found, own = self.file.state, model.state_dict()
+        with told_at(f"{where}: {path} "):
+            self.prefix = _prefix(found, own)
+        inside = {key.removeprefix(self.prefix): value for key, value in found.items() if key.startswith(self.prefix)}
+        given = {key: value for key, value in found.items() if not key.startswith(self.prefix)} | inside
+        self._title = f"{where}: {path} does not fit {type(model).__name__}"
+        self._own_tops = {name.partition(".")[0] for name in own}
+        missing = own.keys() - given.keys()
+        self.missing = {key for key in missing if not key.endswith(".num_batches_tracked")}  # old files lack them
+        self.unexpected = given.keys() - own.keys()
+        self.misshapen = {
+            key: f"{key} {list(given[key].shape)} (model: {list(own[key].shape)})"
+            for key in own.keys() & given.keys()
+            if own[key].shape != given[key].shape
+        }
+        self.state = {key: value for key, value in given.items() if key in own and key not in self.misshapen}
 
     def problems(self, but: Collection[str] = ()) -> list[str]:
         """One phrase for each kind."""
-        misshapen = {text for key, text in self.misshapen.items() if key not in but}
         kinds = {
             "missing": self.missing - {*but},
             "unexpected": self.unexpected - {*but},
-            "of another shape": misshapen,
+            "of another shape": {text for key, text in self.misshapen.items() if key not in but},
         }
-        return [
-            f"{len(names)} {kind}: {', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''}"
-            for kind, names in kinds.items()
-            if names
-        ]
+        shown = {kind: ", ".join(sorted(names)[:4]) + ", …" * (len(names) > 4) for kind, names in kinds.items()}
+        return [f"{len(names)} {kind}: {shown[kind]}" for kind, names in kinds.items() if names]
 
     def refuse(self, but: Collection[str] = ()) -> None:
         """Raises ConfigError where there are problems."""
         problems = self.problems(but)
         if problems:
-            raise ConfigError(f"{self.title}: {'; '.join(problems)}")
+            raise ConfigError(f"{self._title}: {'; '.join(problems)}")
 
     def heads(self, classifiers: tuple[str, ...]) -> set[str]:
         """The file's further tensors that belong to a classifier, or to a head that pretraining leaves."""
         tops = {key: key.partition(".")[0] for key in self.unexpected}
-        is_head = {key for key, top in tops.items() if top not in self.own and _HEAD.fullmatch(top)}
+        is_head = {key for key, top in tops.items() if top not in self._own_tops and _HEAD.fullmatch(top)}
         return is_head | {key for key in tops if key.startswith(classifiers)}
-
-
-def _read_for(model: nn.Module, path: str | Path, where: str) -> tuple[WeightFile, _Match]:
-    """The file and how it fits the model, with a warning where the run that wrote it did not finish."""
-    found = read_weights(path, where)
-    if found.epochs is not None and found.epochs[0] < found.epochs[1]:
-        logger.warning("%s: %s is of epoch %d of %d: the run that wrote it did not finish", where, path, *found.epochs)
-    own = model.state_dict()
-    with told_at(f"{where}: {path} "):
-        prefix = _prefix(found.state, own)
-    inside = {key.removeprefix(prefix): value for key, value in found.state.items() if key.startswith(prefix)}
-    beside = {key: value for key, value in found.state.items() if not key.startswith(prefix)}
-    given = beside | inside
-    misshapen = {
-        key: f"{key} {list(given[key].shape)} (model: {list(own[key].shape)})"
-        for key in own.keys() & given.keys()
-        if own[key].shape != given[key].shape
-    }
-    return found, _Match(
-        title=f"{where}: {path} does not fit {type(model).__name__}",
-        own={name.partition(".")[0] for name in own},
-        prefix=prefix,
-        state={key: value for key, value in given.items() if key in own and key not in misshapen},
-        missing={key for key in own.keys() - given.keys() if not key.endswith(".num_batches_tracked")},  # old files
-        unexpected=given.keys() - own.keys(),
-        misshapen=misshapen,
-    )
 
 
 def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

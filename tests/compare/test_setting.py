@@ -242,7 +242,7 @@ def kd(tmp_path, monkeypatch):
         text = text.replace("teacher.pt", "teacher.safetensors").replace(WRAPPER, f"{WRAPPER}{asked}")
         text = text.replace("num_classes: 4}\n    src_ckpt", f"num_classes: {size}}}\n    src_ckpt")
         model = timm_model("test_byobnet", num_classes=size)
-        save_student(model, Path("teacher.safetensors"), "test_byobnet", classes=list(names) or None)
+        save_student(model, Path("teacher.safetensors"), {"classes": list(names) or None})
         Path("tiny.yaml").write_text(text, encoding="utf-8")
         return made(read("tiny.yaml"), "kd")
 
@@ -292,7 +292,7 @@ def test_weights_from_an_address_name_no_classes(kd, monkeypatch):
     config = kd(EVEN, "0246")
     asked = []
     monkeypatch.setattr(
-        "gkd_plugin.compare.setting.read_weights", lambda path, where: asked.append(path) or WeightFile({}, None)
+        "gkd_plugin.compare.setting.read_weights", lambda path, where: asked.append(path) or WeightFile({})
     )
     config.tree["models"]["teacher_model"]["src_ckpt"] = "http://127.0.0.1:1/teacher.pt"
     assert different_classes(config) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ train:
 def cpu(precision: str = "no") -> Any:
     """Accelerate on the CPU."""
     return make_accelerator(Placement(torch.device("cpu"), None, precision))
+
+
+def equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two ``state_dict`` are the same bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def write_configs(folder: Path) -> tuple[Path, Path]:

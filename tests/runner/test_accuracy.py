@@ -1,36 +1,62 @@
-"""Top-1, top-5 and nearest class mean against loops."""
+"""Top-1, top-5 and nearest class mean against loops; what is measured of the teacher, and of the student at the end."""
 
+import logging
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from gkd_plugin.runner.accuracy import Accuracy, embedding_of, evaluate, near_chance, student_ncm
-from tests.fakes import TinyImages, TinyNet
+from gkd_plugin.data import with_evaluation_view
+from gkd_plugin.data.labels import unwrapped
+from gkd_plugin.models import timm_model
+from gkd_plugin.runner.accuracy import (
+    PROBES,
+    Accuracy,
+    check_teacher,
+    embedding_of,
+    evaluate,
+    final_figures,
+    near_chance,
+    student_ncm,
+)
+from tests.fakes import TinyImages, TinyNet, make_box, stage
 from tests.runner.fakes import cpu
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def accelerator():
     return cpu()
 
 
-def loop(scores, labels, k):
+def loop(scores, labels, k=1):
     hits = 0
     for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
         hits += label in sorted(range(len(row)), key=lambda c: -row[c])[:k]
     return 100 * hits / len(labels)
 
 
-@pytest.mark.parametrize("classes", [2, 5, 6, 20])
-@pytest.mark.parametrize("batch_size", [1, 7, 50])
-def test_accuracy_against_a_loop(accelerator, classes, batch_size):
+def drawn(classes, groups=None, batch_size=7):
+    """Scores, labels, and a loader of them."""
     generator = torch.Generator().manual_seed(classes)
-    scores = torch.randn(50, classes, generator=generator)
-    labels = torch.randint(classes, (50,), generator=generator)
-    loader = accelerator.prepare(DataLoader(TensorDataset(scores, labels), batch_size=batch_size))
-    result = evaluate(lambda x: x, loader, accelerator)
-    assert result.top1 == pytest.approx(loop(scores, labels, 1))
+    scores, labels = torch.randn(50, classes, generator=generator), torch.randint(classes, (50,), generator=generator)
+    return scores, labels, grouped(scores, labels, groups, batch_size)
+
+
+def grouped(scores, labels, groups, batch_size=7):
+    dataset = TensorDataset(scores, torch.as_tensor(labels))
+    dataset.class_groups = groups
+    return DataLoader(dataset, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("classes", "batch_size"), [(2, 50), (5, 7), (6, 1), (20, 7)])
+def test_accuracy_against_a_loop(accelerator, classes, batch_size):
+    scores, labels, loader = drawn(classes, batch_size=batch_size)
+    result = evaluate(lambda x: x, accelerator.prepare(loader), accelerator)
+    assert result.top1 == pytest.approx(loop(scores, labels))
     assert result.top5 == (pytest.approx(loop(scores, labels, 5)) if classes > 5 else None)
     assert (result.samples, result.classes) == (50, classes)
     assert set(result.as_dict("ncm_")) == ({"ncm_top1", "ncm_top5"} if classes > 5 else {"ncm_top1"})
@@ -42,22 +68,12 @@ def test_batches_with_supplementary_data_and_half_precision_scores(accelerator):
     assert evaluate(lambda x: x, [], accelerator).top1 == 0
 
 
-def grouped(scores, labels, groups):
-    dataset = TensorDataset(scores, labels)
-    dataset.class_groups = groups
-    return DataLoader(dataset, batch_size=7)
-
-
 def test_groups_of_classes_against_a_loop(accelerator):
-    generator = torch.Generator().manual_seed(0)
-    scores, labels = torch.randn(50, 4, generator=generator), torch.randint(4, (50,), generator=generator)
     groups = {"old": [0, 1, 3], "new": [2]}
-    result = evaluate(lambda x: x, accelerator.prepare(grouped(scores, labels, groups)), accelerator)
-    parts = {}
-    for name, members in groups.items():
-        chosen = [i for i, label in enumerate(labels.tolist()) if label in members]
-        parts[name] = loop(scores[chosen], labels[chosen], 1)
-    old, new = parts["old"], parts["new"]
+    scores, labels, loader = drawn(4, groups)
+    result = evaluate(lambda x: x, accelerator.prepare(loader), accelerator)
+    chosen = {name: torch.isin(labels, torch.tensor(members)) for name, members in groups.items()}
+    old, new = (loop(scores[mask], labels[mask]) for mask in chosen.values())
     assert old != new
     assert result.as_dict() == pytest.approx(
         {"top1": result.top1, "old_top1": old, "new_top1": new, "harmonic_mean": 2 * old * new / (old + new)}
@@ -73,9 +89,8 @@ def test_groups_of_classes_against_a_loop(accelerator):
     ],
 )
 def test_groups_at_the_edges(accelerator, labels, expected):
-    scores = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    result = evaluate(lambda x: x, grouped(scores, torch.tensor(labels), {"old": [0], "new": [1]}), accelerator)
-    assert result.as_dict() == expected
+    loader = grouped(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), labels, {"old": [0], "new": [1]})
+    assert evaluate(lambda x: x, loader, accelerator).as_dict() == expected
 
 
 class OneOfTwo:
@@ -93,9 +108,27 @@ class OneOfTwo:
 
 def test_groups_count_the_samples_of_all_processes():
     right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    own = grouped(right, torch.tensor([0]), {"old": [0], "new": [1]})
     second = OneOfTwo([(torch.cat([wrong, wrong]), torch.tensor([0, 1]))])
-    assert evaluate(lambda x: x, own, second).groups == {"old": 50, "new": 100}
+    found = evaluate(lambda x: x, grouped(right, [0], {"old": [0], "new": [1]}), second)
+    assert found.groups == {"old": 50, "new": 100}
+
+
+@pytest.mark.parametrize(
+    ("top1", "samples", "classes", "expected"),
+    [
+        (54.0, 1000, 2, True),
+        (55.0, 1000, 2, False),
+        (20.0, 24, 4, True),
+        (3.0, 10_000, 100, False),
+        (1.1, 10_000, 100, True),
+        (0.0, 0, 0, True),
+    ],
+)
+def test_near_chance(top1, samples, classes, expected):
+    assert near_chance(Accuracy(top1, None, samples, classes)) is expected
+
+
+# --- the student -----------------------------------------------------------------------------------------------------
 
 
 def test_embedding_is_read_without_leaving_a_hook():
@@ -107,49 +140,219 @@ def test_embedding_is_read_without_leaving_a_hook():
     assert len(model.pool._forward_hooks) == 0
 
 
-class Mean(nn.Module):
-    """Embeds an image as its channel and column means."""
+class Means(nn.Module):
+    """A student whose logits and embedding are an image's channel means, and the column means if asked."""
 
-    def __init__(self):
+    def __init__(self, columns=False):
         super().__init__()
         self.embedding = nn.Identity()
+        self.columns = columns
 
     def forward(self, x):
-        return self.embedding(torch.cat([x.mean((2, 3)), x.mean((1, 2))], 1))
+        rows = [x.mean((2, 3)), x.mean((1, 2))] if self.columns else [x.mean((2, 3))]
+        return self.embedding(torch.cat(rows, 1))
 
 
 def test_student_ncm_against_a_loop(accelerator):
     train, val = TinyImages(seed=0), TinyImages(seed=1)
     val.targets = [(label + 1) % 4 for label in val.targets]  # centres of the validation set would be right
-    model = Mean()
-    result = student_ncm(
-        model,
-        "embedding",
-        DataLoader(train, batch_size=5, shuffle=True, drop_last=True),
-        DataLoader(val, batch_size=7),
-        accelerator,
-    )
+    model = Means(columns=True)
+    loaders = DataLoader(train, batch_size=5, shuffle=True, drop_last=True), DataLoader(val, batch_size=7)
+    result = student_ncm(model, "embedding", *loaders, accelerator)
     unit = nn.functional.normalize
     labels = torch.tensor(train.targets)
     centres = torch.stack([unit(model(train.images)[labels == k].mean(0), dim=0) for k in range(4)])
     similarity = unit(model(val.images), dim=1) @ centres.T
-    assert result.top1 == pytest.approx(loop(similarity, torch.tensor(val.targets), 1))
+    assert result.top1 == pytest.approx(loop(similarity, torch.tensor(val.targets)))
     assert result.top1 < 20
     assert (result.samples, result.classes) == (24, 4)
 
 
 @pytest.mark.parametrize(
-    ("top1", "samples", "classes", "expected"),
+    ("figures", "final"),
     [
-        (50.0, 1000, 2, True),
-        (54.0, 1000, 2, True),
-        (55.0, 1000, 2, False),
-        (20.0, 24, 4, True),
-        (100.0, 24, 4, False),
-        (3.0, 10_000, 100, False),
-        (1.1, 10_000, 100, True),
-        (0.0, 0, 0, True),
+        ([10.0, 20.0, 30.0, 40.0], {"top1": 40.0, "on": "validation", "val_top1_last3": 30.0}),
+        ([10.0, 20.0], {"top1": 20.0, "on": "validation", "val_top1_last3": 15.0}),
+        ([None, None, 30.0], {"top1": 30.0, "on": "validation", "val_top1_last3": 30.0}),
+        ([10.0, None], {"val_top1_last3": 10.0}),
+        ([None], {}),
     ],
 )
-def test_near_chance(top1, samples, classes, expected):
-    assert near_chance(Accuracy(top1, None, samples, classes)) is expected
+def test_without_a_test_set_the_figures_are_of_the_validation_set(figures, final):
+    """Of the last epoch, and the mean of the last three where they have one."""
+    rows = [{"epoch": n, **({} if top1 is None else {"top1": top1})} for n, top1 in enumerate(figures, 1)]
+    summary = {"stages": {"stage1": {"epochs": [{"top1": 99.0}]}, "stage2": {"epochs": rows}}}
+    assert final_figures(SimpleNamespace(test_loader=None), summary) == final
+
+
+class NoLabels(TinyImages):
+    """Its labels cannot be read ahead."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = self.__dict__.pop("targets")
+        self.evaluation_view = self
+
+    def __getitem__(self, index):
+        return self.images[index], self.hidden[index]
+
+    def __len__(self):
+        return len(self.hidden)
+
+
+def viewed(data):
+    return with_evaluation_view(data, data)
+
+
+def final(train, **changes):
+    given = {"student": Means(), "embedding_path": "embedding", "num_classes": 4, "accelerator": cpu()}
+    box = SimpleNamespace(train_data_loader=DataLoader(train, batch_size=5))
+    loader = DataLoader(TinyImages(seed=1), batch_size=7)
+    parts = SimpleNamespace(**{**given, "box": box, "test_loader": loader, **changes})
+    return final_figures(parts, {"stages": {"train": {"epochs": []}}})
+
+
+def test_the_embedding_is_measured_on_the_test_set(accelerator):
+    train, test = viewed(TinyImages()), DataLoader(TinyImages(seed=1), batch_size=7)
+    expected = student_ncm(Means(), "embedding", DataLoader(train, batch_size=5), test, accelerator).top1
+    for num_classes in (4, None):
+        figures = final(train, num_classes=num_classes)
+        assert figures.keys() == {"top1", "ncm_top1", "on"}
+        assert (figures["ncm_top1"], figures["on"]) == (expected, "test")
+
+
+@pytest.mark.parametrize(
+    ("train", "changes", "reason"),
+    [
+        (viewed(TinyImages()), {"embedding_path": None}, "does not show which module gives the student's embedding"),
+        (viewed(TinyImages()), {"num_classes": 6}, "no training sample of class 4, 5"),
+        (viewed(Subset(TinyImages(), range(6, 24))), {"num_classes": None}, "no training sample of class 0"),
+        (NoLabels(), {}, "dataset NoLabels has no labels to read"),
+        (TinyImages(), {}, "the training set offers no evaluation view"),
+    ],
+)
+def test_where_the_embedding_cannot_be_measured_one_line_says_why(caplog, train, changes, reason):
+    with caplog.at_level(logging.INFO, "gkd_plugin"):
+        assert final(train, **changes).keys() == {"top1", "on"}
+    (line,) = caplog.messages
+    assert line.startswith("final NCM accuracy: not measured, ")
+    assert reason in line
+
+
+# --- the teacher -----------------------------------------------------------------------------------------------------
+
+
+class Knowing(TinyNet):
+    """Tells the classes of TinyImages, moved by ``shift``, without having been trained."""
+
+    def __init__(self, num_classes=4, shift=0, names=None):
+        super().__init__(num_classes)
+        self.embedding = torch.nn.Identity()
+        self.shift = shift
+        self.num_classes = num_classes
+        if names is not None:
+            self.trained_classes = list(names)
+
+    def forward(self, x):
+        score = torch.stack([x[:, k % 3, :, 4 * k : 4 * k + 4].mean((1, 2)) for k in range(4)], dim=1)
+        extra = torch.zeros(len(x), self.num_classes - 4)
+        return torch.cat([self.embedding(score).roll(self.shift, dims=1), extra], dim=1)
+
+
+class Blind(TinyNet):
+    """Sees nothing: one embedding for every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.embedding(torch.ones(len(x), 4))
+
+
+def box_of(model, accelerator, **changes):
+    torch.manual_seed(0)
+    return make_box(stage("embedding", **changes), model, timm_model("test_resnet", num_classes=4), accelerator)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "num_classes", "row"),
+    [
+        (Knowing(), 4, {"ncm_top1": 100.0, "top1": 100.0}),
+        (Knowing(shift=1), 4, {"ncm_top1": 100.0}),  # other classes, as many
+        (Knowing(7), 4, {"ncm_top1": 100.0}),
+        (Knowing(7), None, {"ncm_top1": 100.0}),
+        (Blind(), 4, {"ncm_top1": 25.0}),
+    ],
+)
+def test_what_is_measured_of_a_teacher(accelerator, caplog, teacher, num_classes, row):
+    caplog.set_level(logging.INFO)
+    box = box_of(teacher, accelerator)
+    assert check_teacher(box, num_classes, accelerator) == row
+    assert box.teacher_model.local_classifier.is_ready
+    assert f"teacher: NCM accuracy over the student's 4 classes {row['ncm_top1']} %" in caplog.messages
+    own = "teacher: top-1 of its own classifier 100.0 % (the classes are shared)"
+    assert (own in caplog.messages) == ("top1" in row)
+    poor = "the teacher's accuracy, 25.0 %, is near chance (25.0 %): are its weights loaded (models.t"
+    assert (poor in caplog.text) == ("near chance" in caplog.text) == isinstance(teacher, Blind)
+
+
+def test_a_teacher_without_a_classifier(accelerator):
+    box = box_of(timm_model("test_resnet", num_classes=0), accelerator)
+    assert check_teacher(box, 4, accelerator).keys() == {"ncm_top1"}
+
+
+@pytest.mark.parametrize(("names", "row"), [("abcd", {"top1": 0.0}), ("abce", {}), ("bacd", {}), ("wxyz", {})])
+def test_names_tell_whether_the_classes_are_shared(accelerator, names, row):
+    """Its own classifier, always wrong, is measured only where its classes are the student's.
+
+    Training begins with the same random state, whatever is known of the classes.
+    """
+    states = []
+    for known, expected in ((names, row), (None, {})):
+        box = box_of(Knowing(shift=1, names=known), accelerator)
+        unwrapped(box.train_data_loader.dataset).classes = list("abcd")
+        box.teacher_model.prepare(box, {})  # reads the names
+        assert check_teacher(box, 4, accelerator) == {"ncm_top1": 100.0, **expected}
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_without_the_wrapper_its_own_classifier_is_measured(accelerator, caplog):
+    section = stage("embedding")["teacher"] | {"auxiliary_model_wrapper": {}}
+    for teacher, expected in ((Knowing(), 100.0), (Knowing(shift=1), 0.0)):
+        box = box_of(teacher, accelerator, teacher=section)
+        assert check_teacher(box, 4, accelerator) == {"top1": expected}
+        assert ("is near chance (25.0 %)" in caplog.text) == (expected == 0)
+
+
+def test_without_a_validation_set(accelerator, caplog):
+    box = box_of(Knowing(), accelerator, val_data_loader={})
+    assert check_teacher(box, 4, accelerator) == {}
+    assert "there is no validation set (val_data_loader)" in caplog.text
+    assert not box.teacher_model.local_classifier.is_ready
+
+
+def test_a_class_without_a_training_sample_leaves_ncm_out(accelerator, caplog):
+    caplog.set_level(logging.INFO)
+    box = box_of(Knowing(), accelerator)
+    dataset = unwrapped(box.train_data_loader.dataset)
+    dataset.targets = [3 if label == 1 else label for label in dataset.targets]
+    assert check_teacher(box, 4, accelerator) == {"top1": 100.0}
+    assert "teacher: no training sample of class 1: no NCM accuracy" in caplog.messages
+
+
+def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
+    """Three samples of a class beside sixty of one that overlaps with it: unweighted, it is hardly ever predicted."""
+    labels = torch.tensor([0] * 3 + [1] * 60)
+    noise = torch.randn(63, 4, generator=torch.Generator().manual_seed(0))
+    rows = nn.functional.normalize(noise + labels[:, None], dim=1)
+    teacher = SimpleNamespace(embed=lambda images: images)
+    loader = DataLoader(TensorDataset(rows, labels), batch_size=16)
+    got = PROBES["logistic_regression"](teacher, loader, 2, accelerator)(rows)[:, 0].numpy()
+    balanced, plain = (
+        LogisticRegression(max_iter=1000, class_weight=weight).fit(rows.double().numpy(), labels.numpy())
+        for weight in ("balanced", None)
+    )
+    np.testing.assert_allclose(got, balanced.predict_proba(rows.double().numpy())[:, 0], rtol=1e-4)
+    assert (plain.predict_proba(rows.double().numpy())[:, 0] < got).all()

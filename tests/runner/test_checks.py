@@ -1,16 +1,20 @@
-"""Misspelt module paths in any stage, and images that a model cannot take, before the first stage trains."""
+"""Misspelt module paths, images that a model cannot take, labels that do not fit, stages that could learn nothing."""
 
 import copy
+import logging
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 from gkd_plugin.config.stages import stages_of
+from gkd_plugin.data import ArrayImages
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.checks import check_forward, check_hooks, first_images
-from tests.fakes import TinyImages, TinyNet, stage
+from gkd_plugin.runner.checks import check_data, check_forward, check_hooks, check_trained_classes, first_images
+from tests.data.fakes import counted
+from tests.fakes import TinyImages, TinyNet, cross_entropy, loader, stage
 
 KD = {"student_module_path": ".", "student_module_io": "output", "teacher_module_io": "output", "temperature": 1.0}
 
@@ -20,12 +24,16 @@ def models():
     return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
 
 
-def stages(**changes):
+def stages(*sections):
+    return stages_of({"train": {f"stage{number}": section for number, section in enumerate(sections, 1)}})
+
+
+def both(**changes):
     """Both stages of ReFilled, with sections of the second updated."""
     second = stage("classifier")
     for name, change in changes.items():
         second[name] = {**second[name], **change}
-    return stages_of({"train": {"stage1": stage("embedding"), "stage2": second}})
+    return stages(stage("embedding"), second)
 
 
 def sub_term(key, wrapper=None, **kwargs):
@@ -78,7 +86,7 @@ OUTPUT, INPUT, KWARGS = "forward_hook.output", "forward_hook.input", "auxiliary_
 )  # fmt: skip
 def test_each_misspelling_is_one_line(models, changes, place, parts):
     with pytest.raises(ConfigError) as caught:
-        check_hooks(stages(**changes), *models)
+        check_hooks(both(**changes), *models)
     message = str(caught.value)
     assert message.startswith(f"train.stage2.{place}: ")
     assert [part for part in parts if part not in message] == [], message
@@ -103,7 +111,7 @@ def test_each_misspelling_is_one_line(models, changes, place, parts):
     ],
 )  # fmt: skip
 def test_what_torchdistill_takes_passes_unchanged(models, changes):
-    given = stages(**changes)
+    given = both(**changes)
     before = copy.deepcopy(given)
     check_hooks(given, *models)
     assert given == before
@@ -132,9 +140,11 @@ def test_without_a_teacher():
         ({"key": "refilled", "kwargs": {"stage": "classifier"}}, "stage 'classifier'"),
     ):
         section["criterion"] = criterion
-        message = f"^train.criterion: {name} reads the teacher, but there is no models.teacher"
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=rf"^train\.criterion: {name} reads the teacher.*models\.teacher_model"):
             check_hooks(stages_of({"train": section}), None, TinyNet())
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def test_models_that_fit_leave_the_random_state_as_it_was():
@@ -146,22 +156,203 @@ def test_models_that_fit_leave_the_random_state_as_it_was():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def refuses(images):
+    raise ConfigError("channels")
+
+
 @pytest.mark.parametrize(
-    ("name", "changes", "message"),
+    ("model", "message"),
     [
-        ("deit_tiny_patch16_224", {}, r"shape \[2, 3, 32, 32\]: Input height.* \(its kwargs.img_size: 32 builds it"),
-        ("test_resnet", {"in_chans": 1}, r"cannot take images of shape .*1 channels?[^(]*$"),
+        (
+            timm_model("deit_tiny_patch16_224", num_classes=3, depth=1).eval(),
+            r"cannot take images of shape \[2, 3, 32, 32\]: Input height.* \(its kwargs.img_size: 32 builds it",
+        ),
+        (timm_model("test_resnet", num_classes=3, in_chans=1).eval(), r"cannot take .*1 channels?[^(]*$"),
+        (refuses, "channels$"),  # what a model of ours says
     ],
 )
-def test_sizes_and_channels_that_do_not_fit(name, changes, message):
-    model = timm_model(name, num_classes=3, **changes).eval()
-    with pytest.raises(ConfigError, match=rf"^models\.teacher_model: .*{message}"):
+def test_what_a_model_refuses_is_told_with_its_place(model, message):
+    with pytest.raises(ConfigError, match=rf"^models\.teacher_model: {message}"):
         check_forward("models.teacher_model", model, first_images(TinyImages()), Accelerator(cpu=True))
 
 
-def test_what_a_model_of_ours_says_is_told_with_its_place():
-    def refuses(images):
-        raise ConfigError("channels")
+# --- labels ----------------------------------------------------------------------------------------------------------
 
-    with pytest.raises(ConfigError, match=r"^models\.model: channels$"):
-        check_forward("models.model", refuses, torch.zeros(1, 1), Accelerator(cpu=True))
+
+class Labels:
+    def __init__(self, *targets, classes=None):
+        self.targets = [*targets]
+        if classes is not None:
+            self.classes = list(classes)
+
+    def __len__(self):
+        return len(self.targets)
+
+
+def named(*classes):
+    return Labels(*range(len(classes)), *range(len(classes)), classes=classes)
+
+
+EMBEDDING, CLASSIFIER, JOINT = (stages(stage(kind)) for kind in ("embedding", "classifier", "joint"))
+CROSS_ENTROPY = stages(stage("embedding", criterion={"key": "WeightedSumLoss", "kwargs": None}))
+
+
+def check(stages, num_classes=4, **datasets):
+    """Of the training set, unless others are given."""
+    config = {"datasets": datasets, "test": {"test_data_loader": loader("test")} if "test" in datasets else None}
+    for name in ("val", "test"):
+        datasets.setdefault(name, datasets["train"])
+    check_data(config, "models.student_model", num_classes, stages)
+
+
+PAIRS = Labels(0, 0, 1, 1, 2, 2, 3, 3)
+BALANCED = {"key": "ClassBalancedBatchSampler", "kwargs": {"classes_per_batch": 2, "samples_per_class": 3}}
+
+
+@pytest.mark.parametrize(
+    ("train", "stages", "num_classes"),
+    [
+        *[(PAIRS, stages, 4) for stages in (EMBEDDING, CLASSIFIER, CROSS_ENTROPY, [*EMBEDDING, *CLASSIFIER])],
+        (PAIRS, EMBEDDING, None),
+        (Labels(2, 2, 2), CROSS_ENTROPY, 4),  # what matters to one stage only
+        (Labels(0, 0, 1, 1), EMBEDDING, 4),
+        (Labels(0, 1, 2, 3), CLASSIFIER, 4),
+        (Labels(0, 0, 1, 1), JOINT, 2),
+        # balanced batches make pairs of one sample
+        (Labels(0, 1), stages(stage("embedding", train_data_loader={**loader("train"), "batch_sampler": BALANCED})), 2),
+    ],
+)
+def test_good_labels_pass(train, stages, num_classes, caplog):
+    check(stages, num_classes, train=train)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("labels", "stages", "num_classes", "parts"),
+    [
+        ([], CROSS_ENTROPY, 4, ["no sample"]),
+        ([0, 1, 4], CROSS_ENTROPY, 4, ["out of range", "label 4", "models.student_model has 4 classes (0 … 3)"]),
+        ([0, -1], CROSS_ENTROPY, None, ["out of range", "label -1"]),
+        ([2, 2, 2], EMBEDDING, 4, ["one class only", "'embedding'"]),
+        ([0, 1, 2], EMBEDDING, 4, ["every class has one sample", "'embedding'"]),
+        ([0, 1], JOINT, 2, ["every class has one sample", "'joint'"]),
+        ([0, 0, 1, 1], CLASSIFIER, 4, ["class 2, 3", "'classifier'", "4 classes", "models.student_model.kwargs.num_c"]),
+        ([0, 0, 1, 1], JOINT, 3, ["class 2", "'joint'", "3 classes"]),
+        ([0, 0, 2, 2], EMBEDDING, 4, ["class 1", "'embedding'", "3 classes"]),
+    ],
+)
+def test_bad_labels_are_one_line(labels, stages, num_classes, parts):
+    with pytest.raises(ConfigError) as caught:
+        check(stages, num_classes, train=Labels(*labels))
+    message = str(caught.value)
+    assert message.startswith("datasets.train: ")
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_what_is_told_of_labels_that_pass(caplog):
+    caplog.set_level(logging.INFO)
+    check(EMBEDDING, 2, train=Labels(0, 0, 1))
+    unlabelled = torch.nn.ModuleList()  # has a length, and no `targets`
+    check(EMBEDDING, 2, train=Labels(0, 0, 1, 1), val=unlabelled)
+    single, unread = caplog.messages
+    assert single == "datasets.train: classes [1] have one sample: they form no positive pair"
+    assert unread.startswith("datasets.val: its labels cannot be read ahead")
+
+
+def test_every_dataset_that_is_used_is_checked():
+    good = Labels(0, 0, 1, 1)
+    check([*EMBEDDING, *CLASSIFIER], 2, train=good, test=Labels(1), unused=Labels(9))
+    for name in ("train", "val", "test"):
+        with pytest.raises(ConfigError, match=rf"^datasets\.{name}: class index out of range: label 7, but models"):
+            check(EMBEDDING, 2, **{"train": good, "test": good, name: Labels(0, 7)})
+    second = stage("classifier", train_data_loader=loader("few"))
+    with pytest.raises(ConfigError, match=r"^datasets\.few: no sample of class 1: stage 'classifier'"):
+        check(stages(stage("embedding"), second), 2, train=good, few=Labels(0, 0))
+    check(stages(stage("embedding", val_data_loader=None)), 2, train=good, val=Labels(9))
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_class_has_one_label(name):
+    good = named("cat", "dog", "fox")
+    check(EMBEDDING, 3, train=good, test=good)
+    with pytest.raises(
+        ConfigError, match=rf"^datasets\.{name}: class 'cat' has label 1, and label 0 in the training se"
+    ):
+        check(EMBEDDING, 3, **{"train": good, "test": good, name: named("dog", "cat", "fox")})
+
+
+def test_a_set_is_compared_with_the_training_set_of_the_last_stage_that_it_measures():
+    """Stage 'embedding' asks of labels only whether they are equal."""
+    datasets = {"train": named("dog", "cat"), "few": named("cat", "dog"), "test": named("cat", "dog")}
+    pairs = (("embedding", "train"), ("classifier", "few"))
+    first, second = (stage(kind, train_data_loader=loader(name), val_data_loader=None) for kind, name in pairs)
+    check(stages(first, second), 2, **datasets)
+    with pytest.raises(ConfigError, match=r"in the training set, datasets\.train"):
+        check(stages(second, first), 2, **datasets)
+
+
+@pytest.mark.parametrize(
+    ("trained", "known", "warned"),
+    [
+        (None, "ab", False),
+        ("ab", "ab", False),
+        ("abc", "ab", False),
+        ("aab", "acb", False),  # a name of two classes is not compared
+        ("ab", None, False),
+        ("xy", "ab", True),
+    ],
+)
+def test_classes_that_weights_were_trained_with(trained, known, warned, caplog):
+    data = Labels(0, 1, 2) if known is None else named(*known)
+    check_trained_classes(trained and list(trained), "d/test", data, "--checkpoint: s.pt")
+    told = "datasets.d/test: its classes ['a', 'b'] are none of the classes ['x', 'y'] of --checkpoint: s.pt"
+    assert caplog.messages == ([told] if warned else [])
+
+
+def test_weights_of_another_class_order_are_refused():
+    with pytest.raises(ConfigError, match=r"^datasets\.d/test: class 'b' has label 1, and label 2 in --che"):
+        check_trained_classes(["a", "c", "b"], "d/test", named(*"abc"), "--checkpoint: s.pt")
+
+
+def test_the_work_on_names_grows_with_the_number_of_classes_and_not_with_its_square():
+    name, data = counted(str), Labels(*range(400), classes=[f"class {label}" for label in range(400)])
+    check_trained_classes([name(known) for known in data.classes], "d/test", data, "--checkpoint: s.pt")
+    assert name.looks < 20 * 400
+
+
+@pytest.mark.parametrize(("shared", "warned"), [(0, False), (1, False), (2, True), (60, True)])
+def test_training_images_in_a_test_set_are_warned_of(shared, warned, caplog):
+    rows = np.random.default_rng(0).integers(0, 255, (120, 4, 4, 3), dtype=np.uint8)
+    train = ArrayImages(rows[:60], [index % 2 for index in range(60)])
+    test = ArrayImages(rows[60 - shared : 120 - shared], [index % 2 for index in range(60)])
+    check(CLASSIFIER, 2, train=train, test=test)
+    line = f"datasets.test: {shared} of its 60 images are training images too (datasets.train)"
+    assert (line in caplog.messages) == warned
+
+
+LOSS = {"num_negative_samples": 6, "output_size": 24, "num_samples": 24}
+WRAPPER = {"key": "CRDDatasetWrapper", "kwargs": {"num_negative_samples": 6, "mode": "exact", "ratio": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "message"),
+    [
+        ({}, None, None),
+        ({"output_size": 30}, None, None),
+        ({"wrapper": {"key": "Mine"}}, None, None),
+        ({"wrapper": None}, "train_data_loader.dataset_wrapper", "missing; CRDLoss needs 'CRDDatasetWrapper'"),
+        ({"num_negative_samples": 7}, "criterion.*.crd.criterion.kwargs.num_negative_samples", "7 given, .* draws 6$"),
+        ({"output_size": 23}, "criterion.*.crd.criterion.kwargs.output_size", "23 given, .* 24 training samples$"),
+    ],
+)
+def test_numbers_of_crd(given, path, message):
+    given = {"wrapper": WRAPPER, **LOSS, **given}
+    data = {**loader("train"), "dataset_wrapper": given.pop("wrapper")}
+    crd = {"criterion": {"key": "CRDLoss", "kwargs": given}, "weight": 1.0}
+    criterion = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"ce": cross_entropy(), "crd": crd}}}
+    section = stages(stage("embedding", criterion=criterion, train_data_loader=data))
+    if message is None:
+        check(section, train=TinyImages())
+    else:
+        with pytest.raises(ConfigError, match=rf"^train\.stage1\.{path}: {message}"):
+            check(section, train=TinyImages())

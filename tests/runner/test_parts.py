@@ -58,35 +58,18 @@ def test_a_box_without_a_teacher(accelerator):
     assert not hasattr(box, "teacher_model")
 
 
+WRAPPER = ("teacher", "auxiliary_model_wrapper")
+
+
 @pytest.mark.parametrize(
     ("place", "value", "placement", "message"),
     [
-        (
-            ("stage2", "teacher", "auxiliary_model_wrapper"),
-            None,
-            TEACHER_APART,
-            r"device\.teacher: only .*; set train\.stage2\.teacher\.auxiliary_model_wrapper\.key",
-        ),
-        (
-            ("stage1", "teacher", "auxiliary_model_wrapper", "kwargs", "teacher_dtype"),
-            "bf16",
-            CPU,
-            "train: the stages' teacher_dtype differ, but they share one teacher",
-        ),
-        (
-            ("stage1", "optimizer", "kwargs", "lr"),
-            -1,
-            CPU,
-            r"train\.stage1: torchdistill cannot build this stage: Invalid learning",
-        ),
-        (
-            ("stage2", "student", "src_ckpt"),
-            "nowhere.pt",
-            CPU,
-            r"train\.stage2\.student\.src_ckpt: no such file: nowhere\.pt",
-        ),
+        (("stage2", *WRAPPER), None, TEACHER_APART, r"device\.teacher: only .*; set train\.stage2\.teacher\.aux"),
+        (("stage1", *WRAPPER, "kwargs", "teacher_dtype"), "bf16", CPU, r"train: one .*device\.teacher_dtype"),
+        (("stage1", "optimizer", "kwargs", "lr"), -1, CPU, r"train\.stage1: torchdistill .*: Invalid learn"),
+        (("stage2", "student", "src_ckpt"), "no.pt", CPU, r"train\.stage2\.student\.src_ckpt: no such file: no\.pt"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_built_is_told_with_its_key(accelerator, place, value, placement, message):
     built = config(stage1=stage("embedding"), stage2=stage("classifier"))
     section = built["train"]
@@ -148,16 +131,9 @@ def test_what_is_compiled_keeps_its_names(eager_backend, which, count):
     compile_models("both", student, None)
 
 
-# --- all the parts ---------------------------------------------------------------------------------------------------
-
-
-def parts(*overrides, name="teacher"):
-    return Parts.build(load_config(f"{name}.yaml", overrides).build(), CPU, cpu(), None)
-
-
 @pytest.mark.usefixtures("here")
-def test_what_a_plain_training_is_built_from():
-    made = parts()
+def test_what_a_plain_training_is_built_from(accelerator):
+    made = Parts(load_config("teacher.yaml").build(), CPU, accelerator, None)
     assert (made.num_classes, made.student_path, made.embedding_path) == (4, "models.model", "embedding")
     assert ([(stage.name, stage.epochs) for stage in made.stages], made.val_freq) == ([("train", 2)], 1)
     assert made.image_input.size == (32, 32)
@@ -166,33 +142,35 @@ def test_what_a_plain_training_is_built_from():
     assert not Path("runs").exists()
 
 
-@pytest.mark.usefixtures("here")
-def test_what_does_not_fit_is_told():
-    with pytest.raises(ConfigError, match=r"datasets\.train: class index out of range: label 3, but models"):
-        parts("models.model.kwargs.num_classes=3")
+COSINE = "train.scheduler={key: CosineAnnealingLR, kwargs: {T_max: %d}}"
+CYCLE = "train.scheduler={key: OneCycleLR, kwargs: {max_lr: 0.1, total_steps: %d, cycle_momentum: False}}"
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("epochs", "warned"), [(3, False), (2, True)])
 @pytest.mark.parametrize(
-    ("scheduler", "name"),
+    ("scheduler", "length", "epochs", "told"),
     [
-        ("{key: CosineAnnealingLR, kwargs: {T_max: 3}}", "T_max"),
-        ("{key: OneCycleLR, kwargs: {max_lr: 0.1, total_steps: 3, cycle_momentum: False}}", "total_steps"),
+        (COSINE, 3, 3, None),
+        (COSINE, 3, 1, "T_max: 3, but the stage has 1 epoch"),
+        (CYCLE, 3, 3, None),
+        (CYCLE, 3, 2, "total_steps: 3, but the stage has 2 epochs"),
+        (CYCLE, 1, 1, "total_steps: 1 step is the first of the rise: the stage trains far below max_lr"),
     ],
 )
-def test_a_cycle_that_does_not_end_with_its_stage_is_told(caplog, scheduler, name, epochs, warned):
-    parts(f"train.num_epochs={epochs}", f"train.scheduler={scheduler}")
-    assert (f"train.scheduler.kwargs.{name}: 3, but the stage has {epochs} epochs" in caplog.text) is warned
+def test_a_cycle_that_does_not_fit_its_stage_is_told(caplog, accelerator, scheduler, length, epochs, told):
+    sets = [f"train.num_epochs={epochs}", scheduler % length]
+    Parts(load_config("teacher.yaml", sets).build(), CPU, accelerator, None)
+    found = [line for line in caplog.messages if "scheduler" in line]
+    assert [line.startswith(f"train.scheduler.kwargs.{told}") for line in found] == ([] if told is None else [True])
 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("is_used", [True, False])
-def test_what_only_torchdistill_reads_is_told(caplog, is_used):
+def test_what_only_torchdistill_reads_is_told(caplog, accelerator, is_used):
     built = load_config("teacher.yaml").build()
     if is_used:
         built["tracker"] = {"key": "x"}
         built["models"]["model"]["sync_bn"] = True
-    Parts.build(built, CPU, cpu(), None)
+    Parts(built, CPU, accelerator, None)
     assert ("tracker: not read by refilled" in caplog.text) == is_used
     assert ("models.model.sync_bn: not read by refilled" in caplog.text) == is_used

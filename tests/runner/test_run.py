@@ -6,12 +6,17 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchdistill.common.main_util import set_seed
+from torchdistill.common.yaml_util import load_yaml_file
+from torchdistill.core.distillation import get_distillation_box
 
 from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.stages import student_entry
@@ -20,13 +25,13 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
 from gkd_plugin.runner import run as run_module
-from gkd_plugin.runner.accuracy import student_ncm
+from gkd_plugin.runner.accuracy import PROBES, student_ncm
 from gkd_plugin.runner.models import build_model, start_at_centres
-from gkd_plugin.runner.run import evaluate_checkpoint, run_all, run_config
+from gkd_plugin.runner.run import evaluate_checkpoint, run_all, run_config, run_probe
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import TinyImages, cross_entropy
-from tests.runner.fakes import cpu, write_configs
+from tests.fakes import TinyImages, cross_entropy, train_box
+from tests.runner.fakes import REFILLED, TEST, cpu, equal, write_configs
 
 FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
@@ -63,10 +68,6 @@ def here(runs, tmp_path, monkeypatch):
 
 def summary(folder):
     return json.loads((Path(folder) / "summary.json").read_text("utf-8"))
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 # --- what a run leaves behind ----------------------------------------------------------------------------------------
@@ -113,9 +114,9 @@ def test_log_holds_our_lines_and_torchdistills(runs):
         "NCM accuracy over the student's 4 classes",
         "Advanced to stage 2",
         r"stage1 1/1  lr 0\.05  loss .*  ncm_top1 .* img/s",
-        r"final top-1 on the test set \d+\.\d\d %",
+        r"final top-1 on the test set \d+\.\d\d %$",
     ):
-        assert re.search(part, text), part
+        assert re.search(part, text, re.MULTILINE), part
 
 
 def student_of(runs):
@@ -164,52 +165,47 @@ def test_evaluation_gives_the_final_figure(here):
 
 
 def test_same_seed_same_bits_and_the_resolved_config_runs_again(here):
-    run("student", "out", "train.stage2.num_epochs=2", seed=1)
-    assert load_config("out/config.yaml").tree["train"]["stage2"]["num_epochs"] == 2
-    for folder, seed in (("again", 1), ("other", 2)):
-        run("out/config", folder, seed=seed)
-        assert Path(folder, "config.yaml").read_text("utf-8") == Path("out/config.yaml").read_text("utf-8")
-    first, again, other = (Path(folder, "student.safetensors").read_bytes() for folder in ("out", "again", "other"))
-    assert first == again
-    assert first != other
+    for folder, seed in (("again", 0), ("other", 2)):
+        run("runs/student/config", folder, seed=seed)
+        assert Path(folder, "config.yaml").read_text("utf-8") == Path("runs/student/config.yaml").read_text("utf-8")
+    files = [Path(folder, "student.safetensors").read_bytes() for folder in ("runs/student", "again", "other")]
+    assert files[0] == files[1] != files[2]
 
 
 def test_the_same_weights_as_a_plain_torchdistill_loop(here):
     tree = read("student.yaml")
     for section in tree["train"].values():
         del section["val_data_loader"]
+    del tree["test"]
     Path("short.yaml").write_text(dump(tree), encoding="utf-8")
     made = run("short", "short", seed=3)
     assert "ncm_top1" not in made["stages"]["stage1"]["epochs"][0]
-
-    from torchdistill.common.main_util import set_seed
-    from torchdistill.common.yaml_util import load_yaml_file
-    from torchdistill.core.distillation import get_distillation_box
+    assert made["final"] == {}
 
     set_seed(3)
     config = load_yaml_file("short.yaml")
     student = build_model(*student_entry(config))
     teacher = build_model("models.teacher_model", config["models"]["teacher_model"])
     device = torch.device("cpu")
-    box = get_distillation_box(teacher, student, config["datasets"], config["train"], device, None, False, 1)
-    for epoch in range(box.num_epochs):
-        box.pre_epoch_process(epoch=epoch)
-        for images, labels, supplementary in box.train_data_loader:
-            box.post_forward_process(loss=box.forward_process(images, labels, supplementary))
-        box.post_epoch_process()
+    train_box(get_distillation_box(teacher, student, config["datasets"], config["train"], device, None, False, 1))
     assert equal(load_file("short/student.safetensors"), student.state_dict())
 
 
-def test_the_student_is_kept_at_the_end_of_each_stage_but_the_last(here, monkeypatch):
-    trained = {}
-    save = run_module.save_student
+def test_stages_of_several_epochs(here, monkeypatch):
+    """The student is kept at the end of each but the last; the teacher stays, and its centres are computed once."""
+    trained, fits, used = {}, [], []
+    save, fit, adopt = run_module.save_student, RefilledTeacher.fit_centres, RefilledTeacher.adopt_centres
 
-    def noted(model, path, *args, **kwargs):
+    def noted(model, path, about):
         trained[path.name] = {key: value.clone() for key, value in model.state_dict().items()}
-        save(model, path, *args, **kwargs)
+        save(model, path, about)
 
     monkeypatch.setattr(run_module, "save_student", noted)
-    made = run("student", "out", "train.stage1.num_epochs=2")
+    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *b: (fits.append(self), fit(self, *b))[1])
+    monkeypatch.setattr(RefilledTeacher, "adopt_centres", lambda self, o: (used.append((self, o)), adopt(self, o))[1])
+    made = run("student", "out", "train.val_freq=9", "train.stage1.num_epochs=2", "train.stage2.num_epochs=5")
+    assert load_config("out/config.yaml").tree["train"]["stage2"]["num_epochs"] == 5
+    assert [row["epoch"] for row in made["stages"]["stage2"]["epochs"] if "top1" in row] == [3, 4, 5]
     assert trained.keys() == {"stage1.safetensors", "student.safetensors"}
     kept = load_file("out/stages/stage1.safetensors")
     assert equal(kept, trained["stage1.safetensors"])
@@ -219,14 +215,6 @@ def test_the_student_is_kept_at_the_end_of_each_stage_but_the_last(here, monkeyp
     loaders = [DataLoader(TinyImages(seed=seed), batch_size=12) for seed in (0, 1)]
     again = student_ncm(student.eval(), "embedding", *loaders, cpu())
     assert again.top1 == pytest.approx(made["stages"]["stage1"]["epochs"][-1]["ncm_top1"])
-
-
-def test_the_teacher_stays_as_loaded_and_its_centres_are_computed_once(here, monkeypatch):
-    fits, used = [], []
-    fit, adopt = RefilledTeacher.fit_centres, RefilledTeacher.adopt_centres
-    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *b: (fits.append(self), fit(self, *b))[1])
-    monkeypatch.setattr(RefilledTeacher, "adopt_centres", lambda self, o: (used.append((self, o)), adopt(self, o))[1])
-    run("student", "out", "train.stage1.num_epochs=2", "train.stage2.num_epochs=2")
     (fitted,), ((second, adopted),) = fits, used
     assert adopted is fitted
     assert torch.equal(second.local_classifier.centres, fitted.local_classifier.centres)
@@ -240,21 +228,6 @@ def test_bf16_runs_and_is_evaluated_alike(here):
     assert evaluate_checkpoint(config, Path("out/student.safetensors"), "cpu")["top1"] == made["final"]["top1"]
     assert {value.dtype for value in load_file("out/student.safetensors").values()} == {torch.float32}
     assert cpu().mixed_precision == "no", "Accelerate's state is fresh for each run"
-
-
-def test_validation_may_be_rare(here):
-    rows = run("student", "out", "train.val_freq=9", "train.stage2.num_epochs=5")["stages"]["stage2"]["epochs"]
-    assert [row["epoch"] for row in rows if "top1" in row] == [3, 4, 5]
-
-
-def test_without_test_set_the_final_figure_is_of_the_validation_set(here):
-    tree = read("student.yaml")
-    del tree["test"]
-    made = run(tree, "out")
-    assert made["final"]["on"] == "validation"
-    assert made["final"]["top1"] == made["stages"]["stage2"]["epochs"][-1]["top1"]
-    with pytest.raises(ConfigError, match=r"^x\.yaml: has no test\.test_data_loader to evaluate on$"):
-        evaluate_checkpoint(checked_config(Path("x.yaml"), tree), Path("out/student.safetensors"))
 
 
 def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
@@ -274,41 +247,99 @@ def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
     for part in ("old top-1 0.00 %", "harmonic mean 0.00 %", "final NCM accuracy: not measured, no training sample of"):
         assert part in log
     del tree["test"]
-    on_validation = run(tree, "short")["final"]
+    short = run(tree, "short")
+    on_validation = short["final"]
+    assert on_validation["top1"] == short["stages"]["train"]["epochs"][-1]["top1"]
     assert (on_validation["on"], on_validation["old_top1"], on_validation["harmonic_mean"]) == ("validation", 0, 0)
+    with pytest.raises(ConfigError, match=r"^x\.yaml: has no test\.test_data_loader to evaluate on$"):
+        evaluate_checkpoint(checked_config(Path("x.yaml"), tree), Path("short/student.safetensors"))
 
 
 def test_a_new_classifier_may_start_at_class_centres(here, caplog):
     """Again after stage ``embedding``, which leaves the classifier as it is."""
-    shutil.copy("runs/student/student.safetensors", "trained.safetensors")
-    entry = "models.student_model"
-    source, centres = f"{entry}.src_ckpt=trained.safetensors", f"{entry}.src_ckpt_classifier=centres"
-    run("student", "new", source, f"{entry}.src_ckpt_classifier=new")
-    run("student", "centres", source, centres)
-    lines = [line for line in caplog.messages if "starts at 4 class centres" in line]
-    assert lines == ["models.student_model: the classifier 'head' starts at 4 class centres"] * 2
-    made, random = (load_file(f"{name}/stages/stage1.safetensors") for name in ("centres", "new"))
-    run("student", "still", source, centres, "train.stage2.optimizer.kwargs.lr=0.0")
-    config = load_config("student.yaml", [source, centres]).build()
+    entry, told = "models.student_model", "the classifier 'head' starts at 4 class centres"
+    sets = [f"{entry}.src_ckpt=runs/student/student.safetensors", f"{entry}.src_ckpt_classifier=centres"]
+    run("student", "still", *sets, "train.stage2.optimizer.kwargs.lr=0.0")
+    assert [line for line in caplog.messages if told in line] == [f"{entry}: {told}"] * 2
+    made = load_file("still/stages/stage1.safetensors")
+    config = load_config("student.yaml", sets).build()
     student = build_model(*student_entry(config))
     student.load_state_dict(made)
-    start_at_centres("models.student_model", student, DataLoader(config["datasets"]["train"], batch_size=12), cpu())
+    start_at_centres(entry, student, DataLoader(config["datasets"]["train"], batch_size=12), cpu())
     torch.testing.assert_close(load_file("still/student.safetensors")["head.weight"], student.head.weight.detach())
     assert not torch.allclose(made["head.weight"], student.head.weight)  # which stage embedding has moved
     assert torch.equal(made["head.bias"], torch.zeros(4))  # as at the start: the stage does not train it
-    assert not torch.equal(made["head.weight"], random["head.weight"])
-    assert all(torch.equal(made[key], random[key]) for key in made if not key.startswith("head."))
     caplog.clear()
     kwargs = {"stage": "embedding", "sub_terms": {"labels": cross_entropy()}}  # trains the classifier, which stays
-    run("student", "trained", source, centres, f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
-    assert caplog.text.count("starts at 4 class centres") == 1
+    run("student", "trained", *sets, f"train.stage1.criterion.kwargs={json.dumps(kwargs)}")
+    assert caplog.text.count(told) == 1
+
+
+@torch.no_grad()
+def unit_rows(folder, seed):
+    """The teacher's embeddings of length 1, straight from timm, and the labels."""
+    teacher, images = timm.create_model("test_resnet", num_classes=4).eval(), TinyImages(seed=seed)
+    teacher.load_state_dict(load_file(folder / "runs/teacher/student.safetensors"))
+    rows = teacher.forward_head(teacher.forward_features(images.images), pre_logits=True).double().numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), np.array(images.targets)
+
+
+def probed(probe, *sets):
+    kwargs = "{preprocessing: data, local_classifier: discriminant}"  # fitted to no probe
+    sets = [f"train.stage1.teacher.auxiliary_model_wrapper.kwargs={kwargs}", *sets]
+    return run_probe(load_config("student.yaml", sets), Path(probe), probe, seed=3, device="cpu")
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_what_the_teachers_embedding_knows(here, caplog, probe):
+    caplog.set_level(logging.INFO)
+    (rows, labels), (test_rows, test_labels) = (unit_rows(here, seed) for seed in (0, 2))
+    if probe == "ncm":
+        centres = np.stack([rows[labels == k].mean(0) for k in range(4)])
+        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+        expected = ((test_rows @ centres.T).argmax(1) == test_labels).mean()
+    else:
+        fitted = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced").fit(rows, labels)
+        expected = fitted.score(test_rows, test_labels)
+    made = probed(probe)
+    assert made["final"] == {"top1": pytest.approx(100 * expected), "on": "test"}
+    assert (made["status"], made["seed"], made["probe"], made["stages"]) == ("finished", 3, probe, {})
+    assert summary(probe) == made
+    assert {path.name for path in Path(probe).iterdir()} == {"config.yaml", "log.txt", "summary.json"}
+    assert f"{probe} on the frozen network: top-1 on the test set" in Path(probe, "log.txt").read_text("utf-8")
+    assert "held-out accuracy" not in caplog.text  # of a discriminant
+
+
+def test_a_class_without_a_sample_is_never_the_answer_of_logistic_regression(here):
+    assert 0 <= probed("logistic_regression", "datasets.train.init.kwargs.classes=3")["final"]["top1"] <= 75
+
+
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        (TEST, r"has no test\.test_data_loader"),
+        ("auxiliary_model_wrapper: {key: 'refilled_teacher'}", "the teacher has no wrapper 'refilled_teacher'"),
+    ],
+)
+def test_what_cannot_be_probed(here, old, message):
+    assert old in REFILLED
+    Path("other.yaml").write_text(REFILLED.replace(old, ""), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"^other\.yaml: {message}"):
+        run_probe(load_config("other.yaml"), Path("out"), "ncm", device="cpu")
+    assert not Path("out").exists()
 
 
 # --- what stops it ---------------------------------------------------------------------------------------------------
 
 
-def break_the_loss(monkeypatch, stage, at):
-    """The loss of a stage is NaN in its ``at``-th batch."""
+@pytest.mark.parametrize(
+    ("stage", "at", "place", "kept"),
+    [
+        (ClassifierStage, 4, "stage2 2/3, step 2", "; the last good weights are out/student.safetensors"),
+        (EmbeddingStage, 1, "stage1 1/1, step 1", ""),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, place, kept):
     forward, calls = stage.forward, []
 
     def broken(self, *args: Tensor):
@@ -316,33 +347,28 @@ def break_the_loss(monkeypatch, stage, at):
         return forward(self, *args) * (float("nan") if len(calls) == at else 1)
 
     monkeypatch.setattr(stage, "forward", broken)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch):
-    break_the_loss(monkeypatch, ClassifierStage, at=4)
     with pytest.raises(ConfigError) as caught:
         run("student", "out", "train.stage2.num_epochs=3")
-    reason = "the loss is nan at stage2 2/3, step 2: stopped before the weights changed"
-    assert str(caught.value) == f"student.yaml: {reason}; the last good weights are out/student.safetensors"
+    reason = f"the loss is nan at {place}: stopped before the weights changed"
+    assert str(caught.value) == f"student.yaml: {reason}{kept}"
     made = summary("out")
     assert (made["status"], made["error"]) == ("failed", reason)
-    assert len(made["stages"]["stage2"]["epochs"]) == 1
     assert "final" not in made
     assert f"ERROR\troot\t{reason}" in Path("out/log.txt").read_text("utf-8")
-    assert equal(load_file("out/student.safetensors"), load_file("runs/student/student.safetensors"))
-
-
-def test_nothing_is_claimed_to_be_kept_where_nothing_is(here, monkeypatch):
-    break_the_loss(monkeypatch, EmbeddingStage, at=1)
-    with pytest.raises(ConfigError, match=r"^student\.yaml: the loss is nan at stage1 1/1, step 1: .*changed$"):
-        run("student", "out")
-    assert {path.name for path in Path("out").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
+    if kept:
+        assert len(made["stages"]["stage2"]["epochs"]) == 1
+        assert equal(load_file("out/student.safetensors"), load_file("runs/student/student.safetensors"))
+    else:
+        assert {path.name for path in Path("out").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
 
 
 def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
     monkeypatch.setattr("gkd_plugin.config.config.LARGEST", 1e38)
-    with pytest.raises(ConfigError, match=r"weights are not finite any more: they are not saved|the loss is (nan|inf)"):
-        run("teacher", "out", "train.optimizer.kwargs.lr=1.0e+38")
+    sets = ["train.optimizer.kwargs.lr=1.0e+38", "train.train_data_loader.kwargs.batch_size=24"]
+    with pytest.raises(
+        ConfigError, match=r"^teacher\.yaml: the student's weights contain NaN or infinity and were not"
+    ):
+        run("teacher", "out", *sets)
     assert not Path("out/student.safetensors").exists()
     assert summary("out")["status"] == "failed"
 
@@ -355,42 +381,6 @@ def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run("student", "out")
     assert summary("out")["status"] == "stopped (KeyboardInterrupt)"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("models.teacher_model.kwargs.num_classes=5", r"models\.teacher_model\.src_ckpt: .* of another shape: "),
-        ("models.student_model.kwargs.num_classes=3", r"datasets\.\w+: class index out of range: label 3"),
-        (
-            "models.student_model.kwargs.num_classes=5",
-            r"datasets\.train: no sample of class 4: stage 'cl",
-        ),
-        ("train.stage2.teacher.forward_hook.output=[embedding]", r"train\.stage2\.teacher\.forward_hook"),
-        ("datasets.train.init.kwargs.per_class=many", r"datasets\.train \(line \d+\): TypeError: "),
-        ("device.default=cuda:99", r"device\.default: there is no device 'cuda:99' here"),
-    ],
-)
-def test_what_cannot_be_used_leaves_no_folder(here, override, message):
-    with pytest.raises(ConfigError, match=rf"^student\.yaml: {message}") as caught:
-        run("student", "out", override, device=None)
-    assert "\n" not in str(caught.value)
-    assert not Path("out").exists()
-
-
-class Command:
-    """A pickle that would run a command."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path("touched"),))
-
-
-def test_a_stages_own_checkpoint_is_read_safely(here):
-    torch.save({"model": Command()}, "evil.pt")
-    with pytest.raises(ConfigError, match=r"train\.stage1\.teacher\.src_ckpt: evil\.pt cannot be read as weights"):
-        run("student", "out", "train.stage1.teacher.src_ckpt=evil.pt")
-    assert not Path("touched").exists()
-    assert not Path("out").exists()
 
 
 # --- several configurations ------------------------------------------------------------------------------------------
@@ -426,17 +416,14 @@ def checkpoints(config):
     }
 
 
-def test_output_moves_the_checkpoints_along_and_an_earlier_run_is_kept(configs):
+def test_output_moves_the_checkpoints_along(configs):
     summaries = run_all(configs, output=Path("out"), device="cpu", seed=7)
-    assert [made["status"] for made in summaries] == ["finished", "finished"]
+    assert [(made["status"], made["seed"]) for made in summaries] == [("finished", 7)] * 2
     assert not Path("runs").exists()
     assert Path("out/teacher/teacher.pt").is_file()
     assert Path("out/student/student.pt").is_file()
-    assert (
-        load_config("out/student/config.yaml").tree["models"]["teacher_model"]["src_ckpt"] == "out/teacher/teacher.pt"
-    )
-    run_all(configs[:1], output=Path("out/teacher"), device="cpu", seed=8)
-    assert [summary(f"out/{name}")["seed"] for name in ("student", "teacher.previous", "teacher")] == [7, 7, 8]
+    moved = load_config("out/student/config.yaml").tree["models"]["teacher_model"]["src_ckpt"]
+    assert moved == "out/teacher/teacher.pt"
 
 
 def test_where_each_configuration_would_write(configs, planned):
@@ -456,7 +443,7 @@ def test_where_each_configuration_would_write(configs, planned):
 
 
 def test_paths_are_one_however_they_are_spelt_and_one_elsewhere_stays(configs, planned):
-    rewrite("student", "'runs/teacher/teacher.pt'", "'./runs//teacher/teacher.pt'")
+    rewrite("student", "'runs/teacher/teacher.pt'", "'./runs//../runs/teacher/teacher.pt'")
     run_all(configs, output=Path("a dir: # 1"))
     assert checkpoints(planned[1][0])["teacher_model.src_ckpt"] == "a dir: # 1/teacher/teacher.pt"
     run_all(configs[:1], overrides=["models.model.dst_ckpt=elsewhere/w.pt"], output=Path("out"))

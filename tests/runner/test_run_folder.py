@@ -7,7 +7,7 @@ import pytest
 
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner import run_folder
-from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions, write_atomically
+from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions, results_table, write_atomically
 
 
 def finished_run(path, text="a"):
@@ -46,24 +46,17 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path):
     assert path.read_text() == "good"
 
 
-def test_files(tmp_path):
-    folder = finished_run(tmp_path / "runs" / "x", "a: 1\n")
-    folder.add_metrics({"loss": 0.5, "top1": 3})
-    assert (folder.path / "config.yaml").read_text() == "a: 1\n"
-    rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [{"loss": 1.0}, {"loss": 0.5, "top1": 3}]
-    assert json.loads((folder.path / "summary.json").read_text()) == {"status": "a: 1\n"}
-    assert folder.student == folder.path / "student.safetensors"
-
-
-def test_the_earlier_run_is_kept_and_one_only(tmp_path):
-    path = tmp_path / "x"
+def test_files_and_the_one_earlier_run_that_is_kept(tmp_path):
+    path = tmp_path / "runs" / "x"
     for text in ("first", "second", "third"):
-        finished_run(path, text)
-    assert names(tmp_path) == ["x", "x.previous"]
+        folder = finished_run(path, text)
+    folder.add_metrics({"loss": 0.5, "top1": 3})
     assert (path / "config.yaml").read_text() == "third"
-    assert (tmp_path / "x.previous" / "config.yaml").read_text() == "second"
-    assert len((path / "metrics.jsonl").read_text().splitlines()) == 1
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"loss": 1.0}, {"loss": 0.5, "top1": 3}]
+    assert json.loads((path / "summary.json").read_text()) == {"status": "third"}
+    assert names(tmp_path / "runs") == ["x", "x.previous"]
+    assert (tmp_path / "runs/x.previous/config.yaml").read_text() == "second"
 
 
 def test_students_after_stages_of_an_earlier_run_do_not_stay(tmp_path):
@@ -162,3 +155,28 @@ def test_other_processes_write_nothing(tmp_path):
     with folder.log_file():
         logging.getLogger("gkd_plugin").warning("x")
     assert names(tmp_path) == []
+
+
+def summary(name, top1, teacher=None, **student):
+    made = {
+        "config": f"configs/{name}.yaml",
+        "student": {"key": "timm_model", "kwargs": {}, "classes": 5, "parameters": 1234567, **student},
+        "stages": {"stage1": {"num_epochs": 10}, "stage2": {"num_epochs": 30}},
+        "final": {} if top1 is None else {"top1": top1},
+    }
+    return made if teacher is None else {**made, "teacher": teacher}
+
+
+def test_the_table_has_one_line_per_run():
+    made = [
+        summary("teacher", 99.0, kwargs={"model_name": "resnet10t"}),
+        summary("student", 87.654, {"ncm_top1": 62.36}, key="wide_resnet", classes=None),
+        summary("other", None, {}),
+    ]
+    assert results_table(made).splitlines() == [
+        "run      student      parameters  classes  teacher     epochs  top-1 %",
+        "----------------------------------------------------------------------",
+        "teacher  resnet10t    1,234,567   5        none        10+30   99.00",
+        "student  wide_resnet  1,234,567   ?        NCM 62.4 %  10+30   87.65",
+        "other    timm_model   1,234,567   5        yes         10+30   –",
+    ]

@@ -7,12 +7,13 @@ import os
 import pickle
 import random
 import stat
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torchdistill.common.main_util import load_ckpt
 from torchdistill.models.classification.wide_resnet import wide_resnet
@@ -29,12 +30,7 @@ from gkd_plugin.runner.weights import (
     save_upstream_checkpoint,
 )
 from tests.fakes import TinyNet
-
-LOADERS = [load_weights, load_teacher_weights]
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+from tests.runner.fakes import equal
 
 
 def copied(model):
@@ -49,116 +45,39 @@ def student(classes=4, name="test_resnet"):
     return timm_model(name, num_classes=classes)
 
 
+def wide(classes):
+    return wide_resnet(10, 1, 0.0, classes, False, False)
+
+
+def without(head, state):
+    return {key: value for key, value in state.items() if not key.startswith(head)}
+
+
 def saved(path, state):
     (save_file if path.suffix == ".safetensors" else torch.save)({k: v.contiguous() for k, v in state.items()}, path)
     return path
 
 
-def save(model, path, **about):
+def save(model, path, image_input=None, **about):
     """In the format that goes with the suffix: the student's alone, or torchdistill's."""
+    if image_input is not None:
+        about["image_input"] = image_input.as_dict() if isinstance(image_input, ImageInput) else image_input
     if path.suffix == ".safetensors":
-        save_student(model, path, "tiny", **about)
+        save_student(model, path, {"model": "tiny", **about})
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        save_upstream_checkpoint(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), 12.5, path, **about)
+        box = SimpleNamespace(optimizer=optimizer, lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1))
+        save_upstream_checkpoint(model, box, 12.5, path, about)
     return path
 
 
+def refused(message, load, *args, **kwargs):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["w.safetensors", "w.pt", "state_dict", "timm"])
-def test_round_trip(tmp_path, kind):
-    model, path = TinyNet(), tmp_path / kind
-    if kind == "state_dict":
-        torch.save(model.state_dict(), path)
-    elif kind == "timm":
-        torch.save({"epoch": 3, "args": argparse.Namespace(lr=1), "state_dict": model.state_dict()}, path)
-    else:
-        save(model, path)
-    copy = TinyNet()
-    assert not equal(copy.state_dict(), model.state_dict())
-    load_weights(copy, path, "models.model.src_ckpt")
-    assert equal(copy.state_dict(), model.state_dict())
-    if kind == "w.pt":
-        best, _ = load_ckpt(str(path), again := TinyNet())
-        assert best == 12.5
-        assert equal(again.state_dict(), model.state_dict())
-
-
-class Malicious:
-    def __reduce__(self):
-        return os.system, ("touch hacked",)
-
-
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"model": {"w": torch.ones(1)}, "args": x}])
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch, wrap):
-    monkeypatch.chdir(tmp_path)
-    torch.save(wrap(Malicious()), "w.pt")
-    with pytest.raises(ConfigError, match=r"^here: w\.pt cannot be read as weights: .*not unpickled") as caught:
-        read_weights("w.pt", "here")
-    assert "\n" not in str(caught.value)
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(wrap(Malicious())))
-    with pytest.raises(ConfigError, match=r"^here: raw\.pt cannot be read as weights"):
-        read_weights("raw.pt", "here")
-    assert not (tmp_path / "hacked").exists()
-
-
-@pytest.mark.parametrize(  # the same in every worker of pytest-xdist
-    "content",
-    [b"", b"\x80", b"hello", b"PK\x03\x04", random.Random(0).randbytes(200), b"\x80\x02]q\x00.", None],
-    ids=range(7),
-)
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_broken_files_are_one_line(tmp_path, content, name):
-    path = save(TinyNet(), tmp_path / name)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(
-        ConfigError, match=rf"^here: .*{name} (cannot be read as weights|holds no state_dict)"
-    ) as caught:
-        read_weights(path, "here")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], {"model": {"a": "b"}}, torch.ones(2)])
-def test_files_without_weights(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ConfigError, match=r"^here: .*w\.pt holds no state_dict$"):
-        read_weights(tmp_path / "w.pt", "here")
-    with pytest.raises(ConfigError, match=r"^here: no such file: .*nowhere\.pt$"):
-        read_weights(tmp_path / "nowhere.pt", "here")
-
-
-def test_a_parameter_may_be_called_model(tmp_path):
-    save_file({"model": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert list(read_weights(tmp_path / "w.safetensors", "here").state) == ["model"]
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_the_student_loads_with_timm_alone(tmp_path, name):
-    size = {"img_size": 32} if "vit" in name else {}
-    model, path = timm_model(name, num_classes=3, **size), tmp_path / "student.safetensors"
-    save_student(model, path, name)
-    plain = timm.create_model(name, num_classes=3, **size)
-    plain.load_state_dict(read_weights(path, "here").state, strict=True)
-    images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(plain.eval()(images), model.eval()(images), rtol=0, atol=0)
-    with safe_open(path, "pt") as file:
-        assert json.loads(file.metadata()["gkd_plugin"]) == {"model": name, "image_input": None}
-
-
-def test_shared_tensors_and_views_are_written(tmp_path):
-    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    model["b"].weight = model["a"].weight
-    model.register_buffer("view", torch.arange(6.0).reshape(2, 3).T)
-    assert equal(read_weights(save(model, tmp_path / "w.safetensors"), "here").state, model.state_dict())
-
-
-def test_the_student_file_has_the_permissions_of_any_other(tmp_path):
-    save(TinyNet(), tmp_path / "w.safetensors")
-    (tmp_path / "plain").write_text("x")
-    assert len({stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("w.safetensors", "plain")}) == 1
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
@@ -174,189 +93,227 @@ def test_our_files_say_how_the_weights_were_trained(tmp_path, name):
     load_teacher_weights(other, saved(tmp_path / "other.safetensors", source.state_dict()), "here")
     assert not hasattr(other, "image_input")
     assert not hasattr(other, "trained_classes")
+    if name == "w.pt":
+        best, _ = load_ckpt(str(path), again := TinyNet())
+        assert best == 12.5
+        assert equal(again.state_dict(), source.state_dict())
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"model": {"w": torch.ones(1)}, "args": x}])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch, wrap):
+    monkeypatch.chdir(tmp_path)
+    torch.save(wrap(Malicious()), "w.pt")
+    refused(r"^here: w\.pt cannot be read as weights: .*not unpickled", read_weights, "w.pt", "here")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(wrap(Malicious())))
+    refused(r"^here: raw\.pt cannot be read as weights", read_weights, "raw.pt", "here")
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(  # the same in every worker of pytest-xdist
+    "content",
+    [b"", b"\x80", b"hello", b"PK\x03\x04", random.Random(0).randbytes(200), b"\x80\x02]q\x00.", None],
+    ids=range(7),
+)
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_broken_files_are_one_line(tmp_path, content, name):
+    path = save(TinyNet(), tmp_path / name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    refused(rf"^here: .*{name} (cannot be read as weights|holds no state_dict)", read_weights, path, "here")
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [({"image_input": {"mean": "abc"}}, "no description of images: .*abc"), ({"epochs": ["a", "b"]}, "'a'")],
+)
+def test_broken_words_about_the_weights_are_told_with_the_file(tmp_path, name, about, reason):
+    path = save(TinyNet(), tmp_path / name, **about)
+    refused(rf"^here: .*{name} cannot be read as weights: .*{reason}", read_weights, path, "here")
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], {"model": {"a": "b"}}, torch.ones(2)])
+def test_files_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    refused(r"^here: .*w\.pt holds no state_dict$", read_weights, tmp_path / "w.pt", "here")
+    refused(r"^here: no such file: .*nowhere\.pt$", read_weights, tmp_path / "nowhere.pt", "here")
+
+
+def test_a_parameter_may_be_called_model(tmp_path):
+    save_file({"model": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert list(read_weights(tmp_path / "w.safetensors", "here").state) == ["model"]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_the_student_loads_with_timm_alone(tmp_path, name):
+    size = {"img_size": 32} if "vit" in name else {}
+    model, path = timm_model(name, num_classes=3, **size), tmp_path / "student.safetensors"
+    save(model, path, classes=["a"])
+    plain = timm.create_model(name, num_classes=3, **size)
+    plain.load_state_dict(load_file(path), strict=True)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(plain.eval()(images), model.eval()(images), rtol=0, atol=0)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["gkd_plugin"]) == {"model": "tiny", "classes": ["a"]}
+    (tmp_path / "plain").write_text("x")  # as readable as any other file
+    assert len({stat.S_IMODE(file.stat().st_mode) for file in (path, tmp_path / "plain")}) == 1
+
+
+def test_shared_tensors_and_views_are_written(tmp_path):
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    model["b"].weight = model["a"].weight
+    model.register_buffer("view", torch.arange(6.0).reshape(2, 3).T)
+    assert equal(read_weights(save(model, tmp_path / "w.safetensors"), "here").state, model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-@pytest.mark.parametrize(("epochs", "is_told"), [((13, 15), True), ((15, 15), False), (None, False)])
-def test_weights_of_an_unfinished_run_are_told(tmp_path, caplog, name, epochs, is_told):
+@pytest.mark.parametrize("epochs", [(13, 15), (15, 15), None])
+def test_weights_of_an_unfinished_run_are_told(tmp_path, caplog, name, epochs):
     path = save(TinyNet(), tmp_path / name, epochs=epochs)
     load_weights(TinyNet(), path, "here")
-    assert ("the run that wrote it did not finish" in caplog.text) == is_told
-    assert (f"here: {path} is of epoch 13 of 15" in caplog.text) == is_told
+    told = f"here: {path} is of epoch 13 of 15: the run that wrote it did not finish"
+    assert caplog.messages == ([told] if epochs == (13, 15) else [])
 
 
 # --- into a model ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("load", LOADERS)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "backbone.", "teacher.backbone."])
-def test_a_prefix_is_removed(tmp_path, load, suffix, prefix):
-    source, model = resnet(), student()
-    path = saved(tmp_path / f"w{suffix}", {prefix + key: value for key, value in source.state_dict().items()})
-    load(model, path, "here")
-    assert equal(model.state_dict(), source.state_dict())
+def nested(key):
+    return lambda good: {"epoch": 1, "args": argparse.Namespace(lr=1), key: good}
+
+
+def prefixed(prefix):
+    return lambda good: {prefix + key: value for key, value in good.items()}
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        *[
-            lambda good, _, key=key: {"epoch": 1, key: good}
-            for key in ("state_dict_ema", "model_ema", "model", "teacher")
-        ],
-        lambda good, other: {"state_dict": other, "state_dict_ema": good},  # averaged ones first
-        lambda good, _: {"state_dict_ema": {}, "state_dict": good},
-        lambda good, _: {k if k.startswith("fc.") else f"backbone.{k}": v for k, v in good.items()},
-        lambda good, _: {key: value for key, value in good.items() if "num_batches_tracked" not in key},  # old files
+        *map(prefixed, ["", "module.", "_orig_mod.module.", "backbone.", "teacher.backbone."]),
+        *map(nested, ["state_dict", "state_dict_ema", "model_ema", "model", "teacher"]),  # of timm's train.py, DINO
+        lambda good: {"state_dict": resnet().state_dict(), "state_dict_ema": good},  # averaged ones first
+        lambda good: {"state_dict_ema": {}, "state_dict": good},
+        lambda good: {k if k.startswith("fc.") else f"backbone.{k}": v for k, v in good.items()},
+        lambda good: {key: value for key, value in good.items() if "num_batches_tracked" not in key},  # old files
     ],
 )
-@pytest.mark.parametrize("load", LOADERS)
-def test_other_layouts_of_a_file(tmp_path, content, load):
+@pytest.mark.parametrize("load", [load_weights, load_teacher_weights])
+def test_layouts_of_a_file(tmp_path, content, load):
     source, model = resnet(), student()
-    torch.save(content(source.state_dict(), resnet().state_dict()), tmp_path / "w.pth")
+    made = content(source.state_dict())
+    torch.save(made, tmp_path / "w.pth")
     load(model, tmp_path / "w.pth", "here")
     assert equal(model.state_dict(), source.state_dict())
+    if all(isinstance(value, torch.Tensor) for value in made.values()):
+        load(again := student(), saved(tmp_path / "w.safetensors", made), "here")
+        assert equal(again.state_dict(), source.state_dict())
 
 
 def test_what_does_not_fit_is_listed(tmp_path):
-    state = TinyNet().state_dict()
-    del state["conv.weight"], state["conv.bias"]
-    state |= {"fc.weight": torch.zeros(7, 8), "head.bias": torch.zeros(1)}
-    model, path = TinyNet(), saved(tmp_path / "w.pt", state)
-    before = copied(model)
+    state = without(("conv.",), TinyNet().state_dict()) | {"fc.weight": torch.zeros(7, 8), "head.bias": torch.zeros(1)}
+    path = saved(tmp_path / "w.pt", state)
     with pytest.raises(ConfigError) as caught:
-        load_weights(model, path, "here")
+        load_weights(TinyNet(), path, "here")
     assert str(caught.value) == (
         f"here: {path} does not fit TinyNet: 2 missing: conv.bias, conv.weight; 1 unexpected: head.bias; "
         "1 of another shape: fc.weight [7, 8] (model: [4, 8])"
     )
-    assert equal(model.state_dict(), before)
-    with pytest.raises(ConfigError, match=r"8 missing: bn\.bias, .*, …; 1 unexpected: x$"):
-        load_weights(model, saved(tmp_path / "x.pt", {"x": torch.zeros(1)}), "here")
 
 
 def test_a_teacher_without_classifier_leaves_heads_out_and_says_so(tmp_path, caplog):
     source, model = resnet(9), student(0)
-    state = {f"module.{key}": value for key, value in source.state_dict().items()}
-    state["projector.0.weight"] = torch.zeros(2)
+    state = prefixed("module.")(source.state_dict()) | {"projector.0.weight": torch.zeros(2)}
     with caplog.at_level(logging.INFO):
         load_teacher_weights(model, saved(tmp_path / "w.pth", state), "models.teacher_model.src_ckpt")
-    assert equal(model.state_dict(), {k: v for k, v in source.state_dict().items() if not k.startswith("fc.")})
+    assert equal(model.state_dict(), without("fc.", source.state_dict()))
     assert "prefix 'module.' removed; left out: 3 unexpected: fc.bias, fc.weight, projector.0.weight" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["other classes", "none"])
-def test_a_teachers_classifier_must_be_there(tmp_path, change):
-    state = resnet(9).state_dict()
-    if change == "none":
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    model = student()
-    before = copied(model)
-    with pytest.raises(ConfigError, match=r"fits the backbone of ResNet, but not its classifier: 2 .*num_classes: 0"):
-        load_teacher_weights(model, saved(tmp_path / "w.pth", state), "here")
-    assert equal(model.state_dict(), before)
-
-
-def two_models():
-    return {f"{role}.{key}": value for role in ("student", "teacher") for key, value in resnet().state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("load", "model", "state", "message"),
-    [
-        (load_teacher_weights, "test_resnet", two_models, r"several sets .* prefixes 'student\.', 'teacher\.'$"),
-        (load_teacher_weights, "resnet26", lambda: resnet(4, "test_vit").state_dict(), r"fit ResNet: \d+ missing"),
-        (load_teacher_weights, "resnet26", lambda: resnet(4, "resnet18").state_dict(), r"fit ResNet: .*another shape"),
-        # nothing is missing: every tensor of a ResNet-26 fits one of a ResNet-50, whose further blocks would be lost
-        (
-            load_teacher_weights,
-            "resnet26",
-            lambda: resnet(4, "resnet50").state_dict(),
-            r"fit ResNet: \d+ unexpected: l",
-        ),
-        (
-            load_backbone_weights,
-            "test_resnet",
-            lambda: resnet(4, "test_byobnet").state_dict(),
-            r"does not fit ResNet: ",
-        ),
-    ],
-)
-def test_weights_of_another_architecture_are_refused(tmp_path, load, model, state, message):
-    with pytest.raises(ConfigError, match=rf"^here: .*w\.pth .*{message}") as caught:
-        load(student(4, model), saved(tmp_path / "w.pth", state()), "here")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("key", ["reg_token", "pos_embed", "norm.weight", "fc_norm.bias", "blocks.12.mlp.fc1.weight"])
-def test_a_part_of_a_backbone_is_not_left_out(tmp_path, key):
-    path = saved(tmp_path / "w.pth", {**resnet().state_dict(), key: torch.zeros(2)})
-    with pytest.raises(ConfigError, match=f"does not fit ResNet: 1 unexpected: {key}"):
-        load_teacher_weights(student(), path, "here")
-    path = saved(tmp_path / "w.pth", {**TinyNet().state_dict(), "fc.scale": torch.zeros(2)})
-    with pytest.raises(ConfigError, match=r"does not fit TinyNet: 1 unexpected: fc\.scale"):
-        load_teacher_weights(TinyNet(), path, "here")
-
-
-@pytest.mark.parametrize("num_classes", [0, 4])
-def test_a_teacher_that_claims_no_classes_needs_no_classifier_of_the_file(tmp_path, num_classes):
-    source, model = TinyNet(), TinyNet()
+def tiny(num_classes):
+    """With the attributes of a timm model."""
+    model = TinyNet()
     model.pretrained_cfg, model.num_classes = {"classifier": "fc"}, num_classes
-    state = {key: value for key, value in source.state_dict().items() if not key.startswith("fc.")}
-    path = saved(tmp_path / "w.pth", state)
-    if num_classes == 0:
-        load_teacher_weights(model, path, "here")
-        assert torch.equal(model.conv.weight, source.conv.weight)
-    else:
-        with pytest.raises(ConfigError, match="but not its classifier: 2 missing"):
-            load_teacher_weights(model, path, "here")
+    return model
 
 
-def test_a_student_takes_nothing_but_its_own(tmp_path):
-    path = saved(tmp_path / "w.pth", resnet().state_dict())
-    with pytest.raises(ConfigError, match=r"does not fit ResNet: 2 unexpected: fc\.bias, fc\.weight"):
-        load_weights(student(0), path, "here")
-
-
-# --- a backbone under another classifier -----------------------------------------------------------------------------
+def test_a_teacher_that_claims_no_classes_needs_no_classifier_of_the_file(tmp_path):
+    source, model = TinyNet(), tiny(0)
+    load_teacher_weights(model, saved(tmp_path / "w.pth", without("fc.", source.state_dict())), "here")
+    assert torch.equal(model.conv.weight, source.conv.weight)
 
 
 @pytest.mark.parametrize("classes", [3, 4, 6])
 def test_a_new_classifier_keeps_nothing_of_the_files(tmp_path, classes):
     """Also where it has as many classes: they are other ones."""
     source, model = resnet(), student(classes)
-    before = copied(model)
+    expected = copied(model) | without("fc.", source.state_dict())
     load_backbone_weights(model, saved(tmp_path / "w.pth", source.state_dict()), "here")
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key] if key.startswith("fc.") else source.state_dict()[key])
+    assert equal(model.state_dict(), expected)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_an_extended_classifier_starts_with_the_files_rows(tmp_path, prefix, caplog):
-    source, model = resnet(), student(6)
+@pytest.mark.parametrize(
+    ("source", "model", "prefix"),
+    [
+        (resnet(), student(6), ""),
+        (resnet(), student(6), "module."),
+        (wide(4), wide(6), ""),  # not timm's: its last Linear is the classifier
+    ],
+)
+def test_an_extended_classifier_starts_with_the_files_rows(tmp_path, source, model, prefix, caplog):
     before = copied(model)
-    path = saved(tmp_path / "w.pth", {prefix + key: value for key, value in source.state_dict().items()})
     with caplog.at_level(logging.INFO):
+        path = saved(tmp_path / "w.pth", prefixed(prefix)(source.state_dict()))
         load_backbone_weights(model, path, "here", extends_classifier=True)
     after = model.state_dict()
     for key, value in source.state_dict().items():
         assert torch.equal(after[key][:4] if key.startswith("fc.") else after[key], value)
     assert all(torch.equal(after[key][4:], before[key][4:]) for key in ("fc.weight", "fc.bias"))
     assert "the classifier is extended" in caplog.text
-    with pytest.raises(ConfigError, match=r"^here: .*w\.pth: fc\.\w+ \[4.*\] cannot be the first rows of \[3"):
-        load_backbone_weights(student(3), path, "here", extends_classifier=True)
 
 
-def test_a_last_linear_is_the_classifier_of_models_that_are_not_timms(tmp_path):
-    source, model = (wide_resnet(10, 1, 0.0, classes, False, False) for classes in (3, 5))
-    load_backbone_weights(model, saved(tmp_path / "w.pth", source.state_dict()), "here", extends_classifier=True)
-    after = model.state_dict()
-    for key, value in source.state_dict().items():
-        assert torch.equal(after[key][:3] if key.startswith("fc.") else after[key], value)
+def two_models():
+    return {f"{role}.{key}": value for role in ("student", "teacher") for key, value in resnet().state_dict().items()}
 
 
-def test_a_model_that_does_not_say_what_its_classifier_is(tmp_path):
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    with pytest.raises(ConfigError, match=r"here: Sequential does not say .* last module with weights is no Linear"):
-        load_backbone_weights(model, saved(tmp_path / "w.pth", model.state_dict()), "here")
+def load_extended_weights(*args):
+    load_backbone_weights(*args, extends_classifier=True)
+
+
+def with_zeros(model, key):
+    return {**model.state_dict(), key: torch.zeros(2)}
+
+
+PAIR = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+HEADLESS = "fits the backbone of {}, but not its classifier: 2 .*num_classes: 0"
+
+
+@pytest.mark.parametrize(
+    ("load", "model", "state", "message"),
+    [
+        (load_weights, TinyNet(), {"x": torch.zeros(1)}, r"8 missing: bn\.bias, .*, …; 1 unexpected: x$"),
+        (load_weights, student(0), resnet().state_dict(), r"fit ResNet: 2 unexpected: fc\.bias, fc\.weight"),
+        (load_teacher_weights, student(), resnet(9).state_dict(), HEADLESS.format("ResNet")),
+        (load_teacher_weights, student(), without("fc.", resnet().state_dict()), HEADLESS.format("ResNet")),
+        (load_teacher_weights, tiny(4), without("fc.", TinyNet().state_dict()), HEADLESS.format("TinyNet")),
+        (load_teacher_weights, student(), two_models(), r"several sets .* prefixes 'student\.', 'teacher\.'$"),
+        (load_teacher_weights, student(), resnet(4, "test_vit").state_dict(), r"fit ResNet: \d+ missing"),
+        (load_teacher_weights, TinyNet(), TinyNet(width=9).state_dict(), "fit TinyNet: .*of another shape: bn"),
+        (load_teacher_weights, TinyNet(), with_zeros(TinyNet(), "fc.scale"), r"fit TinyNet: 1 unexpected: fc\.scale"),
+        *[
+            (load_teacher_weights, student(), with_zeros(resnet(), key), f"fit ResNet: 1 unexpected: {key}")
+            for key in ("reg_token", "pos_embed", "fc_norm.bias", "blocks.12.fc1.bias", "layer1.9.bn1.bias")
+        ],
+        (load_backbone_weights, student(), resnet(4, "test_byobnet").state_dict(), "does not fit ResNet: "),
+        (load_backbone_weights, PAIR, PAIR.state_dict(), "Sequential does not say .* last module .* is no Linear"),
+        (load_extended_weights, student(3), resnet().state_dict(), r"fc\.\w+ \[4.*\] cannot be the first rows of \[3"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_line_and_leaves_the_model(tmp_path, load, model, state, message):
+    path, before = saved(tmp_path / "w.pth", state), copied(model)
+    refused(rf"^here: .*{message}", load, model, path, "here")
+    assert equal(model.state_dict(), before)
