@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
 from tqdm import tqdm
@@ -29,11 +29,9 @@ from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
-__all__ = ["NO_CENTRES", "Images", "RestoredRun", "outputs", "restore"]
 
-NO_CENTRES = "a class has no training sample, so there are no class centres (incremental learning without a memory)"
-
-Score = Callable[[Tensor], Tensor]
+class LeftOut(Exception):  # noqa: N818  # not an error: the other parts go on
+    """A run has nothing for a part of the diagnostics; the message says why, and what would bring it in."""
 
 
 class Images(NamedTuple):
@@ -43,37 +41,56 @@ class Images(NamedTuple):
     loader: DataLoader[Any]
 
 
-@dataclass(frozen=True)
 class RestoredRun:
-    """A finished run.
+    """A finished run, rebuilt from its folder as the runner built it; writes nothing.
 
-    Attributes:
-        train: of the last stage that the teacher takes part in.
-        validation: the test images where there are none, or ``None``.
-        test: the validation images where there are none, or ``None``.
-        class_names: of the student's classes.
-        teacher_labels: for each of the student's classes the teacher's own label of it, or ``None`` where the teacher
-            does not know the class; ``None`` as a whole where that is not known.
-        teacher: with its class centres, where each class has a training sample.
-        student: on the device, in eval mode; see :meth:`load_student`.
-        initial: the student's weights before any training.
-        embedding_stage: name of the stage ``embedding``, or ``None``.
-        embedding_path: module path of the student's embedding, or ``None`` where it is not known.
+    The teacher goes to the student's device, wherever it was in training. A ConfigError says that this is no folder of
+    a finished run, that it has no teacher in the wrapper ``refilled_teacher``, or that weights or data are not there
+    any more or others.
     """
 
-    folder: RunFolder
-    seed: int
-    train: Images
-    validation: Images | None
-    test: Images | None
-    class_names: list[str]
-    teacher_labels: Sequence[int | None] | None
-    teacher: RefilledTeacher
-    student: nn.Module
-    initial: Mapping[str, Tensor]
-    embedding_stage: str | None
-    embedding_path: str | None
-    accelerator: Accelerator
+    def __init__(self, path: Path, device: str | None = None) -> None:
+        summary = _finished_summary(path)
+        self.folder, self.seed = RunFolder(path), int(summary["seed"])
+        if not self.folder.student.is_file():
+            raise ConfigError(f"{path}: the student's weights are missing: no such file: {self.folder.student}")
+        config = load_config(path / "config.yaml")
+        with told_at(f"{config.path}: "):
+            number = _stage_of_teacher(config)
+            placement = read_placement({"device": {**(config.tree.get("device") or {}), "teacher": None}}, device)
+            self.accelerator = make_accelerator(placement)
+            if self.accelerator.num_processes > 1:
+                raise ConfigError("diagnose runs in one process")
+            set_seed(self.seed)  # from here to the student in the order of a run, which decides its first weights
+            built = config.build()
+            student = build_model(*student_entry(built))
+            self.initial = copy.deepcopy(student.state_dict())  # before any training
+            teacher = build_model(TEACHER, built["models"]["teacher_model"])
+            stage = stages_of(built)[number]
+            box = build_box({**built, "train": stage.section}, teacher, student, placement, self.accelerator)
+            self.accelerator.unwrap_model(box.student_model, keep_fp32_wrapper=False)
+            box.clean_modules()
+            self.teacher = box.teacher_model
+            if not isinstance(self.teacher, RefilledTeacher):
+                raise ConfigError(f"{stage.path}.teacher: is not the wrapper 'refilled_teacher' alone")
+            if summary.get("teacher_weights") not in (None, teacher_key(self.teacher.teacher)):
+                raise ConfigError(f"{TEACHER}: has other weights than in the run; was its src_ckpt written again?")
+            dataset = box.train_data_loader.dataset
+            self.without_sample = classes_without_centre(self.teacher, dataset)
+            if not self.without_sample:
+                fit_class_centres(self.teacher, box.train_data_loader)
+            self.train = Images("train", clean_loader(box.train_data_loader))
+            test = _held_out("test", build_test_loader(built, self.accelerator))
+            validation = _held_out("validation", box.val_data_loader)
+        self.validation, self.test = validation or test, test or validation
+        self.class_names = class_names_of(dataset) or [str(name) for name in classes_of(dataset)]
+        # the teacher's own label of each class of the student, None where the teacher does not know it
+        self.teacher_labels: Sequence[int | None] | None = self.teacher.class_map.labels
+        self.student = student.to(self.accelerator.device)
+        stages = [stage.name for stage in config.stages if stage.kind == "embedding"]
+        self.embedding_stage = stages[-1] if stages else None
+        embedding = student_embedding(config.tree) or "embedding"
+        self.embedding_path = embedding if embedding in dict(student.named_modules()) else None
 
     def load_student(self, weights: Path | None) -> None:
         """Gives the student the weights in a file, or with ``None`` those before any training."""
@@ -83,71 +100,17 @@ class RestoredRun:
             load_weights(self.student, weights, "run folder")
         self.student.eval()
 
-
-def restore(path: Path, device: str | None = None) -> RestoredRun:
-    """Rebuilds a finished run as the runner built it; writes nothing.
-
-    The teacher goes to the student's device, wherever it was in training.
-
-    Args:
-        path: the run folder.
-        device: goes before the configuration's ``device.default``.
-
-    Raises:
-        ConfigError: this is no folder of a finished run, it has no teacher in the wrapper ``refilled_teacher``, or
-            weights or data are not there any more, or the teacher's weights are others.
-    """
-    summary = _finished_summary(path)
-    folder = RunFolder(path)
-    if not folder.student.is_file():
-        raise ConfigError(f"{path}: the student's weights are missing: no such file: {folder.student}")
-    config = load_config(path / "config.yaml")
-    with told_at(f"{config.path}: "):
-        number = _stage_of_teacher(config)
-        placement = read_placement({"device": {**(config.tree.get("device") or {}), "teacher": None}}, device)
-        accelerator = make_accelerator(placement)
-        if accelerator.num_processes > 1:
-            raise ConfigError("diagnose runs in one process")
-        set_seed(summary["seed"])  # from here to the student in the order of a run, which decides its first weights
-        built = config.build()
-        student = build_model(*student_entry(built))
-        initial = {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
-        teacher = build_model(TEACHER, built["models"]["teacher_model"])
-        stage = stages_of(built)[number]
-        box = build_box({**built, "train": stage.section}, teacher, student, placement, accelerator)
-        accelerator.unwrap_model(box.student_model, keep_fp32_wrapper=False)
-        box.clean_modules()
-        teacher = box.teacher_model
-        if not isinstance(teacher, RefilledTeacher):
-            raise ConfigError(f"{stage.path}.teacher: is not the wrapper 'refilled_teacher' alone")
-        if summary.get("teacher_weights") not in (None, teacher_key(teacher.teacher)):
-            raise ConfigError(f"{TEACHER}: has other weights than in the run; was its src_ckpt written again since?")
-        dataset = box.train_data_loader.dataset
-        if not classes_without_centre(teacher, dataset):
-            fit_class_centres(teacher, box.train_data_loader)
-        train = Images("train", clean_loader(box.train_data_loader))
-        test = _held_out("test", build_test_loader(built, accelerator))
-        validation = _held_out("validation", box.val_data_loader)
-    embedding_path = student_embedding(config.tree) or "embedding"
-    return RestoredRun(
-        folder=folder,
-        seed=summary["seed"],
-        train=train,
-        validation=validation or test,
-        test=test or validation,
-        class_names=class_names_of(dataset) or [str(name) for name in classes_of(dataset)],
-        teacher_labels=teacher.class_map.labels,
-        teacher=teacher,
-        student=student.to(accelerator.device),
-        initial=initial,
-        embedding_stage=next((stage.name for stage in reversed(config.stages) if stage.kind == "embedding"), None),
-        embedding_path=embedding_path if embedding_path in dict(student.named_modules()) else None,
-        accelerator=accelerator,
-    )
+    def check_centres(self) -> None:
+        """Raises LeftOut where a class has no training sample (incremental learning without a memory)."""
+        if self.without_sample:
+            classes = ", ".join(map(str, self.without_sample[:10]))
+            raise LeftOut(f"not measured: class {classes} has no training sample")
 
 
 @torch.no_grad()
-def outputs(score: Score, images: Images, accelerator: Accelerator, title: str) -> tuple[Tensor, Tensor]:
+def outputs(
+    score: Callable[[Tensor], Tensor], images: Images, accelerator: Accelerator, title: str
+) -> tuple[Tensor, Tensor]:
     """``score`` (images → ``[B, D]``) of all images, ``[N, D]`` float32, and their labels ``[N]``, both on the CPU."""
     found, labels = [], []
     for batch in tqdm(images.loader, desc=title, leave=False, disable=None):
@@ -158,7 +121,6 @@ def outputs(score: Score, images: Images, accelerator: Accelerator, title: str) 
 
 
 def _finished_summary(path: Path) -> dict[str, Any]:
-    """The run's ``summary.json``."""
     missing = [name for name in ("config.yaml", "summary.json") if not (path / name).is_file()]
     if missing:
         raise ConfigError(f"{path} is not a run folder: it has no {' and no '.join(missing)}")

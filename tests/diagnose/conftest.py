@@ -1,5 +1,6 @@
 """A tiny finished run that all tests of the diagnostics look at."""
 
+import copy
 import logging
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from gkd_plugin.config.config import load_config
-from gkd_plugin.diagnose.restore import restore
+from gkd_plugin.diagnose.restore import RestoredRun
 from gkd_plugin.runner import parts as parts_module
 from gkd_plugin.runner.run import run_config
 from tests.runner.fakes import write_configs
@@ -49,4 +50,16 @@ def run(finished):
     """The student's run, restored."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(finished.folder)
-        return restore(finished.folder / "runs/student", "cpu")
+        return RestoredRun(finished.folder / "runs/student", "cpu")
+
+
+@pytest.fixture
+def changed(run):
+    """The restored run with other attributes."""
+
+    def make(**values):
+        other = copy.copy(run)
+        vars(other).update(values)
+        return other
+
+    return make

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_plugin.config.config import RunConfig
-from gkd_plugin.diagnose.restore import Images, _stage_of_teacher, outputs, restore
+from gkd_plugin.diagnose.restore import Images, RestoredRun, _stage_of_teacher, outputs
 from gkd_plugin.errors import ConfigError
 from tests.fakes import TinyImages
 
@@ -42,7 +42,7 @@ def test_another_seed_without_test_set_and_the_teacher_on_the_students_device(he
     text = Path("runs/student/config.yaml").read_text("utf-8")
     text = text[: text.index("\ntest:")] + "\ndevice: {teacher: 'cuda:7'}\n"
     Path("runs/student/config.yaml").write_text(text, encoding="utf-8")
-    restored = restore(Path("runs/student"), "cpu")
+    restored = RestoredRun(Path("runs/student"), "cpu")
     assert (restored.validation.name, restored.test.name) == ("validation", "validation")
     assert restored.teacher.device.type == "cpu"
     assert not same(dict(restored.initial), finished.initial)
@@ -60,14 +60,14 @@ def test_a_last_look_at_stages_and_names(here, monkeypatch):
     """A student whose embedding no stage names, a stage ``embedding`` that there is not, and synonyms as names."""
     monkeypatch.setattr(TinyImages, "classes", [("tench", "Tinca tinca"), "b", "c", "d"], raising=False)
     edit("config.yaml", "stage: embedding", "stage: joint")()
-    restored = restore(Path("runs/student"), "cpu")
+    restored = RestoredRun(Path("runs/student"), "cpu")
     assert (restored.embedding_stage, restored.embedding_path) == (None, "embedding")
     assert restored.class_names == ["tench", "b", "c", "d"]
     monkeypatch.setattr("gkd_plugin.diagnose.restore.student_embedding", lambda _: "nowhere")
     monkeypatch.setattr(
         "gkd_plugin.diagnose.restore._held_out", lambda name, _: Images(name, []) if name == "test" else None
     )
-    restored = restore(Path("runs/student"), "cpu")
+    restored = RestoredRun(Path("runs/student"), "cpu")
     assert restored.embedding_path is None
     assert (restored.validation.name, restored.test.name) == ("test", "test")
 
@@ -99,14 +99,14 @@ def edit(name, old, new):
 def test_what_cannot_be_restored(here, spoil, message):
     spoil()
     with pytest.raises(ConfigError) as caught:
-        restore(Path("runs/student"), "cpu")
+        RestoredRun(Path("runs/student"), "cpu")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_without_teacher(here):
     with pytest.raises(ConfigError, match=r"^runs/teacher/config\.yaml: has no models\.teacher_model: "):
-        restore(Path("runs/teacher"), "cpu")
+        RestoredRun(Path("runs/teacher"), "cpu")
 
 
 def test_no_stage_with_the_teachers_wrapper():
@@ -120,7 +120,7 @@ def test_no_stage_with_the_teachers_wrapper():
 
 def test_a_device_that_does_not_exist(here):
     with pytest.raises(ConfigError, match=r"^runs/student/config\.yaml: --device: there is no device 'cuda:99' here"):
-        restore(Path("runs/student"), "cuda:99")
+        RestoredRun(Path("runs/student"), "cuda:99")
 
 
 def test_another_teacher_in_the_same_file_is_refused(here):
@@ -130,4 +130,4 @@ def test_another_teacher_in_the_same_file_is_refused(here):
     checkpoint["model"][name] = checkpoint["model"][name] + 1e-3
     torch.save(checkpoint, path)
     with pytest.raises(ConfigError, match=r"config\.yaml: models\.teacher_model: has other weights than in the run"):
-        restore(Path("runs/student"), "cpu")
+        RestoredRun(Path("runs/student"), "cpu")

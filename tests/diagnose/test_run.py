@@ -29,7 +29,7 @@ def test_files_and_table(here, capsys):
     percent = r" +\d+\.\d\d %\n"
     area = r" +[01]\.\d{3} +[01]\.\d{3}\n"
     assert re.fullmatch(
-        r"\n +train +validation +test\n"
+        r"\n +train +validation +test\n-+\n"
         rf"NCM before training{percent}NCM after embedding{percent}NCM final{percent}NCM teacher{percent}"
         rf"top-1 final +{summary['final']['top1']:.2f} %\n"
         rf"AUC confidence −u{area}AUC max logit{area}AUC energy \(logsumexp\){area}"
@@ -55,7 +55,7 @@ def test_without_known_classes_a_line_says_how_to_name_them(here, capsys):
 
 def test_a_table_of_what_there_is():
     table = figures_table({"confusion": {"top1": 50.0, "on": "test"}})
-    assert table == "                test\ntop-1 final  50.00 %"
+    assert table == "             test\n--------------------\ntop-1 final  50.00 %"
     assert figures_table({}) == ""
     images = {"train": {"auc": dict.fromkeys(SCORES)}}
     assert "–" in figures_table({"emphasis": {"images": images}})
