@@ -12,8 +12,7 @@ from torchdistill.common.main_util import import_dependencies
 
 from gkd_plugin.config.kinds import Report, bind
 from gkd_plugin.config.overrides import read_with
-from gkd_plugin.config.rules import absolute
-from gkd_plugin.config.schema import TAGS, configuration
+from gkd_plugin.config.schema import TAGS, absolute, configuration
 from gkd_plugin.config.stages import Stage, has_teacher, stage_names, stages_of
 from gkd_plugin.config.tree import TEXT_NUMBER, Tagged, at, build, dump, places, resolve_target
 from gkd_plugin.errors import ConfigError, is_number
@@ -24,12 +23,9 @@ LARGEST = 1e9
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A valid config.
+    """A valid config of a file. Its plain tree is for reading: aliased sections are one dict.
 
-    Attributes:
-        path: the file it came from.
-        tree: the config as a plain tree; read it, do not change it (aliased sections are one dict).
-        notices: what the user should know about the overrides, one line each.
+    ``notices`` are what the user should know about the overrides, one line each.
     """
 
     path: Path
@@ -64,8 +60,7 @@ def load_config(
         needs_checkpoints: whether a ``src_ckpt`` that does not exist is an error.
 
     Raises:
-        ConfigError: the file cannot be read, an override does not apply, or the config is not valid (all problems, one
-            line each).
+        ConfigError: the file cannot be read, an override does not apply, or there are problems (one line each).
     """
     tree, notices = read_with(path, overrides)
     return checked_config(Path(path), tree, notices, produced=produced, needs_checkpoints=needs_checkpoints)

@@ -11,14 +11,13 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 
-from gkd_plugin.config.tree import Tagged, at, items, summary
+from gkd_plugin.config.tree import Tagged, at, items, places, summary
 from gkd_plugin.errors import is_number, nearest
 
 _MISSING = object()
@@ -53,9 +52,10 @@ class Report:
         text = _WORDS[given] if given is None or isinstance(given, bool) else text
         self.add(path, f"missing; {allowed}" if given is _MISSING else f"{text} given; {allowed}")
 
-    def is_clean(self, path: str) -> bool:
-        """Whether nothing was found at the path or below it."""
-        return not any(line.startswith((f"{path}:", f"{path}.")) for line in self.lines)
+    def is_clean(self, path: str, section: Any = None) -> bool:
+        """Whether nothing was found at the path or below it, and ``section`` waits for no object to be built."""
+        is_found = any(line.startswith((f"{path}:", f"{path}.")) for line in self.lines)
+        return not is_found and not any(isinstance(part, Tagged) for _, part in places(section))
 
     @contextmanager
     def trial(self, path: str) -> Iterator[None]:
@@ -73,17 +73,9 @@ Keys: TypeAlias = dict[str, Kind]
 Rule: TypeAlias = Callable[[Report, str, Mapping[Any, Any]], None]
 
 
-@dataclass(frozen=True)
-class Value:
+def value(allowed: str, fits: Callable[[Any], Any]) -> Kind:
     """A value that ``fits``; in words, what is ``allowed``."""
-
-    allowed: str
-    fits: Callable[[Any], Any]
-
-    def __call__(self, report: Report, path: str, given: Any) -> None:
-        """Checks the value."""
-        if not self.fits(given):
-            report.refuse(path, given, f"must be {self.allowed}")
+    return lambda report, path, given: None if fits(given) else report.refuse(path, given, f"must be {allowed}")
 
 
 def is_of(kind: type) -> Callable[[Any], bool]:
@@ -91,41 +83,50 @@ def is_of(kind: type) -> Callable[[Any], bool]:
     return lambda given: isinstance(given, kind) and (kind is bool or not isinstance(given, bool))
 
 
-FLAG = Value("true or false", is_of(bool))
-WHOLE = Value("a whole number", is_of(int))
-NUMBER = Value("a finite number", lambda given: is_number(given) and abs(given) < math.inf)
+def is_finite(given: Any) -> bool:
+    """Whether it is a number, and neither infinite nor NaN."""
+    return is_number(given) and abs(given) < math.inf
 
 
-def number(low: float, high: float = math.inf) -> Value:
+FLAG = value("true or false", is_of(bool))
+WHOLE = value("a whole number", is_of(int))
+NUMBER = value("a finite number", is_finite)
+
+
+def number(low: float, high: float = math.inf) -> Kind:
     """A finite number from ``low`` up, to ``high``."""
     allowed = f"a finite number, {low} or more" if high == math.inf else f"a number from {low} to {high}"
-    return Value(allowed, lambda given: NUMBER.fits(given) and low <= given <= high)
+    return value(allowed, lambda given: is_finite(given) and low <= given <= high)
 
 
-def count(least: int = 1) -> Value:
+def count(least: int = 1) -> Kind:
     """A whole number from ``least`` up."""
-    return Value(f"a whole number, {least} or more", lambda given: WHOLE.fits(given) and given >= least)
+    return value(f"a whole number, {least} or more", lambda given: is_of(int)(given) and given >= least)
 
 
-def list_of(allowed: str, fits: Callable[[Any], bool]) -> Value:
-    """A list of what ``fits``."""
-    return Value(f"a list of {allowed}", lambda given: isinstance(given, list) and all(map(fits, given)))
+def text(allowed: str, pattern: str = ".*") -> Kind:
+    """A text that matches the pattern."""
+    return value(allowed, lambda given: isinstance(given, str) and re.fullmatch(pattern, given, re.DOTALL))
+
+
+def list_of(allowed: str, kind: type) -> Kind:
+    """A list of what is of a type."""
+    return value(f"a list of {allowed}", lambda given: isinstance(given, list) and all(map(is_of(kind), given)))
 
 
 def one_of(names: Collection[str], base: type = object) -> Kind:
-    """A name: one of a few, or a key of a registry. ``base`` is the class of what is worth offering.
+    """A name: one of a few, or a key of a registry, of whose classes those below ``base`` are worth offering.
 
     (torchdistill registers every class that it finds in a module, ``Any`` and ``Counter`` too.)
     """
 
-    def is_offered(name: str) -> bool:
-        part = names[name] if isinstance(names, Mapping) else None
-        return not inspect.isclass(part) or issubclass(part, base)
-
     def check(report: Report, path: str, given: Any) -> None:
         if isinstance(given, str) and given in names:
             return
-        offered = nearest(given, filter(is_offered, names))
+        parts = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        offered = nearest(
+            given, (name for name, of in parts.items() if not inspect.isclass(of) or issubclass(of, base))
+        )
         if isinstance(given, str) and isinstance(names, Mapping):
             report.add(path, f"{given!r} is not registered; {offered}")
         else:
@@ -150,7 +151,8 @@ def each(kind: Kind, of: type = Mapping) -> Kind:
     def check(report: Report, path: str, given: Any) -> None:
         if not isinstance(given, of):
             report.refuse(path, given, "must be a list" if of is list else "must be a section (key: value)")
-        for key, item in items(given) if isinstance(given, of) else ():
+            return
+        for key, item in items(given):
             report.check(at(path, key), item, kind)
 
     return check
@@ -256,7 +258,7 @@ def bind(
             report.check(at(path, name), kwargs[name], kind)
 
 
-_ANNOTATIONS = {"bool": FLAG, "int": WHOLE, "float": NUMBER, "Iterable[int]": list_of("whole numbers", WHOLE.fits)}
+_ANNOTATIONS = {"bool": FLAG, "int": WHOLE, "float": NUMBER, "Iterable[int]": list_of("whole numbers", int)}
 
 
 def _annotated(annotation: Any) -> Kind | None:

@@ -1,36 +1,44 @@
 """The table of a configuration: the keys that torchdistill 1.1.5 and our runner read, and what each may hold.
 
-torchdistill ignores what it does not read, so a key that is missing here is a misspelling.
+torchdistill ignores what it does not read, so a key that is missing here is a misspelling. Before the table stand the
+rules that no table holds. Losses, optimizers, schedules and data loaders check what they are given: one of each is
+built on trial, and thrown away.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import copy
+import os
 from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Sampler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Sampler
 from torchdistill.core.interfaces import registry as processes
 from torchdistill.datasets.registry import BATCH_SAMPLER_DICT, COLLATE_FUNC_DICT, DATASET_WRAPPER_DICT
 from torchdistill.losses import registry as losses
-from torchdistill.models.registry import ADAPTATION_MODULE_DICT, AUXILIARY_MODEL_WRAPPER_DICT, MODULE_DICT
-from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT
+from torchdistill.models.registry import ADAPTATION_MODULE_DICT, AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT, MODULE_DICT
+from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT, get_optimizer, get_scheduler
+from torchvision import models as torchvision_models
 
-from gkd_plugin.config import rules
 from gkd_plugin.config.kinds import (
     FLAG,
     NUMBER,
     Keys,
     Kind,
     Report,
-    Value,
+    bind,
     count,
     each,
+    is_finite,
     is_of,
+    is_private,
     list_of,
     number,
     one_of,
@@ -38,25 +46,186 @@ from gkd_plugin.config.kinds import (
     part,
     refused,
     section,
+    text,
+    value,
 )
+from gkd_plugin.config.stages import stage_names
+from gkd_plugin.config.tree import Tagged, at, resolve_target
+from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.models.timm_model import check_model_name, unknown_keyword
 from gkd_plugin.teacher import DTYPES
 
-__all__ = ["TAGS", "configuration"]
 
-_ANY = Value("a section", lambda _: True)
-_TEXT = Value("a text", is_of(str))
-_LIST = Value("a list", is_of(list))
+def _check_datasets(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """Objects, all of them: nothing would be built of anything else."""
+    for key, given in section.items():
+        if not isinstance(given, Tagged) and not is_private(key):
+            report.refuse(at(path, key), given, "must be a data set, e.g. !import_call {key: …}")
+    if all(is_private(key) for key in section):
+        report.add(path, "is empty; name at least one data set")
+
+
+def _check_models(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """One of them is trained."""
+    if not {"student_model", "model"} & section.keys():
+        report.add(at(path, "student_model"), "missing; name the model to train")
+
+
+def _check_model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
+    """What torchdistill would call: torchvision's function of that name, otherwise the registered one."""
+    _check_file(report, path, entry)
+    if entry.get("src_ckpt_classifier") == "extended" and not entry.get("src_ckpt"):
+        report.add(at(path, "src_ckpt_classifier"), "'extended' given; needs the src_ckpt whose classifier it extends")
+    if entry.get("repo_or_dir") is not None:
+        return
+    module = torchvision_models.quantization if entry.get("quantized") is True else torchvision_models
+    names = [name.removeprefix("quantized_") for name in torchvision_models.list_models(module=module)]
+    functions = {name: getattr(module, name) for name in names}
+    functions |= {name: part for name, part in MODEL_DICT.items() if name not in vars(module)}
+    key, kwargs = entry.get("key"), entry.get("kwargs")
+    report.check(at(path, "key"), key, one_of(functions))
+    if isinstance(key, str) and key in functions and report.is_clean(at(path, "kwargs")):
+        bind(report, at(path, "kwargs"), functions[key], [], kwargs)
+    if key == "timm_model" and isinstance(kwargs, Mapping) and isinstance(kwargs.get("model_name"), str):
+        with report.trial(at(path, "kwargs.model_name")):
+            check_model_name(kwargs["model_name"])
+            if found := unknown_keyword(kwargs["model_name"], kwargs):
+                report.add(at(path, f"kwargs.{found[0]}"), f"unknown argument; {found[1]}")
+
+
+def _check_file(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """A ``src_ckpt`` must exist: torchdistill would go on with random weights."""
+    name = section.get("src_ckpt") or ""
+    if report.produced is None or not isinstance(name, str) or name.startswith(("http://", "https://")):
+        return
+    if name and not Path(name).is_file() and absolute(name) not in report.produced:
+        report.add(at(path, "src_ckpt"), f"no such file: {name}; train it first, or leave src_ckpt empty")
+
+
+def absolute(path: str) -> str:
+    """The path of a checkpoint as it is compared with others."""
+    return os.path.abspath(path)  # noqa: PTH100  # Path.absolute() keeps '..'
+
+
+def _check_loader(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """Its data set must exist, and what torchdistill gives the DataLoader excludes some arguments."""
+    given, sets = section.get("dataset_id"), report.tree.get("datasets")
+    if isinstance(sets, Mapping) and given not in list(sets):
+        text = "missing" if given is None else f"{given!r} is not in datasets"
+        report.add(at(path, "dataset_id"), f"{text}; {nearest(given, map(str, sets))}")
+    kwargs, where = section.get("kwargs"), at(path, "kwargs")
+    if not isinstance(kwargs, Mapping):
+        return
+    names, values = ("sampler", "batch_sampler", "collate_fn"), {"batch_size": count(), "num_workers": count(0)}
+    bind(report, where, DataLoader, [], kwargs, supplied=1, names=names, values=values)
+    batches: dict[str, Any] = {"sampler": [0]}
+    if section.get("batch_sampler") is not None:
+        batches = {"batch_sampler": [[0]]}
+        for key in sorted({"batch_size", "shuffle", "drop_last"} & kwargs.keys()):
+            report.add(at(where, key), "cannot be given beside a batch_sampler; remove it")
+    elif kwargs.get("shuffle"):
+        report.add(at(where, "shuffle"), "excludes a sampler, and torchdistill always gives one; remove it")
+    if report.is_clean(where, kwargs):
+        with report.trial(where):
+            DataLoader(range(1), **batches, **kwargs)  # type: ignore[arg-type]
+
+
+def _check_sampler(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """What torchdistill calls takes the data set first."""
+    target = section.get("class_or_func")
+    if isinstance(target, Tagged) and target.tag == "!import_get":
+        with contextlib.suppress(ConfigError):  # reported where all tags are
+            bind(report, at(path, "kwargs"), resolve_target(target), [], section.get("kwargs"), supplied=1)
+
+
+def _check_role(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """``teacher``, ``student`` or ``model`` of a stage."""
+    if "forward_proc" not in section:
+        report.add(at(path, "forward_proc"), "missing; write forward_proc: 'forward_batch_only'")
+    _check_file(report, path, section)
+    _check_redesign(report, path, section)
+
+
+def _check_redesign(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """Modules that a redesigned model adds (``+name``) must be described."""
+    steps, added = section.get("sequential"), section.get("adaptations") or {}
+    for step in steps if isinstance(steps, list) and isinstance(added, Mapping) else []:
+        if isinstance(step, str) and step.startswith("+") and step[1:] not in added:
+            report.add(at(path, "sequential"), f"{step!r} is not in adaptations; {nearest(step[1:], added)}")
+
+
+def _check_sub_term(report: Report, path: str, term: Mapping[Any, Any]) -> None:
+    """A loss of torch needs a wrapper that picks its inputs."""
+    section = term.get("criterion")
+    key = section.get("key") if isinstance(section, Mapping) else None
+    is_low = key in [*losses.LOSS_DICT, *losses.LOW_LEVEL_LOSS_DICT] and key not in losses.MIDDLE_LEVEL_LOSS_DICT
+    if is_low and not term.get("criterion_wrapper"):
+        wrappers = nearest("", losses.LOSS_WRAPPER_DICT)
+        report.add(at(path, "criterion_wrapper"), f"missing; {key!r} needs one to pick its inputs ({wrappers})")
+
+
+def _try_criterion(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """Builds the loss on trial."""
+    if report.is_clean(path, section):
+        with report.trial(path):
+            losses.get_high_level_loss(copy.deepcopy(section))
+
+
+def _try_optimizer(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """Builds it on trial for one weight, or one in each of the module-wise groups."""
+    report.optimizer = None
+    if not report.is_clean(path, section):
+        return
+    name = "module_wise_configs" if section.get("module_wise_configs") else "module_wise_kwargs"
+    settings = [entry.get("kwargs") or {} for entry in section.get(name) or []]
+    groups = [{**own, "params": [nn.Parameter(torch.zeros(2, 2))]} for own in settings]
+    weights = nn.ModuleList([nn.ParameterList([torch.zeros(2, 2)])])
+    kwargs = {"filters_params": section.get("filters_params", True), **copy.deepcopy(section["kwargs"])}
+    with report.trial(path):
+        report.optimizer = get_optimizer(groups or weights, section["key"], **kwargs)
+        for index, own in enumerate(settings):
+            for key in own.keys() - report.optimizer.defaults.keys():
+                where = at(path, f"{name}.{index}.kwargs.{key}")
+                report.add(where, f"unknown argument; {nearest(key, report.optimizer.defaults)}")
+
+
+def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """Builds the schedule of the learning rate on trial; where an epoch is one step of it, it runs its course.
+
+    A stage of ReFilled needs its own optimizer: an earlier one leaves out what was frozen there.
+    """
+    loss, where = section.get("criterion"), at(path, "optimizer")
+    is_refilled = isinstance(loss, Mapping) and loss.get("key") == "refilled"
+    if is_refilled and not section.get("optimizer") and report.is_clean(where):
+        report.add(where, "missing; every stage with criterion 'refilled' needs its own")
+    scheduler, where = section.get("scheduler"), at(path, "scheduler")
+    if not scheduler or report.optimizer is None or not report.is_clean(where, scheduler):
+        return
+    is_by_epoch = not scheduler.get("scheduling_step") and "post_epoch_process" not in section
+    epochs = section["num_epochs"] if is_by_epoch and report.is_clean(at(path, "num_epochs")) else 1
+    with report.trial(where):
+        kwargs = copy.deepcopy(scheduler["kwargs"])
+        schedule = get_scheduler(copy.deepcopy(report.optimizer), scheduler["key"], **kwargs)
+        for _ in range(min(epochs, 1000)):
+            schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
+
+
+def _check_stages(report: Report, path: str, train: Mapping[Any, Any]) -> None:
+    """They count from 1 without gaps."""
+    given = stage_names(train)
+    gaps = [name for name in (f"stage{number}" for number in range(1, len(given) + 1)) if name not in given]
+    if gaps:
+        report.add(path, f"{gaps[0]} is missing; stages count from 1 without gaps, given: {', '.join(given)}")
+
+
+_ANY = value("a section", lambda _: True)
+_TEXT = text("a text")
+_LIST = value("a list", is_of(list))
 _SECTION = section({}, has_others=True)
-_PATH = Value(
-    "a text: the path of a file or folder", lambda given: isinstance(given, str) and given and "\0" not in given
-)
-_FILE = or_else(_PATH)
-_MODULES = list_of("module paths, e.g. ['layer4', 'fc'], or []", is_of(str))
-_HOOKED = list_of("module paths, e.g. ['embedding'], or []", is_of(str))
-_DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_DEVICE = Value(
-    "auto, cpu, cuda, cuda:<number> or mps", lambda given: isinstance(given, str) and _DEVICE_NAME.fullmatch(given)
-)
+_FILE = or_else(text("a text: the path of a file or folder", r"[^\0]+"))
+_MODULES = list_of("module paths, e.g. ['layer4', 'fc'], or []", str)
+_HOOKED = list_of("module paths, e.g. ['embedding'], or []", str)
+_DEVICE = or_else(text("auto, cpu, cuda, cuda:<number> or mps", r"auto|cpu|mps|cuda(:\d+)?"))
 
 _KWARGS: Keys = {"kwargs": _SECTION}
 _ARGS_KWARGS: Keys = {"args": or_else(_LIST), "kwargs": or_else(_SECTION)}
@@ -85,14 +254,15 @@ def _model(*classifiers: str, dst_ckpt: Kind = _FILE) -> Kind:
         "sync_bn": FLAG,
         "experiment": _ANY,  # not read; torchdistill's older configs keep an anchor there
     }
-    return section(keys, ("kwargs",), rules.model)
+    return section(keys, ("kwargs",), _check_model)
 
 
+_CLASS = value("the class itself, e.g. !import_get {key: 'torch.utils.data.RandomSampler'}", lambda _: False)
 _BATCHES = {"batch_size": count(), "classes_per_batch": count(), "samples_per_class": count()}
 _LOADER = section(
     {
         "dataset_id": _ANY,
-        "sampler": section({"class_or_func": _ANY, "kwargs": or_else(_SECTION)}, then=rules.sampler),
+        "sampler": section({"class_or_func": _CLASS, "kwargs": or_else(_SECTION)}, ("class_or_func",), _check_sampler),
         "batch_sampler": or_else(part(BATCH_SAMPLER_DICT, _KWARGS, _BOTH, base=Sampler, supplied=1, values=_BATCHES)),
         "collate_fn": or_else(one_of(COLLATE_FUNC_DICT)),
         "dataset_wrapper": or_else(part(DATASET_WRAPPER_DICT, _ARGS_KWARGS, supplied=1), None, {}),
@@ -101,7 +271,7 @@ _LOADER = section(
         "cache_output": or_else(refused("is not read any more; remove it")),  # torchdistill's samples have it, empty
     },
     ("sampler", "kwargs"),
-    rules.loader,
+    _check_loader,
 )
 
 _MODULE = part(ChainMap(ADAPTATION_MODULE_DICT, MODULE_DICT), _KWARGS, _BOTH)
@@ -130,16 +300,16 @@ def _role(supplied: str) -> Kind:
         "wrapper": _wrapper,
         "forward_hook": section({"input": _HOOKED, "output": _HOOKED}),
         "auxiliary_model_wrapper": part(
-            AUXILIARY_MODEL_WRAPPER_DICT, auxiliary, needs=(), then=rules.redesign, names=names
+            AUXILIARY_MODEL_WRAPPER_DICT, auxiliary, needs=(), then=_check_redesign, names=names
         ),
     }
-    return section(keys, (), rules.role)
+    return section(keys, (), _check_role)
 
 
 _ROLES = {"teacher": _role("teacher_model"), "student": _role("student_model"), "model": _role("student_model")}
 
 _RATES: Keys = {"lr": number(0), "momentum": number(0, 1), "weight_decay": number(0)}
-_MAX_GRAD_NORM = Value("a number above 0, or null for no bound", lambda given: NUMBER.fits(given) and given > 0)
+_MAX_GRAD_NORM = value("a number above 0, or null for no bound", lambda given: is_finite(given) and given > 0)
 
 
 def _optimizer(*, has_teacher: bool) -> Kind:
@@ -153,7 +323,7 @@ def _optimizer(*, has_teacher: bool) -> Kind:
         "filters_params": FLAG,
         name: or_else(each(section(module, ("module",)), list)),
     }
-    return part(OPTIM_DICT, keys, _BOTH, rules.optimizer, base=Optimizer, supplied=1, values=_RATES)
+    return part(OPTIM_DICT, keys, _BOTH, _try_optimizer, base=Optimizer, supplied=1, values=_RATES)
 
 
 _SCHEDULER = part(SCHEDULER_DICT, {**_KWARGS, "scheduling_step": count(0)}, _BOTH, base=LRScheduler, supplied=1)
@@ -171,12 +341,12 @@ _SUB_TERM = section(
         "weight": NUMBER,
     },
     ("criterion", "weight"),
-    rules.sub_term,
+    _check_sub_term,
 )
 _CRITERION = part(
     losses.HIGH_LEVEL_LOSS_DICT,
     {**_ARGS_KWARGS, "func2extract_model_loss": or_else(one_of(losses.FUNC2EXTRACT_MODEL_OUTPUT_DICT))},
-    then=rules.criterion,
+    then=_try_criterion,
     values={"sub_terms": or_else(each(_SUB_TERM)), "model_term": or_else(section({"weight": or_else(NUMBER)}))},
     read=(),
 )
@@ -209,23 +379,23 @@ def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
     for_all = {"log_freq": count(), "val_freq": count()}
     first = _stage(roles, is_first=True)
     if not stages:
-        return section({**for_all, **first, "stage1": _ANY}, needs_first, rules.stage)
+        return section({**for_all, **first, "stage1": _ANY}, needs_first, _try_schedule)
     moved = refused(f"is not read where there are stages; put it into {', '.join(stages)}")
-    later = section(_stage(roles, is_first=False), needs, rules.stage)
+    later = section(_stage(roles, is_first=False), needs, _try_schedule)
     keys: Keys = {
         **for_all,
         **dict.fromkeys(first, moved),
         **dict.fromkeys(roles, section({"dst_ckpt": _FILE})),
         **dict.fromkeys(stages, later),
-        stages[0]: section(first, needs_first, rules.stage),
+        stages[0]: section(first, needs_first, _try_schedule),
     }
-    return section(keys, then=rules.stages)
+    return section(keys, then=_check_stages)
 
 
 _DEVICES = section(
     {
-        "default": or_else(_DEVICE),
-        "teacher": or_else(_DEVICE),
+        "default": _DEVICE,
+        "teacher": _DEVICE,
         "precision": or_else(one_of(("no", "bf16", "fp16")), None, False),  # YAML reads a bare no as false
         "teacher_dtype": or_else(one_of(tuple(DTYPES))),
         "channels_last": FLAG,
@@ -237,19 +407,14 @@ _NO_CACHE = refused("there is no models.teacher_model whose answers could be kep
 
 
 def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
-    """The whole table.
-
-    Args:
-        stages: keys of the stages in ``train``, in order; none where ``train`` is the only one.
-        has_teacher: whether the config has a teacher.
-    """
+    """The whole table, for a ``train`` with these keys of stages, in order, or without stages."""
     student = _model("new", "extended", "centres")
     teacher = _model("new", "extended", dst_ckpt=or_else(refused("is not read; only the student is saved")))
     models: Keys = {"teacher_model": or_else(teacher), "student_model": student, "model": student}
     keys: Keys = {
         "dependencies": _ANY,
-        "models": section(models, then=rules.models),
-        "datasets": section({}, has_others=True, then=rules.datasets),
+        "models": section(models, then=_check_models),
+        "datasets": section({}, has_others=True, then=_check_datasets),
         "train": _train(stages, ("teacher", "student") if has_teacher else ("model",)),
         "test": section({"test_data_loader": _LOADER, "log_freq": count()}, ("test_data_loader",)),
         "device": or_else(_DEVICES),

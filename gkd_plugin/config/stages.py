@@ -6,11 +6,9 @@ Works on a valid tree and on what was built from it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-__all__ = ["Role", "Stage", "has_teacher", "stage_names", "stages_of", "student_embedding", "student_entry"]
+from typing import Any, cast
 
 LOADERS = ("train_data_loader", "val_data_loader")
 STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
@@ -18,12 +16,7 @@ STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
 
 @dataclass(frozen=True)
 class Role:
-    """What a stage says about one of its models.
-
-    Attributes:
-        path: key path, e.g. ``train.stage1.teacher``.
-        section: the section itself.
-    """
+    """What a stage says about one of its models, at a key path: ``train.stage1.teacher``."""
 
     path: str
     section: Mapping[str, Any]
@@ -54,13 +47,9 @@ class Role:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the training.
+    """One stage of the training: ``stage1`` at ``train.stage1``, or ``train`` itself where it is the only one.
 
-    Attributes:
-        name: ``stage1``; ``train`` where the config has only one, in ``train`` itself.
-        path: its key path, ``train.stage1`` or ``train``.
-        section: the section, with the loaders that it keeps from the stage before.
-        is_last: whether no other stage follows.
+    Its section has the loaders that it keeps from the stage before.
     """
 
     name: str
@@ -117,8 +106,7 @@ class Stage:
     @property
     def loader(self) -> Mapping[str, Any]:
         """The section of its training data."""
-        section: Mapping[str, Any] = self.section["train_data_loader"]
-        return section
+        return cast("Mapping[str, Any]", self.section["train_data_loader"])
 
     @property
     def val_loader(self) -> Mapping[str, Any] | None:
@@ -137,24 +125,19 @@ class Stage:
 
 def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     """The stages in order; one without a loader of its own keeps that of the stage before, as torchdistill has it."""
-    return list(_stages(config["train"]))
+    train: Mapping[str, Any] = config["train"]
+    names, stages = stage_names(train), []
+    loaders: dict[str, Any] = {}
+    for name in names:
+        loaders |= {key: train[name][key] for key in LOADERS if train[name].get(key)}
+        stages.append(Stage(name, f"train.{name}", {**train[name], **loaders}, is_last=name == names[-1]))
+    return stages or [Stage("train", "train", train)]
 
 
 def stage_names(train: Any) -> list[str]:
     """The keys of the stages in the section ``train``, in order."""
     names = [key for key in train if STAGE_NAME.fullmatch(str(key))] if isinstance(train, Mapping) else []
     return sorted(names, key=lambda name: int(name.removeprefix("stage")))
-
-
-def _stages(train: Mapping[str, Any]) -> Iterator[Stage]:
-    names = stage_names(train)
-    if not names:
-        yield Stage("train", "train", train)
-    loaders: dict[str, Any] = {}
-    for name in names:
-        section = train[name]
-        loaders |= {key: section[key] for key in LOADERS if section.get(key)}
-        yield Stage(name, f"train.{name}", {**section, **loaders}, is_last=name == names[-1])
 
 
 def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

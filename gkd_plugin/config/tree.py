@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from torchdistill.common.yaml_util import load_yaml_file
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -28,28 +29,21 @@ TEXT_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers that YAML 1.1 reads as text, without a point or a sign: ``1e-3``."""
 _TEXT_TAGS = ("!join", "!pathjoin", "!expanduser", "!abspath")
 
+load_yaml_file(os.devnull)  # torchdistill adds its tags to FullLoader when it first loads a file
+
 
 @dataclass(frozen=True)
 class Tagged:
-    """A value with a tag of its own: what ``!import_call`` and its kind would build.
-
-    Attributes:
-        tag: the tag as written, e.g. ``!import_call``.
-        value: the plain data under it.
-        line: where it was written: ``line 7``, or ``--set key.path``.
-    """
+    """A value under a tag as written (``!import_call`` …), and its place: ``line 7``, or ``--set key.path``."""
 
     tag: str
     value: Any
     line: str = field(default="", compare=False, repr=False)
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 def read(path: str | Path) -> dict[str, Any]:
     """The tree of a file; builds nothing. Raises ConfigError as :func:`compose_file`."""
-    tree: dict[str, Any] = plain_tree(compose_file(path))
+    tree: dict[str, Any] = plain_tree(compose_file(path), str(path))
     return tree
 
 
@@ -82,11 +76,8 @@ def compose(text: str | IO[bytes], source: str) -> Node:
     return root
 
 
-def plain_tree(root: Node, source: str = "the config") -> Any:
-    """The tree of nodes: merge keys resolved, scalars as PyYAML's FullLoader makes them.
-
-    The tags that only join text (``!join``, ``!pathjoin``, ``!expanduser``, ``!abspath``) are evaluated.
-    """
+def plain_tree(root: Node, source: str) -> Any:
+    """The tree of nodes; tags that only join text (``!join``, ``!pathjoin`` …) are evaluated."""
     with _one_line(source):
         return _Loader("").construct_object(root, deep=True)
 
@@ -135,16 +126,17 @@ class _Loader(yaml.FullLoader):
         return {self.construct_object(key): self.construct_object(value, deep) for key, value in pairs(node)}
 
     def construct_tagged(self, _: str, node: Node) -> Any:
-        tag, value = node.tag, node.value
-        if tag not in known_tags():
-            raise _error(node, f"unknown tag {tag!r}; {nearest(tag, known_tags())}")
+        tag, value, makers = node.tag, node.value, yaml.FullLoader.yaml_constructors
+        if tag not in makers:
+            known = [name for name in makers if name and name.startswith("!")]
+            raise _error(node, f"unknown tag {tag!r}; {nearest(tag, known)}")
         if isinstance(node, MappingNode):
             value = self.construct_mapping(node)
         elif isinstance(node, SequenceNode):
             value = self.construct_sequence(node)
         if tag in _TEXT_TAGS and value and not any(isinstance(part, Tagged) for part in value):
             with contextlib.suppress(ConfigError):  # told where the object is built
-                return _construct(tag, value)
+                return makers[tag](_Complete(), value)
         return Tagged(tag, value, _line(node))
 
 
@@ -175,17 +167,6 @@ def _line(node: Node) -> str:
     return mark.name if mark.name.startswith("--") else f"line {mark.line + 1}"
 
 
-def known_tags() -> list[str]:
-    """The tags that build something; torchdistill adds its own to PyYAML's FullLoader when it first loads a file."""
-    from torchdistill.common.yaml_util import load_yaml_file
-
-    load_yaml_file(os.devnull)
-    return [tag for tag in yaml.FullLoader.yaml_constructors if tag and tag.startswith("!")]
-
-
-# --- looking ----------------------------------------------------------------------------------------------------------
-
-
 def at(path: str, key: object) -> str:
     """The key path of a part."""
     return f"{path}.{key}" if path else str(key)
@@ -209,9 +190,6 @@ def places(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def walk(tree: Any) -> list[Any]:
     """The tree and everything below it, parents first; what is shared once."""
     return list({id(value): value for _, value in places(tree)}.values())
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def dump(tree: Any) -> str:
@@ -243,18 +221,11 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-# --- building ---------------------------------------------------------------------------------------------------------
-
-
 def build(tree: Any, path: str = "", made: dict[int, Any] | None = None) -> Any:
     """The config with everything that its tags name: datasets come to life here, and nowhere else.
 
-    An object that several aliases name is built once. The tree is left as it was.
-
-    Args:
-        tree: the config, or a part of it.
-        path: the part's key path, for messages.
-        made: what was built already, for each part's ``id``.
+    The tree is left as it was. An object that several aliases name is built once: ``made`` keeps what was built by the
+    ``id`` of its part. Of a part of a config, messages name the key path ``path``.
 
     Raises:
         ConfigError: an object could not be built; names its key path, the line and the reason. The exception itself
@@ -276,7 +247,7 @@ def build(tree: Any, path: str = "", made: dict[int, Any] | None = None) -> Any:
 
 def _object(tagged: Tagged, value: Any, path: str) -> Any:
     try:
-        return _construct(tagged.tag, value)
+        return yaml.FullLoader.yaml_constructors[tagged.tag](_Complete(), value)
     except Exception as error:  # an object may raise anything
         reason = summary(error)
         if not isinstance(error, ConfigError):  # for a name that cannot be imported, which part of it
@@ -286,12 +257,6 @@ def _object(tagged: Tagged, value: Any, path: str) -> Any:
                 reason = str(unknown)
         where = f"{path} ({tagged.line})" if tagged.line else path
         raise ConfigError(f"{where}: {reason}") from error
-
-
-def _construct(tag: str, value: Any) -> Any:
-    """What the tag makes of the complete value under it."""
-    known_tags()
-    return yaml.FullLoader.yaml_constructors[tag](_Complete(), value)
 
 
 def _takes(kind: type, name: str) -> Callable[..., Any]:
@@ -321,22 +286,21 @@ def resolve_target(tagged: Tagged) -> Any:
     if tag not in ("!import_get", "!import_call", "!import_call_method"):
         return None
     is_method = tag == "!import_call_method"
-    name = "package" if is_method else "key"
-    if not isinstance(entry, Mapping) or not isinstance(entry.get(name), str):
-        raise ConfigError(f"{tag} takes a mapping with {name!r}, a dotted name")
+    needed = "package" if is_method else "key"
+    if not isinstance(entry, Mapping) or not isinstance(entry.get(needed), str):
+        raise ConfigError(f"{tag} takes a mapping with {needed!r}, a dotted name")
     keys = ("package", "class_name", "method_name") if is_method else ("package", "key")
     dotted = ".".join(entry[key] for key in keys if entry.get(key))
-    *modules, name = dotted.split(".")
-    members = [modules.pop(), name] if is_method and modules else [name]
-    if not modules:
+    parts = dotted.split(".")
+    depth = len(parts) - (2 if is_method else 1)
+    if depth < 1:
         raise ConfigError(f"{dotted!r} must be a full dotted name: module.{dotted}")
-    holder = ".".join(modules)
-    found: Any = _module(holder, dotted)
-    for name in members:
+    found = _module(".".join(parts[:depth]), dotted)
+    for index, name in enumerate(parts[depth:], depth):
         if not hasattr(found, name):
             known = [known for known in dir(found) if not known.startswith("_")]
-            raise ConfigError(f"{dotted}: no such name in {holder}; {nearest(name, known)}")
-        found, holder = getattr(found, name), f"{holder}.{name}"
+            raise ConfigError(f"{dotted}: no such name in {'.'.join(parts[:index])}; {nearest(name, known)}")
+        found = getattr(found, name)
     return found
 
 
@@ -345,13 +309,12 @@ def _module(name: str, dotted: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a module may raise anything while it is imported
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        missing = str(error.name) if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"{name}.".startswith(f"{missing}."):
             raise ConfigError(f"{dotted}: {name} cannot be imported: {summary(error)}") from error
         parent, _, last = missing.rpartition(".")
         search = getattr(importlib.import_module(parent), "__path__", None) if parent else None
-        siblings = [module.name for module in pkgutil.iter_modules(search)] if search else []
-        hint = f"; {nearest(last, siblings)}" if siblings else ""
+        hint = f"; {nearest(last, [module.name for module in pkgutil.iter_modules(search)])}" if search else ""
         raise ConfigError(f"{dotted}: no module named {missing!r}{hint}") from error
 
 

@@ -17,7 +17,7 @@ from torchdistill.common.main_util import set_seed
 from gkd_plugin.cache.fingerprint import teacher_key
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.config import RunConfig, checked_config, load_config
-from gkd_plugin.config.rules import absolute
+from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.accuracy import PROBES, check_teacher, evaluate, final_figures, is_accuracy

@@ -83,7 +83,7 @@ tracker: {{engine: }}
 
 def parse(text, source="test"):
     """The tree of a YAML text."""
-    return plain_tree(compose(text, source))
+    return plain_tree(compose(text, source), source)
 
 
 def found(text, *changes, drop=(), **options):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_plugin.config.overrides import apply_overrides, read_with
-from gkd_plugin.config.tree import build, compose, dump, plain_tree
+from gkd_plugin.config.tree import build, compose, dump
+from gkd_plugin.config.tree import plain_tree as tree_of
 from gkd_plugin.errors import ConfigError
 
 CONFIG = """\
@@ -35,6 +36,10 @@ train:
     cls: 10
     empty:
 """
+
+
+def plain_tree(root):
+    return tree_of(root, "--test")
 
 
 def root_of(text=CONFIG):
