@@ -1,4 +1,8 @@
-"""Image datasets: arrays in memory, ``.npz`` files, scikit-learn's digits, folders of classes, and CUB-200-2011."""
+"""Image datasets: arrays in memory, ``.npz`` files, scikit-learn's digits, folders of classes, and CUB-200-2011.
+
+All raise ConfigError where a file or folder is missing, unreadable or malformed (with the line), where labels and
+images do not fit together, and where an argument is out of range.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +68,6 @@ class ArrayImages(TransformedImages):
     """Images in memory: uint8 ``[N, H, W]`` (grey) or ``[N, H, W, 3]`` (RGB), with N labels.
 
     Without ``classes`` the labels 0, 1, … are the names of the classes.
-
-    Raises:
-        ConfigError: the images are of another type or shape, or there is not one label for each image.
     """
 
     def __init__(
@@ -127,9 +128,6 @@ def npz_images(
         path: the file; ``~`` is allowed.
         split: ``'train'``, ``'test'`` or any other that the file has.
         pool: p replaces each p × p square of pixels by its rounded mean.
-
-    Raises:
-        ConfigError: the file is missing or unreadable, has no such split, or ``pool`` does not divide the images.
     """
     whole_number("pool", pool, low=1)
     images, labels, names = _read_npz(Path(path).expanduser(), split)
@@ -161,9 +159,6 @@ def digits(
         seed: of the split, which does not depend on the global random state.
         size: scales the images to size × size pixels (bilinear); ``None`` leaves them at 8 × 8.
         rgb: three equal channels, as most pretrained models take them.
-
-    Raises:
-        ConfigError: scikit-learn is not installed, or an argument is out of range.
     """
     one_of("split", split, ("train", "test"))
     if not 0 < test_fraction < 1:
@@ -200,9 +195,6 @@ def image_folder(root: str | Path, transform: Transform = None, eval_transform: 
     Args:
         root: the folder; ``~`` is allowed.
         transform: as in :class:`TransformedImages`.
-
-    Raises:
-        ConfigError: there is no such folder, no class folder in it, or one without images.
     """
     folder = _existing_folder(root)
     try:
@@ -223,10 +215,6 @@ def cub200(
         root: the folder with ``classes.txt``, ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt`` and
             ``images``, or the folder with ``CUB_200_2011`` in it; ``~`` is allowed.
         split: ``'train'`` or ``'test'``.
-
-    Raises:
-        ConfigError: a file is missing or malformed (with the line), the files contradict each other, or an image is not
-            there.
     """
     one_of("split", split, tuple(_CUB_FLAGS))
     folder = _existing_folder(root)

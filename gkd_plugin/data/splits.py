@@ -3,6 +3,9 @@
 Another split is one more function here. It cuts classes from :func:`ordered_classes` and gives them to
 :func:`class_subset`, or chooses samples too and gives both to :func:`pick`; either adds the names of the classes and
 what is known of the teacher's. A YAML file then calls it as ``gkd_plugin.data.splits.<function>``.
+
+All raise ConfigError where an argument is out of range or contradicts another, where a class is unknown, given twice or
+has too few samples, and where no sample is left.
 """
 
 from __future__ import annotations
@@ -49,9 +52,6 @@ class ClassSubset(Dataset[Any]):
             know; ``None`` as a whole where nothing is known.
         teacher_num_classes: how many classes the teacher has; ``None`` where it is not known.
         class_groups: name → new labels, for groups of classes whose accuracies are shown apart.
-
-    Raises:
-        ConfigError: ``teacher_labels`` are not one for each class, or beyond the teacher's last class.
     """
 
     dataset: Dataset[Any]
@@ -108,9 +108,6 @@ def class_subset(
         per_class: n keeps n samples of each class, in the order of the dataset; ``None`` keeps all.
         start: number of samples of each class to leave out first; ``per_class: 400`` and ``start: 400`` split
             a dataset into two that share no sample.
-
-    Raises:
-        ConfigError: a class is unknown or named twice, a class has too few samples, or nothing is left.
     """
     return pick(*_chosen(dataset, classes, per_class, start))
 
@@ -167,9 +164,6 @@ def overlap_classes(
         seed: draws a random class order instead, whatever the global random state is; ``None`` keeps the natural order.
         total_classes: the number of classes there are; needed by ``seed``, and checked where given.
         class_names: the names that a file may use.
-
-    Raises:
-        ConfigError: arguments are out of range, missing or contradictory, or n + k classes do not exist.
 
     Example:
         >>> overlap_classes(4, 'teacher', overlap=0.5), overlap_classes(4, 'student', overlap=0.5)
@@ -234,9 +228,6 @@ def class_split(
         part: which of ``sizes``.
         sizes: name of a part → its number of classes; the parts follow each other in the class order, in this order.
             Classes may be left over.
-
-    Raises:
-        ConfigError: the part is unknown or empty, there are too few classes, or as the two functions named.
     """
     if not isinstance(sizes, Mapping):
         raise ConfigError(f"sizes must map the names of the parts to numbers of classes, got {sizes!r}")
@@ -275,10 +266,6 @@ def incremental_subset(
         memory: exemplars of each old class, the first of its samples; 0 leaves none, but the classes stay.
             ``None`` keeps all samples: test sets, and joint training.
         per_class: samples of each class; exemplars are the first of them.
-
-    Raises:
-        ConfigError: an argument is out of range, there are too few classes, an old class has fewer samples than
-            ``memory``, a new class has none, or as the two functions named.
     """
     whole_number("old", old, low=1)
     whole_number("new", new, low=1)
@@ -305,9 +292,6 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
     Args:
         shots: samples of each class, 1 or more; with one seed, fewer shots are a subset of more shots.
         seed: of the draw, which does not depend on the global random state.
-
-    Raises:
-        ConfigError: ``shots`` < 1, or a class has fewer samples.
     """
     dataset = unwrapped(dataset)
     whole_number("shots", shots, low=1)
@@ -339,10 +323,6 @@ def few_shot_task(
         queries: the images of each class to answer for; for the support set, how many are left to the queries.
             ``None``: all that the support set leaves.
         seed: of all tasks.
-
-    Raises:
-        ConfigError: an argument is out of range, there are fewer than N classes, a class has too few images, or the
-            dataset is empty.
     """
     dataset = unwrapped(dataset)
     one_of("role", role, ("support", "query"))
@@ -371,12 +351,7 @@ def ordered_classes(
     total_classes: int | None,
     class_names: Sequence[Any] | None = None,
 ) -> list[int]:
-    """All class indices in the order to cut from; the arguments are those of :func:`overlap_classes`.
-
-    Raises:
-        ConfigError: both ``class_order`` and ``seed`` are given, the number of classes is needed and not given, the
-            file cannot be read, or the order does not hold each class once.
-    """
+    """All class indices in the order to cut from; the arguments are those of :func:`overlap_classes`."""
     if class_order is None:
         if total_classes is None:
             raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")

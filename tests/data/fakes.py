@@ -9,6 +9,8 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from gkd_plugin.data import ClassSubset
+
 
 class FakeImages(Dataset[Any]):
     """Sample i is ``(prefix + str(i), label)``; without ``targets`` only where ``labels`` is ``None``."""
@@ -33,6 +35,18 @@ def with_view(labels: list[int], classes: Iterable[Any] | None = None) -> FakeIm
     dataset = FakeImages(labels, classes, prefix="augmented")
     dataset.evaluation_view = FakeImages(labels, classes, prefix="clean")
     return dataset
+
+
+def known_by_a_teacher(dataset: Any) -> ClassSubset:
+    """Its three classes, of which a teacher with seven has the first and the last."""
+    return ClassSubset(
+        dataset,
+        range(len(dataset)),
+        dataset.targets,
+        dataset.classes,
+        teacher_labels=[4, None, 1],
+        teacher_num_classes=7,
+    )
 
 
 def samples(dataset: Any) -> list[Any]:

@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from gkd_plugin.data import (
-    ArrayImages,
-    cub200,
-    digits,
-    evaluation_view,
-    image_folder,
-    npz_images,
-)
+from gkd_plugin.data import ArrayImages, cub200, digits, evaluation_view, image_folder, npz_images
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import cub_tree, image_tree, samples
 
@@ -36,7 +29,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def cub(tmp_path):
-    return cub_tree(tmp_path, num_classes=3, per_class=4)
+    return cub_tree(tmp_path)
 
 
 def test_transforms_and_the_evaluation_view_reach_every_dataset(archive, tree, cub):
@@ -86,17 +79,23 @@ def test_pooling_is_the_rounded_mean_of_squares(tmp_path, images):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "message"),
+    ("make", "arguments", "message"),
     [
-        ("images.npz", {"pool": 3}, "pool=3 does not divide images of 4 × 4"),
-        ("images.npz", {"pool": 0}, "pool must be"),
-        ("images.npz", {"split": "tran"}, "no x_tran and y_tran; did you mean 'train'"),
-        ("image.npz", {}, r"path: there is no file .*image\.npz.*did you mean 'images\.npz'"),
+        (npz_images, {"path": "images.npz", "pool": 3}, "pool=3 does not divide images of 4 × 4"),
+        (npz_images, {"path": "images.npz", "pool": 0}, "pool must be"),
+        (npz_images, {"path": "images.npz", "split": "tran"}, "no x_tran and y_tran; did you mean 'train'"),
+        (npz_images, {"path": "image.npz"}, r"path: there is no file .*image\.npz.*did you mean 'images\.npz'"),
+        (digits, {"split": "tset"}, "split: 'tset' is unknown; did you mean 'test'"),
+        (digits, {"test_fraction": 1.0}, "test_fraction must lie between 0 and 1"),
+        (digits, {"test_fraction": 0.001}, "test_fraction=0.001 leaves a class without samples"),
+        (digits, {"seed": -1}, "seed must be"),
+        (digits, {"size": 0}, "size must be"),
     ],
 )
-def test_an_unusable_archive_is_refused(archive, name, arguments, message):
+def test_unusable_arguments_are_refused(archive, make, arguments, message, monkeypatch):
+    monkeypatch.chdir(archive.parent)
     with pytest.raises(ConfigError, match=message):
-        npz_images(archive.parent / name, **arguments)
+        make(**arguments)
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):
@@ -132,21 +131,6 @@ def test_digits_are_grey_and_use_the_whole_range():
     assert dataset.classes == list("0123456789")
     assert digits(size=16).data.shape == (1198, 16, 16)
     assert digits(rgb=True).data.shape == (1198, 8, 8, 3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"split": "tset"}, "split: 'tset' is unknown; did you mean 'test'"),
-        ({"test_fraction": 1.0}, "test_fraction must lie between 0 and 1"),
-        ({"test_fraction": 0.001}, "test_fraction=0.001 leaves a class without samples"),
-        ({"seed": -1}, "seed must be"),
-        ({"size": 0}, "size must be"),
-    ],
-)
-def test_unusable_digits_are_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        digits(**arguments)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):

@@ -9,7 +9,6 @@ from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from gkd_plugin.data import (
     FixedViews,
     class_names_of,
-    class_subset,
     classes_of,
     few_shot_subset,
     labels_of,
@@ -20,7 +19,7 @@ from gkd_plugin.data import (
 )
 from gkd_plugin.data.labels import keeps_labels
 from gkd_plugin.errors import ConfigError
-from tests.data.fakes import FakeImages
+from tests.data.fakes import FakeImages, known_by_a_teacher
 
 LABELS = [2, 0, 1, 2]
 NAMES = ["ant", "bee", "cat"]
@@ -39,12 +38,6 @@ class Delegating(Wrapper):
 
     def __getattr__(self, name):
         return getattr(self.__dict__["dataset"], name)
-
-
-def known_by_a_teacher(dataset):
-    subset = class_subset(dataset, [0, 1, 2])
-    subset.teacher_labels, subset.teacher_num_classes = [4, None, 1], 7
-    return subset
 
 
 @pytest.mark.parametrize(

@@ -38,25 +38,34 @@ def array_images(**given):
     return ArrayImages(np.zeros((3, 4, 4), np.uint8), [2, 0, 1], **given)
 
 
+class Delegating(FakeImages):
+    """Passes on attributes of what is inside, whose view is not its own."""
+
+    def __getattr__(self, name):
+        return getattr(array_images(eval_transform=lambda _: "clean"), name)
+
+
 @pytest.mark.parametrize(
     "dataset",
-    [FakeImages([0, 1]), Subset(FakeImages([0, 1]), [1]), array_images(transform=lambda _: "augmented")],
+    [
+        FakeImages([0, 1]),
+        Subset(FakeImages([0, 1]), [1]),
+        array_images(transform=lambda _: "augmented"),
+        Delegating([0]),
+    ],
 )
 def test_a_dataset_that_offers_none_is_returned_unwrapped(dataset):
     assert evaluation_view(dataset) == (dataset, False)
     assert evaluation_view(BaseDatasetWrapper(dataset)) == (dataset, False)
-
-
-def test_a_wrapped_subset_without_view_loses_only_the_wrapper():
-    view, found = evaluation_view(Subset(BaseDatasetWrapper(FakeImages([4, 5])), [1]))
-    assert not found
-    assert view[0] == ("image1", 5)
+    view, found = evaluation_view(Subset(BaseDatasetWrapper(dataset), [0]))
+    assert (view[0], found) == (dataset[0], False)
 
 
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
         (BaseDatasetWrapper(with_view([0, 1])), [("clean0", 0), ("clean1", 1)]),
+        (FixedViews(with_view([0, 1]), 2), [("clean0", 0), ("clean1", 1)]),
         (Subset(BaseDatasetWrapper(with_view([0, 1, 2])), [2, 0]), [("clean2", 2), ("clean0", 0)]),
         (Subset(class_subset(with_view([0, 1, 2, 1]), [1]), [1]), [("clean3", 0)]),
         (class_subset(class_subset(with_view([0, 1, 2, 1]), [1, 2]), [1]), [("clean2", 0)]),
@@ -83,15 +92,6 @@ def test_a_dataset_that_is_its_own_view_is_found_in_a_subset():
         assert evaluation_view(subset) == (subset, True)
 
 
-def test_a_wrapper_that_passes_on_attributes_is_not_the_view_of_what_is_inside():
-    class Augmenting(FakeImages):
-        def __getattr__(self, name):
-            return getattr(array_images(eval_transform=lambda _: "clean"), name)
-
-    dataset = Augmenting([0])
-    assert evaluation_view(dataset) == (dataset, False)
-
-
 def test_the_view_keeps_what_is_known_of_the_classes():
     subset = incremental_subset(with_view([0, 1, 2] * 4), 2, 1, 3)
     for dataset in (evaluation_view(subset)[0], evaluation_view(few_shot_subset(subset, shots=2))[0]):
@@ -100,24 +100,19 @@ def test_the_view_keeps_what_is_known_of_the_classes():
         assert class_groups_of(dataset) == {"old": [0, 1], "new": [2]}
 
 
-def test_attaching_a_view_keeps_samples_labels_and_names():
-    both = with_evaluation_view(FakeImages([1, 0], ["ant", "bee"], "augmented"), FakeImages([1, 0]))
-    assert samples(both) == [("augmented0", 1), ("augmented1", 0)]
-    assert labels_of(both) == both.targets == [1, 0]
+def test_attaching_a_view_keeps_samples_labels_and_names_and_refuses_other_samples():
+    dataset = FakeImages([0, 1], ["ant", "bee"], "augmented")
+    both = with_evaluation_view(dataset, FakeImages([0, 1]))
+    assert samples(both) == [("augmented0", 0), ("augmented1", 1)]
+    assert labels_of(both) == both.targets == [0, 1]
     assert both.classes == ["ant", "bee"]
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
+    for labels, message in (
         ([0], "sample 1 has label None, but 1 .*the view 1, the other 2"),
         ([0, 1, 1], "sample 2 has label 1, but None .*the view 3, the other 2"),
         ([0, 0], "sample 1 has label 0, but 1"),
-    ],
-)
-def test_attaching_other_samples_is_refused(labels, message):
-    with pytest.raises(ConfigError, match=message):
-        with_evaluation_view(FakeImages([0, 1]), FakeImages(labels))
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_evaluation_view(dataset, FakeImages(labels))
 
 
 class Draws(Dataset):
@@ -204,26 +199,20 @@ def test_live_workers_show_the_same_views_and_follow_the_epoch(method):
     assert_follows(FixedViews(Augmented(), 3), (0, 1, 5), num_workers=2, multiprocessing_context=method)
 
 
-def test_what_a_spawned_worker_is_sent_follows_the_epoch():
-    views = FixedViews(Augmented(), 3)
-    received = pickle.loads(ForkingPickler.dumps(views))
-    views.set_epoch(2)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda views: pickle.loads(pickle.dumps(views))])
+def test_workers_of_a_copy_follow_the_copy_and_a_spawned_worker_the_original(copied):
+    original = FixedViews(Augmented(), 3)
+    received = pickle.loads(ForkingPickler.dumps(original))
+    assert_follows(copied(original), (0, 2), num_workers=1)
+    assert original[0][2]["bank_row"] == received[0][2]["bank_row"] == 0
+    original.set_epoch(2)
     assert received[0][2]["bank_row"] == 2
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda views: pickle.loads(pickle.dumps(views))])
-def test_workers_of_a_copy_follow_the_copy(copied):
-    original = FixedViews(Augmented(), 3)
-    assert_follows(copied(original), (0, 2), num_workers=1)
-    assert original[0][2]["bank_row"] == 0
-
-
-def test_labels_names_and_evaluation_view_are_those_of_the_dataset():
+def test_labels_and_names_are_those_of_the_dataset():
     views = FixedViews(Augmented(), 2)
     assert labels_of(views) == views.targets == LABELS
     assert views.classes == ["ant", "bee", "cat"]
-    view, found = evaluation_view(FixedViews(with_view([0, 1]), 2))
-    assert (view[1], found) == (("clean1", 1), True)
 
 
 @pytest.mark.parametrize(
