@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
@@ -17,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from gkd_plugin.cache.fingerprint import data_key, digest, image_keys, teacher_key, views_key
 from gkd_plugin.data import ArrayImages, FixedViews, class_subset, with_evaluation_view
 from gkd_plugin.errors import ConfigError
-from tests.data.fakes import FakeImages
+from tests.data.fakes import FakeImages, image_tree
 from tests.fakes import TinyImages, TinyNet
 
 LABELS = [0, 1, 2, 0, 1]
@@ -40,25 +39,16 @@ def tiny():
     return TinyNet()
 
 
-def test_parts_do_not_run_together():
+def test_parts_do_not_run_together_and_type_shape_and_every_value_of_an_array_count():
     parts = [("a", "bc"), ("ab", "c"), ("abc",), ("a", "b", "c"), (["a", "bc"],), ("a", 1), ("a", 2)]
     assert len({digest(*some) for some in parts}) == len(parts)
-
-
-def test_type_shape_and_every_value_of_an_array_count():
     zeros = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.zeros(4).bfloat16()]
     assert len({digest(x) for x in (*zeros, *torch.eye(4))}) == 8
     assert digest(torch.arange(6).view(2, 3).T) == digest(torch.arange(6).view(2, 3).T.contiguous())
     assert digest(pixels()) == digest(pixels().copy()) != digest(pixels()[::-1])
 
 
-def test_a_teacher_has_one_key_wherever_it_lies_in_memory():
-    model = tiny()
-    assert teacher_key(model) == teacher_key(tiny()) == teacher_key(model.eval())
-    assert teacher_key(model.to(memory_format=torch.channels_last)) == teacher_key(tiny())
-
-
-def test_weights_statistics_precision_class_and_settings_change_the_teacher():
+def test_weights_statistics_precision_class_and_settings_change_the_teacher_and_the_place_in_memory_does_not():
     class Other(TinyNet):
         pass
 
@@ -73,6 +63,8 @@ def test_weights_statistics_precision_class_and_settings_change_the_teacher():
     pooled.pool = nn.AdaptiveMaxPool2d(1)  # has no weights
     models = [tiny(), tiny().half(), tiny().bfloat16(), other, pooled, *map(changed, tiny().state_dict())]
     assert len({teacher_key(model) for model in models}) == len(models)
+    assert teacher_key(models[0]) == teacher_key(tiny()) == teacher_key(tiny().eval())
+    assert teacher_key(tiny().to(memory_format=torch.channels_last)) == teacher_key(tiny())
 
 
 def test_one_pixel_or_label_or_a_choice_of_samples_changes_the_data():
@@ -107,27 +99,18 @@ def test_of_unknown_images_the_labels_alone_count():
         assert image_keys(dataset) is None
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for name in ("ant/0.png", "ant/1.png", "bee/0.png"):
-        path = tmp_path / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(path)
-        os.utime(path, ns=(0, 10**18))
-    return tmp_path / "images"
-
-
-def test_files_count_by_name_size_and_time_wherever_they_lie(folder, tmp_path):
-    paths = [folder / name for name in ("ant/0.png", "ant/1.png", "bee/0.png")]
+def test_files_count_by_name_size_and_time_wherever_they_lie(tmp_path):
+    folder = image_tree(tmp_path / "images", ["ant", "bee"])
+    paths = sorted(folder.glob("*/*"))
     assert image_keys(ImageFolder(folder)) == image_keys(ImageFolder(folder / "ant/..")) == paths
-    before = data_key(ImageFolder(folder))
+    keys = [data_key(ImageFolder(folder))]
     moved = folder.rename(tmp_path / "moved")
-    assert data_key(ImageFolder(moved)) == before
-    file = moved / "bee/0.png"
-    os.utime(file, ns=(0, 10**18 + 1))
-    keys = [before, data_key(ImageFolder(moved))]
+    assert data_key(ImageFolder(moved)) == keys[0]
+    file, time = moved / "bee/0.png", (moved / "bee/0.png").stat().st_mtime_ns
+    os.utime(file, ns=(0, time + 1))
+    keys.append(data_key(ImageFolder(moved)))
     file.write_bytes(file.read_bytes() + b"0")
-    os.utime(file, ns=(0, 10**18))
+    os.utime(file, ns=(0, time))
     keys.append(data_key(ImageFolder(moved)))
     file.rename(moved / "bee/2.png")
     keys.append(data_key(ImageFolder(moved)))
@@ -141,12 +124,9 @@ def test_number_of_views_seed_repr_of_the_transform_and_what_it_makes_change_the
     made += [views_of(transforms.Lambda(lambda image, k=k: plain(image) + k)) for k in (0, 1)]
     assert len({views_key(views) for views in made}) == len(made)
     assert views_key(views_of(plain)) == views_key(made[0])
-
-
-def test_addresses_in_memory_do_not_count():
-    views = [views_of(lambda _: torch.rand(2)) for _ in range(2)]
-    assert repr(views[0].dataset.transform) != repr(views[1].dataset.transform)
-    assert views_key(views[0]) == views_key(views[1])
+    same = [views_of(lambda _: torch.rand(2)) for _ in range(2)]  # but for their addresses in memory
+    assert repr(same[0].dataset.transform) != repr(same[1].dataset.transform)
+    assert views_key(same[0]) == views_key(same[1])
 
 
 def test_every_probed_view_counts():

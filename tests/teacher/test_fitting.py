@@ -60,15 +60,12 @@ def recorded_fit(dataset, kind, monkeypatch):
     return got
 
 
-def test_every_sample_once_in_order():
-    loader = clean_loader(box_over(TinyImages()).train_data_loader)
-    assert torch.cat([batch[1] for batch in loader]).tolist() == TinyImages().targets
-
-
 @pytest.mark.parametrize("has_view", [True, False])
 def test_the_evaluation_view_is_used_where_there_is_one(has_view, caplog):
     augmented, clean = TinyImages(seed=5), TinyImages()
     box = box_over(with_evaluation_view(augmented, clean) if has_view else augmented)
+    labels = torch.cat([batch[1] for batch in clean_loader(box.train_data_loader)])
+    assert labels.tolist() == clean.targets  # every sample once, in order
     fit_class_centres(box.teacher_model, box.train_data_loader)
     embedding = box.teacher_model.embed((clean if has_view else augmented).images)
     want = class_centres([(embedding, torch.tensor(clean.targets))])
@@ -79,15 +76,12 @@ def test_the_evaluation_view_is_used_where_there_is_one(has_view, caplog):
 @pytest.mark.parametrize(("limit", "passes"), [(10_000, 4), (60, 2), (24, 1)])
 def test_a_readout_that_wants_views_sees_what_the_student_sees(limit, passes, monkeypatch):
     monkeypatch.setattr(fitting, "MAX_ROWS", limit)
+    assert recorded_fit(Augmented(), "centres", monkeypatch)[1] is None
     (clean, _), (images, labels, samples) = recorded_fit(Augmented(), "discriminant", monkeypatch)
     torch.testing.assert_close(clean, TinyImages().images)
     assert labels.tolist() == TinyImages().targets * passes
     assert samples.tolist() == list(range(24)) * passes
     assert len(set(noise_of(images, samples).tolist())) == 24 * passes
-
-
-def test_class_centres_ask_for_no_views(monkeypatch):
-    assert recorded_fit(Augmented(), "centres", monkeypatch)[1] is None
 
 
 @pytest.mark.parametrize("targets", [[0] * 12 + [1] * 6 + [2] * 6, [k % 3 for k in range(24)]])
@@ -101,36 +95,26 @@ def test_of_many_samples_the_first_of_each_class_are_seen(targets, monkeypatch):
     noise_of(images, first)
 
 
-@pytest.mark.parametrize(
-    ("at_most", "want"), [(6, [0, 1, 2, 4, 5, 9]), (9, [0, 1, 2, 3, 4, 5, 9]), (2, [0, 1, 2, 4, 5, 9])]
-)
-def test_the_first_of_each_class_at_least_two(at_most, want):
+def test_the_first_of_each_class_at_least_two_however_many_classes():
     labels = torch.tensor([3, 3, 1, 3, 1, 0, 3, 3, 3, 0])
-    assert fitting.first_of_each(labels, at_most).tolist() == want
+    for at_most, want in ((6, [0, 1, 2, 4, 5, 9]), (9, [0, 1, 2, 3, 4, 5, 9]), (2, [0, 1, 2, 4, 5, 9])):
+        assert fitting.first_of_each(labels, at_most).tolist() == want
+    assert torch.equal(fitting.first_of_each(torch.arange(100_000).repeat(5), 10_000), torch.arange(200_000))
 
 
-def test_many_classes_take_no_longer():
-    labels = torch.arange(100_000).repeat(5)
-    assert torch.equal(fitting.first_of_each(labels, 10_000), torch.arange(200_000))
-
-
-def test_views_come_from_workers_and_from_below_fixed_views():
-    loader, labels = box_over(FixedViews(Augmented(), 2)).train_data_loader, [torch.zeros(24)]
-    assert sum(len(of) for _, of, _ in fitting._views(loader, labels)) == 24 * 4
-    loader.num_workers = 2
-    both = [torch.cat([images for images, _, _ in fitting._views(loader, labels)]) for _ in range(2)]
-    assert torch.equal(*both)
-
-
-def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone():
-    states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: E731, NPY002
-    box, found = box_over(Augmented()), []
+@pytest.mark.parametrize(("dataset", "workers"), [(Augmented(), 0), (FixedViews(Augmented(), 2), 2)])
+def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone(dataset, workers):
+    """From workers too, and from below fixed views."""
+    loader, found = box_over(dataset).train_data_loader, []
+    loader.num_workers = workers
     for seed in (1, 2):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
-        before = states()
-        found.append(torch.cat([images for images, _, _ in fitting._views(box.train_data_loader, [torch.zeros(24)])]))
-        assert states() == before
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        found.append(torch.cat([images for images, _, _ in fitting._views(loader, [torch.zeros(24)])]))
+        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        assert after == before
     assert torch.equal(*found)
+    assert len(found[0]) == 24 * 4
 
 
 @pytest.mark.parametrize("forgets_to_freeze", [False, True])
