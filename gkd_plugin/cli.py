@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -32,13 +34,17 @@ SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 where cells of a grid failed, 2 for bad input, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
+    from torch import distributed
+
     from gkd_plugin.errors import ConfigError
 
-    _make_local_modules_importable()
+    if str(Path.cwd()) not in sys.path:  # a YAML may name modules there, as with python -m gkd_plugin
+        sys.path.append(str(Path.cwd()))
     with _console_log(options.log, logging.DEBUG if options.debug else logging.INFO):
         try:
             code: int = options.command(options)
-            _leave_process_group()
+            if distributed.is_initialized():  # by Accelerate, under torchrun
+                distributed.destroy_process_group()
         except (ConfigError, OSError) as error:
             if options.debug:
                 raise
@@ -55,9 +61,8 @@ def _run(options: argparse.Namespace) -> int:
     from gkd_plugin.runner.run import run_all
     from gkd_plugin.runner.run_folder import results_table
 
-    summaries = run_all(
-        options.config, overrides=options.set, output=options.output, seed=options.seed, device=options.device
-    )
+    given = {name: getattr(options, name) for name in ("overrides", "output", "seed", "device")}
+    summaries = run_all(options.config, **given)
     if _is_main_process():
         print(f"\n{results_table(summaries)}")
     return 0
@@ -67,7 +72,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from gkd_plugin.config.config import load_config
     from gkd_plugin.runner.run import evaluate_checkpoint
 
-    config = load_config(options.config, options.set, needs_checkpoints=False)
+    config = load_config(options.config, options.overrides, needs_checkpoints=False)
     result = evaluate_checkpoint(config, options.checkpoint, options.device)
     if _is_main_process():
         shown = ", ".join(f"{key} {value:.2f} %" for key, value in result.items() if key != "samples")
@@ -82,23 +87,7 @@ def _compare(options: argparse.Namespace) -> int:
     from gkd_plugin.compare.compare import Comparison, compare
     from gkd_plugin.compare.grid import FAILED
 
-    table, results = compare(
-        Comparison(
-            config=options.config,
-            methods=options.methods,
-            overlaps=options.overlap,
-            ways=options.ways,
-            shots=options.shots,
-            tasks=options.tasks,
-            memories=options.memory,
-            seeds=options.seeds,
-            output=options.output,
-            overrides=options.set,
-            device=options.device,
-            jobs=options.jobs,
-            score=options.score,
-        )
-    )
+    table, results = compare(Comparison(**{field.name: getattr(options, field.name) for field in fields(Comparison)}))
     print(f"\n{table}")
     return EXIT_FAILED_CELLS if any(result.status == FAILED for result in results) else 0
 
@@ -109,14 +98,8 @@ def _diagnose(options: argparse.Namespace) -> int:
     require_report("diagnose")
     from gkd_plugin.diagnose.run import diagnose, figures_table
 
-    report = diagnose(
-        options.run_folder,
-        output=options.output,
-        device=options.device,
-        known=options.known,
-        projection=options.projection,
-    )
-    print(f"\n{figures_table(report)}")
+    given = {name: getattr(options, name) for name in ("output", "device", "known", "projection")}
+    print(f"\n{figures_table(diagnose(options.run_folder, **given))}")
     return 0
 
 
@@ -130,74 +113,48 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
-    _add_run(run)
-    _add_evaluate(evaluate)
-    _add_compare(compare)
-    _add_diagnose(diagnose)
-    for command in (run, evaluate, compare, diagnose):
-        command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for command in (run, evaluate, compare):
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="key.path=value",
-            help="change or add a value of the configuration; may be repeated",
-        )
-    return parser
+    for added, command in ((run, _run), (evaluate, _evaluate), (compare, _compare), (diagnose, _diagnose)):
+        added.set_defaults(command=command, log="gkd_plugin", stopped="")
 
-
-def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-    run.add_argument(
-        "--output", type=Path, metavar="DIR", help="run folder (one CONFIG) or the folder of the run folders (several)"
-    )
+    text = "run folder (one CONFIG) or the folder of the run folders (several)"
+    run.add_argument("--output", type=Path, metavar="DIR", help=text)
     run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
-    run.set_defaults(command=_run, log="gkd_plugin", stopped="")
 
-
-def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
-    evaluate.set_defaults(command=_evaluate, log="gkd_plugin", stopped="")
 
-
-def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages")
-    for name, convert, default, metavar, text in (
-        ("--methods", _items(str), ["ce", "refilled"], "M,…", "names or YAML files (default: ce,refilled)"),
-        ("--overlap", _items(_percentage), [], "P,…", "shares of common classes in per cent"),
-        ("--ways", _items(_count), [], "N,…", "classes of the configuration's few-shot tasks"),
-        ("--shots", _items(_count), [], "K,…", "labelled images of each class"),
-        ("--tasks", _tasks, [], "T", "how many few-shot tasks, or a list of their numbers: 0,5"),
-        ("--memory", _items(_seed), [], "M,…", "stored images of each old class (incremental data only)"),
-        ("--seeds", _items(_seed), [0], "N,…", "default: 0"),
-        ("--jobs", _count, 1, "N", "processes at once (default: 1)"),
+    for name, field, convert, default, metavar, text in (
+        ("--methods", "methods", _items(str), ["ce", "refilled"], "M,…", "names or YAML files (default: ce,refilled)"),
+        ("--overlap", "overlaps", _items(_percentage), [], "P,…", "shares of common classes in per cent"),
+        ("--ways", "ways", _items(_count), [], "N,…", "classes of the configuration's few-shot tasks"),
+        ("--shots", "shots", _items(_count), [], "K,…", "labelled images of each class"),
+        ("--tasks", "tasks", _tasks, [], "T", "how many few-shot tasks, or a list of their numbers: 0,5"),
+        ("--memory", "memories", _items(_seed), [], "M,…", "stored images of each old class (incremental data only)"),
+        ("--seeds", "seeds", _items(_seed), [0], "N,…", "default: 0"),
+        ("--jobs", "jobs", _count, 1, "N", "processes at once (default: 1)"),
     ):
-        compare.add_argument(name, type=convert, default=default, metavar=metavar, help=text)
+        compare.add_argument(name, dest=field, type=convert, default=default, metavar=metavar, help=text)
     compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
     compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
-    compare.set_defaults(
-        command=_compare,
-        log="gkd_plugin.compare",  # each run has its own log.txt
-        stopped="; finished cells are kept, and the same command continues with the others",
-    )
+    kept = "; finished cells are kept, and the same command continues with the others"
+    compare.set_defaults(log="gkd_plugin.compare", stopped=kept)  # each run has its own log.txt
 
-
-def _add_diagnose(diagnose: argparse.ArgumentParser) -> None:
     diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
-    diagnose.add_argument(
-        "--output", type=Path, metavar="DIR", help="where the files go (default: RUN_FOLDER/diagnostics)"
-    )
-    diagnose.add_argument(
-        "--known",
-        type=_items(_label),
-        metavar="0,1,…",
-        help="the student's labels of the classes that the teacher knows",
-    )
+    text = "where the files go (default: RUN_FOLDER/diagnostics)"
+    diagnose.add_argument("--output", type=Path, metavar="DIR", help=text)
+    text = "the student's labels of the classes that the teacher knows"
+    diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
     diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
-    diagnose.set_defaults(command=_diagnose, log="gkd_plugin", stopped="")
+
+    for added in (run, evaluate, compare, diagnose):
+        added.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for added in (run, evaluate, compare):
+        text, metavar = "change or add a value of the configuration; may be repeated", "key.path=value"
+        added.add_argument("--set", dest="overrides", action="append", default=[], metavar=metavar, help=text)
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):
@@ -215,11 +172,28 @@ def _version() -> str:
         return "0+unknown"
 
 
-def _seed(text: str) -> int:
-    """numpy's generators take no others."""
-    if not (text.isdecimal() and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
+def _whole(low: int, high: float, meaning: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isdecimal() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+        return int(text)
+
+    return parse
+
+
+_seed = _whole(0, 2**32 - 1, f"a whole number from 0 to {2**32 - 1}")  # numpy's generators take no others
+_count = _whole(1, math.inf, "a whole number of at least 1")
+_label = _whole(0, math.inf, "a class index; give a list such as 0,1,2")
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100")
+    return value
 
 
 def _items(convert: Callable[[str], T]) -> Callable[[str], list[T]]:
@@ -236,38 +210,9 @@ def _items(convert: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse
 
 
-def _percentage(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100")
-    return value
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _tasks(text: str) -> list[int]:
     """A count T, for the tasks 0 … T − 1, or a list with a comma."""
     return _items(_seed)(text) if "," in text else list(range(_count(text)))
-
-
-def _label(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a class index; give a list such as 0,1,2")
-    return int(text)
-
-
-def _make_local_modules_importable() -> None:
-    """A YAML may name modules in the working directory, as with ``python -m gkd_plugin``."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
 
 
 def _lines(error: Exception) -> list[str]:
@@ -275,8 +220,7 @@ def _lines(error: Exception) -> list[str]:
     from gkd_plugin.errors import ConfigError
 
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    is_from_worker = "in DataLoader worker process" in lines[0]
-    if isinstance(error, ConfigError) and not is_from_worker:
+    if isinstance(error, ConfigError) and "in DataLoader worker process" not in lines[0]:
         return lines
     return [lines[-1].removeprefix(f"{ConfigError.__module__}.{ConfigError.__name__}: ")]
 
@@ -306,11 +250,3 @@ def _console_log(name: str, level: int) -> Iterator[None]:
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _leave_process_group() -> None:
-    """Accelerate joined it under torchrun."""
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import gkd_plugin
 from gkd_plugin.cli import _lines, main
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage
@@ -40,13 +39,6 @@ def here(trained, tmp_path, monkeypatch):
     (tmp_path / "runs/teacher").mkdir(parents=True)
     (tmp_path / "runs/teacher/teacher.pt").symlink_to(trained / "runs/teacher/teacher.pt")
     return tmp_path
-
-
-def command(*words, folder=None):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def check_evaluation(name, folder, summary, capsys):
@@ -81,19 +73,6 @@ def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
     check_evaluation("student", "runs/student", made, capsys)
 
 
-@pytest.mark.parametrize("words", [[], ["run"], ["evaluate", "student.yaml"], ["run", "x", "--seed", "-1"], ["fly"]])
-def test_usage_errors(words, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2
-    assert re.fullmatch(r"refilled: error: .+ \(options: refilled.* --help\)\n", capsys.readouterr().err)
-
-
-def test_python_dash_m_is_the_same_command(tmp_path):
-    result = command("-m", "gkd_plugin", "--version", folder=tmp_path)
-    assert (result.returncode, result.stdout) == (0, f"refilled {gkd_plugin.__version__}\n")
-
-
 def test_modules_in_the_working_directory_can_be_named(here, monkeypatch):
     """As with python -m, which the console script is not."""
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
@@ -118,27 +97,6 @@ def sets(*assignments):
         (["run", "student.yaml", "--output", "student.yaml"], r"student\.yaml is a file"),
         (["evaluate", "student.yaml", "--checkpoint", "nowhere.pt"], r"--checkpoint: no such file: nowhere\.pt"),
         (sets("train.stage1.num_epoch=1"), r"train\.stage1\.num_epoch: .*'num_epochs'"),
-        (
-            sets("models.student_model.kwargs.model_name=resnet18x"),
-            r"models\.student_model\.kwargs\.model_name: timm has no model 'resnet18x'; did you mean .*'resnet18'",
-        ),
-        (
-            sets("models.student_model.key=timm_modell"),
-            r"models\.student_model\.key: 'timm_modell' is not registered; did you mean 'timm_model'",
-        ),
-        (
-            sets("models.student_model.kwargs={model_name: qwen3_vit_88m_enc, num_classes: 4, depth: 1, img_size: 32}"),
-            r"models\.student_model: timm's 'qwen3_vit_88m_enc' is an encoder without a classifier",
-        ),
-        (
-            sets("models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}"),
-            r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: .* \(its kwargs\.img_size: 32 ",
-        ),
-        (sets("models.teacher_model.src_ckpt=no.pt"), r"models\.teacher_model\.src_ckpt: no such file: no\.pt"),
-        (
-            sets("models.teacher_model.src_ckpt=student.yaml"),
-            r"models\.teacher_model\.src_ckpt: student\.yaml cannot be read as weights: ",
-        ),
         (
             sets("models.teacher_model.kwargs.model_name=test_efficientnet"),
             r"models\.teacher_model\.src_ckpt: runs/teacher/teacher\.pt does not fit EfficientNet: \d+ missing: ",
@@ -171,14 +129,12 @@ def test_bad_input_is_one_clear_line(words, message, here, capsys):
         main([*words, "--debug"])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other bytes"])
-def test_a_damaged_cache_is_refused_before_anything_is_written(here, capsys, damage):
+def test_a_damaged_cache_is_refused_before_anything_is_written(here, capsys):
     (here / "student.yaml").write_text((here / "student.yaml").read_text("utf-8") + "\nteacher_cache: {views: 2}\n")
     assert main(["run", "student.yaml", "--device", "cpu"]) == 0
     shutil.rmtree(here / "runs" / "student")
     array = next((here / "runs" / "teacher_cache").glob("*.npy"))
-    content = array.read_bytes()
-    array.write_bytes(content[:-1] if damage == "truncated" else content[:-4] + b"abcd")
+    array.write_bytes(array.read_bytes()[:-4] + b"abcd")
     capsys.readouterr()
     assert main(["run", "student.yaml", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
@@ -210,16 +166,13 @@ def test_what_the_file_has_wrong_is_told_with_its_place(here, capsys, old, new, 
     assert not (here / "runs/student").exists()
 
 
-def test_a_loss_that_is_not_finite(here, capsys, monkeypatch):
+def test_a_loss_that_is_not_finite_is_told_once_and_leaves_weights_that_can_be_used(here, capsys, monkeypatch):
     forward = ClassifierStage.forward
     monkeypatch.setattr(ClassifierStage, "forward", lambda *args: forward(*args) * torch.nan)
     assert main(["run", "student.yaml", "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert err.count("the loss is nan") == 1
-    assert err.splitlines()[-1] == (
-        "refilled: error: student.yaml: the loss is nan at stage2 1/1, step 1: stopped before the weights changed; the "
-        "last good weights are runs/student/student.safetensors"
-    )
+    assert re.fullmatch(r"refilled: error: student\.yaml: the loss is nan at stage2 .*", err.splitlines()[-1])
     words = ["--checkpoint", "runs/student/student.safetensors", "--device", "cpu"]
     assert main(["evaluate", "student.yaml", *words]) == 0
 
@@ -228,10 +181,7 @@ def test_a_loss_that_is_not_finite(here, capsys, monkeypatch):
     ("error", "lines"),
     [
         (PermissionError(13, "Permission denied", "x.npz"), ["[Errno 13] Permission denied: 'x.npz'"]),
-        (
-            OSError("Caught X in DataLoader worker\nTraceback:\n  File\nOSError: broken image"),
-            ["OSError: broken image"],
-        ),
+        (OSError("Caught X in DataLoader worker\nTraceback:\n  File\nOSError: broken"), ["OSError: broken"]),
         (OSError(), ["OSError"]),
         (
             ConfigError(
@@ -299,76 +249,70 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
     out, err = capsys.readouterr()
     for line in (
         r"fails +failed",
-        r"failed: as configured, fails, seed 0: .*: ByobNet has no module 'embeding'; .*",
+        r"failed: as configured, fails, seed 0: .*'embeding'; .*",
         r"cross-entropy +\d+\.\d",
     ):
         assert re.search(f"^{line}$", out, re.MULTILINE), line
     assert re.search(r"^error: \[1/2\] as configured, fails, seed 0: failed: .*'embeding'", err, re.MULTILINE)
-    results = (tiny / "grid/results.csv").read_text("utf-8").splitlines()
-    assert re.match(r"fails,.*,failed,.*'embeding'", results[1])
-    assert re.match(r"ce,.*,finished,", results[2])
-
-
-COSINE = "'CosineAnnealingLR', kwargs: {T_max: 2, eta_min: 0.001}"
 
 
 @pytest.mark.parametrize(
     ("words", "old", "new", "message"),
     [
         (["--methods", "refiled"], "", "", r"--methods: there is no method 'refiled'; did you mean 'ref"),
-        (["--methods", "mine.yaml"], "", "", r"mine\.yaml: stages: must be a list of stages"),
         (["--set", "models.teacher_model.src_ckpt=no.pt"], "", "", r"one\.yaml: .*\.src_ckpt: no such file: no\.pt"),
         ([], "stage: 'embedding'", "stage: 'classifier'", r"one\.yaml: train: .* and stage 'embedding'"),
-        (
-            ["--overlap", "0,25"],
-            "num_classes: 4",
-            "num_classes: 5",
-            r"one\.yaml: --overlap 25: overlap=0\.25 of 5 classes is not a whole number of classes; nearest allowed: ",
-        ),
         (
             ["--overlap", "0"],
             "classes: 8",
             "classes: 7",
             r"overlap 0 %: datasets\.train.*: num_classes=4 and shift=4 need 8 classes, there are 7",
         ),
-        (["--overlap", "0"], "role: 'student'", "role: 'teacher'", r"--overlap: no data set is a .*overlap_subset"),
-        ([], COSINE, "'ExponentialLR', kwargs: {gamma: 0.9}", r"one\.yaml: method 'ce': scheduler: 'ExponentialLR' "),
     ],
 )
 def test_a_grid_that_cannot_be_is_told_before_anything_is_written(words, old, new, message, tiny, capsys):
-    (tiny / "mine.yaml").write_text("title: 'mine'\n", encoding="utf-8")
     (tiny / "one.yaml").write_text(CONFIG.replace(old, new) if old else CONFIG, encoding="utf-8")
     assert main(grid_of(*words, config="one.yaml")) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(rf"refilled: error: .*{message}.*\n", err), err
-    assert {path.name for path in tiny.iterdir()} == {"tiny.yaml", "teacher.pt", "mine.yaml", "one.yaml"}
+    assert {path.name for path in tiny.iterdir()} == {"tiny.yaml", "teacher.pt", "one.yaml"}
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "message"),
+    ("words", "message"),
     [
-        ("--seeds", "0,1,0", "'0,1,0' names something twice"),
-        ("--seeds", ",", "names nothing"),
-        ("--methods", "ce,ce", "'ce,ce' names something twice"),
-        ("--overlap", "101", "'101' is not a percentage from 0 to 100"),
-        ("--overlap", "half", "'half' is not a percentage from 0 to 100"),
-        ("--tasks", "0", "'0' is not a whole number of at least 1"),
-        ("--tasks", "1,x", "'x' is not a whole number from 0"),
-        ("--ways", "0", "'0' is not a whole number of at least 1"),
-        ("--shots", "1,1", "'1,1' names something twice"),
-        ("--memory", "-1", "'-1' is not a whole number from 0"),
-        ("--jobs", "0", "'0' is not a whole number of at least 1"),
-        ("--score", "top2", "invalid choice: 'top2'"),
+        ([], "the following arguments are required: COMMAND"),
+        (["run"], "the following arguments are required: CONFIG"),
+        (["evaluate", "student.yaml"], "the following arguments are required: --checkpoint"),
+        (["run", "x", "--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
+        (["diagnose", "x", "--known", "0,a"], "argument --known: 'a' is not a class index; give a list such as 0,1,2"),
+        *[
+            (grid_of(option, value), f"argument {option}: {message}")
+            for option, value, message in (
+                ("--seeds", "0,1,0", "'0,1,0' names something twice"),
+                ("--seeds", ",", "names nothing"),
+                ("--overlap", "101", "'101' is not a percentage from 0 to 100"),
+                ("--overlap", "half", "'half' is not a percentage from 0 to 100"),
+                ("--tasks", "0", "'0' is not a whole number of at least 1"),
+                ("--tasks", "1,x", "'x' is not a whole number from 0"),
+                ("--ways", "0", "'0' is not a whole number of at least 1"),
+                ("--shots", "1,1", "'1,1' names something twice"),
+                ("--memory", "-1", "'-1' is not a whole number from 0"),
+                ("--jobs", "0", "'0' is not a whole number of at least 1"),
+                ("--score", "top2", "invalid choice: 'top2'"),
+            )
+        ],
     ],
 )
-def test_usage_errors_of_a_grid(option, value, message, tiny, capsys):
+def test_usage_errors(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        main(grid_of(option, value))
+        main(words)
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"refilled: error: argument {option}: {message}")
-    assert not (tiny / "grid").exists()
+    assert re.fullmatch(rf"refilled: error: {re.escape(message)}.* \(options: refilled.* --help\)", line)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------
@@ -377,7 +321,10 @@ def test_usage_errors_of_a_grid(option, value, message, tiny, capsys):
 def test_two_gloo_processes_under_torchrun(here, capsys):
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_endpoint"]
     words += ["localhost:0", "--rdzv_backend", "c10d", "-m", "gkd_plugin", "run", "teacher.yaml", "student.yaml"]
-    result = command(*words, "--device", "cpu", "--output", "out", folder=here)
+    words += ["--device", "cpu", "--output", "out"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    result = subprocess.run([sys.executable, *words], cwd=here, env=env, check=False, **options)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("final top-1") == 2  # one for each configuration: the second process says nothing
     assert result.stdout.count("top-1 %") == 1

@@ -14,7 +14,7 @@ from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import load_config
-from gkd_plugin.config.stages import stages_of, student_entry
+from gkd_plugin.config.stages import student_entry
 from gkd_plugin.data import evaluation_view
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model
@@ -33,13 +33,9 @@ SLOW = {
 
 
 @pytest.fixture(autouse=True)
-def _in_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture(autouse=True)
-def _made_up_files_are_cifar(monkeypatch):
+def _in_the_project_with_made_up_files(monkeypatch):
     """torchvision knows CIFAR-100's files by their checksums."""
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _: True)
     monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
 
@@ -79,24 +75,26 @@ def write_cifar100(folder):
 def overrides_for(path, stand_ins):
     """What makes the configuration buildable here: stand-in data, small batches and models, no trained weights."""
     plain = load_config(path, needs_checkpoints=False).tree
-    family = path.parts[1]
-    sets = ["device.default=cpu"]
+    family, sets = path.parts[1], ["device.default=cpu"]
+
+    def put(key, value, *sections):
+        sets.extend(f"{where}={value}" for section in sections for where in paths_of(key, plain[section], section))
+
     if family in stand_ins:
-        key = "path" if family == "tiny100" else "root"
-        sets += [f"{where}={stand_ins[family]}" for where in paths_of(key, plain["datasets"], "datasets")]
+        put("path" if family == "tiny100" else "root", stand_ins[family], "datasets")
     if family == "tiny100":
-        sets += [f"{where}=10" for where in paths_of("per_class", plain["datasets"], "datasets")]
+        put("per_class", 10, "datasets")
     if family in ("cifar100", "cub200", "image_folder"):
-        sets += [f"{where}=16" for where in paths_of("batch_size", plain["train"], "train")]
-        sets += [f"{where}=0" for where in paths_of("num_workers", plain["train"], "train")]
+        put("batch_size", 16, "train")
+        put("num_workers", 0, "train")
     if family in ("cub200", "image_folder"):
-        sets += [f"{where}=False" for where in paths_of("pretrained", plain["models"], "models")]
+        put("pretrained", False, "models")
         for where in paths_of("model_name", plain["models"], "models"):
             sets.append(f"{where}={'test_resnet' if 'teacher' in where else 'test_efficientnet'}")
     if family == "cub200":
-        found = [*paths_of("num_classes", plain["datasets"], "datasets")]
-        sets += [f"{where}=5" for where in [*found, *paths_of("num_classes", plain["models"], "models")]]
-    return [*sets, *(f"{where}=null" for where in paths_of("src_ckpt", plain["models"], "models"))]
+        put("num_classes", 5, "datasets", "models")
+    put("src_ckpt", "null", "models")
+    return sets
 
 
 def paths_of(name, value, path):
@@ -117,12 +115,9 @@ def test_methods_are_valid_cells(path):
     config = ROOT / "configs" / path.parent.parent.name / "tiny100_refilled.yaml"
     tree = load_config(config, ["models.teacher_model.src_ckpt=null"]).tree
     cell = cell_config(tree, load_method(str(path)), Setting(overlap=100.0), Path("cell.yaml"))
-    loss = next(term for name, term in sub_terms(cell.tree).items() if name != "cross_entropy")
+    terms = cell.tree["train"]["criterion"]["kwargs"]["sub_terms"]
+    loss = next(term for name, term in terms.items() if name != "cross_entropy")
     assert MIDDLE_LEVEL_LOSS_DICT[loss["criterion"]["key"]](**loss["criterion"]["kwargs"])
-
-
-def sub_terms(plain):
-    return plain["train"]["criterion"]["kwargs"]["sub_terms"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
@@ -166,15 +161,11 @@ def test_one_value_sets_the_overlap(teacher, student, num_classes, overlap, stan
 )
 def test_builds_and_steps_in_every_stage(path, stand_ins):
     config = load_config(path, overrides_for(path, stand_ins))
-    placement = read_placement(config.tree)
-    accelerator = make_accelerator(placement)
-    built = config.build()
-    where, entry = student_entry(built)
+    placement, built = read_placement(config.tree), config.build()
     teacher = built["models"].get("teacher_model")
     teacher = None if teacher is None else build_model("models.teacher_model", teacher)
-    student = build_model(where, entry)
-    stages = stages_of(built)
-    box = build_box(built, teacher, student, placement, accelerator)
+    student, stages = build_model(*student_entry(built)), config.stages
+    box = build_box(built, teacher, student, placement, make_accelerator(placement))
     for number in range(len(stages)):
         box.pre_epoch_process(epoch=0)
         images, labels, supplementary = next(iter(box.train_data_loader))

@@ -122,8 +122,8 @@ def test_commands_are_commands(words):
     given = getattr(options, "config", [])
     for config in given if isinstance(given, list) else [given]:
         assert (ROOT / config).is_file()
-        if options.set:
-            load_config(ROOT / config, options.set, needs_checkpoints=False)
+        if options.overrides:
+            load_config(ROOT / config, options.overrides, needs_checkpoints=False)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["two stages", "joint"])

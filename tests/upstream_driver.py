@@ -1,7 +1,6 @@
 """What torchdistill's ``examples/torchvision/image_classification.py`` does, as far as a configuration can tell.
 
-The same public calls in the same order, on one process: load_yaml_file, import_dependencies, the models with their
-checkpoints, the box, the epoch loop with evaluation (top-1 and top-5) and the best checkpoint, the final evaluation.
+The same public calls in the same order, on one process.
 """
 
 from __future__ import annotations
@@ -25,10 +24,8 @@ def drive(config_path: Path, device_name: str = "cpu", seed: int = 0) -> dict[st
     set_seed(seed)
     config = yaml_util.load_yaml_file(str(config_path))
     import_dependencies(config.get("dependencies", None))
-    device = torch.device(device_name)
-    entries = config["models"]
-    teacher_entry = entries.get("teacher_model", None)
-    teacher = load_model(teacher_entry, device) if teacher_entry is not None else None
+    device, entries = torch.device(device_name), config["models"]
+    teacher = load_model(entries["teacher_model"], device) if entries.get("teacher_model") is not None else None
     student_entry = entries["student_model"] if "student_model" in entries else entries["model"]
     student = load_model(student_entry, device)
     best = train(config, teacher, student, student_entry["dst_ckpt"], device)
@@ -36,10 +33,8 @@ def drive(config_path: Path, device_name: str = "cpu", seed: int = 0) -> dict[st
     load_ckpt(student_entry["dst_ckpt"], model=student, strict=True)
     test_config = config["test"]["test_data_loader"]
     loader = build_data_loader(config["datasets"][test_config["dataset_id"]], test_config, False)
-    results = {"best": best, "student": evaluate(student, loader, device)}
-    if teacher is not None:
-        results["teacher"] = evaluate(teacher, loader, device)
-    return results
+    models = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+    return {"best": best, **{name: evaluate(model, loader, device) for name, model in models.items()}}
 
 
 def load_model(entry: dict[str, Any], device: torch.device) -> nn.Module:
@@ -51,13 +46,12 @@ def load_model(entry: dict[str, Any], device: torch.device) -> nn.Module:
 
 
 def train(
-    config: dict[str, Any], teacher: nn.Module | None, student: nn.Module, destination: str, device: torch.device
+    config: dict[str, Any], teacher: nn.Module | None, student: nn.Module, destination: str, device: Any
 ) -> float:
-    train_config = config["train"]
-    assert train_config["log_freq"] > 0
-    common = (config["datasets"], train_config, device, None, False, 1)
+    assert config["train"]["log_freq"] > 0
+    common = (config["datasets"], config["train"], device, None, False, 1)
     box = get_training_box(student, *common) if teacher is None else get_distillation_box(teacher, student, *common)
-    optimizer, scheduler, best = box.optimizer, box.lr_scheduler, 0.0
+    best = 0.0
     for epoch in range(box.num_epochs):
         box.pre_epoch_process(epoch=epoch)
         for images, labels, supplementary in box.train_data_loader:
@@ -67,7 +61,7 @@ def train(
         top1 = evaluate(student, box.val_data_loader, device)
         if top1 > best:
             best = top1
-            save_ckpt(student, optimizer, scheduler, best, None, destination)
+            save_ckpt(student, box.optimizer, box.lr_scheduler, best, None, destination)
         box.post_epoch_process()
     box.clean_modules()
     return best
