@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -20,24 +20,16 @@ from tqdm import tqdm
 
 from gkd_plugin.models import is_encoder, timm_model
 
-CLASSES = 7
+CLASSES, BOTH = 7, "teacher and student"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one architecture gives.
-
-    Attributes:
-        name: timm's name.
-        embedding_width: D of the embedding ``[B, D]``.
-        classifier: its module path in timm's metadata.
-        verdict: 'teacher and student', 'teacher only: …' or 'FAILED: …'.
-    """
+class Row(NamedTuple):
+    """What one architecture gives."""
 
     name: str
     embedding_width: int
-    classifier: str
-    verdict: str
+    classifier: str  # its module path in timm's metadata
+    verdict: str  # BOTH, 'teacher only: …' or 'FAILED: …'
 
 
 def examine(name: str) -> Row:
@@ -52,12 +44,12 @@ def examine(name: str) -> Row:
         output = model(torch.zeros(2, *model.pretrained_cfg["input_size"], device="meta"))
     except Exception as error:
         return Row(name, 0, "", f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}")
-    width = model.head_hidden_size
-    path = model.pretrained_cfg.get("classifier") or ""
-    wanted = width if is_encoder(model) else CLASSES
-    verdict = "teacher and student"
+    width, path, wanted, verdict = model.head_hidden_size, model.pretrained_cfg.get("classifier") or "", CLASSES, BOTH
     if is_encoder(model):
-        verdict = "teacher only: an encoder without a classifier, its embedding is the mean of its tokens"
+        wanted, verdict = (
+            width,
+            "teacher only: an encoder without a classifier, its embedding is the mean of its tokens",
+        )
     if seen != [(2, width)] or tuple(output.shape) != (2, wanted):
         verdict = f"FAILED: embedding {seen}, not {[(2, width)]}; output {tuple(output.shape)}, not {(2, wanted)}"
     return Row(name, width, path if isinstance(path, str) else " ".join(path), verdict)
@@ -76,12 +68,12 @@ def sweep(names: Sequence[str], path: Path) -> list[Row]:
     rows = list(read(path)) if path.exists() else []
     known = {row.name for row in rows}
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.writer(file)
         if not rows:
-            writer.writeheader()
+            writer.writerow(Row._fields)
         for name in tqdm([name for name in names if name not in known], disable=None):
             rows.append(examine(name))
-            writer.writerow(asdict(rows[-1]))
+            writer.writerow(rows[-1])
             file.flush()
     return rows
 

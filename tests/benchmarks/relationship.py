@@ -1,9 +1,9 @@
-"""Time and memory of the relationship loss against everything it competes with, in one process.
+"""Time and memory of the relationship loss against what it competes with, in one process.
 
     python -m tests.benchmarks.relationship --output benchmark
 
-writes ``relationship.csv`` (a row for each batch size, number of classes and method), ``relationship.png`` (time and
-peak memory against B, log–log) and ``figures.csv``, and prints the latter: the project's goals and what was measured.
+writes ``figures.csv``, the measured figures beside the project's goals, and prints it; ``relationship.csv``, a row for
+each batch size, number of classes and method; and ``relationship.png``, time and peak memory against B, log–log.
 Variants are run in turn, round after round; a time is the median of its rounds, a ratio is of two such medians. On two
 idle cores it takes about a quarter of an hour (``--only figures``: five minutes).
 """
@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
+import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from pytorch_metric_learning.miners import TripletMarginMiner
 from torch import Tensor
+from torch.nn import functional
+from torchdistill.losses.mid_level import RKDLoss
 
 from gkd_plugin.functional import relationship_matching
-from tests.benchmarks.baselines import BASELINES
-from tests.benchmarks.memory import peak_bytes
 
 Step = Callable[[], object]
 
@@ -34,6 +38,74 @@ LARGEST = {"padded": 256, "truncated": 1024, "dense": 1024}
 ROUNDS = 15
 LONG = 0.1  # seconds, of a step that is run once in its turn
 SECONDS = 6.0  # per variant, after which it gets no further round (but two at least)
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+def ours(student: Tensor, teacher: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+    """The loss as the criterion calls it."""
+    return relationship_matching(student, teacher, labels, **settings).loss
+
+
+def dense(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """The form of one softmax per tuple, on all negatives."""
+    return ours(student, teacher, labels, max_negatives=len(labels))
+
+
+def rkd(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """torchdistill's RKD, distances only."""
+    loss = RKDLoss("", "", dist_factor=1.0, angle_factor=0.0, reduction="mean")
+    return loss.compute_rkd_distance_loss(teacher, student)
+
+
+def truncated(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """pytorch-metric-learning's miner, then every tuple cut to the smallest number of negatives, as published.
+
+    The grouping of triplets to tuples is vectorised, which the published code is not.
+    """
+    student, teacher = functional.normalize(student), functional.normalize(teacher)
+    anchor, positive, negative = _mined(student, labels)
+    if anchor.numel() == 0:
+        return student.sum() * 0
+    pair, count = (anchor * len(labels) + positive).unique_consecutive(return_counts=True)
+    start = count.cumsum(0) - count
+    kept = negative[start.unsqueeze(1) + torch.arange(int(count.min()))]
+    members = torch.cat([(pair % len(labels)).unsqueeze(1), kept], dim=1)
+    return _divergence(student, teacher, pair // len(labels), members)
+
+
+def padded(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """All negatives of every tuple, the tuples put together one by one and padded to the longest."""
+    student, teacher = functional.normalize(student), functional.normalize(teacher)
+    anchor, positive, negative = _mined(student, labels)
+    pairs = list(dict.fromkeys(zip(anchor.tolist(), positive.tolist(), strict=True)))
+    if not pairs:
+        return student.sum() * 0
+    tuples = [torch.cat([torch.tensor([p]), negative[(anchor == a) & (positive == p)]]) for a, p in pairs]
+    members = torch.nn.utils.rnn.pad_sequence(tuples, batch_first=True, padding_value=-1)
+    return _divergence(student, teacher, torch.tensor([a for a, _ in pairs]), members.clamp(min=0), members < 0)
+
+
+def _mined(student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return TripletMarginMiner(margin=0.2, type_of_triplets="semihard")(student.detach(), labels)
+
+
+def _divergence(
+    student: Tensor, teacher: Tensor, anchors: Tensor, members: Tensor, absent: Tensor | None = None
+) -> Tensor:
+    """Mean KL(teacher ‖ student) of tuples, their members ``[tuples, K]``, τ = 4."""
+    logs = []
+    for rows in (student, teacher):
+        logits = -(rows[anchors].unsqueeze(1) - rows[members]).norm(dim=2) / 4
+        log_p = (logits if absent is None else logits.masked_fill(absent, -torch.inf)).log_softmax(dim=1)
+        logs.append(log_p if absent is None else log_p.masked_fill(absent, -1e4))
+    return functional.kl_div(logs[0], logs[1], reduction="batchmean", log_target=True)
+
+
+OURS = {"ours": ours, "ours, tiled": partial(ours, tiled=True), "dense": dense}
+METHODS = OURS | {"truncated": truncated, "RKD": rkd, "padded": padded}
+
+# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -57,28 +129,14 @@ class Batch:
         self.labels = torch.randint(self.classes, (self.size,), generator=generator)
         self.student, self.teacher = clustered(0.5).requires_grad_(), clustered(1.0)
 
-    def step(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
+    def step(self, method: str) -> Step:
         """Forward and backward."""
 
         def run() -> None:
             self.student.grad = None
-            loss(self.student, self.teacher, self.labels).backward()
+            METHODS[method](self.student, self.teacher, self.labels).backward()
 
         return run
-
-
-def ours(student: Tensor, teacher: Tensor, labels: Tensor, **settings: object) -> Tensor:
-    """The loss as the criterion calls it."""
-    return relationship_matching(student, teacher, labels, **settings).loss  # type: ignore[arg-type]
-
-
-def dense(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """The form of one softmax per tuple, on all negatives."""
-    return ours(student, teacher, labels, max_negatives=len(labels))
-
-
-OURS = {"ours": ours, "ours, tiled": partial(ours, tiled=True), "dense": dense}
-METHODS = OURS | BASELINES
 
 
 def medians(steps: dict[str, Step]) -> dict[str, float]:
@@ -101,43 +159,46 @@ def _seconds(step: Step) -> float:
     return time.perf_counter() - start
 
 
-@dataclass
-class Figure:
-    """A goal, and what was measured."""
-
-    work: str
-    against: str
-    goal: str
-    measured: float
-    unit: str
-    met: bool
-
-    def row(self) -> list[str]:
-        """For the table and the CSV."""
-        return [self.work, self.against, self.goal, f"{self.measured:.3g}{self.unit}", "met" if self.met else "missed"]
+def peak_bytes(call: Step) -> int:
+    """How far the resident set rises during ``call`` above what it was before; run it once before to warm up."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    call()
+    return max(_status("VmHWM") - before, 0)
 
 
-def faster_than(batch: Batch, baseline: str, goal: float, method: str = "ours") -> Figure:
-    """How many times faster than a baseline."""
-    seconds = medians({method: batch.step(METHODS[method]), baseline: batch.step(METHODS[baseline])})
-    ratio = seconds[baseline] / seconds[method]
-    return Figure(_name(batch, method), baseline, f"≥ {goal:g}×", ratio, "×", ratio >= goal)
+def _status(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
 
 
-def share_of(batch: Batch, what: str, step: Step, goal: float, unit: str = "×") -> Figure:
-    """Our time as a share of another's."""
-    seconds = medians({"ours": batch.step(ours), what: step})
-    share = seconds["ours"] / seconds[what] * (100 if unit == " %" else 1)
-    return Figure(_name(batch), what, f"≤ {goal:g}{unit}", share, unit, share <= goal)
+# --- figures and sweep -----------------------------------------------------------------------------------------------
 
 
-def memory_of(batch: Batch, method: str, goal: float, *, squares: bool) -> Figure:
-    """Peak memory above the inputs, in B² floats or in MiB."""
-    step = batch.step(METHODS[method])
+def compared(batch: Batch, against: str, step: Step | None = None, *, goal: float | None = None) -> list[str]:
+    """How many times faster than another method; the ``goal`` is the least."""
+    seconds = medians({"ours": batch.step("ours"), against: step or batch.step(against)})
+    ratio = seconds[against] / seconds["ours"]
+    wanted = [f"≥ {goal:g}×", "met" if ratio >= goal else "missed"] if goal else ["", ""]
+    return [_name(batch), against, f"{ratio:.3g}×", *wanted]
+
+
+def share_of(batch: Batch, against: str, step: Step, *, goal: float | None = None) -> list[str]:
+    """Our time in percent of another's; the ``goal`` is the most."""
+    seconds = medians({"ours": batch.step("ours"), against: step})
+    share = 100 * seconds["ours"] / seconds[against]
+    wanted = [f"≤ {goal:g} %", "met" if share <= goal else "missed"] if goal else ["", ""]
+    return [_name(batch), against, f"{share:.3g} %", *wanted]
+
+
+def memory_of(batch: Batch, method: str = "ours") -> list[str]:
+    """Peak memory above the inputs, in B² floats."""
+    step = batch.step(method)
     step()
     peak = statistics.median(peak_bytes(step) for _ in range(5))
-    amount, unit = (peak / 4 / batch.size**2, " B² floats") if squares else (peak / 2**20, " MiB")
-    return Figure(_name(batch, method), "memory", f"≤ {goal:g}{unit}", amount, unit, amount <= goal)
+    return [_name(batch, method), "memory", f"{peak / 4 / batch.size**2:.3g} B² floats", "", ""]
 
 
 def _name(batch: Batch, method: str = "ours") -> str:
@@ -158,60 +219,43 @@ def resnet_step(size: int) -> Step:
 
     def run() -> None:
         model.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        functional.cross_entropy(model(images), labels).backward()
 
     return run
 
 
-def figures() -> Iterable[Figure]:
-    """Every goal, in turn."""
-    for classes, width, goal in ((10, 64, 30), (10, 512, 36), (100, 64, 6), (100, 512, 7)):
-        yield faster_than(Batch(256, classes, width), "truncated", goal)
-    for classes, goal in ((10, 180), (100, 40)):
-        yield faster_than(Batch(1024, classes, 64), "truncated", goal)
-    for classes, goal in ((10, 2000), (100, 100)):
-        yield faster_than(Batch(256, classes, 64), "padded", goal)
-    for classes in (10, 100):
-        yield faster_than(Batch(64, classes, 64), "truncated", 3)
-        yield faster_than(Batch(64, classes, 64), "dense", 1 / 1.1)
+def figures() -> Iterator[list[str]]:
+    """(work, against, measured, goal, whether it is met), those without a goal at the end."""
+    for size in (256, 1024):
+        yield share_of(Batch(size, 100, 512), "ResNet-18 step at 32 px", resnet_step(size), goal=1)
     for size in (256, 1024, 4096):
         batch = Batch(size, 100, 512)
-        yield share_of(batch, "RKD", batch.step(BASELINES["RKD"]), 1.0)
+        yield share_of(batch, "RKD", batch.step("RKD"), goal=100)
+    for classes, goal in ((10, 36), (100, 7)):
+        yield compared(Batch(256, classes, 512), "truncated", goal=goal)
     for classes in (10, 100):
+        yield compared(Batch(64, classes, 64), "truncated")
+        yield compared(Batch(1024, classes, 64), "truncated")
+        yield compared(Batch(256, classes, 64), "padded")
         batch = Batch(1024, classes, 512)
-        yield share_of(batch, "three bare products", three_products(batch), 4)
-    for method, size, goal in (("ours", 1024, 5), ("ours", 4096, 2.5), ("ours, tiled", 4096, 0.6)):
-        yield memory_of(Batch(size, 100, 64), method, goal, squares=True)
-    yield memory_of(Batch(256, 10, 64), "ours", 4, squares=False)
-    for size, goal in ((256, 1), (1024, 1)):
-        yield share_of(Batch(size, 100, 512), "ResNet-18 step", resnet_step(size), goal, " %")
+        yield share_of(batch, "three bare products", three_products(batch))
+    for method, size in (("ours", 1024), ("ours", 4096), ("ours, tiled", 4096)):
+        yield memory_of(Batch(size, 100, 64), method)
 
 
-def growth(rows: list[dict[str, object]], key: str, goal: float) -> Figure:
-    """The exponent of B between 1024 and 8192."""
-    found = {row["size"]: row[key] for row in rows if row["method"] == "ours" and row["classes"] == 100}
-    exponent = float(torch.log2(torch.tensor(float(str(found[8192])) / float(str(found[1024]))))) / 3
-    return Figure("ours, B 1024 to 8192", f"growth of {key}", f"≤ B^{goal:g}", exponent, "", exponent <= goal)
-
-
-def sweep(sizes: Iterable[int]) -> Iterable[dict[str, object]]:
+def sweep(sizes: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Time and peak memory of every method at every batch size it can stand."""
     for classes in (10, 100):
         for size in sizes:
             batch = Batch(size, classes, 64)
-            steps = {name: batch.step(loss) for name, loss in METHODS.items() if size <= LARGEST.get(name, size)}
+            steps = {name: batch.step(name) for name in METHODS if size <= LARGEST.get(name, size)}
             seconds = medians(steps)
             for name, step in steps.items():
-                peak = peak_bytes(step)
-                print(f"B {size}, {classes} classes, {name}: {seconds[name] * 1e3:.2f} ms, {peak / 2**20:.1f} MiB")
-                yield {
-                    "size": size, "classes": classes, "width": 64, "temperature": 4.0, "method": name,
-                    "seconds": seconds[name], "peak_bytes": peak, "threads": torch.get_num_threads(),
-                    "torch": torch.__version__,
-                }  # fmt: skip
+                row = {"size": size, "classes": classes, "width": 64, "method": name, "seconds": seconds[name]}
+                yield {**row, "peak_bytes": peak_bytes(step), "threads": torch.get_num_threads()}
 
 
-def plot(rows: list[dict[str, object]], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Time and memory against B, log–log, 100 classes."""
     import matplotlib as mpl
 
@@ -219,23 +263,36 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 5))
-    sizes = sorted({int(str(row["size"])) for row in rows})
-    for axis, key, label, unit in zip(
-        axes, ("seconds", "peak_bytes"), ("time, ms", "peak memory above the inputs, MiB"), (1e3, 2**-20), strict=True
-    ):
+    quantities = (("seconds", "time, ms", 1e3), ("peak_bytes", "peak memory above the inputs, MiB", 2**-20))
+    for axis, (key, label, unit) in zip(axes, quantities, strict=True):
         for method in METHODS:
             points = [row for row in rows if row["method"] == method and row["classes"] == 100 and row[key]]
-            heights = [float(str(row[key])) * unit for row in points]
+            heights = [unit * row[key] for row in points]
             style = "-" if method.startswith("ours") else "--"
             axis.loglog([row["size"] for row in points], heights, style, marker=".", label=method)
-        axis.set(xlabel="batch size B", ylabel=label, xticks=sizes, xticklabels=sizes)
-        axis.minorticks_off()
+        axis.set(xlabel="batch size B", ylabel=label)
         axis.grid(visible=True, alpha=0.2)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.suptitle("Relationship loss, forward and backward, 100 classes, D = 64, τ = 4, CPU")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def written(rows: Iterable[Any], path: Path) -> list[Any]:
+    """The rows, each printed and in the file as soon as it is measured."""
+    kept = []
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for row in rows:
+            if isinstance(row, dict) and not kept:
+                writer.writerow(row)
+            values = list(row.values()) if isinstance(row, dict) else row
+            writer.writerow(values)
+            file.flush()
+            print(" | ".join(map(str, values)), flush=True)
+            kept.append(row)
+    return kept
 
 
 def main() -> None:
@@ -246,36 +303,13 @@ def main() -> None:
     parser.add_argument("--only", choices=("figures", "sweep"), help="half of the work")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found: list[Figure] = []
     if arguments.only != "sweep":
-        for figure in figures():
-            found.append(figure)
-            print(" | ".join(figure.row()), flush=True)
+        written(figures(), arguments.output / "figures.csv")
     if arguments.only != "figures":
-        rows = _written(sweep(arguments.sizes), arguments.output / "relationship.csv")
-        plot(rows, arguments.output / "relationship.png")
-        if {1024, 8192} <= set(arguments.sizes):
-            found += [growth(rows, "seconds", 2.2), growth(rows, "peak_bytes", 2.0)]
-            print("\n".join(" | ".join(figure.row()) for figure in found[-2:]))
-    if found:
-        with (arguments.output / "figures.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(
-                [["work", "against", "goal", "measured", ""], *(figure.row() for figure in found)]
-            )
-
-
-def _written(rows: Iterable[dict[str, object]], path: Path) -> list[dict[str, object]]:
-    """The rows, each in the file as soon as it is measured."""
-    kept: list[dict[str, object]] = []
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        for row in rows:
-            if not kept:
-                writer.writerow(row)
-            writer.writerow(row.values())
-            file.flush()
-            kept.append(row)
-    return kept
+        plot(
+            written(sweep(arguments.sizes), arguments.output / "relationship.csv"),
+            arguments.output / "relationship.png",
+        )
 
 
 if __name__ == "__main__":

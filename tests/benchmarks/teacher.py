@@ -42,33 +42,22 @@ def overhead(rounds: int, size: int = 64, batch: int = 64, classes: int = 100) -
     embeddings = torch.randn(classes, model.head_hidden_size)
     teacher.local_classifier.fit([(Answers(embeddings), torch.arange(classes))], classes)
     images = torch.randn(batch, 3, size, size)
-    times: list[tuple[float, float]] = []
     with torch.no_grad():
-        for _ in range(rounds + 2):
-            times.append((_timed(bare, images), _timed(teacher, images)))
-    times = times[2:]
-    return {
-        "bare_seconds": median(a for a, _ in times),
-        "wrapped_seconds": median(b for _, b in times),
-        "ratio": median(b / a for a, b in times),
-    }
+        times = [(_timed(bare, images), _timed(teacher, images)) for _ in range(rounds + 2)][2:]
+    seconds = {"bare_seconds": median(a for a, _ in times), "wrapped_seconds": median(b for _, b in times)}
+    return {**seconds, "ratio": median(b / a for a, b in times)}
 
 
 def epochs(teacher_name: str, student_name: str, views: int, per_class: int = 64) -> list[dict[str, Any]]:
     """Seconds of the epochs of both stages, without a cache and with one; the second epoch of a stage is the figure."""
+    plain, rows = _epochs(teacher_name, student_name, None, per_class), []
     with tempfile.TemporaryDirectory() as folder:
-        plain = _epochs(teacher_name, student_name, None, per_class)
         cached = _epochs(teacher_name, student_name, TeacherCache(views, Path(folder)), per_class)
-    return [
-        {
-            "stage": before["stage"],
-            "epoch": before["epoch"],
-            "plain_seconds": before["seconds"],
-            "cached_seconds": after["seconds"],
-            "ratio": after["seconds"] / before["seconds"],
-        }
-        for before, after in zip(plain, cached, strict=True)
-    ]
+    for before, after in zip(plain, cached, strict=True):
+        seconds = {"plain_seconds": before["seconds"], "cached_seconds": after["seconds"]}
+        ratio = after["seconds"] / before["seconds"]
+        rows.append({"stage": before["stage"], "epoch": before["epoch"], **seconds, "ratio": ratio})
+    return rows
 
 
 def cost_ratio(teacher_name: str, student_name: str, size: int = 32, batch: int = 64, rounds: int = 5) -> float:
@@ -116,17 +105,11 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4)
     options = parser.parse_args()
     cost = overhead(options.rounds)
-    print("refilled_teacher + tap over a bare ResNet-18, batch 64 at 64 px: " + _shown(cost))
+    print(f"refilled_teacher + tap over a bare ResNet-18, batch 64 at 64 px: {cost}")
     ratio = cost_ratio(options.teacher, options.student)
     print(f"{options.teacher} forward / {options.student} forward + backward: {ratio:.2f}")
     for row in epochs(options.teacher, options.student, options.views):
-        print(_shown(row))
-
-
-def _shown(row: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-    )
+        print(row)
 
 
 if __name__ == "__main__":

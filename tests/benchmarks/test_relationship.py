@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.benchmarks import relationship as benchmark
+from tests.functional.test_relationship import batch, relative_error
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 
@@ -15,40 +16,42 @@ def one_round(monkeypatch):
     monkeypatch.setattr(benchmark, "ROUNDS", 1)
 
 
-def test_the_sweep_measures_every_method_that_stands_the_size(monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("ours, tiled", {}), ("dense", {}), ("padded", {}), ("truncated", {"max_negatives": "smallest"})],
+)
+def test_the_same_tuples_give_the_same_loss_and_gradient(method, settings):
+    student, teacher, labels = batch(size=30, dtype=torch.float32)
+    mine, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    got, want = benchmark.ours(mine, teacher, labels, **settings), benchmark.METHODS[method](theirs, teacher, labels)
+    got.backward()
+    want.backward()
+    assert got.item() == pytest.approx(want.item(), rel=1e-3)
+    assert relative_error(mine.grad, theirs.grad) < 1e-3
+
+
+def test_the_sweep_measures_every_method_that_stands_the_size_and_keeps_each_row(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "LARGEST", {"padded": 16})
-    rows = list(benchmark.sweep([32]))
+    rows = benchmark.written(benchmark.sweep([32]), tmp_path / "rows.csv")
     assert {row["method"] for row in rows} == set(benchmark.METHODS) - {"padded"}
     assert all(row["seconds"] > 0 and row["peak_bytes"] >= 0 for row in rows)
     assert {row["classes"] for row in rows} == {10, 100}
-
-
-def test_rows_are_written_as_they_come(tmp_path):
-    def rows():
-        yield {"size": 1, "seconds": 0.5}
-        assert (tmp_path / "rows.csv").read_text(encoding="utf-8").split() == ["size,seconds", "1,0.5"]
-
-    assert benchmark._written(rows(), tmp_path / "rows.csv") == [{"size": 1, "seconds": 0.5}]
+    lines = (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("size,classes,width,method")
+    assert len(lines) == 1 + len(rows)
 
 
 def test_figures_compare_with_their_goal(monkeypatch):
     monkeypatch.setattr(benchmark, "medians", lambda steps: dict(zip(steps, (0.5, 1.5), strict=True)))
-    batch = benchmark.Batch(64, 10, 8)
-    assert benchmark.faster_than(batch, "RKD", 3).row()[2:] == ["≥ 3×", "3×", "met"]
-    assert benchmark.faster_than(batch, "RKD", 3.1).row()[-1] == "missed"
-    assert benchmark.share_of(batch, "x", lambda: None, 30, " %").row()[2:] == ["≤ 30 %", "33.3 %", "missed"]
+    made = benchmark.Batch(64, 10, 8)
+    assert benchmark.compared(made, "RKD", goal=3)[2:] == ["3×", "≥ 3×", "met"]
+    assert benchmark.compared(made, "RKD", goal=3.1)[-1] == "missed"
+    assert benchmark.share_of(made, "x", lambda: None, goal=30)[2:] == ["33.3 %", "≤ 30 %", "missed"]
 
 
-def test_growth_is_the_exponent():
-    rows = [{"method": "ours", "classes": 100, "size": size, "seconds": size**2.0} for size in (1024, 8192)]
-    assert benchmark.growth(rows, "seconds", 2.2).measured == pytest.approx(2.0)
+def test_peak_memory_sees_what_is_freed_again():
+    def call():
+        torch.ones(8 * 2**20).sum()
 
-
-def test_engines_agree_on_the_batches_that_are_measured():
-    batch = benchmark.Batch(128, 10, 32)
-    gradients = {}
-    for name, loss in benchmark.OURS.items():
-        batch.step(loss)()
-        gradients[name] = batch.student.grad
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, gradients["dense"], rtol=1e-3, atol=1e-9, msg=name)
+    call()
+    assert 30 * 2**20 < benchmark.peak_bytes(call) < 60 * 2**20
