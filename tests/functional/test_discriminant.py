@@ -1,6 +1,5 @@
 """The calibrated local classifier against explicit covariances, inverses and loops in float64."""
 
-import math
 import time
 
 import pytest
@@ -86,9 +85,10 @@ def assert_held_out(fit, unscaled, labels, samples=None):
 
 @pytest.mark.parametrize("width", [5, 80])  # fewer and more directions than samples
 def test_weight_and_bias_are_those_of_the_shrunk_covariance(width):
-    rows, labels = clouds(width=width)
-    fit = fit_discriminant(rows, labels, 4)
-    weight, bias = reference(rows, labels, 4, fit.shrinkage, total_variance(rows))
+    """Of two copies of each sample, which tell nothing new."""
+    rows, labels = (x.repeat(2, *[1] * (x.ndim - 1)) for x in clouds(width=width))
+    fit = fit_discriminant(rows, labels, 4, samples=torch.arange(len(rows) // 2).repeat(2))
+    weight, bias = reference(rows, labels, 4, fit.shrinkage, total_variance(rows), views=2)
     ours, theirs = rows @ fit.weight.double().T + fit.bias.double(), fit.scale * (rows @ weight.T + bias)
     torch.testing.assert_close(ours.log_softmax(1), theirs.log_softmax(1), rtol=1e-4, atol=1e-4)
 
@@ -121,16 +121,6 @@ def test_views_of_a_sample_are_held_out_together(width):
     assert_held_out(fit, held_out_logits(views, labels, 4, 0.3, 3, samples), labels, len(rows))
     alone = fit_discriminant(views, labels, 4, folds=3, shrinkages=(0.3,))  # each view known by its siblings
     assert alone.held_out_nll < fit.held_out_nll
-
-
-@pytest.mark.parametrize(("per_class", "width"), [(3, 20), (12, 5)])
-def test_copies_tell_nothing_new(per_class, width):
-    rows, labels = clouds(classes=6, per_class=per_class, width=width)
-    once, samples = fit_discriminant(rows, labels, 6, folds=3), torch.arange(len(rows)).repeat(4)
-    copies = fit_discriminant(rows.repeat(4, 1), labels.repeat(4), 6, folds=3, samples=samples)
-    assert copies.shrinkage == once.shrinkage
-    assert copies.held_out_nll == pytest.approx(once.held_out_nll, rel=1e-6)
-    torch.testing.assert_close(copies.weight, once.weight, rtol=1e-3, atol=1e-5)
 
 
 def test_views_do_not_make_samples():
@@ -178,27 +168,6 @@ def test_an_embedding_far_from_the_origin_costs_no_digits(width):
     torch.testing.assert_close(far.weight, near.weight, rtol=1e-3, atol=1e-5)
 
 
-def test_full_shrinkage_is_the_nearest_class_mean():
-    rows, labels = clouds()
-    fit = fit_discriminant(rows, labels, 4, shrinkages=(1.0,))
-    means = torch.stack([rows[labels == k].mean(0) for k in range(4)])
-    assert torch.equal(answers(fit, rows).argmax(1), torch.cdist(rows, means).argmin(1))
-
-
-def test_neither_a_rotation_nor_a_shift_of_the_embedding_matters():
-    rows, labels = clouds()
-    turned = rows @ torch.linalg.qr(clouds(seed=3)[0][:5])[0] + 2
-    found = [answers(fit_discriminant(x, labels, 4), x).softmax(1) for x in (rows, turned)]
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
-
-
-def test_a_teacher_that_knows_nothing_gives_flat_logits():
-    rows, labels = clouds(per_class=40)[0], torch.arange(4).repeat(40)
-    fit = fit_discriminant(rows, labels, 4)
-    assert math.log(4) - 0.02 < fit.held_out_nll <= math.log(4) + 1e-3
-    assert answers(fit, rows).softmax(1).max() < 0.5
-
-
 @pytest.mark.parametrize(("per_class", "width"), [(10, 60), (8, 300)])
 def test_noise_is_not_learned_by_heart(per_class, width):
     """So many directions separate the random samples perfectly; held-out ones show that nothing is known."""
@@ -210,23 +179,9 @@ def test_noise_is_not_learned_by_heart(per_class, width):
     assert answers(fit, rows).softmax(1).max() < 0.5
 
 
-def test_two_samples_of_a_class_are_enough():
-    """A fold then leaves one sample of each class, and no spread to estimate."""
-    rows, labels = clouds(per_class=2, width=200, spread=0.1)
-    fit = fit_discriminant(rows, labels, 4)
-    assert fit.shrinkage == 1
-    assert torch.equal(answers(fit, rows).argmax(1), labels)
-    assert answers(fit, rows).softmax(1).max() > 0.5
-
-
-def test_a_class_of_two_samples_does_not_forbid_a_covariance():
-    rows, labels = uneven((2, 60, 60, 60), width=12)
-    fit, alone = fit_discriminant(rows, labels, 4), fit_discriminant(rows, labels, 4, shrinkages=(1.0,))
-    assert fit.shrinkage < 1
-    assert fit.held_out_nll < alone.held_out_nll
-
-
-@pytest.mark.parametrize(("sizes", "gamma"), [((2, 2, 2, 2), 1), ((2, 2, 3, 3), 1), ((3, 3, 3, 3), 0.5)])
+@pytest.mark.parametrize(
+    ("sizes", "gamma"), [((2, 2, 2, 2), 1), ((2, 2, 3, 3), 1), ((3, 3, 3, 3), 0.5), ((2, 9, 9, 9), 0.5)]
+)
 def test_covariances_of_fewer_than_two_samples_a_class_are_not_tried(sizes, gamma):
     rows, labels = uneven(sizes)
     assert fit_discriminant(rows, labels, 4, shrinkages=(0.5,)).shrinkage == gamma
@@ -239,24 +194,15 @@ def test_a_few_separable_samples_do_not_make_it_certain():
     assert 0.5 < answers(fit, rows).softmax(1).max() < 0.995
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
-def test_labels_of_other_integer_types(dtype):
+def test_labels_of_other_integer_types():
     rows, labels = clouds()
-    assert torch.equal(fit_discriminant(rows, labels.to(dtype), 4).weight, fit_discriminant(rows, labels, 4).weight)
+    assert torch.equal(fit_discriminant(rows, labels.byte(), 4).weight, fit_discriminant(rows, labels, 4).weight)
 
 
 def test_equal_embeddings_give_finite_flat_logits():
     rows, labels = torch.ones(12, 3), torch.arange(12) % 3
     logits = answers(fit_discriminant(rows, labels, 3), rows)
     torch.testing.assert_close(logits.softmax(1), torch.full((12, 3), 1 / 3), rtol=1e-3, atol=1e-3)
-
-
-def test_logits_are_on_the_scale_of_the_labels():
-    rows, labels = clouds(per_class=120, spread=6.0)
-    half = len(rows) // 2
-    logits = answers(fit_discriminant(rows[:half], labels[:half], 4), rows[half:])
-    nll = {factor: functional.cross_entropy(factor * logits, labels[half:]) for factor in (1 / 3, 1, 3)}
-    assert min(nll, key=nll.get) == 1
 
 
 def test_thousands_of_classes_are_counted_in_one_pass():

@@ -36,26 +36,17 @@ def test_centring_keeps_the_digits_of_a_narrow_cone():
     assert ((plain - want).abs() / want)[apart].max() > 1e-4
 
 
-@pytest.mark.parametrize("newer", [False, True], ids=["older switch", "newer switch"])
-def test_products_are_in_full_precision_by_either_switch(newer):
-    """torch's older and newer switches exclude one another: reading the older one raises where the newer was used."""
+def test_products_are_in_full_precision_by_torchs_newer_switch_too():
+    """It excludes the older one: reading that raises where the newer was used."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     try:
-        if newer:
-            matmul.fp32_precision = "tf32"
-        else:
-            torch.set_float32_matmul_precision("high")
+        matmul.fp32_precision = "tf32"
         with full_precision_products():
             assert matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
         assert matmul.fp32_precision == "tf32"
-        if newer:
-            with pytest.raises(RuntimeError):
-                torch.get_float32_matmul_precision()
-        else:
-            assert torch.get_float32_matmul_precision() == "high"
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
     finally:
         matmul.fp32_precision = before
-        if not newer:
-            torch.set_float32_matmul_precision("highest")
     assert torch.get_float32_matmul_precision() == "highest"

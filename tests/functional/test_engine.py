@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gkd_plugin.functional import relationship_matching
 from gkd_plugin.functional._engine import relationship_operator
-from tests.functional.test_relationship import batch
+from tests.functional.test_relationship import batch, match_and_gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -67,18 +67,18 @@ def test_a_second_derivative_is_refused_not_dropped():
 
 
 def test_from_two_threads():
-    """The same bits, and the user's matrix products as they were."""
-    student, teacher, labels = batch(size=80, dtype=torch.float32)
-    want = relationship_matching(student, teacher, labels).loss
+    """The same bits in full precision, and the user's matrix products as they were."""
+    tensors = batch(size=200, width=64, dtype=torch.float32)
+    want, gradient = match_and_gradient(*tensors)
     torch.set_float32_matmul_precision("medium")
     try:
         with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda _: relationship_matching(student, teacher, labels).loss, range(40)))
+            found = list(pool.map(lambda _: match_and_gradient(*tensors), range(40)))
         assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert all(torch.equal(loss, want) for loss in found)
+    assert all(match.loss == want.loss and torch.equal(grad, gradient) for match, grad in found)
 
 
 def test_shapes_without_data():

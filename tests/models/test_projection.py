@@ -1,21 +1,24 @@
 """Projections, and CCKD, CRD and SRD in torchdistill's box: what is trained, what is not, the value of one batch."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.nn import functional
 from torch.utils.data import SequentialSampler
 from torchdistill.losses.mid_level import CCKDLoss, CRDLoss, SRDLoss
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
-from gkd_plugin.compare.method import load_method
+import gkd_plugin
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import ProjectedStudent, timm_model
 from gkd_plugin.models.projection import Projection, make_projection
-from tests.fakes import TinyImages, loader, make_box, stage
+from tests.fakes import TinyImages, cross_entropy, loader, make_box, stage
 
 E = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+METHODS = Path(gkd_plugin.__file__).parent / "compare/methods"
 LOSSES = {"cckd": CCKDLoss, "crd": CRDLoss, "srd": SRDLoss}
 WIDTH = timm_model("test_resnet").head_hidden_size
 
@@ -50,7 +53,7 @@ def test_projections(kind, out_features):
         ({"kind": "identity", "in_features": 3, "out_features": 4}, r"\.out_features: 4 given; 'identity' leaves"),
         ({"kind": "normalised", "in_features": 3}, r"\.out_features: missing; 'normalised' needs it"),
         ({"kind": "linear", "in_features": 0, "out_features": 3}, r"\.in_features must be a whole number from 1 up"),
-        ({"kind": "linear", "in_features": 3, "out_features": "8"}, r"\.out_features must be a whole number from 1 up"),
+        ({"kind": "linear", "in_features": 3, "out_features": "8"}, r"\.out_features must be .* from 1 up, got '8'"),
     ],
 )
 def test_sections_that_describe_none(section, message):
@@ -64,26 +67,20 @@ class NamedImages(TinyImages):
     classes = ("zero", "one", "two", "three")
 
 
-def filled(value, sizes):
-    if isinstance(value, dict):
-        return {key: filled(item, sizes) for key, item in value.items()}
-    if isinstance(value, list):
-        return [filled(item, sizes) for item in value]
-    return sizes.get(value, value)
-
-
 def method_stage(name, teacher_width=WIDTH):
-    """The stage of a method file, as a section of ``train``."""
-    (method,) = load_method(name).stages
-    sizes = {"{student_width}": WIDTH, "{teacher_width}": teacher_width, "{num_samples}": 24, "{num_negatives}": 6}
-    sizes["{student_embedding}"] = "embedding"
-    teacher = filled(dict(method.teacher), sizes)
-    kwargs = {"preprocessing": "data", **teacher["auxiliary_model_wrapper"]["kwargs"]}
-    section = stage("embedding")
-    section["train_data_loader"] = loader("train", SequentialSampler) | filled(dict(method.train_data_loader), sizes)
-    section["teacher"] |= {**teacher, "auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": kwargs}}
-    section["student"] |= filled(dict(method.student), sizes)
-    section["criterion"] = filled(dict(method.criterion), sizes)
+    """The stage of a file of compare's methods, as a section of ``train``."""
+    text = (METHODS / f"{name}.yaml").read_text(encoding="utf-8")
+    sizes = {"student_width": WIDTH, "teacher_width": teacher_width, "num_samples": 24, "num_negatives": 6}
+    for placeholder, value in {**sizes, "student_embedding": "embedding"}.items():
+        text = text.replace(f"'{{{placeholder}}}'", str(value))
+    (method,) = yaml.safe_load(text)["stages"]
+    section, wrapper = stage("embedding"), method["teacher"]["auxiliary_model_wrapper"]
+    wrapper |= {"key": "refilled_teacher", "kwargs": {"preprocessing": "data", **wrapper["kwargs"]}}
+    section["train_data_loader"] = loader("train", SequentialSampler) | method.get("train_data_loader", {})
+    section["teacher"] |= method["teacher"]
+    section["student"] |= method["student"]
+    section["criterion"] = method["criterion"]
+    section["criterion"]["kwargs"]["sub_terms"]["cross_entropy"] = cross_entropy()
     return section
 
 
@@ -140,14 +137,10 @@ def test_a_loss_is_a_direct_call_of_torchdistills_and_trains_student_and_project
     )
     trained = [{f"projection.{key}" for key, _ in wrapper.projection.named_parameters()} for wrapper in wrappers]
     assert trained[0] < of_student
-    assert {key for key in of_teacher if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))} == (
-        trained[1]
-    )
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    assert {key for key in of_teacher if not key.endswith(buffers)} == trained[1]
     assert bool(trained[1]) == (name != "srd")
     assert not any(key.startswith("teacher.") for key in of_teacher)
-    optimized = {id(p) for group in box.optimizer.param_groups for p in group["params"]}
-    assert {id(p) for p in box.teacher_model.parameters() if p.requires_grad} <= optimized
-    assert {id(p) for p in box.student_model.parameters()} <= optimized
 
 
 def test_a_projection_that_the_box_would_freeze_is_refused(box_of):
