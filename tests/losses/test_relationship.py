@@ -1,8 +1,8 @@
-"""The mid-level relationship loss in a WeightedSumLoss mix."""
+"""The mid-level relationship loss on its own."""
 
 import pytest
 import torch
-from torchdistill.losses.registry import get_high_level_loss, get_mid_level_loss
+from torchdistill.losses.registry import get_mid_level_loss
 
 from gkd_plugin import ConfigError
 from gkd_plugin.functional import relationship_matching
@@ -10,16 +10,6 @@ from gkd_plugin.functional import relationship_matching
 
 def recordings(student, teacher):
     return {"student": {"s": {"output": student}}, "teacher": {"t": {"output": teacher}}}
-
-
-def test_in_a_weighted_sum():
-    torch.manual_seed(0)
-    student, teacher, labels = torch.randn(10, 4, 1, 1), torch.randn(10, 6), torch.arange(10) % 3
-    kwargs = {"student_module_path": "s", "teacher_module_path": "t", "temperature": 2.0, "margin": 0.5}
-    term = {"criterion": {"key": "refilled_relationship", "kwargs": kwargs}, "weight": 7.0}
-    loss = get_high_level_loss({"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"r": term}}})
-    want = relationship_matching(student.flatten(1), teacher, labels, temperature=2.0, margin=0.5).loss
-    assert loss(recordings(student, teacher), {}, labels).item() == pytest.approx(7 * want.item())
 
 
 @pytest.mark.parametrize(
