@@ -124,10 +124,8 @@ def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = Non
 
 def _check(embedding: Tensor, labels: Tensor, num_classes: int, folds: int, shrinkages: Sequence[float]) -> None:
     if embedding.ndim != 2 or labels.shape != embedding.shape[:1]:
-        raise ValueError(
-            f"a discriminant takes embeddings [N, D] and labels [N], got {list(embedding.shape)} and "
-            f"{list(labels.shape)}"
-        )
+        shapes = f"{list(embedding.shape)} and {list(labels.shape)}"
+        raise ValueError(f"a discriminant takes embeddings [N, D] and labels [N], got {shapes}")
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
         raise ValueError(f"class index out of range: label {int(wrong[0])}, allowed 0 … {num_classes - 1}")

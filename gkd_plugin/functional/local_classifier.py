@@ -61,10 +61,8 @@ class ClassCentreAccumulator:
             ValueError: a label outside [0, C), or shapes that do not fit.
         """
         if embedding.ndim != 2 or labels.shape != embedding.shape[:1]:
-            raise ValueError(
-                f"class centres take embeddings [B, D] and labels [B], got {list(embedding.shape)} and "
-                f"{list(labels.shape)}"
-            )
+            shapes = f"{list(embedding.shape)} and {list(labels.shape)}"
+            raise ValueError(f"class centres take embeddings [B, D] and labels [B], got {shapes}")
         if labels.numel() == 0:
             return
         low, high = int(labels.min()), int(labels.max())

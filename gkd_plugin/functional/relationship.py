@@ -172,10 +172,6 @@ class EmbeddingQueue:
         self.size = size
         self._content: Embeddings | None = None
 
-    def __bool__(self) -> bool:
-        """True, empty or not."""
-        return True
-
     def __len__(self) -> int:
         return 0 if self._content is None else len(self._content[2])
 

@@ -95,21 +95,16 @@ def fit_shared_classes(
     if not bool(torch.isfinite(local).all() and torch.isfinite(own).all()):
         raise ValueError("the teacher's logits are not finite")
     samples = torch.arange(len(labels), device=labels.device) if samples is None else samples
-    place = torch.where(known, known.cumsum(0), (~known).cumsum(0)) - 1  # of a class among those of its kind
-    both = torch.stack([local, own])
-
-    def most_likely(terms: Tensor, rows: Tensor, kind: Tensor, *bounds: tuple[float, float]) -> list[float]:
-        return _most_likely(terms[:, rows][:, :, kind], place[labels[rows]], samples[rows], bounds)
-
-    mine = known[labels]
-    a, b = most_likely(both, mine, known, _POSITIVE, _SHARE)
+    place = torch.where(known, known.cumsum(0), (~known).cumsum(0))[labels] - 1  # of a class among those of its kind
+    both, mine, other = torch.stack([local, own]), known[labels], ~known[labels]
+    a, b = _most_likely(both[:, mine][:, :, known], place[mine], samples[mine], _POSITIVE, _SHARE)
     if bool(known.all()):
         return SharedClasses(a, b)
-    (a_other,) = most_likely(both[:1], ~mine, ~known, _POSITIVE)
+    (a_other,) = _most_likely(both[:1, other][:, :, ~known], place[other], samples[other], _POSITIVE)
     of_local, of_own = _evidence(local, own, known, known)
     sides = torch.stack([of_local, of_own, torch.ones_like(of_local)])
     terms = torch.stack([sides, torch.zeros_like(sides)], dim=2)
-    g, h, c = _most_likely(terms, (~mine).long(), samples, [_POSITIVE, _SHARE, _FREE])
+    g, h, c = _most_likely(terms, other.long(), samples, _POSITIVE, _SHARE, _FREE)
     return SharedClasses(a, b, a_other, g, h, c)
 
 
@@ -119,7 +114,7 @@ def _evidence(local: Tensor, own: Tensor, known: Tensor, no_other: Tensor) -> tu
     return of_known - of_other, own.masked_fill(~known, -math.inf).logsumexp(dim=1)
 
 
-def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, bounds: Sequence[tuple[float, float]]) -> list[float]:
+def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, *bounds: tuple[float, float]) -> list[float]:
     """Factors of the ``terms`` ``[T, N, C]``, each within its bounds, with the lowest cross-entropy of their sum.
 
     The cost is convex: where the free minimum is out of bounds, the allowed one has some factors at their bounds.

@@ -107,7 +107,7 @@ class OldClassDistillation(Term):
         with user_can_mend(self.key):
             check_temperature("temperature", self.temperature)
 
-    def compute(self, targets: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    def compute(self, targets: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor:  # noqa: ARG002
         """The loss in nats, a scalar, of logits ``[B, C]`` and ``[B, C_t]``."""
         old, tau = teacher.shape[1], self.temperature
         if student.shape[1] < old:
@@ -115,6 +115,7 @@ class OldClassDistillation(Term):
                 f"{self.key}: the student has {student.shape[1]} classes, fewer than the teacher's {old}, which are to "
                 "be its first ones"
             )
+        no_labels = student.new_zeros(len(student))  # over all classes they do not matter
         return tau**2 * local_classifier_distillation(
-            student[:, :old], teacher, targets, temperature=tau, student_temperature=tau, all_classes=True
+            student[:, :old], teacher, no_labels, temperature=tau, student_temperature=tau, all_classes=True
         )
