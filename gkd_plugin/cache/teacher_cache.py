@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from gkd_plugin.cache.bank import Records, open_bank, read_bank, write_bank
@@ -20,6 +20,7 @@ from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_ke
 from gkd_plugin.data import FixedViews, sketch, unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.teacher import Answers, RefilledTeacher
+from gkd_plugin.teacher.fitting import in_order
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,7 @@ CLOSE = 0.02  # relative; float16 and other processors stay below it
 
 @dataclass
 class TeacherCache:
-    """The banks of a run, each named after what it was computed from.
-
-    Attributes:
-        views: K.
-        folder: where the banks are kept, for other runs too.
-        seed: of the views; runs of different seeds share a bank.
-        reports: of each bank its file, size, time, and whether it was computed; for the summary.
-    """
+    """The banks of a run, each named after what it was computed from; ``reports`` are for the run's summary."""
 
     views: int
     folder: Path = FOLDER
@@ -59,10 +53,6 @@ class TeacherCache:
         """The configuration, its data sets built, with fixed views in place of every stage's training set.
 
         ``stages``: key path → section of each stage, with the loader in force.
-
-        Raises:
-            ConfigError: a stage's teacher is not wrapped in ``refilled_teacher``, or a loader may change images after
-                the data set made them.
         """
         train, datasets = dict(config["train"]), dict(config["datasets"])
         for where, stage in stages.items():
@@ -75,11 +65,7 @@ class TeacherCache:
         return {**config, "train": train, "datasets": datasets}
 
     def open(self, box: Any, accelerator: Accelerator) -> Records:
-        """The bank of the box's present stage, computed where there is none; random states stay as they are.
-
-        Raises:
-            ConfigError: the bank is damaged, cannot be written, or the teacher answers otherwise now.
-        """
+        """The bank of the box's present stage, computed where there is none; random states stay as they are."""
         teacher: RefilledTeacher = box.teacher_model
         views: FixedViews = box.train_data_loader.dataset
         with torch.random.fork_rng(devices=[]):
@@ -114,7 +100,9 @@ class TeacherCache:
         if bank is not None:
             _ask_again(path, bank, teacher, loader.dataset, accelerator)
         elif accelerator.is_main_process:
-            _compute(path, teacher, loader, accelerator)
+            data = _AllViews(loader.dataset)
+            shown = tqdm(in_order(data, loader), desc="teacher cache", leave=False, disable=None)
+            write_bank(path, len(data), (_fields(teacher, images, accelerator) for images in shown))
         accelerator.wait_for_everyone()
         bank = open_bank(path) if bank is None else bank
         if bank is None:
@@ -159,14 +147,6 @@ class _AllViews(Dataset[Any]):
     def __getitem__(self, row: int) -> Tensor:
         image: Tensor = self.views.view(*divmod(row, self.views.views))[0]
         return image
-
-
-def _compute(path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> None:
-    data = _AllViews(loader.dataset)
-    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 128
-    batches = DataLoader(data, batch_size=batch_size, num_workers=loader.num_workers)
-    shown = tqdm(batches, desc="teacher cache", leave=False, disable=None)
-    write_bank(path, len(data), (_fields(teacher, images, accelerator) for images in shown))
 
 
 def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:

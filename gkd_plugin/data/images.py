@@ -194,7 +194,6 @@ def image_folder(root: str | Path, transform: Transform = None, eval_transform: 
 
     Args:
         root: the folder; ``~`` is allowed.
-        transform: as in :class:`TransformedImages`.
     """
     folder = _existing_folder(root)
     try:

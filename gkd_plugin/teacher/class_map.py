@@ -57,10 +57,6 @@ class ClassMap:
         what it says with the names; 'names' takes classes of one name to be one class; a mapping gives, for a student's
         class (its name or its index), the teacher's (its index, or its name in ``teacher_names``) or null, and what it
         leaves out is not shared; ``None`` keeps the teacher's own logits out of the local classifier.
-
-        Raises:
-            ConfigError: a class that does not exist, one teacher class for two, names that nobody knows, or a training
-                set that contradicts the names.
         """
         is_list = isinstance(teacher_names, list | tuple) and all(isinstance(name, str) for name in teacher_names)
         if teacher_names is not None and not is_list:

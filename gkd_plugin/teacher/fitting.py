@@ -14,8 +14,7 @@ from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT, regi
 from tqdm import tqdm
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.data import evaluation_view, seeded
-from gkd_plugin.data.labels import unwrapped
+from gkd_plugin.data import evaluation_view, seeded, unwrapped
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
 logger = logging.getLogger(__name__)
@@ -42,10 +41,7 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:
 
     The centres take one pass over the training set without augmentation. A readout that wants images as the student
     sees them gets up to :data:`MAX_VIEWS` passes more, one where there are samples enough, over about
-    :data:`MAX_ROWS` samples.
-
-    Raises:
-        ConfigError: a class has no sample.
+    :data:`MAX_ROWS` samples. Raises ConfigError where a class has no sample.
     """
     labels: list[Tensor] = []  # of all samples, when the first pass is over
     clean = _batches(clean_loader(train_data_loader), "class centres", labels)
@@ -63,10 +59,11 @@ def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
             "the training set offers no evaluation view: class centres are computed on its training transform "
             "(gkd_plugin.data.with_evaluation_view attaches a view)"
         )
-    return _in_order(dataset, train_data_loader)
+    return in_order(dataset, train_data_loader)
 
 
-def _in_order(dataset: Any, train_data_loader: Any) -> DataLoader[Any]:
+def in_order(dataset: Any, train_data_loader: Any) -> DataLoader[Any]:
+    """The samples once each, in batches as large and with as many workers as in training."""
     size = train_data_loader.batch_size or getattr(train_data_loader.batch_sampler, "batch_size", None) or 128
     return DataLoader(dataset, batch_size=size, num_workers=train_data_loader.num_workers)
 
@@ -87,7 +84,7 @@ def _views(train_data_loader: Any, labels: list[Tensor]) -> Iterator[tuple[Tenso
     if count > MAX_ROWS:
         chosen = first_of_each(torch.cat(labels), MAX_ROWS)
         dataset, count = Subset(dataset, chosen.tolist()), len(chosen)
-    loader = _in_order(dataset, train_data_loader)
+    loader = in_order(dataset, train_data_loader)
     with seeded("local classifier"):
         for _ in range(min(max(MAX_ROWS // count, 1), MAX_VIEWS)):
             numbers = torch.arange(count)

@@ -147,12 +147,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self._own_device = own_device  # from here on .to() moves nothing
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Reads normalisation and shared classes off the training set; called once, before the box wraps the models.
-
-        Raises:
-            ConfigError: the class map does not fit the teacher or the names of its classes, or the projection would
-                not be trained.
-        """
+        """Reads normalisation and shared classes off the training set; called once, before the box wraps the models."""
         if self.projection is not None and list(self.projection.parameters()):
             if not stage_config["teacher"].get("requires_grad", True):
                 raise ConfigError(

@@ -82,7 +82,7 @@ def test_other_channels_are_refused():
     assert torch.equal(TeacherInput(GREY, ImageInput((1.5,), (1.0,)))(torch.zeros(1, 3, 8, 8)), -torch.ones(1, 3, 8, 8))
 
 
-def test_own_input_of_a_timm_model():
+def test_own_input_of_timms_and_other_models():
     model = timm_model("test_vit", num_classes=2)
     cfg = timm.create_model("test_vit").pretrained_cfg
     assert own_input(model, "auto") == ImageInput(cfg["mean"], cfg["std"], cfg["input_size"][1:])
@@ -90,9 +90,6 @@ def test_own_input_of_a_timm_model():
     model.image_input = ImageInput((0.1,), (0.2,), (8, 8))
     assert own_input(model, "auto") == model.image_input
     assert own_input(model, "pretrained").size == (160, 160)
-
-
-def test_own_input_of_other_models():
     assert own_input(timm_model("test_vit", img_size=48), "auto").size == (48, 48)
     assert own_input(timm_model("test_vit", in_chans=1), "auto") == ImageInput(size=(160, 160))
     assert own_input(torch.nn.Linear(2, 2), "pretrained") == ImageInput()
@@ -100,21 +97,13 @@ def test_own_input_of_other_models():
         own_input(torch.nn.Linear(2, 2), "pretraind")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("mean", "x"), ("mean", []), ("std", [0.0]), ("std", -1), ("mean", [True]), ("mean", [None])]
-)
-def test_numbers_that_are_none_are_refused(name, value):
-    with pytest.raises(ConfigError, match=f"^data_{name}: must be a number.* for each channel"):
-        given_input(**{"mean": None, "std": None, name: value}, prefix="data_")
-
-
-@pytest.mark.parametrize("value", ["224", 0, [1, 2, 3], [1.5, 2], True])
-def test_sizes_that_are_none_are_refused(value):
-    with pytest.raises(ConfigError, match="input_size: must be a number of pixels or"):
-        checked_size(value)
-
-
-def test_settings_are_read():
+def test_settings_are_read_and_numbers_that_are_none_are_refused():
+    for name, value in (("mean", "x"), ("mean", []), ("std", [0.0]), ("std", -1), ("mean", [True]), ("mean", [None])):
+        with pytest.raises(ConfigError, match=f"^data_{name}: must be a number.* for each channel"):
+            given_input(**{"mean": None, "std": None, name: value}, prefix="data_")
+    for size in ("224", 0, [1, 2, 3], [1.5, 2], True):
+        with pytest.raises(ConfigError, match="input_size: must be a number of pixels or"):
+            checked_size(size)
     assert given_input(0.5, [1, 2.0], 32) == ImageInput((0.5,), (1.0, 2.0), (32, 32))
     known = ImageInput((0.1,), (0.2,), (8, 8))
     assert given_input(None, None, known=known) == known

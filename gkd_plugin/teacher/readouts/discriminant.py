@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional import (
-    fit_discriminant,
-    fit_shared_classes,
-    own_log_probabilities,
-    shared_log_probabilities,
-)
+from gkd_plugin.functional import fit_discriminant, fit_shared_classes, own_log_probabilities, shared_log_probabilities
 from gkd_plugin.functional.discriminant import smoothed_targets
 from gkd_plugin.teacher.readouts import READOUTS, Answers, Readout, Seen
 
@@ -45,7 +40,8 @@ class CalibratedDiscriminant(Readout):
             logger.warning("local classifier: a class has a single sample, so the logits are those of class centres")
             return READOUTS["centres"].fit(centres, None)
         has_features = seen.rows.shape[1] > centres.shape[1]
-        spread = _spread(seen.rows) if has_features else torch.ones(1)
+        deviation = seen.rows.std(dim=0, correction=0)
+        spread = torch.where(deviation > 0, deviation, 1) if has_features else torch.ones(1)
         fit = fit_discriminant(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
         fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias}, fit.held_out_logits
         source = "the embedding" + (" and local features" if has_features else "")
@@ -92,9 +88,3 @@ def _fit_shared(local: Tensor, seen: Seen, logits: Tensor) -> tuple[dict[str, Te
     factors = torch.tensor(fit_shared_classes(local, own, teacher_labels, seen.labels, seen.samples))
     kept = {"teacher_labels": teacher_labels, "shared_factors": factors}
     return kept, shared_log_probabilities(local, own, teacher_labels, factors)
-
-
-def _spread(rows: Tensor) -> Tensor:
-    """``[D]``: the standard deviation of each direction, 1 where all samples are equal."""
-    deviation = rows.std(dim=0, correction=0)
-    return torch.where(deviation > 0, deviation, 1)
