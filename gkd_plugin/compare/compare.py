@@ -22,7 +22,6 @@ from gkd_plugin.runner.devices import read_placement
 
 logger = logging.getLogger(__name__)
 
-TOP = 5
 RESULTS, TABLE = "results.csv", "table.txt"
 
 
@@ -150,5 +149,5 @@ def _check_score(score: str, built: Mapping[str, Any]) -> None:
     if score == "val_top1_last3" and not any(stage.val_loader for stage in stages_of(built)):
         raise ConfigError(f"--score {score}: no stage has a val_data_loader")
     classes = (student_entry(built)[1].get("kwargs") or {}).get("num_classes")
-    if score == "top5" and isinstance(classes, int) and classes <= TOP:
-        raise ConfigError(f"--score {score}: is measured where there are more than {TOP} classes")
+    if score == "top5" and isinstance(classes, int) and classes <= 5:
+        raise ConfigError(f"--score {score}: is measured where there are more than 5 classes")

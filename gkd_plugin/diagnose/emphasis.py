@@ -111,20 +111,13 @@ def sample_scores(
     return {name: value.numpy() for name, value in found.items()}
 
 
-def auc(score: NDArray[Any], is_known: NDArray[np.bool_]) -> float | None:
-    """Area under the ROC curve: how often a sample of a known class scores above one of an unknown; 0.5 is chance.
-
-    ``None`` where one of the groups has no sample.
-    """
-    return None if is_known.all() or not is_known.any() else float(roc_auc_score(is_known, score))
-
-
 def _figures(scores: dict[str, NDArray[Any]], is_known: NDArray[np.bool_]) -> dict[str, Any]:
     """The figures of one set of images: AUCs, and over the same bins the counts of both groups, and their means."""
     cost, groups = scores["confidence_cost"], {"known": is_known, "unknown": ~is_known}
     limits = {"emphasis": (2 / (1 + np.e), 1.0), "confidence_cost": (cost.min(), max(cost.max(), cost.min() + 1e-6))}
     found: dict[str, Any] = {name: int(chosen.sum()) for name, chosen in groups.items()}
-    found["auc"] = {name: auc(scores[name], is_known) for name in SCORES}
+    has_both = is_known.any() and not is_known.all()
+    found["auc"] = {name: float(roc_auc_score(is_known, scores[name])) if has_both else None for name in SCORES}
     for kind, ends in limits.items():
         edges = np.linspace(*ends, _BINS + 1)
         found[kind] = {"edges": edges.tolist()}

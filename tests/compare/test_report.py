@@ -1,19 +1,11 @@
 import csv
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from gkd_plugin.compare.report import (
-    comparison_table,
-    draw_settings,
-    mean_of,
-    paired_difference,
-    settings_figure,
-    write_csv,
-)
+from gkd_plugin.compare.report import comparison_table, draw_settings, paired_difference, settings_figure, write_csv
 from gkd_plugin.compare.setting import Setting
 from tests.compare.fakes import CE, HALF, RESULTS, finished
 
@@ -24,36 +16,6 @@ ONE_SETTING = [result for result in RESULTS if result.cell.setting == HALF]
 
 def seeds(*values):
     return {(seed, None): value for seed, value in enumerate(values)}
-
-
-@pytest.mark.parametrize(
-    ("values", "value", "error"),
-    [
-        (seeds(1.0, 3.0, 5.0, 7.0), 4.0, math.sqrt(20 / 3) / 2),  # deviations −3, −1, 1, 3: s² = 20 / 3, s / √4
-        (seeds(3.0), 3.0, None),
-        # tasks count once, however many seeds: 1 and 3 after the mean over seeds; s = √2, t(0.975; 1) = 12.7062
-        ({(0, 0): 0.0, (1, 0): 2.0, (0, 1): 2.0, (1, 1): 4.0}, 2.0, pytest.approx(12.7062, rel=1e-5)),
-    ],
-)
-def test_means_by_hand(values, value, error):
-    mean = mean_of(values)
-    assert mean.value == value
-    assert mean.error == (error if error is None else pytest.approx(error))
-
-
-def test_the_confidence_interval_over_tasks():
-    values = np.random.default_rng(1).normal(50, 5, 6)
-    mean = mean_of({(0, task): value for task, value in enumerate(values)})
-    low, high = stats.t.interval(0.95, 5, loc=values.mean(), scale=stats.sem(values))
-    assert (mean.value - mean.error, mean.value + mean.error) == pytest.approx((low, high))
-
-
-def test_a_difference_by_hand():
-    """Differences 1, 2, 3: mean 2, s = 1, t = 2·√3 with two degrees of freedom."""
-    difference = paired_difference(seeds(2.0, 4.0, 6.0), seeds(1.0, 2.0, 3.0))
-    assert (difference.value, difference.error) == (2.0, pytest.approx(1 / math.sqrt(3)))
-    t = 2 * math.sqrt(3)
-    assert difference.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2))  # closed form of Student's t for ν = 2
 
 
 def test_only_seeds_that_both_have_are_paired():
