@@ -1,7 +1,9 @@
 import csv
 import json
+import logging
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,12 +48,14 @@ def test_what_a_grid_leaves_behind(grid):
     assert not (grid.folder / "somewhere").exists()
 
 
-def test_the_whole_grid_again_trains_nothing(grid, monkeypatch):
+def test_the_whole_grid_again_trains_nothing(grid, monkeypatch, caplog):
     monkeypatch.chdir(grid.folder)
-    before = {r.cell.folder: (r.cell.folder / "summary.json").stat().st_mtime_ns for r in grid.results}
-    table, results = compare(grid.comparison)
+    monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", None)
+    with caplog.at_level(logging.INFO):
+        table, results = compare(grid.comparison)
     assert table == grid.table
-    assert {r.cell.folder: (r.cell.folder / "summary.json").stat().st_mtime_ns for r in results} == before
+    assert [result.summary for result in results] == [result.summary for result in grid.results]
+    assert f"cells: 0 to run, {len(grid.results)} finished already" in caplog.messages
 
 
 def test_a_changed_value_runs_again_and_keeps_the_earlier_run(grid, here):
@@ -70,6 +74,7 @@ def test_a_changed_value_runs_again_and_keeps_the_earlier_run(grid, here):
     ("changes", "reason"),
     [
         ({"methods": ["ce", "ce.yaml"]}, "--methods: 'ce' has the name of another method, 'ce'; rename the file"),
+        ({"output": Path("tiny.yaml")}, r"^--output: tiny\.yaml is a file$"),
         ({"device": "cud"}, "--device: there is no device 'cud'"),
         ({"score": "harmonic_mean"}, "--score harmonic_mean: the test set does not tell old classes from new"),
         ({"score": "top5"}, "--score top5: is measured where there are more than 5 classes"),
@@ -197,9 +202,3 @@ def test_only_the_folder_of_a_grid_is_written_again(files, refused, tmp_path):
     else:
         with pytest.raises(ConfigError, match=f"^--output: .* holds {refused}, which refilled compare did not write; "):
             check_grid_folder(tmp_path)
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"^--output: .*file is a file$"):
-        check_grid_folder(tmp_path / "file")

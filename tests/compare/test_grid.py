@@ -42,15 +42,6 @@ def new_cells(grid, folder, *seeds):
 # --- what need not run -----------------------------------------------------------------------------------------------
 
 
-def test_finished_cells_are_not_run_again(grid, ran, caplog):
-    cells = [result.cell for result in grid.results]
-    with caplog.at_level(logging.INFO):
-        again = run_grid(cells)
-    assert ran == []
-    assert again == grid.results
-    assert f"cells: 0 to run, {len(cells)} finished already" in caplog.messages
-
-
 @pytest.mark.parametrize(
     "changed",
     [
@@ -162,37 +153,29 @@ def runs(monkeypatch):
 
     def give(by_seed):
         def run(cell, device):
-            if isinstance(by_seed[cell.seed], str):
-                return by_seed[cell.seed]
-            write_summary(cell.folder, **by_seed[cell.seed])
-            return ""
+            given = by_seed[cell.seed]
+            return given if isinstance(given, str) else write_summary(cell.folder, **given)
 
         monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", run)
 
     return give
 
 
-def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, runs, caplog):
-    runs(["x.yaml: too small", {"final": {"top1": 50.0}}])
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [("top1", "top1 50.00 %"), ("val_top1_last3", "val_top1_last3 41.50 %"), ("ncm_top1", "no ncm_top1")],
+)
+def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(grid, tmp_path, runs, caplog, score, shown):
+    runs(["x.yaml: too small", {"final": {"top1": 50.0, "val_top1_last3": 41.5}}])
     with caplog.at_level(logging.INFO):
-        failed, finished = run_grid(new_cells(grid, tmp_path, 0, 1))
+        failed, finished = run_grid(new_cells(grid, tmp_path, 0, 1), score=score)
     assert (failed.status, failed.reason, failed.score("top1")) == ("failed", "x.yaml: too small", None)
     assert (finished.status, finished.score("top1")) == ("finished", 50.0)
     assert caplog.messages == [
         "cells: 2 to run",
         "[1/2] overlap 100 %, ce, seed 0: failed: x.yaml: too small",
-        "[2/2] overlap 100 %, ce, seed 1: top1 50.00 % (2 s)",
+        f"[2/2] overlap 100 %, ce, seed 1: {shown} (2 s)",
     ]
-
-
-@pytest.mark.parametrize(
-    ("score", "shown"), [("val_top1_last3", "val_top1_last3 41.50 %"), ("ncm_top1", "no ncm_top1")]
-)
-def test_the_log_shows_the_score_of_the_table(grid, tmp_path, runs, caplog, score, shown):
-    runs([{"final": {"top1": 50.0, "val_top1_last3": 41.5}}])
-    with caplog.at_level(logging.INFO):
-        run_grid(new_cells(grid, tmp_path, 0), score=score)
-    assert caplog.messages[-1] == f"[1/1] overlap 100 %, ce, seed 0: {shown} (2 s)"
 
 
 def test_warnings_of_cells_are_told_once(grid, tmp_path, runs, caplog):

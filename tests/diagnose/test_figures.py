@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
 
 from gkd_plugin.diagnose.figures import (
     PALETTE,
@@ -81,10 +80,6 @@ def test_a_legend_lies_inside_the_figure_and_off_the_axes(panels, names, fewest_
     assert rows >= fewest_rows
     assert panels < 3 or rows <= fewest_rows + 1
     assert figure.get_figheight() == pytest.approx(4.2 + 0.2 * (rows - 1))  # the axes do not shrink
-
-
-def test_colours_differ():
-    assert len({to_rgb(colour) for colour in PALETTE}) == 10
 
 
 # --- what there is nothing for ---------------------------------------------------------------------------------------
