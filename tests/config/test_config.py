@@ -42,18 +42,6 @@ def test_resolved_text_is_a_config_again(tmp_path):
     assert first.tree["train"]["stage2"]["teacher"]["wrapper"] == "DataParallel"
 
 
-def test_notices_where_an_object_is_shared(tmp_path):
-    text = PLAIN_TRAINING.replace("d/train: !import_call", "d/train: &train !import_call").replace(
-        "models:", "  d/again: *train\nmodels:", 1
-    )
-    config = load_config(write(tmp_path, text), ["datasets.d/train.init.kwargs.a=2"])
-    assert len(config.notices) == 1
-    assert "also changes 1 other path (datasets.d/again.init.kwargs.a)" in config.notices[0]
-    built = config.build()["datasets"]
-    assert built["d/again"] is built["d/train"]
-    assert built["d/train"] == {"a": 2}
-
-
 def test_one_problem_is_one_line_and_several_are_listed(tmp_path):
     path = write(tmp_path, PLAIN_TRAINING)
     with pytest.raises(ConfigError, match=r"x\.yaml: train\.num_epochs: 0 given") as caught:
@@ -61,22 +49,6 @@ def test_one_problem_is_one_line_and_several_are_listed(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"x\.yaml: 2 problems\n  train\.log_freq: .*\n  train\.num_epochs: 0 "):
         load_config(path, ["train.num_epochs=0", "train.log_freq=0"])
-
-
-def test_checkpoints(tmp_path):
-    path = write(tmp_path, PLAIN_TRAINING)
-    override = [f"models.model.src_ckpt={tmp_path}/teacher.pt"]
-    with pytest.raises(ConfigError, match="no such file"):
-        load_config(path, override)
-    assert load_config(path, override, produced=[f"{tmp_path}/teacher.pt"]).tree["models"]["model"]["src_ckpt"]
-    assert load_config(path, override, needs_checkpoints=False).tree["models"]["model"]["src_ckpt"]
-
-
-def test_unusable_files_and_overrides(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
-        load_config(tmp_path / "nowhere.yaml")
-    with pytest.raises(ConfigError, match="did you mean 'train'"):
-        load_config(write(tmp_path, PLAIN_TRAINING), ["trian.num_epochs=1"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkd_plugin.config.overrides import apply_overrides, read_with
+from gkd_plugin.config.overrides import apply_overrides
 from gkd_plugin.config.tree import build, compose, dump
 from gkd_plugin.config.tree import plain_tree as tree_of
 from gkd_plugin.errors import ConfigError
@@ -174,12 +174,6 @@ def test_a_value_that_was_taken_from_an_anchor_is_set_alone():
     assert build(plain_tree(root)) == {"x-overlap": 0.4, "a": {"overlap": 0.4}, "b": 0.4}
 
 
-def test_merge_source_stays_and_key_becomes_local():
-    root = root_of("base: &base {a: {x: 1, y: 2}, b: 3}\nuser: {<<: *base}\n")
-    apply_overrides(root, ["user.a.x=9"])
-    assert plain_tree(root) == {"base": {"a": {"x": 1, "y": 2}, "b": 3}, "user": {"a": {"x": 9, "y": 2}, "b": 3}}
-
-
 def test_keys_may_contain_dots():
     assert changed("a.layer4.1.lr=2", text="a: {layer4.1: {lr: 1}}\n")[0] == {"a.layer4.1.lr": 2}
 
@@ -210,18 +204,6 @@ def test_a_key_added_in_a_shared_object_is_told():
     differing, notices = changed("datasets.d/train.init.kwargs.x=1")
     assert differing == {"datasets.d/train.init.kwargs.x": 1, "datasets.d/again.init.kwargs.x": 1}
     assert "datasets.d/again.init.kwargs.x" in notices[0]
-
-
-@pytest.mark.parametrize(
-    "assignments",
-    [["device.default=cpu"], ["device={default: cpu}"], ["device.precision=bf16", "device.default=cpu"]],
-)
-@pytest.mark.parametrize("text", ["a: 1\n", "a: 1\ndevice:\n", "a: 1\ndevice: {default: cuda}\n"])
-def test_optional_paths_may_be_created(assignments, text):
-    root = root_of(text)
-    apply_overrides(root, assignments)
-    assert plain_tree(root)["device"]["default"] == "cpu"
-    assert plain_tree(root_of(dump(plain_tree(root)))) == plain_tree(root)
 
 
 @pytest.mark.parametrize(
@@ -274,9 +256,3 @@ def test_any_value_arrives(value):
     for plain in (plain_tree(root), plain_tree(root_of(dump(plain_tree(root))))):
         assert plain["train"]["stage2"]["optimizer"]["kwargs"]["lr"] == value
         assert plain["train"]["stage1"]["optimizer"]["kwargs"]["lr"] == 0.1
-
-
-def test_applies_to_a_file(tmp_path):
-    (tmp_path / "x.yaml").write_text(CONFIG)
-    tree, notices = read_with(tmp_path / "x.yaml", ["train.stage3.cls=1"])
-    assert (tree["train"]["stage3"]["cls"], notices) == (1, [])
