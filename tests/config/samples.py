@@ -118,13 +118,6 @@ def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
     return path
 
 
-class Built:
-    """Something a config builds."""
-
-    def __init__(self, **kwargs):
-        self.kwargs = kwargs
-
-
 def snapshot(*args, **kwargs):
     """The arguments as they were at the time of the call."""
     return ("snapshot", copy.deepcopy(args), copy.deepcopy(kwargs))
@@ -144,12 +137,12 @@ _base: &base {size: 3, flag: yes, nothing: , day: 2024-01-02}
 datasets:
   &train pets/train: &object !import_call
     _root: &root !join ['~/data/', *name]
-    key: 'tests.config.samples.Built'
+    key: 'types.SimpleNamespace'
     init:
       kwargs: &kwargs {root: *root, mean: [0.5, 1.0e-3]}
   pets/again: *object
   pets/val: !import_call
-    key: 'tests.config.samples.Built'
+    key: 'types.SimpleNamespace'
     init: {kwargs: *kwargs}
 merged:
   <<: [{length: 5, more: 1}, *base]
@@ -158,11 +151,3 @@ id: *train
 text: 'größer: ok'
 empty:
 """
-
-
-def comparable(value):
-    if isinstance(value, Built):
-        return ("Built", comparable(value.kwargs))
-    if isinstance(value, dict):
-        return {key: comparable(item) for key, item in value.items()}
-    return [comparable(item) for item in value] if isinstance(value, list) else value

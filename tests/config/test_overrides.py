@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_plugin.config.overrides import apply_overrides
-from gkd_plugin.config.tree import build, compose, dump
-from gkd_plugin.config.tree import plain_tree as tree_of
+from gkd_plugin.config.tree import build, compose, dump, items, places, plain_tree
 from gkd_plugin.errors import ConfigError
+from tests.config.samples import parse
 
 CONFIG = """\
 datasets:
@@ -38,172 +38,122 @@ train:
 """
 
 
-def plain_tree(root):
-    return tree_of(root, "--test")
-
-
-def root_of(text=CONFIG):
-    return compose(text, "--test")
+def override(*assignments, text=CONFIG):
+    """The tree after the assignments, and the notices."""
+    root = compose(text, "--test")
+    notices = apply_overrides(root, assignments)
+    tree = plain_tree(root, "--test")
+    assert parse(dump(tree)) == tree
+    return tree, notices
 
 
 def changed(*assignments, text=CONFIG):
-    """The plain config after the overrides, and the paths that differ from before."""
-    before, root = plain_tree(root_of(text)), root_of(text)
-    notices = apply_overrides(root, assignments)
-    after = plain_tree(root)
-    flat_before, flat_after = dict(leaves(before)), dict(leaves(after))
-    differing = {
-        path: flat_after.get(path, "gone")
-        for path in flat_before.keys() | flat_after.keys()
-        if flat_before.get(path, "none") != flat_after.get(path, "gone")
-    }
-    assert plain_tree(root_of(dump(plain_tree(root)))) == after
-    return differing, notices
-
-
-def leaves(value, path=()):
-    value = getattr(value, "value", value)
-    if isinstance(value, (dict, list)) and value:
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(item, (*path, str(key)))
-    else:
-        yield ".".join(path), value
+    """The paths that differ after the assignments, and the notices."""
+    tree, notices = override(*assignments, text=text)
+    before, after = ({path: item for path, item in places(of) if not list(items(item))} for of in (parse(text), tree))
+    differing = {path for path in before.keys() | after.keys() if before.get(path, "none") != after.get(path, "gone")}
+    return {path: after.get(path, "gone") for path in differing}, notices
 
 
 @pytest.mark.parametrize(
-    ("assignment", "path", "value"),
+    ("assignment", "value"),
     [
-        ("train.stage3.cls=7", "train.stage3.cls", 7),
-        ("train.stage3.cls=null", "train.stage3.cls", None),
-        ("train.stage3.cls=", "train.stage3.cls", None),
-        ("train.stage3.cls='7'", "train.stage3.cls", "7"),
-        ("train.stage3.cls=a=b=c", "train.stage3.cls", "a=b=c"),
-        ("train.stage3.cls=1e-3", "train.stage3.cls", 1e-3),
-        ("train.stage3.cls=1.5e3", "train.stage3.cls", 1500.0),
-        ("train.stage3.cls='1e-3'", "train.stage3.cls", "1e-3"),
-        ("train.stage3.empty=x", "train.stage3.empty", "x"),
-        (" train.stage3.cls =7", "train.stage3.cls", 7),
-        ("train.stage3.optimizer.kwargs.betas.0=0.5", "train.stage3.optimizer.kwargs.betas.0", 0.5),
-        ("train.stage1.num_epochs=9", "train.stage1.num_epochs", 9),
-        ("train.stage2.num_epochs=9", "train.stage2.num_epochs", 9),
-        ("train.stage2.optimizer.kwargs.lr=9", "train.stage2.optimizer.kwargs.lr", 9),
-        ("train.stage1.optimizer.kwargs.lr=9", "train.stage1.optimizer.kwargs.lr", 9),
-        ("train.stage2.scheduler.key=StepLR", "train.stage2.scheduler.key", "StepLR"),
-        ("datasets.d/val.init.kwargs.root=there", "datasets.d/val.init.kwargs.root", "there"),
-        ("train.stage3.id=d/val", "train.stage3.id", "d/val"),
+        ("train.stage3.cls=7", 7),
+        ("train.stage3.cls=null", None),
+        ("train.stage3.cls=", None),
+        ("train.stage3.cls='7'", "7"),
+        ("train.stage3.cls=a=b=c", "a=b=c"),
+        ("train.stage3.cls=1e-3", 1e-3),
+        ("train.stage3.cls=1.5e3", 1500.0),
+        ("train.stage3.cls='1e-3'", "1e-3"),
+        ("train.stage3.empty=x", "x"),
+        (" train.stage3.cls =7", 7),
+        ("train.stage3.optimizer.kwargs.betas.0=0.5", 0.5),
+        ("train.stage1.num_epochs=9", 9),
+        ("train.stage2.num_epochs=9", 9),
+        ("train.stage2.optimizer.kwargs.lr=9", 9),
+        ("train.stage1.optimizer.kwargs.lr=9", 9),
+        ("train.stage2.scheduler.key=StepLR", "StepLR"),
+        ("datasets.d/val.init.kwargs.root=there", "there"),
+        ("train.stage3.id=d/val", "d/val"),
+        ("train.stage1.optimizer.kwargs.wd=3", 3),  # the file lacks this key and those below
+        ("train.stage2.optimizer.kwargs.wd=3", 3),
+        ("train.stage3.scheduler.kwargs.gamma=0.5", 0.5),
+        ("train.stage3.empty.x=3", 3),
+        ("trian.stage1=3", 3),
+        ("datasets.d/val.init.args=here", "here"),
     ],
 )
-def test_changes_only_the_path_it_names(assignment, path, value):
+def test_changes_only_the_path_it_names(assignment, value):
     differing, _ = changed(assignment)
-    assert differing == {path: value}
+    assert {path: item for path, item in differing.items() if item != "gone"} == {
+        assignment.partition("=")[0].strip(): value
+    }
 
 
 def test_lists_mappings_and_tags_are_values():
-    differing, _ = changed("train.stage3.cls=[1, {a: 2}]")
-    assert differing == {"train.stage3.cls": "gone", "train.stage3.cls.0": 1, "train.stage3.cls.1.a": 2}
-    root = root_of()
-    apply_overrides(root, ["train.stage3.cls=!import_call {key: builtins.int, init: {args: ['12']}}"])
-    assert build(plain_tree(root))["train"]["stage3"]["cls"] == 12
+    differing, _ = changed("train.stage3.cls=[1, {a: 2, b.c: 3}]", "train.stage3.cls.1.b.c=4")
+    assert differing == {
+        "train.stage3.cls": "gone",
+        "train.stage3.cls.0": 1,
+        "train.stage3.cls.1.a": 2,
+        "train.stage3.cls.1.b.c": 4,
+    }
+    tree, _ = override("train.stage3.cls=!import_call {key: builtins.int, init: {args: ['12']}}")
+    assert build(tree)["train"]["stage3"]["cls"] == 12
 
 
-def test_notice_where_other_users_keep_their_value():
-    _, notices = changed("train.stage3.optimizer.kwargs.lr=9")
-    assert notices == [
+PLACES = "x-lr: &lr 1\nx-o: &o {lr: *lr, n: [1]}\na: *o\nb: [*o]\nc: {<<: *o, n: 0}\nd: {<<: *o, lr: 7}\n"
+MERGED = "a: &a {lr: 1, o: {k: 1}}\nx-b: &b {<<: *a}\nc: *b\n"
+TAKEN = "x-k: &k 0\na: !import_call {key: builtins.dict, init: {kwargs: {k: *k}}}\nb: *k\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "assignment", "paths", "notices"),
+    [
+        (CONFIG, "train.stage3.cls=2", "", []),
+        (CONFIG, "train.stage1.optimizer.kwargs.wd=2", "", []),
+        (CONFIG, "train.stage3.optimizer.kwargs.lr=2", "",
+         ["2 other paths (train.stage1.optimizer.kwargs.lr, train.stage2.optimizer.kwargs.lr) keep the earlier"]),
+        (CONFIG, "datasets.d/train.key=2", "datasets.d/again.key",
+         ["also changes 1 other path (datasets.d/again.key), which shares the object"]),
+        (CONFIG, "datasets.d/train.init.kwargs.x=2", "datasets.d/again.init.kwargs.x",
+         ["also changes 1 other path (datasets.d/again.init.kwargs.x), which shares the object"]),
+        (CONFIG, "datasets.d/again.init.kwargs.sizes.2=2", "datasets.d/train.init.kwargs.sizes.2",
+         ["also changes 1 other path (datasets.d/train.init.kwargs.sizes.2), which shares the object",
+          "1 other path (datasets.d/val.init.kwargs.sizes.2) keeps the earlier value"]),
+        ("_o: &o {lr: 1}\nx-o: *o\na: *o\n", "a.lr=2", "", []),
+        (PLACES, "x-lr=2", "x-o.lr a.lr b.0.lr c.lr", ["changes 3 paths (a.lr, b.0.lr, c.lr), which use it"]),
         (
-            "train.stage3.optimizer.kwargs.lr: 2 other paths (train.stage1.optimizer.kwargs.lr, "
-            "train.stage2.optimizer.kwargs.lr) keep the earlier value"
-        )
-    ]
-    assert changed("train.stage3.cls=7")[1] == []
-
-
-def test_an_object_is_one_for_all_its_users():
-    differing, notices = changed("datasets.d/train.key=builtins.list")
-    assert differing == {"datasets.d/train.key": "builtins.list", "datasets.d/again.key": "builtins.list"}
-    assert notices == [
-        "datasets.d/train.key: also changes 1 other path (datasets.d/again.key), which shares the object"
-    ]
-
-
-def test_a_section_inside_a_shared_object_is_not_shared_with_other_objects():
-    differing, notices = changed("datasets.d/again.init.kwargs.sizes.2=8")
-    assert differing == {"datasets.d/train.init.kwargs.sizes.2": 8, "datasets.d/again.init.kwargs.sizes.2": 8}
-    assert "also changes 1 other path (datasets.d/train.init.kwargs.sizes.2)" in notices[0]
-    assert "1 other path (datasets.d/val.init.kwargs.sizes.2) keeps the earlier value" in notices[1]
+            PLACES,
+            "x-o.lr=2",
+            "a.lr b.0.lr c.lr",
+            ["also changes 3 other paths (a.lr, b.0.lr, c.lr), which share the obj"],
+        ),
+        (PLACES, "x-o={lr: 2, n: [1]}", "x-o.lr a.lr b.0.lr c.lr", ["changes 2 paths (a, b.0), which use it"]),
+        (
+            MERGED,
+            "x-b.lr=2",
+            "c.lr",
+            ["also changes 1 other path (c.lr)", "1 other path (a.lr) keeps the earlier value"],
+        ),
+        (MERGED, "x-b.o.k=2", "c.o.k", ["also changes 1 other path (c.o.k)", "1 other path (a.o.k) keeps"]),
+        (TAKEN, "b=2", "", ["1 other path (a.init.kwargs.k) keeps the earlier value"]),
+        (TAKEN, "x-k=2", "a.init.kwargs.k b", ["changes 2 paths (a.init.kwargs.k, b), which use it"]),
+    ],
+)  # fmt: skip
+def test_what_is_shared(text, assignment, paths, notices):
+    name = assignment.partition("=")[0]
+    differing, given = changed(assignment, text=text)
+    assert differing == dict.fromkeys([name, *paths.split()] if name != "x-o" else paths.split(), 2)
+    assert len(given) == len(notices)
+    assert all(line.startswith(f"{name}: {notice}") for line, notice in zip(given, notices, strict=True))
 
 
 def test_replacing_a_whole_object_changes_one_path():
-    root = root_of()
-    apply_overrides(root, ["datasets.d/again={}"])
-    built = build(plain_tree(root))["datasets"]
+    built = build(override("datasets.d/again={}")[0])["datasets"]
     assert built["d/again"] == {}
     assert built["d/train"]["root"] == "here"
-
-
-def test_places_for_anchors_are_not_reported():
-    text = "_o: &o {lr: 1}\nx-o: *o\na: *o\n"
-    assert changed("a.lr=2", text=text) == ({"a.lr": 2}, [])
-
-
-@pytest.mark.parametrize(
-    ("assignment", "also"), [("x-lr=2", {"x-lr"}), ("x-o.lr=2", set()), ("x-o={lr: 2, n: [1]}", set())]
-)
-def test_a_place_for_an_anchor_is_set_for_all_its_users(assignment, also):
-    text = "x-lr: &lr 1\nx-o: &o {lr: *lr, n: [1]}\na: *o\nb: [*o]\nc: {<<: *o, n: 0}\nd: {<<: *o, lr: 7}\n"
-    differing, notices = changed(assignment, text=text)
-    assert differing == dict.fromkeys({"x-o.lr", "a.lr", "b.0.lr", "c.lr"} | also, 2)
-    assert len(notices) == 1
-    assert notices[0].startswith(f"{assignment.partition('=')[0]}: ")
-    assert "(a" in notices[0]
-
-
-def test_a_place_for_an_anchor_keeps_what_it_merges_from():
-    text = "a: &a {lr: 1, o: {k: 1}}\nx-b: &b {<<: *a}\nc: *b\n"
-    assert changed("x-b.lr=2", text=text)[0] == {"x-b.lr": 2, "c.lr": 2}
-    assert changed("x-b.o.k=2", text=text)[0] == {"x-b.o.k": 2, "c.o.k": 2}
-
-
-def test_a_value_that_was_taken_from_an_anchor_is_set_alone():
-    call = "!import_call {key: builtins.dict, init: {kwargs: {overlap: *overlap}}}"
-    text = f"x-overlap: &overlap 0.0\na: {call}\nb: *overlap\n"
-    assert changed("b=0.4", text=text)[0] == {"b": 0.4}
-    root = root_of(text)
-    assert apply_overrides(root, ["x-overlap=0.4"]) == [
-        "x-overlap: changes 2 paths (a.init.kwargs.overlap, b), which use it"
-    ]
-    assert build(plain_tree(root)) == {"x-overlap": 0.4, "a": {"overlap": 0.4}, "b": 0.4}
-
-
-def test_keys_may_contain_dots():
-    assert changed("a.layer4.1.lr=2", text="a: {layer4.1: {lr: 1}}\n")[0] == {"a.layer4.1.lr": 2}
-
-
-def test_later_assignments_see_earlier_ones():
-    differing, _ = changed("train.stage3.cls={a: 1}", "train.stage3.cls.a=2")
-    assert differing["train.stage3.cls.a"] == 2
-
-
-@pytest.mark.parametrize(
-    ("assignment", "path", "value"),
-    [
-        ("train.stage1.optimizer.kwargs.wd=3", "train.stage1.optimizer.kwargs.wd", 3),
-        ("train.stage2.optimizer.kwargs.wd=3", "train.stage2.optimizer.kwargs.wd", 3),
-        ("train.stage3.scheduler.kwargs.gamma=0.5", "train.stage3.scheduler.kwargs.gamma", 0.5),
-        ("train.stage3.empty.x=3", "train.stage3.empty.x", 3),
-        ("trian.stage1=3", "trian.stage1", 3),
-        ("datasets.d/val.init.args=[1]", "datasets.d/val.init.args.0", 1),
-    ],
-)
-def test_keys_that_the_file_lacks_are_added(assignment, path, value):
-    differing, notices = changed(assignment)
-    assert {key: item for key, item in differing.items() if item != "gone"} == {path: value}
-    assert notices == []
-
-
-def test_a_key_added_in_a_shared_object_is_told():
-    differing, notices = changed("datasets.d/train.init.kwargs.x=1")
-    assert differing == {"datasets.d/train.init.kwargs.x": 1, "datasets.d/again.init.kwargs.x": 1}
-    assert "datasets.d/again.init.kwargs.x" in notices[0]
 
 
 @pytest.mark.parametrize(
@@ -228,19 +178,15 @@ def test_a_key_added_in_a_shared_object_is_told():
 )
 def test_refuses_what_does_not_apply(assignment, message):
     with pytest.raises(ConfigError, match=message):
-        apply_overrides(root_of(), [assignment])
+        override(assignment)
 
 
-def test_refuses_a_value_where_a_section_is_merged():
+def test_names_the_option_where_its_value_does_not_work():
     with pytest.raises(ConfigError, match=r"^--set x-o, line 1, column 1: '<<' takes a mapping"):
-        apply_overrides(root_of("x-o: &o {lr: 1}\na: {<<: *o}\n"), ["x-o=3"])
-
-
-def test_an_object_given_on_the_command_line_names_it_when_it_fails():
-    root = root_of()
-    apply_overrides(root, ["train.stage3.cls=!import_call {key: builtins.nix}"])
+        override("x-o=3", text="x-o: &o {lr: 1}\na: {<<: *o}\n")
+    tree, _ = override("train.stage3.cls=!import_call {key: builtins.nix}")
     with pytest.raises(ConfigError, match=r"^train\.stage3\.cls \(--set train\.stage3\.cls\): builtins\.nix: no such"):
-        build(plain_tree(root))
+        build(tree)
 
 
 @given(
@@ -251,8 +197,6 @@ def test_an_object_given_on_the_command_line_names_it_when_it_fails():
     )
 )
 def test_any_value_arrives(value):
-    root = root_of()
-    apply_overrides(root, [f"train.stage2.optimizer.kwargs.lr={yaml.safe_dump(value, default_flow_style=True)}"])
-    for plain in (plain_tree(root), plain_tree(root_of(dump(plain_tree(root))))):
-        assert plain["train"]["stage2"]["optimizer"]["kwargs"]["lr"] == value
-        assert plain["train"]["stage1"]["optimizer"]["kwargs"]["lr"] == 0.1
+    tree, _ = override(f"train.stage2.optimizer.kwargs.lr={yaml.safe_dump(value, default_flow_style=True)}")
+    assert tree["train"]["stage2"]["optimizer"]["kwargs"]["lr"] == value
+    assert tree["train"]["stage1"]["optimizer"]["kwargs"]["lr"] == 0.1

@@ -17,7 +17,13 @@ from tests.config.samples import PLAIN_TRAINING, STAGES, changed, found, parse
 
 MODEL, LOAD, ROLE = "models.model", "train.train_data_loader", "train.model"
 OPTIM, PLAN, TERM = "train.optimizer", "train.scheduler", "train.criterion.kwargs.sub_terms.ce"
-ONE, TWO, STUDENT, WRAPPER = "train.stage1", "train.stage2", "models.student_model", f"{TERM}.criterion_wrapper"
+OBJECT, ONE, TWO, STUDENT, WRAPPER = (
+    "datasets.d/train",
+    "train.stage1",
+    "train.stage2",
+    "models.student_model",
+    f"{TERM}.criterion_wrapper",
+)
 KD = (
     "{key: KDLoss, kwargs: {student_module_path: '.', student_module_io: output, teacher_module_path: '.', "
     "teacher_module_io: output, temperature: %s, alpha: 0.5}}"
@@ -54,7 +60,8 @@ a number above 0        : {OPTIM}.max_grad_norm=two {OPTIM}.max_grad_norm=-2.0 {
 a number above 0        : {OPTIM}.max_grad_norm=true {OPTIM}.max_grad_norm=.nan {OPTIM}.max_grad_norm=.inf
 list of module paths    : {ROLE}.forward_hook.output=embedding {ROLE}.forward_hook.input= {ROLE}.forward_hook.input=[1]
 list of module paths    : {ROLE}.frozen_modules=
-a list                  : {OPTIM}.module_wise_kwargs=3
+a list                  : {OPTIM}.module_wise_kwargs=3 {OBJECT}.init.args=3
+section                 : {OBJECT}.init=3 {OBJECT}.init.kwargs=
 a text                  : {OPTIM}.module_wise_kwargs.0.module=
 'DataParallel'          : {ROLE}.wrapper=DDP
 'new'                   : {MODEL}.src_ckpt_classifier=nwe
@@ -87,7 +94,7 @@ train.criterion.key=WeightedSum WeightedSumLoss, train.criterion.kwargs.sub_term
 train.criterion.kwargs.zzz=1 sub_terms, {TERM}.factor=1 weight, {WRAPPER}.key=SimpleLoss SimpleLossWrapper
 {WRAPPER}.kwargs.zzz=1 target, {WRAPPER}.kwargs.input.module_pth=x module_path
 {TERM}.criterion.key=CrossEntropyLos CrossEntropyLoss, {TERM}.criterion.kwargs.reduce_to=1 reduction
-device.devault=cpu default, tracker.engin=wandb engine
+{OBJECT}.inti=1 init, {OBJECT}.init.kwarg=1 kwargs, device.devault=cpu default, tracker.engin=wandb engine
 """
 """Changes, and the name that the line offers."""
 REFUSED = [  # change, path of the line where it is not the changed one, parts of the line
@@ -98,6 +105,13 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
     *((f"{TERM}.criterion={KD % x}", f"{TERM}.criterion.kwargs.temperature", "0.0001") for x in ("0", "1.0e-30", "x")),
     ("datasets.d/x={key: builtins.dict}", "", "a section given", "!import_call"),
     ("dependencies=[{name: gkd_plugn}]", "dependencies.0", "ModuleNotFoundError", "gkd_plugn"),
+    ("datasets={}", "", "is empty"),
+    (f"{OBJECT}.key=builtins.dikt", OBJECT, "builtins.dikt", "'dict'"),
+    (f"{OBJECT}.init.kwargs.b=!import_get {{key: oss.sep}}", "", "no module named 'oss'"),
+    (f"{OBJECT}=!import_call_method {{package: builtins.dict.fromkey}}", "", "'fromkeys'"),
+    (f"{OPTIM}.kwargs.lr=1e-3", "", "'1e-3'", "1.0e-3"),
+    (f"{LOAD}.sampler.kwargs={{num_samples: 1e-3}}", f"{LOAD}.sampler.kwargs.num_samples", "'1e-3'", "1.0e-3"),
+    (f"{TERM}.criterion.kwargs.label_smoothing=!import_get {{key: oss.sep}}", "", "no module named 'oss'"),
     ("dependencies=[3]", "dependencies.0", "TypeError"),
     (f"{LOAD}.cache_output=[1]", "", "not read any more"),
     (f"{LOAD}.kwargs.sampler=1", "", "given already"),

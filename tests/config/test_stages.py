@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_plugin.config.config import load_config
 from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, student_entry
 
 TEACHER = {
     "auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": {"embedding": "avgpool"}},
     "forward_hook": {"output": ["embedding"]},
 }
-
-
-PROJECTED = {"key": "projected_student"}
 
 
 def config(train, **models):
@@ -30,17 +26,11 @@ def test_stages_come_in_the_order_of_their_numbers():
 
 
 def test_a_training_of_one_stage_is_train_itself():
-    (stage,) = stages_of(
-        config({"num_epochs": 3, "model": {"forward_hook": None}, "criterion": {"key": "WeightedSumLoss"}})
-    )
-    assert (stage.name, stage.path, stage.epochs, stage.kind) == ("train", "train", 3, None)
-    assert stage.is_last
-    assert stage.teacher is None
-    assert stage.student.path == "train.model"
-    assert stage.student.hooks() == []
-    assert stage.student.wrapper is None
-    assert stage.val_loader is None
-    assert stage.roles == [stage.student]
+    train = {"num_epochs": 3, "model": {"forward_hook": None}, "criterion": {"key": "WeightedSumLoss"}}
+    (stage,) = stages_of(config(train))
+    assert (stage.name, stage.path, stage.epochs, stage.is_last) == ("train", "train", 3, True)
+    assert (stage.kind, stage.teacher, stage.val_loader, stage.roles) == (None, None, None, [stage.student])
+    assert (stage.student.path, stage.student.hooks(), stage.student.wrapper) == ("train.model", [], None)
 
 
 def test_a_stage_keeps_the_loaders_of_the_one_before():
@@ -55,12 +45,6 @@ def test_a_stage_keeps_the_loaders_of_the_one_before():
     assert stages[1].batch_sampler == {"n": 2}
     assert stages[1].dataset(config(train)) == "images"
     assert train["stage2"] == {"train_data_loader": None}, "the config is left as it was"
-
-
-@pytest.mark.parametrize(("key", "kind"), [("refilled", "joint"), ("WeightedSumLoss", None)])
-def test_kind_is_that_of_our_criterion(key, kind):
-    train = {"stage1": {"criterion": {"key": key, "kwargs": {"stage": "joint"}}}}
-    assert stages_of(config(train))[0].kind == kind
 
 
 def test_roles():
@@ -86,6 +70,10 @@ def criterion(key="refilled", **kwargs):
     return {"criterion": {"key": key, "kwargs": kwargs}}
 
 
+def projected(**kwargs):
+    return {"student": {"auxiliary_model_wrapper": {"key": "projected_student", "kwargs": kwargs}}}
+
+
 @pytest.mark.parametrize(
     ("key", "train", "path"),
     [
@@ -94,12 +82,8 @@ def criterion(key="refilled", **kwargs):
         ("resnet18", {"stage1": criterion(stage="embedding", student_embedding="avgpool")}, "avgpool"),
         ("mine", {"stage1": criterion(stage="embedding")}, "embedding"),
         ("resnet18", criterion(stage="joint", student_embedding="avgpool"), "avgpool"),
-        (
-            "resnet18",
-            {"student": {"auxiliary_model_wrapper": {**PROJECTED, "kwargs": {"embedding": "avgpool"}}}},
-            "avgpool",
-        ),
-        ("mine", {"student": {"auxiliary_model_wrapper": PROJECTED}}, "embedding"),
+        ("resnet18", projected(embedding="avgpool"), "avgpool"),
+        ("mine", projected(), "embedding"),
         ("resnet18", {"stage1": criterion(stage="classifier")}, None),
         ("resnet18", {"stage1": criterion("WeightedSumLoss", stage="embedding"), "stage2": {}}, None),
     ],
@@ -109,19 +93,15 @@ def test_the_path_of_the_students_embedding(key, train, path):
 
 
 @pytest.mark.parametrize(
-    ("section", "trains"),
+    ("section", "kind", "trains"),
     [
-        (criterion(stage="embedding"), False),
-        (criterion(stage="embedding", sub_terms={}), False),
-        (criterion(stage="embedding", sub_terms={"ce": {}}), True),
-        (criterion(stage="classifier"), True),
-        (criterion("WeightedSumLoss", stage="embedding"), True),
+        (criterion(stage="embedding"), "embedding", False),
+        (criterion(stage="embedding", sub_terms={}), "embedding", False),
+        (criterion(stage="embedding", sub_terms={"ce": {}}), "embedding", True),
+        (criterion(stage="classifier"), "classifier", True),
+        (criterion("WeightedSumLoss", stage="embedding"), None, True),
     ],
 )
-def test_which_stages_train_the_classifier(section, trains):
-    assert stages_of(config({"stage1": section}))[0].trains_classifier is trains
-
-
-def test_shipped_configuration(pytestconfig):
-    found = load_config(pytestconfig.rootpath / "configs/digits/digits_refilled.yaml", needs_checkpoints=False).stages
-    assert [stage.kind for stage in found] == ["embedding", "classifier"]
+def test_kind_is_that_of_our_criterion_and_says_whether_the_classifier_is_trained(section, kind, trains):
+    (stage,) = stages_of(config({"stage1": section}))
+    assert (stage.kind, stage.trains_classifier) == (kind, trains)
