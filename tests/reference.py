@@ -21,14 +21,23 @@ def _distance(first: list[float], second: list[float]) -> float:
     return math.sqrt(sum((x - y) ** 2 for x, y in zip(first, second, strict=True)))
 
 
-def _softmax(logits: list[float]) -> list[float]:
+def log_softmax(logits: list[float]) -> list[float]:
     top = max(logits)
-    weights = [math.exp(value - top) for value in logits]
-    return [weight / sum(weights) for weight in weights]
+    rest = top + math.log(sum(math.exp(value - top) for value in logits))
+    return [value - rest for value in logits]
+
+
+def smoothed_nll(rows: list[list[float]], labels: list[int], classes: int, samples: int | None = None) -> float:
+    """Mean cross-entropy of log-probabilities; ε = C / (N + C) of each label is spread over all, N the samples."""
+    epsilon, total = classes / ((samples or len(labels)) + classes), 0.0
+    for row, label in zip(rows, labels, strict=True):
+        total -= (1 - epsilon) * row[label] + epsilon * sum(row) / classes
+    return total / len(labels)
 
 
 def _kl(first: list[float], second: list[float]) -> float:
-    return sum(p * (math.log(p) - math.log(q)) for p, q in zip(first, second, strict=True) if p > 0)
+    """Of log-probabilities."""
+    return sum(math.exp(p) * (p - q) for p, q in zip(first, second, strict=True))
 
 
 def distances(embedding: Tensor) -> list[list[float]]:
@@ -84,11 +93,11 @@ def matched_distances(
         kept = chosen[:keep] if keep is not None else chosen
         count += len(kept)
         members = [p, *kept]
-        q_student = _softmax([-s[a][m] / temperature for m in members])
-        q_teacher = _softmax([-t[a][m] / temperature for m in members])
-        total += _kl(q_teacher, q_student)
-        for m, of_student, of_teacher in zip(members, q_student, q_teacher, strict=True):
-            gradient[a][m] += (of_teacher - of_student) / temperature / len(tuples)
+        log_student = log_softmax([-s[a][m] / temperature for m in members])
+        log_teacher = log_softmax([-t[a][m] / temperature for m in members])
+        total += _kl(log_teacher, log_student)
+        for m, of_student, of_teacher in zip(members, log_student, log_teacher, strict=True):
+            gradient[a][m] += (math.exp(of_teacher) - math.exp(of_student)) / temperature / len(tuples)
     return total / len(tuples), len(tuples), count / len(tuples), gradient
 
 
@@ -135,13 +144,13 @@ def local_classifier(
     labels: Tensor,
     temperature: float,
     student_temperature: float,
-    weights: list[float] | None = None,
+    weights: Tensor | None = None,
 ) -> float:
     present = sorted(set(labels.tolist()))
     rows = zip(student.double().tolist(), local.double().tolist(), strict=True)
     total = 0.0
     for i, (f, z) in enumerate(rows):
-        p = _softmax([z[k] / temperature for k in present])
-        s = _softmax([f[k] / student_temperature for k in present])
-        total += (1.0 if weights is None else weights[i]) * _kl(p, s)
+        p = log_softmax([z[k] / temperature for k in present])
+        s = log_softmax([f[k] / student_temperature for k in present])
+        total += (1.0 if weights is None else weights[i].item()) * _kl(p, s)
     return total / len(labels)

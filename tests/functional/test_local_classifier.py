@@ -79,34 +79,24 @@ def test_nearest_class_mean_is_the_nearest_on_the_sphere():
     assert scores.abs().max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("temperature", "student_temperature"), [(1.0, 1.0), (2.0, 2.0), (0.5, 1.0)])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_matches_the_loops(temperature, student_temperature, weighted, dtype):
-    student, local, labels = batch(dtype=dtype)
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 10),
+    classes=st.integers(3, 6),
+    scale=st.floats(0, 100),
+    temperatures=st.tuples(st.floats(0.2, 5), st.floats(0.2, 5)),
+    weighted=st.booleans(),
+    double=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_batch_matches_the_loops(size, classes, scale, temperatures, weighted, double, seed):
+    student, local, labels = batch(size, classes, torch.float64 if double else torch.float32, seed)
     weights = emphasis_weights(local) if weighted else None
-    got = local_classifier_distillation(
-        student,
-        local,
-        labels,
-        temperature=temperature,
-        student_temperature=student_temperature,
-        weights=weights,
-    )
-    want = reference.local_classifier(
-        student, local, labels, temperature, student_temperature, weights.tolist() if weighted else None
-    )
-    assert got.dtype == dtype
-    assert got.item() == pytest.approx(want, rel=1e-12 if dtype == torch.float64 else 1e-5)
-
-
-@settings(deadline=None, max_examples=30)
-@given(size=st.integers(1, 10), classes=st.integers(3, 6), scale=st.floats(0, 100), seed=st.integers(0, 1000))
-def test_any_batch_matches_the_loops(size, classes, scale, seed):
-    student, local, labels = batch(size, classes, seed=seed)
-    got = local_classifier_distillation(scale * student, local, labels)
-    want = reference.local_classifier(scale * student, local, labels, 1, 1)
-    assert got.item() == pytest.approx(want, rel=1e-9, abs=1e-12)
+    choices = dict(zip(("temperature", "student_temperature"), temperatures, strict=True))
+    got = local_classifier_distillation(scale * student, local, labels, weights=weights, **choices)
+    want = reference.local_classifier(scale * student, local, labels, *temperatures, weights)
+    assert got.dtype == student.dtype
+    assert got.item() == pytest.approx(want, rel=1e-9 if double else 1e-5, abs=1e-12)
 
 
 def test_gradcheck_and_neither_absent_classes_nor_the_teacher_get_a_gradient():

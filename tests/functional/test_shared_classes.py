@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from torch.nn import functional
 
 from gkd_plugin.functional import fit_shared_classes, own_log_probabilities, shared_log_probabilities
+from tests import reference
 
 
 def samples(n=240, classes=4, teacher_labels=(2, -1, 0, -1), seed=0):
@@ -44,20 +45,6 @@ def log_probabilities(local, own, teacher_labels, factors):
     return found
 
 
-def smoothed_nll(rows, labels, classes):
-    """Mean cross-entropy of log-probabilities; ε = C / (N + C) of each label is spread over all classes."""
-    epsilon, total = classes / (len(labels) + classes), 0.0
-    for row, label in zip(rows, labels, strict=True):
-        total -= (1 - epsilon) * row[label] + epsilon * sum(row) / classes
-    return total / len(labels)
-
-
-def log_softmax(values):
-    highest = max(values)
-    rest = highest + math.log(sum(math.exp(value - highest) for value in values))
-    return [value - rest for value in values]
-
-
 def costs(local, own, teacher_labels, labels, factors):
     """What the factors cost in each of the three problems, in loops."""
     a, b, a_other, g, h, c = factors
@@ -66,19 +53,20 @@ def costs(local, own, teacher_labels, labels, factors):
     inside, outside, side = ([], []), ([], []), ([], [])
     for x, p, label in zip(local.tolist(), own.tolist(), labels.tolist(), strict=True):
         if label in known:
-            inside[0].append(log_softmax([a * x[k] + b * p[k] for k in known]))
+            inside[0].append(reference.log_softmax([a * x[k] + b * p[k] for k in known]))
             inside[1].append(known.index(label))
         else:
-            outside[0].append(log_softmax([a_other * x[k] for k in other]))
+            outside[0].append(reference.log_softmax([a_other * x[k] for k in other]))
             outside[1].append(other.index(label))
         if other:
             lse = [math.log(sum(math.exp(x[k]) for k in kind)) for kind in (known, other)]
             evidence = g * (lse[0] - lse[1]) + h * math.log(sum(math.exp(p[k]) for k in known)) + c
-            side[0].append(log_softmax([evidence, 0.0]))
+            side[0].append(reference.log_softmax([evidence, 0.0]))
             side[1].append(int(label in other))
     sizes = (len(known), len(other), 2)
     return [
-        smoothed_nll(*part, size) if part[0] else 0.0 for part, size in zip((inside, outside, side), sizes, strict=True)
+        reference.smoothed_nll(*part, size) if part[0] else 0.0
+        for part, size in zip((inside, outside, side), sizes, strict=True)
     ]
 
 

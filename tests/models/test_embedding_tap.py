@@ -1,7 +1,6 @@
 """The embedding tap on real timm architectures of different heads."""
 
 import copy
-import multiprocessing
 import pickle
 
 import pytest
@@ -92,25 +91,6 @@ def test_the_tap_compiles_in_one_graph(name):
     want = model(x)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), want)
     torch.testing.assert_close(seen[1], seen[0])
-
-
-def in_another_process(model, x, results):
-    seen = record(model)
-    results.put([part.tolist() for part in (model(x), seen[0])])
-
-
-@torch.no_grad()
-def test_a_spawned_process_gets_a_tapped_model():
-    """The class made at run time has no name there that pickle could import."""
-    context = multiprocessing.get_context("spawn")
-    model = timm_model(DEIT, num_classes=3).eval()
-    x, results = torch.randn(1, *model.pretrained_cfg["input_size"]), context.Queue()
-    worker = context.Process(target=in_another_process, args=(model, x, results))
-    worker.start()
-    logits, embedding = map(torch.tensor, results.get(timeout=120))
-    worker.join()
-    torch.testing.assert_close(logits, model(x))
-    torch.testing.assert_close(embedding, pre_logits(model, x))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", DEIT, "crossvit_tiny_240"])

@@ -9,7 +9,6 @@ import yaml
 from torch.nn import functional
 from torch.utils.data import SequentialSampler
 from torchdistill.losses.mid_level import CCKDLoss, CRDLoss, SRDLoss
-from torchdistill.models.classification.wide_resnet import wide_resnet
 
 import gkd_plugin
 from gkd_plugin.errors import ConfigError
@@ -171,16 +170,6 @@ def test_the_output_is_the_students_and_its_weights_are_its_own():
     assert set(student.state_dict()) == names
     added = {key for key in wrapped.state_dict() if not key.startswith("student.")}
     assert added == {"projection.layers.weight", "projection.layers.bias"}
-
-
-def test_an_embedding_of_torchdistills_wide_resnet():
-    """'avgpool' is [B, D, 1, 1] there."""
-    student = wide_resnet(10, 1, 0.0, num_classes=4, pretrained=False, progress=False).eval()
-    wrapped = ProjectedStudent(student, embedding="avgpool", projection={**LINEAR, "in_features": 64})
-    seen = []
-    wrapped.projection.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
-    wrapped(torch.randn(2, 3, 32, 32))
-    assert [tuple(x.shape) for x in seen] == [(2, 64), (2, 5)]
 
 
 def test_what_a_student_cannot_use():
