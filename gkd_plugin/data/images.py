@@ -240,22 +240,18 @@ def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], Any]:
     if not path.is_file():
         raise ConfigError(f"path: there is no file {path}{nearest_beside(path)}")
     try:
-        archive = np.load(path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ConfigError(f"path: {path} is not a readable .npz file") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ConfigError(f"path: {path} holds a single array, not an .npz of several")
-    with archive:
-        splits = [key[2:] for key in archive.files if key.startswith("x_") and f"y_{key[2:]}" in archive.files]
-        if split not in splits:
-            held = ", ".join(sorted(archive.files))
-            raise ConfigError(
-                f"split: {path} has no x_{split} and y_{split}; {nearest(split, splits)}; it holds {held}"
-            )
-        try:
-            return archive[f"x_{split}"], archive[f"y_{split}"], archive.get("class_names")
-        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise ConfigError(f"path: {path} has damaged or pickled arrays, which are not read") from error
+        with np.load(path, allow_pickle=False) as archive:
+            held = archive.files
+            if {f"x_{split}", f"y_{split}"} <= set(held):
+                return archive[f"x_{split}"], archive[f"y_{split}"], archive.get("class_names")
+    except (AttributeError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(
+            f"path: {path} is not a readable .npz file of several arrays, none of them damaged or pickled"
+        ) from error
+    splits = [key[2:] for key in held if key.startswith("x_") and f"y_{key[2:]}" in held]
+    raise ConfigError(
+        f"split: {path} has no x_{split} and y_{split}; {nearest(split, splits)}; it holds {', '.join(sorted(held))}"
+    )
 
 
 def _existing_folder(root: str | Path) -> Path:
