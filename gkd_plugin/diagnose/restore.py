@@ -28,6 +28,7 @@ from gkd_plugin.runner.parts import build_box, build_test_loader
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
+from gkd_plugin.teacher.fitting import in_order
 
 
 class LeftOut(Exception):  # noqa: N818  # not an error: the other parts go on
@@ -149,5 +150,4 @@ def _held_out(name: str, loader: Any) -> Images | None:
     """The images of a loader made by torchdistill, all of them in order."""
     if loader is None:
         return None
-    size, workers = loader.batch_size or 128, loader.num_workers
-    return Images(name, DataLoader(unwrapped(loader.dataset), batch_size=size, num_workers=workers))
+    return Images(name, in_order(unwrapped(loader.dataset), loader))

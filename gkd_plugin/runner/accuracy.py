@@ -177,16 +177,9 @@ def _final_ncm(parts: Parts) -> dict[str, float]:
 def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:
     """Measures the teacher on the validation set before training: ``ncm_top1`` and ``top1``, as far as they apply.
 
-    Warns where both are near chance.
-
-    NCM over the student's classes always works; the class centres it needs are kept in the teacher wrapper for
-    stage ``classifier``. Where the student's classes are the teacher's own, as the training set or the names of the
-    classes show, its own top-1 is a figure too. Where nothing shows it, they are taken to be its own if there are as
-    many and its classifier is right more often than guessing explains and at least half as often as NCM. A teacher
-    without the wrapper ``refilled_teacher`` is there for its logits: as many classes are then shared classes.
-
-    NCM needs a training sample of each class; where one has none (incremental learning without a memory), a line of
-    the log says so instead.
+    Both near chance is a warning. Its own top-1 is a figure where the student's classes are the teacher's own. Where
+    nothing shows whether they are, they are taken to be its own if there are as many and its classifier is right more
+    often than guessing explains and at least half as often as NCM.
     """
     teacher, loader = box.teacher_model, box.val_data_loader
     if loader is None:

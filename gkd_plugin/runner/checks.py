@@ -78,15 +78,10 @@ def _check_losses(stage: Stage, roles: Mapping[str, Role]) -> None:
     for name, loss in losses.items():
         for model, path, io in _reads(loss):
             if model not in roles:
-                raise ConfigError(
-                    f"{stage.path}.criterion: {name} reads the teacher, but models.teacher_model is missing"
-                )
-            recorded = roles[model].hooks(io)
+                raise ConfigError(f"{stage.path}.criterion: {name} reads the teacher; models.teacher_model is missing")
+            place, recorded = f"{roles[model].path}.forward_hook.{io}", roles[model].hooks(io)
             if path not in recorded and (path, io) != (".", "output"):
-                raise ConfigError(
-                    f"{roles[model].path}.forward_hook.{io}: {name} reads {path!r}, which is not listed; "
-                    f"{nearest(path, recorded)}"
-                )
+                raise ConfigError(f"{place}: {name} reads {path!r}, which is not listed; {nearest(path, recorded)}")
 
 
 def _reads(loss: Any) -> Iterator[tuple[str, str, str]]:
@@ -179,10 +174,8 @@ def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | N
     if min(counts) < 0:
         raise ConfigError(f"{name}: class index out of range: label {min(counts)}; labels count from 0")
     if num_classes is not None and max(counts) >= num_classes:
-        raise ConfigError(
-            f"{name}: class index out of range: label {max(counts)}, but {where} has {num_classes} classes (0 … "
-            f"{num_classes - 1})"
-        )
+        allowed = f"{where} has {num_classes} classes (0 … {num_classes - 1})"
+        raise ConfigError(f"{name}: class index out of range: label {max(counts)}, but {allowed}")
     for stage in stages:
         if stage.kind in ("embedding", "joint"):
             _check_pairs(name, counts, stage)
@@ -218,10 +211,9 @@ def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, datase
         if ours[name] != theirs[name]:
             lacking = [other for other in ours if other not in theirs]
             missing = f" ({', '.join(map(repr, lacking[:3]))} missing there)" if lacking else ""
-            raise ConfigError(
-                f"datasets.{dataset_id}: class {name!r} has label {theirs[name]}, and label {ours[name]} in {where}; "
-                f"both must have the same classes in the same order{missing}"
-            )
+            both = f"class {name!r} has label {theirs[name]}, and label {ours[name]} in {where}"
+            wanted = f"both must have the same classes in the same order{missing}"
+            raise ConfigError(f"datasets.{dataset_id}: {both}; {wanted}")
     if ours and theirs and not ours.keys() & theirs.keys():  # they may only be spelt differently
         text = f"its classes {list(theirs)[:5]} are none of the classes {list(ours)[:5]} of {where}"
         logger.warning("datasets.%s: %s", dataset_id, text)
@@ -241,10 +233,8 @@ def _check_crd(stage: Stage, dataset: Any) -> None:
         kwargs, path = term["criterion"]["kwargs"], f"{stage.path}.criterion.kwargs.sub_terms.{name}.criterion.kwargs"
         wrapper = stage.loader.get("dataset_wrapper")
         if not wrapper:
-            raise ConfigError(
-                f"{stage.path}.train_data_loader.dataset_wrapper: missing; CRDLoss needs 'CRDDatasetWrapper', which "
-                "names the negatives of each sample"
-            )
+            place = f"{stage.path}.train_data_loader.dataset_wrapper"
+            raise ConfigError(f"{place}: missing; CRDLoss needs 'CRDDatasetWrapper', which names its negatives")
         wanted = kwargs["num_negative_samples"]
         drawn = (wrapper.get("kwargs") or {}).get("num_negative_samples", wanted)
         if wanted != drawn:

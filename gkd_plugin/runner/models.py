@@ -90,9 +90,6 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     Weights", CVPR 2018). Not in the ReFilled paper.
 
     Random states stay as they were; the student is in eval mode afterwards.
-
-    Raises:
-        ConfigError: a classifier is no Linear on rows ``[B, D]``, or a class has no sample.
     """
     place = f"{where}.src_ckpt_classifier: 'centres'"
     student.eval()

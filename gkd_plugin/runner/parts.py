@@ -96,19 +96,15 @@ def build_box(
 
 def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:
     """Hands ``device.teacher`` and ``device.teacher_dtype`` to every stage's teacher wrapper, in place."""
-    given = {
-        "teacher": ("teacher_device", placement.teacher_device and str(placement.teacher_device)),
-        "teacher_dtype": ("teacher_dtype", placement.teacher_dtype),
-    }
-    for key, (argument, value) in given.items():
-        for stage in stages if value is not None else ():
-            if stage.teacher is None or stage.teacher.wrapper != "refilled_teacher":
-                raise ConfigError(
-                    f"device.{key}: only the wrapper 'refilled_teacher' can have a device or precision of its own; set "
-                    f"{stage.path}.teacher.auxiliary_model_wrapper.key to it"
-                )
-            wrapper = stage.teacher.section["auxiliary_model_wrapper"]
-            wrapper["kwargs"] = {argument: value, **stage.teacher.wrapper_kwargs}
+    device = None if placement.teacher_device is None else str(placement.teacher_device)
+    given = {"teacher_device": device, "teacher_dtype": placement.teacher_dtype}
+    given = {key: value for key, value in given.items() if value is not None}
+    for stage in stages if given else ():
+        if stage.teacher is None or stage.teacher.wrapper != "refilled_teacher":
+            key = "device.teacher_dtype" if device is None else "device.teacher"
+            place = f"{stage.path}.teacher.auxiliary_model_wrapper.key"
+            raise ConfigError(f"{key}: only the wrapper 'refilled_teacher' can have its own; set {place} to it")
+        stage.teacher.section["auxiliary_model_wrapper"]["kwargs"] = {**given, **stage.teacher.wrapper_kwargs}
     if len({stage.teacher and stage.teacher.wrapper_kwargs.get("teacher_dtype") for stage in stages}) > 1:
         raise ConfigError("train: one teacher_dtype for all stages, which share the teacher; set device.teacher_dtype")
 
@@ -152,4 +148,4 @@ def _warnings(built: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str
         if length != stage.epochs:
             yield f"{place}: {length}, but the stage has {stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
         elif name == "total_steps" and length == 1:
-            yield f"{place}: 1 step is the first of the rise: the stage trains far below max_lr; remove the scheduler"
+            yield f"{place}: 1 step is the last of its cycle: almost nothing is learned; remove the scheduler"

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -31,14 +31,11 @@ logger = logging.getLogger(__name__)
 
 def package_versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that decide a result; ``None`` for those that are not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    found: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -163,28 +160,20 @@ def _make_room(previous: Path) -> None:
         return
     free = next(path for n in count(2) if not (path := previous.with_name(f"{previous.name}{n}")).exists())
     previous.rename(free)
-    logger.info("%s holds %r, which no run has written: it is kept as %s", previous, others[0], free)
+    logger.info("%s holds %r, which no run has written: it is kept as %s", previous, str(others[0]), free)
 
 
-def _others_files(folder: Path) -> list[str]:
+def _others_files(folder: Path) -> list[Path]:
     """The files in the folder of a run that no run has written."""
-    ours, found = _FILES | _checkpoints(folder / _CONFIG), []
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        is_ours = path.suffix in _FOLDERS.get(inside.parts[0], ()) if len(inside.parts) == 2 else path.name in ours
-        if path.is_file() and not is_ours:
-            found.append(str(inside))
-    return found
-
-
-def _checkpoints(config: Path) -> set[str]:
-    """The names of the ``dst_ckpt`` of a run's configuration; none where that cannot be read."""
     try:
-        models = read(config)["models"].values()
+        models = read(folder / _CONFIG)["models"].values()
     except (ConfigError, KeyError):
-        return set()
-    paths = [model.get("dst_ckpt") for model in models if isinstance(model, Mapping)]
-    return {Path(str(path)).name for path in paths if path}
+        models = ()
+    checkpoints = [model.get("dst_ckpt") for model in models if isinstance(model, Mapping)]
+    ours = _FILES | {Path(str(path)).name for path in checkpoints if path}
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    in_folder = {path: path.suffix in _FOLDERS.get(path.parts[0], ()) for path in files if len(path.parts) == 2}
+    return [path for path in files if not in_folder.get(path, path.name in ours)]
 
 
 def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:

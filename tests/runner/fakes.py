@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-import yaml
 
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.devices import Placement, make_accelerator
 
 CPU = Placement(torch.device("cpu"), None, "no")
@@ -106,9 +107,15 @@ def equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor])
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+def refused(message: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """The call ends in one line that matches the message."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
 def write_configs(folder: Path) -> tuple[Path, Path]:
     """Writes teacher.yaml and student.yaml."""
     for name, text in (("teacher", TEACHER), ("student", REFILLED)):
-        assert yaml.compose(text) is not None
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return Path("teacher.yaml"), Path("student.yaml")

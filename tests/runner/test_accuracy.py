@@ -128,9 +128,6 @@ def test_near_chance(top1, samples, classes, expected):
     assert near_chance(Accuracy(top1, None, samples, classes)) is expected
 
 
-# --- the student -----------------------------------------------------------------------------------------------------
-
-
 def test_embedding_is_read_without_leaving_a_hook():
     model = TinyNet().eval()
     images = torch.rand(2, 3, 32, 32)
@@ -237,9 +234,6 @@ def test_where_the_embedding_cannot_be_measured_one_line_says_why(caplog, train,
     (line,) = caplog.messages
     assert line.startswith("final NCM accuracy: not measured, ")
     assert reason in line
-
-
-# --- the teacher -----------------------------------------------------------------------------------------------------
 
 
 class Knowing(TinyNet):

@@ -6,7 +6,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.data import ArrayImages
@@ -15,6 +14,7 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.checks import check_data, check_forward, check_hooks, check_trained_classes, first_images
 from tests.data.fakes import counted
 from tests.fakes import TinyImages, TinyNet, cross_entropy, loader, stage
+from tests.runner.fakes import cpu, refused
 
 KD = {"student_module_path": ".", "student_module_io": "output", "teacher_module_io": "output", "temperature": 1.0}
 
@@ -122,8 +122,7 @@ def test_a_teacher_without_the_wrapper(models):
     section["teacher"]["auxiliary_model_wrapper"] = {}
     check_hooks(stages_of({"train": section}), *models)
     section["teacher"]["forward_hook"]["output"] = ["local_classifier"]
-    with pytest.raises(ConfigError, match="ResNet has no module 'local_classifier'"):
-        check_hooks(stages_of({"train": section}), *models)
+    refused("ResNet has no module 'local_classifier'", check_hooks, stages_of({"train": section}), *models)
 
 
 def test_without_a_teacher():
@@ -144,14 +143,11 @@ def test_without_a_teacher():
             check_hooks(stages_of({"train": section}), None, TinyNet())
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
-
-
 def test_models_that_fit_leave_the_random_state_as_it_was():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     images = first_images(TinyImages())
-    check_forward("models.model", torch.nn.Dropout(), images, Accelerator(cpu=True))
+    check_forward("models.model", torch.nn.Dropout(), images, cpu())
     assert images.shape == (2, 3, 32, 32)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -172,11 +168,8 @@ def refuses(images):
     ],
 )
 def test_what_a_model_refuses_is_told_with_its_place(model, message):
-    with pytest.raises(ConfigError, match=rf"^models\.teacher_model: {message}"):
-        check_forward("models.teacher_model", model, first_images(TinyImages()), Accelerator(cpu=True))
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
+    images, accelerator = first_images(TinyImages()), cpu()
+    refused(rf"^models\.teacher_model: {message}", check_forward, "models.teacher_model", model, images, accelerator)
 
 
 class Labels:
@@ -263,11 +256,11 @@ def test_every_dataset_that_is_used_is_checked():
     good = Labels(0, 0, 1, 1)
     check([*EMBEDDING, *CLASSIFIER], 2, train=good, test=Labels(1), unused=Labels(9))
     for name in ("train", "val", "test"):
-        with pytest.raises(ConfigError, match=rf"^datasets\.{name}: class index out of range: label 7, but models"):
-            check(EMBEDDING, 2, **{"train": good, "test": good, name: Labels(0, 7)})
+        datasets = {"train": good, "test": good, name: Labels(0, 7)}
+        refused(rf"^datasets\.{name}: class index out of range: label 7, but models", check, EMBEDDING, 2, **datasets)
     second = stage("classifier", train_data_loader=loader("few"))
-    with pytest.raises(ConfigError, match=r"^datasets\.few: no sample of class 1: stage 'classifier'"):
-        check(stages(stage("embedding"), second), 2, train=good, few=Labels(0, 0))
+    both_stages, datasets = stages(stage("embedding"), second), {"train": good, "few": Labels(0, 0)}
+    refused(r"^datasets\.few: no sample of class 1: stage 'classifier'", check, both_stages, 2, **datasets)
     check(stages(stage("embedding", val_data_loader=None)), 2, train=good, val=Labels(9))
 
 
@@ -354,5 +347,4 @@ def test_numbers_of_crd(given, path, message):
     if message is None:
         check(section, train=TinyImages())
     else:
-        with pytest.raises(ConfigError, match=rf"^train\.stage1\.{path}: {message}"):
-            check(section, train=TinyImages())
+        refused(rf"^train\.stage1\.{path}: {message}", check, section, train=TinyImages())

@@ -5,7 +5,6 @@ import logging
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import save_for_hf
 from torch import nn
@@ -14,11 +13,11 @@ from torchdistill.models.classification.resnet import resnet20
 
 import gkd_plugin  # noqa: F401
 from gkd_plugin.data import ImageInput
-from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import EmbeddingTap, timm_model
 from gkd_plugin.runner import models
 from gkd_plugin.runner.models import SCALE, build_model, start_at_centres
 from tests.fakes import TinyImages
+from tests.runner.fakes import cpu, equal, refused
 
 
 def timm_entry(**kwargs):
@@ -48,34 +47,27 @@ def test_models_of_timm_torchvision_and_torchdistill():
     ],
 )
 def test_models_that_cannot_be_built(entry, message):
-    with pytest.raises(ConfigError, match=rf"^models\.m: {message}") as caught:
-        build_model("models.m", entry)
-    assert "\n" not in str(caught.value)
+    refused(rf"^models\.m: {message}", build_model, "models.m", entry)
 
 
 def test_weights_are_loaded_as_the_model_needs_them(tmp_path):
     model, path = build_model("models.m", timm_entry()), str(tmp_path / "w.pt")
     torch.save(model.state_dict(), path)
-    again = build_model("models.m", {**timm_entry(), "src_ckpt": path})
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
-    other_classes = {**timm_entry(num_classes=2), "src_ckpt": path}
-    with pytest.raises(ConfigError, match=r"^models\.m\.src_ckpt: .* of another shape: fc\.bias"):
-        build_model("models.m", other_classes)
+
+    def build(num_classes=4, classifier=None, where="models.m"):
+        entry = {**timm_entry(num_classes=num_classes), "src_ckpt": path, "src_ckpt_classifier": classifier}
+        return build_model(where, entry)
+
+    assert equal(build().state_dict(), model.state_dict())
+    refused(r"^models\.m\.src_ckpt: .* of another shape: fc\.bias", build, 2)
     for classifier in ("new", "centres"):
-        new = build_model("models.m", {**other_classes, "src_ckpt_classifier": classifier})
-        assert torch.equal(new.layer1[0].conv1.weight, model.layer1[0].conv1.weight)
-    extended = build_model(
-        "models.m", {**timm_entry(num_classes=6), "src_ckpt": path, "src_ckpt_classifier": "extended"}
-    )
-    assert torch.equal(extended.fc.weight[:4], model.fc.weight)
-    headless = {**timm_entry(num_classes=0), "src_ckpt": path}
-    assert build_model("models.teacher_model", headless).num_classes == 0
-    with pytest.raises(ConfigError, match="does not fit ResNet: 2 unexpected"):
-        build_model("models.student_model", headless)
+        assert torch.equal(build(2, classifier).layer1[0].conv1.weight, model.layer1[0].conv1.weight)
+    assert torch.equal(build(6, "extended").fc.weight[:4], model.fc.weight)
+    assert build(0, where="models.teacher_model").num_classes == 0
+    refused("does not fit ResNet: 2 unexpected", build, 0, where="models.student_model")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "hf-hub:timm/resnet18.a1_in1k"])
-def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch, caplog, name):
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch, caplog):
     """What huggingface_hub raises where there is neither a connection nor a cached file."""
 
     def create_model(*_args, **_kwargs):
@@ -84,9 +76,8 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch, caplog, name):
 
     monkeypatch.setattr(timm, "create_model", create_model)
     level = logging.getLogger("huggingface_hub").level
-    with pytest.raises(ConfigError, match=r"^models\.teacher_model: what .*resnet18.*no connection") as caught:
-        build_model("models.teacher_model", timm_entry(model_name=name, pretrained=True))
-    assert "\n" not in str(caught.value)
+    entry = timm_entry(model_name="resnet18", pretrained=True)
+    refused(r"^models\.teacher_model: what .*resnet18.*no connection", build_model, "models.teacher_model", entry)
     assert "Retrying" not in caplog.text
     assert logging.getLogger("huggingface_hub").level == level
 
@@ -106,12 +97,9 @@ def test_torchvisions_pretrained_weights_say_what_they_were_trained_with(monkeyp
     assert build_model("m", entry).image_input == ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
 
 
-# --- a classifier that starts at class centres -----------------------------------------------------------------------
-
-
 def started(model):
     data = TinyImages(classes=4, per_class=5)
-    start_at_centres("models.student_model", model, DataLoader(data, batch_size=7), Accelerator(cpu=True))
+    start_at_centres("models.student_model", model, DataLoader(data, batch_size=7), cpu())
     return data
 
 
@@ -168,5 +156,4 @@ def test_every_classifier_of_a_distilled_model_is_set():
     ],
 )
 def test_what_cannot_start_at_centres_is_told_with_its_key(model, message):
-    with pytest.raises(ConfigError, match=rf"^models\.student_model\.src_ckpt_classifier: 'centres': {message}"):
-        started(model())
+    refused(rf"^models\.student_model\.src_ckpt_classifier: 'centres': {message}", started, model())

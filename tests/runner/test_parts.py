@@ -8,13 +8,12 @@ import torch
 
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.stages import stages_of
-from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, compile_models
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import TinyImages, TinyNet, loader, make_box, stage
-from tests.runner.fakes import CPU, cpu, write_configs
+from tests.fakes import TinyImages, loader, make_box, stage
+from tests.runner.fakes import CPU, cpu, refused, write_configs
 
 TEACHER_APART = replace(CPU, teacher_device=torch.device("cpu"))
 
@@ -38,24 +37,12 @@ def models():
     return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
 
 
-# --- boxes and loaders -----------------------------------------------------------------------------------------------
-
-
 def test_building_a_box_leaves_the_config_as_it_was(accelerator):
     built = config(stage1=stage("embedding"), stage2=stage("classifier"))
     box = build_box(built, *models(), TEACHER_APART, accelerator)
     assert isinstance(box.teacher_model, RefilledTeacher)
     assert box.teacher_model._own_device == torch.device("cpu")
     assert built["train"] == {"stage1": stage("embedding"), "stage2": stage("classifier")}
-
-
-def test_a_box_without_a_teacher(accelerator):
-    section = stage("embedding")
-    section["model"] = {"forward_proc": "forward_batch_only"}
-    section["criterion"] = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {}}}
-    del section["pre_epoch_process"], section["teacher"], section["student"]
-    box = build_box({"datasets": config()["datasets"], "train": section}, None, TinyNet(), CPU, accelerator)
-    assert not hasattr(box, "teacher_model")
 
 
 WRAPPER = ("teacher", "auxiliary_model_wrapper")
@@ -76,8 +63,7 @@ def test_what_cannot_be_built_is_told_with_its_key(accelerator, place, value, pl
     for key in place[:-1]:
         section = section[key]
     section[place[-1]] = value
-    with pytest.raises(ConfigError, match=f"^{message}"):
-        build_box(built, *models(), placement, accelerator)
+    refused(f"^{message}", build_box, built, *models(), placement, accelerator)
 
 
 def test_the_test_loader(accelerator):
@@ -85,9 +71,6 @@ def test_the_test_loader(accelerator):
     assert len(build_test_loader(built, accelerator).dataset) == 24
     assert build_test_loader(config(), accelerator) is None
     assert build_test_loader({**config(), "test": None}, accelerator) is None
-
-
-# --- torch.compile ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -154,7 +137,7 @@ CYCLE = "train.scheduler={key: OneCycleLR, kwargs: {max_lr: 0.1, total_steps: %d
         (COSINE, 3, 1, "T_max: 3, but the stage has 1 epoch"),
         (CYCLE, 3, 3, None),
         (CYCLE, 3, 2, "total_steps: 3, but the stage has 2 epochs"),
-        (CYCLE, 1, 1, "total_steps: 1 step is the first of the rise: the stage trains far below max_lr"),
+        (CYCLE, 1, 1, "total_steps: 1 step is the last of its cycle"),
     ],
 )
 def test_a_cycle_that_does_not_fit_its_stage_is_told(caplog, accelerator, scheduler, length, epochs, told):
