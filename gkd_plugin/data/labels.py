@@ -1,4 +1,8 @@
-"""Labels and classes of a dataset, and what is known of them, read through its wrappers without loading an image."""
+"""Labels and classes of a dataset, and what is known of them, read through its wrappers without loading an image.
+
+All raise ConfigError where there are no labels to find, or they are not one whole number for each sample; what counts
+classes also where there is no sample, or a negative label.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +66,6 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
 
     Reads ``targets`` (list, array or tensor) or the other names that torchvision uses, applies the dataset's
     ``target_transform``, and looks into ``Subset``, ``ConcatDataset`` and torchdistill's wrappers.
-
-    Raises:
-        ConfigError: there are no labels to find, or they are not one whole number for each sample.
     """
     dataset = unwrapped(dataset)
     raw = _raw_labels(dataset)
@@ -82,11 +83,7 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
 
 
 def num_classes_of(dataset: Dataset[Any]) -> int:
-    """The number of classes that the labels need: the largest label + 1.
-
-    Raises:
-        ConfigError: the dataset is empty, has a negative label, or has no labels to find.
-    """
+    """The number of classes that the labels need: the largest label + 1."""
     labels = labels_of(dataset)
     if not labels:
         raise ConfigError(f"dataset {type(unwrapped(dataset)).__name__} has no samples, so no classes")
@@ -96,11 +93,7 @@ def num_classes_of(dataset: Dataset[Any]) -> int:
 
 
 def classes_of(dataset: Dataset[Any]) -> list[Any]:
-    """The names of the classes in the order of their labels; where it has none, the labels 0, 1, … themselves.
-
-    Raises:
-        ConfigError: as :func:`num_classes_of`.
-    """
+    """The names of the classes in the order of their labels; where it has none, the labels 0, 1, … themselves."""
     count, names = num_classes_of(dataset), _class_names(dataset)
     return names if names is not None and len(names) >= count else list(range(count))
 

@@ -42,8 +42,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             ``max(1, len(sampler) // (P · K))``.
 
     Raises:
-        ConfigError: P, K or ``num_batches`` is below 1, P is larger than the number of classes present, or
-            the sampler does not know its dataset. A shard of too few classes raises when it is iterated.
+        ConfigError: a number is out of range, or the sampler does not know its dataset; a shard of too few classes
+            raises when it is iterated.
     """
 
     def __init__(

@@ -48,10 +48,7 @@ def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWi
 
     Args:
         dataset: the training dataset, with its augmenting transform.
-        view: the same samples in the same order, with the transform of the evaluation.
-
-    Raises:
-        ConfigError: the lengths or the labels differ.
+        view: the same samples in the same order (labels are compared), with the transform of the evaluation.
     """
     labels, view_labels = labels_of(dataset), labels_of(view)
     for index, (label, view_label) in enumerate(zip_longest(labels, view_labels)):
@@ -101,9 +98,6 @@ class FixedViews(Dataset[Any]):
         dataset: a map dataset of ``(image tensor, label)``.
         views: K.
         seed: of the augmentations.
-
-    Raises:
-        ConfigError: ``views`` < 1, ``seed`` < 0, or the dataset has no labels to find.
     """
 
     def __init__(self, dataset: Dataset[Any], views: int, seed: int = 0) -> None:
@@ -134,12 +128,7 @@ class FixedViews(Dataset[Any]):
         self._epoch.fill_(epoch)
 
     def view(self, index: int, view: int) -> tuple[Tensor, Any]:
-        """One view of one sample: ``(image, label)``.
-
-        Raises:
-            IndexError: there is no such sample or view.
-            ConfigError: the dataset's samples are not ``(image tensor, label)``.
-        """
+        """One view of one sample: ``(image, label)``; raises ConfigError where the dataset's samples are not such."""
         if not (0 <= index < len(self) and 0 <= view < self.views):
             raise IndexError(f"sample {index}, view {view}: there are {len(self)} samples of {self.views} views")
         with seeded(f"{self.seed},{index},{view}"):

@@ -13,7 +13,9 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.parts import build_box
 from gkd_plugin.runner.training import train_epochs
+from tests.data.fakes import random_states
 from tests.fakes import TinyImages, stage
+from tests.teacher.fakes import record
 
 
 class NoisyImages(TinyImages):
@@ -79,10 +81,7 @@ def test_answers_are_those_of_the_teacher_for_the_very_images_of_the_student(tmp
     cache.attach(box, accelerator)
     teacher = box.teacher_model
     box.pre_epoch_process(epoch=0)
-    seen = {}
-    for path in ("embedding", "local_classifier"):
-        teacher.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
-    rows = set()
+    seen, rows = record(teacher, "embedding", "local_classifier"), set()
     for epoch in range(3):
         box.pre_epoch_process(epoch=epoch)
         for images, labels, supplement in box.train_data_loader:
@@ -125,11 +124,11 @@ def test_another_teacher_setting_precision_or_number_of_views_gets_a_bank_of_its
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_teacher_answers_in_the_precision_of_the_run_and_no_random_number_is_drawn(tmp_path, precision):
     box, _, cache, accelerator = build(tmp_path, precision=precision)
-    seen, before = set(), torch.get_rng_state()
+    seen, before = set(), random_states()
     box.teacher_model.teacher.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
     cache.open(box, accelerator)
     assert seen == {precision == "bf16"}
-    assert torch.equal(torch.get_rng_state(), before)
+    assert random_states() == before
 
 
 def test_what_a_run_fits_is_not_kept(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -47,6 +50,12 @@ def known_by_a_teacher(dataset: Any) -> ClassSubset:
         teacher_labels=[4, None, 1],
         teacher_num_classes=7,
     )
+
+
+def random_states() -> list[Any]:
+    """Of the three global CPU generators, to be compared."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return [random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist()]
 
 
 def samples(dataset: Any) -> list[Any]:

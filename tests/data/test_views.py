@@ -28,7 +28,7 @@ from gkd_plugin.data import (
     with_evaluation_view,
 )
 from gkd_plugin.errors import ConfigError
-from tests.data.fakes import FakeImages, samples, with_view
+from tests.data.fakes import FakeImages, random_states, samples, with_view
 
 SAMPLES = 7
 LABELS = [i % 3 for i in range(SAMPLES)]
@@ -134,11 +134,6 @@ class Augmented(ArrayImages):
         super().__init__(images, LABELS, ["ant", "bee", "cat"], transforms.Compose(steps))
 
 
-def states():
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()
-
-
 def assert_follows(views, epochs, **workers):
     """In each epoch workers that stay alive show what ``view`` shows in the main process."""
     loader = DataLoader(views, batch_size=2, persistent_workers=True, shuffle=True, **workers)
@@ -175,11 +170,11 @@ def test_the_global_random_states_are_left_alone_after_an_error_too():
             raise RuntimeError
 
     random.gauss(0, 1), np.random.randn(), torch.randn(())  # noqa: NPY002  (each keeps half of a pair)
-    before = states()
+    before = random_states()
     FixedViews(Draws(), 2)[3]
     with pytest.raises(RuntimeError):
         failing()
-    assert states() == before
+    assert random_states() == before
 
 
 def test_samples_name_their_row_and_epochs_change_the_view():

@@ -11,6 +11,7 @@ from gkd_plugin.data import FixedViews, with_evaluation_view
 from gkd_plugin.functional import class_centres
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres, fitting
+from tests.data.fakes import random_states
 from tests.fakes import TinyImages, make_box, stage, train_box
 
 
@@ -109,10 +110,9 @@ def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone(d
     loader.num_workers = workers
     for seed in (1, 2):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        before = random_states()
         found.append(torch.cat([images for images, _, _ in fitting._views(loader, [torch.zeros(24)])]))
-        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-        assert after == before
+        assert random_states() == before
     assert torch.equal(*found)
     assert len(found[0]) == 24 * 4
 

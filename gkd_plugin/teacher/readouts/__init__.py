@@ -193,9 +193,6 @@ class LocalFeatures:
 
     A deep embedding drops what did not matter for the teacher's own classes. Earlier layers still have it (texture,
     colour), and it helps to tell apart classes that the teacher has never seen. Not in the paper.
-
-    Raises:
-        ConfigError: ``paths`` is not a list of paths of the model's modules.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str] | None) -> None:
@@ -209,11 +206,7 @@ class LocalFeatures:
         self._captures = [Capture.of(model, path, "output") for path in self.paths]
 
     def take(self) -> Tensor | None:
-        """``[B, F]`` float32 of the teacher's last forward pass; ``None`` where no module is named.
-
-        Raises:
-            ConfigError: a module was not run, or its output is none of those of :func:`pooled`.
-        """
+        """``[B, F]`` float32 of the teacher's last forward pass; ``None`` where no module is named."""
         rows = []
         for path, capture in zip(self.paths, self._captures, strict=True):
             rows.append(pooled(capture.value, path))
