@@ -35,7 +35,6 @@ from gkd_plugin.runner.run_folder import package_versions, write_atomically
 logger = logging.getLogger(__name__)
 
 FINISHED, FAILED, NOT_SERVED = "finished", "failed", "not served"
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 _INPUTS, _PACKAGE = "inputs.json", "gkd_plugin"
 
 
@@ -134,7 +133,7 @@ def _log(result: Result, score: str, place: str) -> None:
 def _log_warnings(result: Result, told: set[str]) -> None:
     """What the log of a cell warns of; of texts that are equal but for their numbers the first."""
     for text in result.summary.get("warnings", []):
-        kind = _NUMBER.sub("0", text)
+        kind = re.sub(r"\d+(\.\d+)?", "0", text)
         if kind not in told:
             told.add(kind)
             logger.warning("%s: %s", result.cell.title, text)

@@ -29,11 +29,8 @@ _AXES = {
     "shots": "labelled images of each class",
     "memory": "exemplars of each old class",
 }
-PLOT = re.compile(rf"({'|'.join(SCORES)})_(of_methods|against_({'|'.join(_AXES)}))\.(png|svg)")
-"""Names of the files that :func:`draw_settings` may write."""
+_PLOT = re.compile(rf"({'|'.join(SCORES)})_(of_methods|against_({'|'.join(_AXES)}))\.(png|svg)")
 _MARKERS = "osD^vPX*<>"
-_ROUNDING = 1e-9
-"""Of percentages: differences that are equal differ by no more."""
 Scores = Mapping[tuple[int, "int | None"], float]
 """Seed and few-shot task (``None`` without tasks) → score."""
 
@@ -72,7 +69,8 @@ def paired_difference(ours: Scores, control: Scores) -> Mean | None:
     if not differences:
         return None
     mean = mean_of(differences)
-    if mean.error is None or mean.error <= _ROUNDING * max(1.0, *map(abs, [*ours.values(), mean.value])):
+    rounding = 1e-9 * max(1.0, *map(abs, [*ours.values(), mean.value]))  # equal differences differ by no more
+    if mean.error is None or mean.error <= rounding:
         return mean
     return replace(mean, p_value=float(ttest_1samp(_sample(differences), 0).pvalue))
 
@@ -189,29 +187,17 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 # --- plot ------------------------------------------------------------------------------------------------------------
 
 
-def draw_settings(results: Sequence[Result], score: str, folder: Path) -> None:
-    """Writes :func:`settings_figure`, if there is one, as PNG and SVG in place of an earlier comparison's.
-
-    The files are ``<score>_against_<what varies>`` or ``<score>_of_methods``.
-    """
-    for path in folder.iterdir():
-        if PLOT.fullmatch(path.name):  # of an earlier comparison, which results.csv does not hold
-            path.unlink()
-    figure = settings_figure(results, score)
-    if figure is None:
-        return
-    stem = "_".join([score, *([f"against_{axis}" for axis in _varying(results)] or ["of_methods"])])
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"{stem}.{suffix}", dpi=150)
-
-
-def settings_figure(results: Sequence[Result], score: str) -> Figure | None:
+def draw_settings(results: Sequence[Result], score: str, folder: Path) -> Figure | None:
     """The score against the one thing that varies between the settings: a line with error bars for each method.
 
     Where nothing varies, a dot with an error bar for each method. ``None`` where several things vary, or where no cell
-    has the score.
+    has the score. PNG and SVG are ``<score>_against_<what varies>`` or ``<score>_of_methods``; those of an earlier
+    comparison go, because ``results.csv`` does not hold it.
     """
-    varying = _varying(results)
+    for path in folder.iterdir():
+        if _PLOT.fullmatch(path.name):
+            path.unlink()
+    varying = [axis for axis in _AXES if len({getattr(result.cell.setting, axis) for result in results}) > 1]
     if len(varying) > 1:
         return None
     axis = varying[0] if varying else None
@@ -247,8 +233,6 @@ def settings_figure(results: Sequence[Result], score: str) -> Figure | None:
             label.set(rotation=30, horizontalalignment="right")
     axes.set_ylabel(f"{score} in % ({_error_of(results)})")
     axes.grid(alpha=0.3)
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"{score}_{f'against_{axis}' if axis else 'of_methods'}.{suffix}", dpi=150)
     return figure
-
-
-def _varying(results: Sequence[Result]) -> list[str]:
-    return [axis for axis in _AXES if len({getattr(result.cell.setting, axis) for result in results}) > 1]

@@ -21,8 +21,6 @@ from gkd_plugin.teacher.input import checked_size, own_input
 
 EMBEDDING = "{student_embedding}"
 """Stands for the module path of the student's embedding."""
-MOST_NEGATIVES = 16384
-"""As CRD was published; less where the training set has no more."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def _width(
 
 
 def _num_negatives(of: Measured) -> int:
-    """As many as every sample has, so that none is drawn twice; at most :data:`MOST_NEGATIVES`."""
+    """As many as every sample has, so that none is drawn twice; at most 16384, as CRD was published."""
     dataset = _built(of.data)
     lacks = " and no ".join(name for name in ("classes", "targets") if not hasattr(dataset, name))
     if lacks:
@@ -142,7 +140,7 @@ def _num_negatives(of: Measured) -> int:
     counts = Counter(labels_of(dataset))
     if len(counts) < 2:
         raise ConfigError(f"all {counts.total()} training samples are of one class; CRD needs negatives of another")
-    return min(MOST_NEGATIVES, counts.total() - max(counts.values()))
+    return min(16384, counts.total() - max(counts.values()))
 
 
 PLACEHOLDERS: Mapping[str, Callable[[Measured], int]] = {

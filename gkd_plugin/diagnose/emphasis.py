@@ -28,7 +28,6 @@ SCORES = {
     "emphasis": "emphasis ω",
     "known_mass": "local mass of known classes",
 }
-_BINS = 20
 
 
 def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def _figures(scores: dict[str, NDArray[Any]], is_known: NDArray[np.bool_]) -> di
     has_both = is_known.any() and not is_known.all()
     found["auc"] = {name: float(roc_auc_score(is_known, scores[name])) if has_both else None for name in SCORES}
     for kind, ends in limits.items():
-        edges = np.linspace(*ends, _BINS + 1)
+        edges = np.linspace(*ends, 21)  # 20 bins
         found[kind] = {"edges": edges.tolist()}
         for name, chosen in groups.items():
             values = scores[kind][chosen]

@@ -34,12 +34,8 @@ PALETTE = (
 )  # fmt: skip
 SUFFIXES = ("png", "svg")
 PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
-_LONGEST = 40  # characters of a name in a legend
-_PER_CLASS = 200  # points; more cover each other
 _MARKERS = "os^Dv"
 _COUNTS = {"tuples": "tuples (a, p, N) in a batch", "negatives": "semi-hard negatives in a tuple"}
-_NAMED = 40  # classes, whose names fit beside the picture
-_WRITTEN = 12  # classes, whose shares fit into the cells
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -50,7 +46,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 def add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
     """A legend below the axes with as many columns as there is room for; the figure grows by its further rows."""
-    shown = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+    shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
     options: dict[str, Any] = {"loc": "outside lower center", "markerscale": 2, "columnspacing": 0.8}
     single, canvas = figure.legend(handles, shown, ncols=1, **options), FigureCanvasAgg(figure)
     width = single.get_window_extent(canvas.get_renderer()).width  # type: ignore[no-untyped-call]
@@ -113,11 +109,11 @@ def report_confusion(run: RestoredRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def most_confused(counts: NDArray[Any], names: list[str], pairs: int = 20) -> list[dict[str, Any]]:
-    """The pairs (true class, predicted class) with the largest shares of the true class, without those never seen."""
+def most_confused(counts: NDArray[Any], names: list[str]) -> list[dict[str, Any]]:
+    """The 20 pairs (true class, predicted class) with the largest shares of the true class, but those never seen."""
     wrong = _shares(counts)
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:20]
     return [
         {"true": names[i], "predicted": names[j], "samples": int(counts[i, j]), "share": float(wrong[i, j])}
         for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)
@@ -138,10 +134,10 @@ def draw_confusion(counts: NDArray[Any], names: list[str], split: str, folder: P
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
     axis.set(xlabel="predicted class", ylabel="true class", title=f"final student, {split} images")
-    if count <= _NAMED:
+    if count <= 40:  # names fit beside the picture
         axis.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axis.set_yticks(range(count), names)
-    if count <= _WRITTEN:
+    if count <= 12:  # shares fit into the cells
         for (row, column), share in np.ndenumerate(shares):
             axis.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black")
     save_figure(figure, folder, "confusion")
@@ -204,11 +200,11 @@ def _centres(embed: Any, run: RestoredRun) -> Tensor:
         return class_centres((embed(batch[0].to(device)), batch[1]) for batch in run.train.loader).cpu()
 
 
-def shown_samples(labels: NDArray[Any], classes: int = len(PALETTE)) -> NDArray[Any]:
-    """Indices of the samples in the picture: of at most 10 classes, evenly spaced, the first 200 each."""
+def shown_samples(labels: NDArray[Any]) -> NDArray[Any]:
+    """Indices of the samples shown: of at most 10 classes, evenly spaced, the first 200 of each."""
     present = np.unique(labels)
-    spaced = present[np.linspace(0, len(present) - 1, min(classes, len(present))).round().astype(int)]
-    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:_PER_CLASS] for label in spaced]))
+    spaced = present[np.linspace(0, len(present) - 1, min(len(PALETTE), len(present))).round().astype(int)]
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:200] for label in spaced]))
 
 
 def project(embedding: Tensor, projection: str, seed: int) -> tuple[NDArray[Any], float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, 
 from gkd_plugin.data import class_names_of, classes_of
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.accuracy import classes_without_centre
+from gkd_plugin.runner.accuracy import Score, classes_without_centre
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.runner.parts import build_box, build_test_loader
@@ -109,9 +109,7 @@ class RestoredRun:
 
 
 @torch.no_grad()
-def outputs(
-    score: Callable[[Tensor], Tensor], images: Images, accelerator: Accelerator, title: str
-) -> tuple[Tensor, Tensor]:
+def outputs(score: Score, images: Images, accelerator: Accelerator, title: str) -> tuple[Tensor, Tensor]:
     """``score`` (images → ``[B, D]``) of all images, ``[N, D]`` float32, and their labels ``[N]``, both on the CPU."""
     found, labels = [], []
     for batch in tqdm(images.loader, desc=title, leave=False, disable=None):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gkd_plugin.compare.report import comparison_table, draw_settings, paired_difference, settings_figure, write_csv
+from gkd_plugin.compare.report import comparison_table, draw_settings, paired_difference, write_csv
 from gkd_plugin.compare.setting import Setting
 from tests.compare.fakes import CE, HALF, RESULTS, finished
 
@@ -127,9 +127,9 @@ def drawn(figure):
     return found
 
 
-def test_the_plot_shows_the_table():
+def test_the_plot_shows_the_table(tmp_path):
     """60, 62, 64 and 61, 64, 67 at 50 %: errors 2/√3 and 3/√3; a single run has no bar; KD has no result."""
-    figure = settings_figure(RESULTS, "top1")
+    figure = draw_settings(RESULTS, "top1", tmp_path)
     got, (two, three) = drawn(figure), (2 / 3**0.5, 3 / 3**0.5)
     assert list(got) == ["cross-entropy", "ReFilled (TPAMI)"]
     np.testing.assert_allclose(got["cross-entropy"], [[50, 100], [62, 50], [62 - two, 50], [62 + two, 50]])
@@ -140,9 +140,9 @@ def test_the_plot_shows_the_table():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(got)
 
 
-def test_where_nothing_varies_each_method_has_a_dot():
+def test_where_nothing_varies_each_method_has_a_dot(tmp_path):
     """As on a folder of one's own; KD has no result."""
-    figure = settings_figure(ONE_SETTING, "top1")
+    figure = draw_settings(ONE_SETTING, "top1", tmp_path)
     got, three = drawn(figure), 3 / 3**0.5
     assert list(got) == [text.get_text() for text in figure.axes[0].get_xticklabels()]
     np.testing.assert_allclose(got["ReFilled (TPAMI)"].T, [[1, 64, 64 - three, 64 + three]])
@@ -162,7 +162,7 @@ def test_where_nothing_varies_each_method_has_a_dot():
 def test_the_files_come_in_place_of_an_earlier_comparisons(results, score, stem, tmp_path):
     (tmp_path / "top1_against_time.png").touch()  # the user's own
     draw_settings(RESULTS, "ncm_top1", tmp_path)
-    draw_settings(results, score, tmp_path)
+    assert (draw_settings(results, score, tmp_path) is None) == (stem is None)
     names = set() if stem is None else {f"{stem}.png", f"{stem}.svg"}
     assert {path.name for path in tmp_path.iterdir()} == {"top1_against_time.png", *names}
     for name in names:

@@ -65,7 +65,6 @@ def test_a_table_of_what_there_is():
     ("words", "message"),
     [
         (["nowhere"], r"nowhere is not a run folder: it has no config\.yaml and no summary"),
-        (["runs/teacher"], r"runs/teacher/config\.yaml: has no models\.teacher_model: "),
         (["runs/student", "--output", "student.yaml"], r"--output: student\.yaml is a file"),
     ],
 )
