@@ -24,14 +24,9 @@ def _dataset(name: str, seed: int, key: str, **kwargs: Any) -> str:
     """A split of eight classes of four images each."""
     tiny = f"{{classes: 8, per_class: 4, size: 32, seed: {seed}}}"
     images = f"!import_call {{key: 'tests.fakes.TinyImages', init: {{kwargs: {tiny}}}}}"
-    lines = [f"{key}: {json.dumps(value)}" for key, value in kwargs.items()]
-    return f"""
-  {name}: !import_call
-    key: 'gkd_plugin.data.{key}'
-    init:
-      kwargs:
-        {f"{chr(10)}        ".join(lines).replace(chr(34), chr(39))}
-        dataset: {images}"""
+    given = "".join(f"{key}: {json.dumps(value)}, " for key, value in kwargs.items()).replace('"', "'")
+    init = f"{{kwargs: {{{given}dataset: {images}}}}}"
+    return f"\n  {name}: !import_call {{key: 'gkd_plugin.data.{key}', init: {init}}}"
 
 
 def _stage(kind: str, hooks: str, t_max: int) -> str:
@@ -52,13 +47,11 @@ def _stage(kind: str, hooks: str, t_max: int) -> str:
 """
 
 
-CONFIG = f"""
+def _config(sets: list[str], num_classes: int = 4) -> str:
+    return f"""
 dependencies:
   - name: 'gkd_plugin'
-datasets:
-  {_dataset("train", 0, "overlap_subset", role="student", num_classes=4, overlap=0.0)}
-  {_dataset("val", 1, "overlap_subset", role="student", num_classes=4, shift=4)}
-  {_dataset("test", 2, "overlap_subset", role="student", num_classes=4, overlap=0.0)}
+datasets: {"".join(sets)}
 models:
   teacher_model:
     key: 'timm_model'
@@ -66,12 +59,21 @@ models:
     src_ckpt: 'teacher.pt'
   student_model:
     key: 'timm_model'
-    kwargs: {{model_name: 'test_byobnet', num_classes: 4}}
+    kwargs: {{model_name: 'test_byobnet', num_classes: {num_classes}}}
     dst_ckpt: 'somewhere/student.pt'
 train:
   stage1: {_stage("embedding", "['embedding']", 1)}
   stage2: {_stage("classifier", "['embedding', 'local_classifier']", 2)}
 {TEST}"""
+
+
+CONFIG = _config(
+    [
+        _dataset("train", 0, "overlap_subset", role="student", num_classes=4, overlap=0.0),
+        _dataset("val", 1, "overlap_subset", role="student", num_classes=4, shift=4),
+        _dataset("test", 2, "overlap_subset", role="student", num_classes=4, overlap=0.0),
+    ]
+)
 
 
 def write_config(folder: Path, text: str = CONFIG) -> Path:
@@ -89,7 +91,7 @@ def write_incremental(folder: Path, memory: int = 2) -> Path:
         _dataset(name, seed, "incremental_subset", old=4, new=2, memory=memory if name == "train" else None)
         for seed, name in enumerate(("train", "val", "test"))
     ]
-    return write_config(folder, _with_datasets(sets, num_classes=6))
+    return write_config(folder, _config(sets, num_classes=6))
 
 
 def write_few_shot(folder: Path) -> Path:
@@ -100,14 +102,7 @@ def write_few_shot(folder: Path) -> Path:
         _dataset(name, seed, "few_shot_task", ways=4, task=0, **(support if name == "train" else query))
         for seed, name in enumerate(("train", "val", "test"))
     ]
-    return write_config(folder, _with_datasets(sets, num_classes=4))
-
-
-def _with_datasets(sets: list[str], num_classes: int) -> str:
-    head, rest = CONFIG.split("datasets:", maxsplit=1)[0], CONFIG[CONFIG.index("models:") :]
-    before, after = rest.split("student_model:")
-    student = after.replace("num_classes: 4", f"num_classes: {num_classes}", 1)
-    return f"{head}datasets:{''.join(sets)}\n{before}student_model:{student}"
+    return write_config(folder, _config(sets))
 
 
 def write_summary(folder: Path, final: dict[str, float], **more: Any) -> str:

@@ -77,19 +77,6 @@ def test_another_configuration_seed_or_probe_runs_again(grid, ran, tmp_path, cap
     assert "probe" in again[2]
 
 
-def test_another_teacher_at_the_same_place_runs_again(grid, ran, caplog):
-    cells = [cell_of(grid, "kd"), cell_of(grid)]
-    weights = Path("teacher.pt").read_bytes()
-    try:
-        Path("teacher.pt").write_bytes(weights + b"0")
-        with caplog.at_level(logging.INFO):
-            run_grid(cells)
-    finally:
-        Path("teacher.pt").write_bytes(weights)
-    assert ran == [cells[0].folder]  # cross-entropy has no teacher
-    assert "overlap 100 %, kd, seed 0: teacher.pt has changed since it ran; it runs again" in caplog.messages
-
-
 def test_a_cell_that_cannot_be_served_is_not_run(grid, ran):
     (result,) = run_grid([cell_of(grid, reason="needs the same classes")])
     assert ran == []
