@@ -203,6 +203,10 @@ def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None
         return
     is_by_epoch = not scheduler.get("scheduling_step") and "post_epoch_process" not in section
     epochs = section["num_epochs"] if is_by_epoch and report.is_clean(at(path, "num_epochs")) else 1
+    steps = scheduler["kwargs"].get("total_steps")
+    if isinstance(steps, int) and 0 < steps < epochs:  # OneCycleLR takes no step after its last
+        report.add(at(where, "kwargs.total_steps"), f"{steps} given, but {at(path, 'num_epochs')} is {epochs}")
+        return
     with report.trial(where):
         kwargs = copy.deepcopy(scheduler["kwargs"])
         schedule = get_scheduler(copy.deepcopy(report.optimizer), scheduler["key"], **kwargs)

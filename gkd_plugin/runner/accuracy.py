@@ -77,13 +77,9 @@ def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, titl
         samples += len(labels)
         classes = scores.shape[1]
     total = max(samples, 1)
-    return Accuracy(
-        100 * hits1 / total,
-        100 * hits5 / total if classes > 5 else None,
-        samples,
-        classes,
-        {name: 100 * group_hits[name] / count for name, count in group_samples.items() if count},
-    )
+    top5 = 100 * hits5 / total if classes > 5 else None
+    by_group = {name: 100 * group_hits[name] / count for name, count in group_samples.items() if count}
+    return Accuracy(100 * hits1 / total, top5, samples, classes, by_group)
 
 
 def near_chance(accuracy: Accuracy) -> bool:
@@ -134,10 +130,7 @@ def student_ncm(
 
 
 def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy of the last epoch's weights on the test set, and the mean of the last three validation figures.
-
-    On the test set both of the classifier and, by nearest class mean, of the embedding.
-    """
+    """Accuracy of the last weights on the test set, of embedding too; the mean of the last validation figures."""
     last = list(summary["stages"].values())[-1]["epochs"]
     final: dict[str, Any] = {}
     if parts.test_loader is not None:

@@ -109,10 +109,7 @@ def first_images(dataset: Any) -> Tensor:
 
 @torch.no_grad()
 def check_forward(where: str, model: Callable[[Tensor], Any], images: Tensor, accelerator: Accelerator) -> None:
-    """Runs images through a model in eval mode, on the accelerator's device; random states stay as they were.
-
-    What the model refuses is told with its key path ``where`` and the images' shape.
-    """
+    """Runs images through a model in eval mode; ``where`` is its key path. Random states stay as they were."""
     try:
         with told_at(f"{where}: "), torch.random.fork_rng(devices=[]), accelerator.autocast():
             model(images.to(accelerator.device))
@@ -134,10 +131,7 @@ def _size_hint(model: Any, images: Tensor) -> str:
 
 
 def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, stages: Sequence[Stage]) -> None:
-    """Checks the datasets that a loader of the config names against the student at key path ``where`` and the stages.
-
-    A class that has another label in the training set would make the measured accuracy wrong.
-    """
+    """Checks the datasets that loaders of the config name against the student at key path ``where`` and the stages."""
     datasets = config["datasets"]
     training = dict.fromkeys(stage.loader["dataset_id"] for stage in stages)
     measured = {stage.val_loader["dataset_id"]: stage.loader["dataset_id"] for stage in stages if stage.val_loader}

@@ -42,14 +42,8 @@ def read_placement(config: Mapping[str, Any], device: str | None = None) -> Plac
     precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
     _check_available("device.precision", precision, default)
     _check_available("device.teacher_dtype", dtype, teacher or default)
-    return Placement(
-        device=default,
-        teacher_device=teacher,
-        precision=precision,
-        teacher_dtype=dtype,
-        channels_last=section.get("channels_last", False),
-        compile=section.get("compile"),
-    )
+    memory, compiled = section.get("channels_last", False), section.get("compile")
+    return Placement(default, teacher, precision, dtype, memory, compiled)
 
 
 def make_accelerator(placement: Placement) -> Accelerator:

@@ -41,8 +41,10 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
         model: nn.Module | None = get_image_classification_model(entry)
         if model is None:
             model = get_model(entry["key"], entry.get("repo_or_dir"), **kwargs)
-        elif isinstance(kwargs.get("weights"), str):
-            model.image_input = _torchvision_input(entry["key"], kwargs["weights"])  # type: ignore[assignment]
+        elif isinstance(kwargs.get("weights"), str):  # torchvision's, which say what images they were trained with
+            preset = get_model_weights(entry["key"])[kwargs["weights"].rpartition(".")[2]].transforms()
+            side, mean, std = int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std)
+            model.image_input = ImageInput(mean, std, (side, side))  # type: ignore[assignment]
     if source and entry.get("src_ckpt_classifier"):
         is_extended = entry["src_ckpt_classifier"] == "extended"
         load_backbone_weights(model, source, f"{where}.src_ckpt", extends_classifier=is_extended)
@@ -71,13 +73,6 @@ def _model_errors(where: str, name: object) -> Iterator[None]:
         raise ConfigError(f"{where}: {first_line(error)}") from error
     finally:
         hub_log.setLevel(level)
-
-
-def _torchvision_input(key: str, weights: str) -> ImageInput:
-    """torchvision's pretrained weights say what images they were trained with; the model does not."""
-    preset = get_model_weights(key)[weights.rpartition(".")[2]].transforms()
-    side = int(preset.crop_size[0])
-    return ImageInput(tuple(preset.mean), tuple(preset.std), (side, side))
 
 
 @torch.no_grad()

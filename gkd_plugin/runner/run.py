@@ -82,11 +82,7 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
 
 
 def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str]) -> dict[str, Any]:
-    """The config's tree with its checkpoints where this command writes them.
-
-    ``written`` maps the path of a checkpoint in the YAML to the place where this command writes it, for the
-    configurations before; this one's is added.
-    """
+    """The config's tree with its checkpoints where this command writes them; ``written`` maps the YAML's to these."""
     models = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in config.tree["models"].items()}
     for entry in (entry for entry in models.values() if isinstance(entry, dict)):
         if entry.get("src_ckpt") is not None:
@@ -211,10 +207,7 @@ def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
 
 
 def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: Stage | None) -> None:
-    """The student's weights after an epoch: alone, and where the YAML says so in torchdistill's format.
-
-    Those at the end of a stage that others follow are kept, because the next stage changes them.
-    """
+    """Writes the student's weights after an epoch, and apart at the end of a stage that others follow."""
     if not all(bool(torch.isfinite(value).all()) for value in parts.student.state_dict().values()):
         raise ConfigError("the student's weights contain NaN or infinity and were not saved")
     if not parts.accelerator.is_main_process:
@@ -294,14 +287,8 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
             final = evaluate(score, loader, accelerator, "test").as_dict()
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()
-    summary = {
-        **_new_summary(config, seed, placement),
-        "status": "finished",
-        "probe": probe,
-        "warnings": folder.warnings,
-        "stages": {},
-        "final": {**final, "on": "test"},
-        "wall_seconds": round(time.perf_counter() - start, 3),
-    }
+    ended = {"status": "finished", "probe": probe, "warnings": folder.warnings, "stages": {}}
+    summary = {**_new_summary(config, seed, placement), **ended, "final": {**final, "on": "test"}}
+    summary["wall_seconds"] = round(time.perf_counter() - start, 3)
     folder.write_summary(summary)
     return summary

@@ -114,17 +114,21 @@ class RunFolder:
         if not self.is_main:
             yield
             return
-        handler = logging.FileHandler(self.path / _LOG, mode="w", encoding="utf-8")
+        handler, root = logging.FileHandler(self.path / _LOG, mode="w", encoding="utf-8"), logging.getLogger()
         handler.setFormatter(logging.Formatter(LOGGING_FORMAT))
-        root, ours, kept = logging.getLogger(), logging.getLogger("gkd_plugin"), _Kept(self.warnings)
+        handler.addFilter(self._keep_warning)
         root.addHandler(handler)
-        ours.addHandler(kept)
         try:
             yield
         finally:
-            ours.removeHandler(kept)
             root.removeHandler(handler)
             handler.close()
+
+    def _keep_warning(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno == logging.WARNING and record.name.startswith("gkd_plugin") and text not in self.warnings:
+            self.warnings.append(text)
+        return True
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to ``metrics.jsonl``."""
@@ -137,19 +141,6 @@ class RunFolder:
         if self.is_main:
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             write_atomically(self.path / _SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-class _Kept(logging.Handler):
-    """Puts the texts of warnings into a list, each once."""
-
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._texts = texts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.levelno == logging.WARNING and text not in self._texts:
-            self._texts.append(text)
 
 
 def _make_room(previous: Path) -> None:

@@ -26,8 +26,6 @@ from gkd_plugin.teacher import RefilledTeacher
 
 logger = logging.getLogger(__name__)
 
-EpochRow = dict[str, Any]
-
 
 def train_epochs(
     box: Any,
@@ -37,7 +35,7 @@ def train_epochs(
     cache: TeacherCache | None = None,
     *,
     val_freq: int = 1,
-) -> Iterator[tuple[Stage, EpochRow]]:
+) -> Iterator[tuple[Stage, dict[str, Any]]]:
     """Trains torchdistill's box to the end; yields a stage and a row of metrics after every epoch.
 
     A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
@@ -54,7 +52,7 @@ def train_epochs(
             cache.attach(box, accelerator)
         for number in range(1, stage.epochs + 1):
             is_end = number == stage.epochs
-            row: EpochRow = {"stage": stage.name, "epoch": number}
+            row: dict[str, Any] = {"stage": stage.name, "epoch": number}
             row |= _train_epoch(box, stage, f"{stage.name} {number}/{stage.epochs}", done, accelerator)
             if number % val_freq == 0 or number > stage.epochs - LAST_EPOCHS:
                 with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
@@ -67,7 +65,7 @@ def train_epochs(
             _finish_epoch(box, is_end, accelerator)
 
 
-def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Accelerator) -> EpochRow:
+def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Accelerator) -> dict[str, Any]:
     box.pre_epoch_process(epoch=epoch)
     if isinstance(box.train_data_loader.dataset, FixedViews):
         box.train_data_loader.dataset.set_epoch(epoch)
@@ -118,7 +116,7 @@ def _failing_at(place: str, images: int) -> Iterator[None]:
         raise ConfigError(f"{place}: {error}{hint}") from error
 
 
-def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelerator: Accelerator) -> EpochRow:
+def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelerator: Accelerator) -> dict[str, Any]:
     loader = box.val_data_loader
     if loader is None:
         return {}

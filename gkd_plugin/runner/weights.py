@@ -106,11 +106,9 @@ def save_student(model: nn.Module, path: Path, about: Mapping[str, Any]) -> None
     write_atomically(path, lambda file: file.write_bytes(content))
 
 
-def save_upstream_checkpoint(
-    model: nn.Module, box: Any, best_value: float, path: Path, about: Mapping[str, Any]
-) -> None:
+def save_upstream_checkpoint(model: nn.Module, box: Any, best: float, path: Path, about: Mapping[str, Any]) -> None:
     """Writes a checkpoint in torchdistill's own format (``dst_ckpt``); its ``args`` are ``about``."""
-    state = (box.optimizer, box.lr_scheduler, best_value, argparse.Namespace(**about))
+    state = (box.optimizer, box.lr_scheduler, best, argparse.Namespace(**about))
     write_atomically(path, lambda file: save_ckpt(model, *state, str(file)))
 
 
@@ -173,18 +171,14 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
     loaded = {key: value for key, value in fit.state.items() if key not in in_head}
     if extends_classifier:
         for key in in_head:
-            loaded[key] = _extended(own[key], fit.file.state.get(fit.prefix + key), f"{where}: {path}: {key}")
+            rows, first = own[key], fit.file.state.get(fit.prefix + key)
+            if first is None or first.shape[1:] != rows.shape[1:] or len(first) > len(rows):
+                given = None if first is None else list(first.shape)
+                raise ConfigError(f"{where}: {path}: {key} {given} cannot be the first rows of {list(rows.shape)}")
+            loaded[key] = torch.cat([first.to(rows), rows[len(first) :]])
     model.load_state_dict(loaded, strict=False)
     kind = "extended" if extends_classifier else "new"
     logger.info("%s: %d tensors loaded from %s, the classifier is %s", where, len(loaded), path, kind)
-
-
-def _extended(rows: Tensor, first: Tensor | None, where: str) -> Tensor:
-    """The rows with the first ones replaced."""
-    if first is None or first.shape[1:] != rows.shape[1:] or len(first) > len(rows):
-        given = None if first is None else list(first.shape)
-        raise ConfigError(f"{where} {given} cannot be the first rows of {list(rows.shape)}")
-    return torch.cat([first.to(rows), rows[len(first) :]])
 
 
 def classifier_paths(model: nn.Module) -> tuple[str, ...]:

@@ -123,7 +123,11 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
     (f"{PLAN}={{key: CosineAnnealingLR, kwargs: {{T_max: 0}}}}", PLAN, "ZeroDivisionError"),
     (f"{PLAN}={{key: CosineAnnealingLR, kwargs: {{T_max: '9'}}}}", f"{PLAN}.kwargs.T_max", "'9' given"),
     (f"{PLAN}={{key: MultiStepLR, kwargs: {{milestones: '9'}}}}", f"{PLAN}.kwargs.milestones", "a list"),
-    (f"{PLAN}={{key: OneCycleLR, kwargs: {{max_lr: 0.1, total_steps: 1}}}}", PLAN, "step 2 times"),
+    (
+        f"{PLAN}={{key: OneCycleLR, kwargs: {{max_lr: 0.1, total_steps: 1}}}}",
+        f"{PLAN}.kwargs.total_steps",
+        "num_epochs is 2",
+    ),
     (f"{LOAD}.collate_fn=x", "", "'x' is not registered"),
     ("train.criterion.func2extract_model_loss=x", "", "'x' is not registered"),
     ("train.criterion.kwargs={1: 1}", "train.criterion.kwargs.1", "'sub_terms'"),
