@@ -164,13 +164,6 @@ def test_a_teacher_held_in_bf16_answers_in_float32_and_nearly_the_same():
     assert half.local_classifier.centres.dtype == torch.float32
 
 
-def test_two_wrappers_of_one_teacher_share_one_hook():
-    first = make_teacher()
-    second = RefilledTeacher(first.teacher, preprocessing="data")
-    assert torch.equal(first.embed(IMAGES), second.embed(IMAGES))
-    assert len(first.teacher.embedding._forward_hooks) == 1
-
-
 def test_answers_that_are_given_are_not_computed():
     teacher = make_teacher()
     teacher.fit_centres(batches())
