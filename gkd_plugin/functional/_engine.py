@@ -18,9 +18,7 @@ from gkd_plugin.functional._prefix_sums import score_by_prefix_sums
 from gkd_plugin.functional._tuples import MINING, ClassIndex, count_smallest, score_densely
 
 SMALLEST = 0
-LOWEST_PREFIX_TEMPERATURE = 0.15
-"""Below it the prefix sums lose digits."""
-
+LOWEST_PREFIX_TEMPERATURE = 0.15  # below it the prefix sums lose digits
 _CPU_TILE = 2**17  # elements; a few arrays of this size stay in the cache
 _DEVICE_TILE = 2**22
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from gkd_plugin.functional._common import exact_dtype, log_softmax_without
 
-SMALLEST_DISTANCE = 1e-6
-"""Distances up to this one have gradient 0: the direction between equal points is not defined."""
+SMALLEST_DISTANCE = 1e-6  # up to it the gradient is 0: the direction between equal points is not defined
 
 Window = Callable[[Tensor], tuple[Tensor, Tensor]]
 """D_ap → (lower, upper), of the same shape, such that N(a, p) are the negatives with lower < D_an ≤ upper."""

@@ -26,8 +26,7 @@ from gkd_plugin.functional._common import exact_dtype
 
 __all__ = ["Discriminant", "fit_discriminant"]
 
-SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""The γ that are tried."""
+SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)  # the γ that are tried
 _SPREADS = (1e-4, 1e2)  # of scaled logits, the limits of the search for s
 _BLOCK = 2**16  # logits that stay in the processor's cache
 _ROUGH = 1e-4  # nats, far beyond the rounding of a mean in float32
@@ -70,14 +69,12 @@ def fit_discriminant(
     training part has a sample of each class. A training part with fewer than two samples per class on average shows too
     little spread within classes; then only γ = 1 is tried.
 
-    Several rows may be augmented views of one sample. They are held out together, and N in ε and in the unbiased
-    covariance is the number of samples.
-
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
         labels: ``[N]`` integers in [0, C).
         num_classes: C ≥ 2.
-        samples: ``[N]`` integers, equal for views of one sample; ``None`` where every row is a sample of its own.
+        samples: ``[N]`` integers, equal for augmented views of one sample: they are held out together, and N in ε and
+            in the unbiased covariance is the number of samples. ``None`` where every row is a sample of its own.
         folds: K ≥ 2.
         shrinkages: the γ to try, each in (0, 1].
 

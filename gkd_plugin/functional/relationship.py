@@ -18,11 +18,8 @@ from gkd_plugin.functional._tuples import MINING
 
 __all__ = ["MINING", "EmbeddingQueue", "RelationshipMatch", "check_matching", "relationship_matching"]
 
-TILED_FROM = 8192
-"""Batches (with earlier embeddings) larger than this never hold a B × B matrix, unless ``tiled`` says otherwise."""
-
-LARGEST_MARGIN = 4.0
-"""Distances are at most 2, so that a wider window holds nothing more."""
+TILED_FROM = 8192  # batches (with earlier embeddings) larger than this never hold a B × B matrix, if not told to
+LARGEST_MARGIN = 4.0  # distances are at most 2, so that a wider window holds nothing more
 
 Embeddings = tuple[Tensor, Tensor, Tensor]
 

@@ -195,10 +195,9 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
     r"""Stage ``joint``: cross-entropy + λ · local classifier distillation + w · relationship matching, all the time.
 
     Not in the paper, which trains the embedding first and the classifier after it. With both terms at once the
-    relationships are not forgotten while the classifier is learned, and every epoch trains everything. The teacher's
-    local classifier is the calibrated one (``refilled_teacher``'s ``local_classifier: 'discriminant'``, unless that
-    keyword says otherwise) over all classes. Where the teacher knows little, its logits are flat, so one λ serves
-    every class space.
+    relationships are not forgotten while the classifier is learned. The teacher's local classifier is the calibrated
+    one (``refilled_teacher``'s ``local_classifier: 'discriminant'``, unless that keyword says otherwise) over all
+    classes. Where the teacher knows little, its logits are flat, so one λ serves every class space.
 
     Args:
         temperature: τ₂; 1 takes the local classifier as calibrated.

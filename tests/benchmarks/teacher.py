@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -74,9 +74,7 @@ def cost_ratio(teacher_name: str, student_name: str, size: int = 32, batch: int 
 
 
 def _timed(function: Callable[[Tensor], Any], images: Tensor) -> float:
-    start = time.perf_counter()
-    function(images)
-    return time.perf_counter() - start
+    return timeit.timeit(lambda: function(images), number=1)
 
 
 def _epochs(teacher_name: str, student_name: str, cache: TeacherCache | None, per_class: int) -> list[dict[str, Any]]:

@@ -47,6 +47,9 @@ def test_figures_compare_with_their_goal(monkeypatch):
     assert benchmark.compared(made, "RKD", goal=3)[2:] == ["3×", "≥ 3×", "met"]
     assert benchmark.compared(made, "RKD", goal=3.1)[-1] == "missed"
     assert benchmark.share_of(made, "x", lambda: None, goal=30)[2:] == ["33.3 %", "≤ 30 %", "missed"]
+    monkeypatch.setattr(benchmark, "memory_of", lambda batch, method: [])
+    goals = [row[3] for row in benchmark.figures() if row and row[3]]
+    assert goals == ["≤ 1 %"] * 2 + ["≤ 100 %"] * 3 + ["≥ 36×", "≥ 7×"]
 
 
 def test_peak_memory_sees_what_is_freed_again():
