@@ -32,11 +32,9 @@ def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
     what is set inside it holds for all of them. A place that only holds an anchor (``x-…``, ``_…``) is set for all its
     users, too.
 
-    Args:
-        root: the config.
-        assignments: list items go by index (``train.stage1.optimizer.kwargs.betas.0=0.8``); the value may hold ``=``;
-            an empty value is null. ``1e-3`` is a number here (in a YAML file it is text). Keys that the file lacks are
-            added, with the sections above them; validation refuses those that nobody reads.
+    List items go by index (``train.stage1.optimizer.kwargs.betas.0=0.8``). The value may hold ``=``; an empty one is
+    null, and ``1e-3`` is a number here (in a YAML file it is text). Keys that the file lacks are added, with the
+    sections above them; validation refuses those that nobody reads.
 
     Returns:
         Notices for the user, one line each: where an override reaches further, or less far, than may be expected.
@@ -63,8 +61,7 @@ def _write(root: MappingNode, names: Sequence[str], value: Node) -> list[str]:
     path: KeyPath = ()
     step, rest = _next(node, path, names)
     while rest:
-        path = (*path, step)
-        node = _descend(root, node, path)
+        node = _descend(root, node, path := (*path, step))
         step, rest = _next(node, path, rest)
     path = (*path, step)
     old = _children(node).get(step)
@@ -82,11 +79,7 @@ def _write(root: MappingNode, names: Sequence[str], value: Node) -> list[str]:
 
 
 def _next(node: Node, path: KeyPath, rest: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The key or index that the rest of the path starts with; keys may contain dots.
-
-    Raises:
-        ConfigError: there is none, and none can be added.
-    """
+    """The key or index that the rest of the path starts with, one that can be added too; keys may contain dots."""
     keys = list(_children(node))
     for length in range(1, len(rest) + 1):
         if ".".join(rest[:length]) in keys:

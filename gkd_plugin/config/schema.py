@@ -49,7 +49,6 @@ from gkd_plugin.config.kinds import (
     text,
     value,
 )
-from gkd_plugin.config.stages import stage_names
 from gkd_plugin.config.tree import Tagged, at, resolve_target
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.timm_model import check_model_name, unknown_keyword
@@ -214,14 +213,6 @@ def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None
             schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
 
 
-def _check_stages(report: Report, path: str, train: Mapping[Any, Any]) -> None:
-    """They count from 1 without gaps."""
-    given = stage_names(train)
-    gaps = [name for name in (f"stage{number}" for number in range(1, len(given) + 1)) if name not in given]
-    if gaps:
-        report.add(path, f"{gaps[0]} is missing; stages count from 1 without gaps, given: {', '.join(given)}")
-
-
 _ANY = value("a section", lambda _: True)
 _TEXT = text("a text")
 _LIST = value("a list", is_of(list))
@@ -379,6 +370,7 @@ def _stage(roles: Collection[str], *, is_first: bool) -> Keys:
 def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
     """One training, or stages that follow each other: then hardly anything is read of ``train`` itself."""
     needs = ("num_epochs", *roles, "criterion")
+    without_gaps = [f"stage{number}" for number in range(1, len(stages) + 1)]
     needs_first = (*needs, "train_data_loader", "optimizer")
     for_all = {"log_freq": count(), "val_freq": count()}
     first = _stage(roles, is_first=True)
@@ -390,10 +382,10 @@ def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
         **for_all,
         **dict.fromkeys(first, moved),
         **dict.fromkeys(roles, section({"dst_ckpt": _FILE})),
-        **dict.fromkeys(stages, later),
+        **dict.fromkeys((*without_gaps, *stages), later),
         stages[0]: section(first, needs_first, _try_schedule),
     }
-    return section(keys, then=_check_stages)
+    return section(keys, without_gaps)
 
 
 _DEVICES = section(
