@@ -49,11 +49,8 @@ class TinyNet(nn.Module):
 
 
 def loader(dataset_id: str, sampler: Any = RandomSampler, batch_size: int = 12) -> dict[str, Any]:
-    return {
-        "dataset_id": dataset_id,
-        "sampler": {"class_or_func": sampler},
-        "kwargs": {"batch_size": batch_size, "num_workers": 0},
-    }
+    kwargs = {"batch_size": batch_size, "num_workers": 0}
+    return {"dataset_id": dataset_id, "sampler": {"class_or_func": sampler}, "kwargs": kwargs}
 
 
 def stage(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
@@ -79,17 +76,9 @@ def stage(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
 
 def cross_entropy(weight: float = 1.0) -> dict[str, Any]:
     """A sub-term on the student's logits."""
-    return {
-        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-        "criterion_wrapper": {
-            "key": "SimpleLossWrapper",
-            "kwargs": {
-                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-                "target": {"uses_label": True},
-            },
-        },
-        "weight": weight,
-    }
+    logits = {"is_from_teacher": False, "module_path": ".", "io": "output"}
+    wrapper = {"key": "SimpleLossWrapper", "kwargs": {"input": logits, "target": {"uses_label": True}}}
+    return {"criterion": {"key": "CrossEntropyLoss", "kwargs": {}}, "criterion_wrapper": wrapper, "weight": weight}
 
 
 def make_box(
@@ -97,10 +86,8 @@ def make_box(
 ) -> Any:
     from torchdistill.core.distillation import get_distillation_box
 
-    datasets = {"train": TinyImages(), "val": TinyImages(seed=1)}
-    return get_distillation_box(
-        teacher, student, datasets, train_config, torch.device("cpu"), None, False, lr_factor, accelerator
-    )
+    common = ({"train": TinyImages(), "val": TinyImages(seed=1)}, train_config, torch.device("cpu"), None, False)
+    return get_distillation_box(teacher, student, *common, lr_factor, accelerator)
 
 
 def train_box(box: Any) -> list[float]:

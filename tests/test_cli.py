@@ -68,6 +68,7 @@ def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
         assert re.search(f"^{line}$", err, re.MULTILINE), line
     assert len(re.findall(r"^final top-1 on the test set \d+\.\d\d %$", err, re.MULTILINE)) == 1
     assert "Advanced to stage" not in err
+    assert "Advanced to stage 2" in (here / "runs/student/log.txt").read_text("utf-8")
     made = json.loads((here / "runs/student/summary.json").read_text("utf-8"))
     assert (made["seed"], made["stages"]["stage2"]["num_epochs"]) == (3, 2)
     check_evaluation("student", "runs/student", made, capsys)
@@ -103,8 +104,7 @@ def sets(*assignments):
         ),
         (
             sets(
-                "models.teacher_model.kwargs={model_name: test_resnet, in_chans: 1}",
-                "models.teacher_model.src_ckpt=null",
+                "models.teacher_model.kwargs={model_name: test_vit, in_chans: 1}", "models.teacher_model.src_ckpt=null"
             ),
             r"models\.teacher_model: the teacher takes images of 1 channels, the data has 3; its kwargs\.in_chans ",
         ),
@@ -151,11 +151,7 @@ def test_a_damaged_cache_is_refused_before_anything_is_written(here, capsys):
             r"student\.yaml: datasets\.train \(line \d+\): .*'?nowhere\.npz'?",
         ),
         (r"(.|\n)*", "models: {a: 1\ntrain: 2\n", r"student\.yaml, line 2, .*"),
-        (
-            r"num_epochs: 1",
-            "num_epochs: 0",
-            r"student\.yaml: 2 problems\nrefilled: error:   train\.stage1\.num_epochs: .*",
-        ),
+        (r"num_epochs: 1", "num_epochs: 0", r"student\.yaml: 2 problems\nrefilled: error:   train\.stage1\.num_ep.*"),
     ],
 )
 def test_what_the_file_has_wrong_is_told_with_its_place(here, capsys, old, new, line):
@@ -247,11 +243,7 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
     (tiny / "fails.yaml").write_text("stages: [{student: {forward_hook: {output: ['embeding']}}}]\n", encoding="utf-8")
     assert main(grid_of("--methods", "fails.yaml,ce")) == 1
     out, err = capsys.readouterr()
-    for line in (
-        r"fails +failed",
-        r"failed: as configured, fails, seed 0: .*'embeding'; .*",
-        r"cross-entropy +\d+\.\d",
-    ):
+    for line in (r"fails +failed", r"failed: as configured, fails, seed 0: .*'embeding'.*", r"cross-entropy +\d+\.\d"):
         assert re.search(f"^{line}$", out, re.MULTILINE), line
     assert re.search(r"^error: \[1/2\] as configured, fails, seed 0: failed: .*'embeding'", err, re.MULTILINE)
 

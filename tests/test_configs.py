@@ -156,9 +156,10 @@ def test_one_value_sets_the_overlap(teacher, student, num_classes, overlap, stan
     assert evaluation_view(train)[1]
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in CONFIGS], ids=str
-)
+STEPPED = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in CONFIGS]
+
+
+@pytest.mark.parametrize("path", STEPPED, ids=str)
 def test_builds_and_steps_in_every_stage(path, stand_ins):
     config = load_config(path, overrides_for(path, stand_ins))
     placement, built = read_placement(config.tree), config.build()

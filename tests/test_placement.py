@@ -22,11 +22,9 @@ def models(name="test_vit"):
 def losses(student, teacher, images, labels):
     """Both stages' losses of one batch, and what torchdistill's hooks record of the teacher."""
     io_dict = {}
-    for role, model, paths in (
-        ("student", student, ["embedding"]),
-        ("teacher", teacher, ["embedding", "local_classifier"]),
-    ):
-        seen = record(model, *paths)
+    hooks = {"student": ["embedding"], "teacher": ["embedding", "local_classifier"]}
+    for role, model in (("student", student), ("teacher", teacher)):
+        seen = record(model, *hooks[role])
         logits = model(images)
         io_dict[role] = {".": {"output": logits}, **{path: {"output": output} for path, output in seen.items()}}
     return [refilled(stage)(io_dict, {}, labels) for stage in ("embedding", "classifier")], io_dict["teacher"]

@@ -45,9 +45,7 @@ def load_model(entry: dict[str, Any], device: torch.device) -> nn.Module:
     return model.to(device)
 
 
-def train(
-    config: dict[str, Any], teacher: nn.Module | None, student: nn.Module, destination: str, device: Any
-) -> float:
+def train(config: dict[str, Any], teacher: Any, student: nn.Module, destination: str, device: torch.device) -> float:
     assert config["train"]["log_freq"] > 0
     common = (config["datasets"], config["train"], device, None, False, 1)
     box = get_training_box(student, *common) if teacher is None else get_distillation_box(teacher, student, *common)

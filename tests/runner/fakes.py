@@ -32,6 +32,7 @@ datasets:
   test: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 2}}}
 """
 OPTIMIZER = "{key: 'SGD', kwargs: {lr: 0.05, momentum: 0.9, weight_decay: 0.01}}"
+LOGITS = "{is_from_teacher: False, module_path: '.', io: 'output'}"
 TEST = f"""
 test:
   test_data_loader: {TEST_LOADER}
@@ -55,11 +56,7 @@ train:
       sub_terms:
         cross_entropy:
           criterion: {{key: 'CrossEntropyLoss', kwargs: {{}}}}
-          criterion_wrapper:
-            key: 'SimpleLossWrapper'
-            kwargs:
-              input: {{is_from_teacher: False, module_path: '.', io: 'output'}}
-              target: {{uses_label: True}}
+          criterion_wrapper: {{key: 'SimpleLossWrapper', kwargs: {{input: {LOGITS}, target: {{uses_label: True}}}}}}
           weight: 1.0
 {TEST}"""
 

@@ -115,14 +115,20 @@ def test_what_is_compiled_keeps_its_names(eager_backend, which, count):
 
 
 @pytest.mark.usefixtures("here")
-def test_what_a_plain_training_is_built_from(accelerator):
-    made = Parts(load_config("teacher.yaml").build(), CPU, accelerator, None)
+def test_what_a_plain_training_is_built_from(accelerator, caplog):
+    built = load_config("teacher.yaml").build()
+    made = Parts(built, CPU, accelerator, None)
     assert (made.num_classes, made.student_path, made.embedding_path) == (4, "models.model", "embedding")
     assert ([(stage.name, stage.epochs) for stage in made.stages], made.val_freq) == ([("train", 2)], 1)
     assert made.image_input.size == (32, 32)
     assert made.class_names is None
     assert not hasattr(made.box, "teacher_model")
     assert not Path("runs").exists()
+    assert "not read by refilled" not in caplog.text
+    built["tracker"], built["models"]["model"]["sync_bn"] = {"key": "x"}, True
+    Parts(built, CPU, accelerator, None)
+    for key in ("tracker", "models.model.sync_bn"):
+        assert f"{key}: not read by refilled" in caplog.text
 
 
 COSINE = "train.scheduler={key: CosineAnnealingLR, kwargs: {T_max: %d}}"
@@ -145,15 +151,3 @@ def test_a_cycle_that_does_not_fit_its_stage_is_told(caplog, accelerator, schedu
     Parts(load_config("teacher.yaml", sets).build(), CPU, accelerator, None)
     found = [line for line in caplog.messages if "scheduler" in line]
     assert [line.startswith(f"train.scheduler.kwargs.{told}") for line in found] == ([] if told is None else [True])
-
-
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("is_used", [True, False])
-def test_what_only_torchdistill_reads_is_told(caplog, accelerator, is_used):
-    built = load_config("teacher.yaml").build()
-    if is_used:
-        built["tracker"] = {"key": "x"}
-        built["models"]["model"]["sync_bn"] = True
-    Parts(built, CPU, accelerator, None)
-    assert ("tracker: not read by refilled" in caplog.text) == is_used
-    assert ("models.model.sync_bn: not read by refilled" in caplog.text) == is_used

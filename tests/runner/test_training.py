@@ -70,10 +70,8 @@ def test_the_learning_rate_of_each_epoch():
 
 def test_validation_is_after_every_few_epochs_and_the_last_three_and_leaves_training_as_it_is():
     sections = {"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=8)}
-    rows, plain = (
-        train(sections, val_freq=2),
-        train({name: {**s, "val_data_loader": {}} for name, s in sections.items()}),
-    )
+    rows = train(sections, val_freq=2)
+    plain = train({name: {**section, "val_data_loader": {}} for name, section in sections.items()})
     assert [row["stage"] for row in rows] == ["stage1"] * 2 + ["stage2"] * 8
     assert ["ncm_top1" in row for row in rows] == [False, True] + [False] * 8
     assert [row["epoch"] for row in rows[2:] if "top1" in row] == [2, 4, 6, 7, 8]
@@ -81,30 +79,21 @@ def test_validation_is_after_every_few_epochs_and_the_last_three_and_leaves_trai
     assert [row["loss"] for row in rows] == [row["loss"] for row in plain]
 
 
-def test_the_students_forward_is_wrapped_once_in_every_stage():
+def test_every_stage_has_its_precision_and_its_bound_of_gradients(monkeypatch):
     """Accelerate's wrappers for mixed precision would otherwise pile up from stage to stage."""
-    epochs, box = epochs_of({f"stage{n}": stage("classifier") for n in (1, 2, 3)}, cpu("bf16"))
-    assert len(list(epochs)) == 3
+    bounds, dtypes = [], set()
+    monkeypatch.setattr(training, "clip_unscaled", lambda box, _: bounds.append(box.max_grad_norm))
+    sections = {f"stage{n}": stage("classifier") for n in (1, 2, 3)}
+    sections["stage2"]["optimizer"]["max_grad_norm"] = 0.5
+    epochs, box = epochs_of(sections, cpu("bf16"))
+    box.teacher_model.teacher.layer1.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
+    next(epochs)
+    assert torch.bfloat16 in dtypes  # the student's precision
+    assert len(list(epochs)) == 2
     student = box.org_student_model
     assert "forward" not in student.__dict__ or not hasattr(student.forward, "__wrapped__")
     assert "_original_forward" not in student.__dict__
-
-
-def test_the_teacher_runs_in_the_students_precision():
-    seen = []
-    epochs, box = epochs_of(stage("classifier"), cpu("bf16"))
-    box.teacher_model.teacher.layer1.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    next(epochs)
-    assert torch.bfloat16 in seen
-
-
-def test_gradients_are_clipped_in_every_stage(monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "clip_unscaled", lambda box, _: seen.append(box.max_grad_norm))
-    sections = {"stage1": stage("embedding"), "stage2": stage("classifier")}
-    sections["stage2"]["optimizer"]["max_grad_norm"] = 0.5
-    train(sections)
-    assert seen == [None, 0.5]
+    assert bounds == [None, 0.5, None]
 
 
 @pytest.mark.parametrize(("margin", "warnings"), [(1e-9, 1), (0.2, 0)])
@@ -132,24 +121,21 @@ def attention_transfer(path):
     return {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"at": term}}}
 
 
+NO_RATE = stage("classifier", optimizer={"key": "SGD", "kwargs": {"lr": -1}})
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
         (stage("embedding", **batches(6)), "stage1 1/1: no batch held two samples of one class and one of another"),
         (
             stage("embedding", **batches(23)),
-            r"stage1 1/1, step 2: .*\(the batch has one image; kwargs\.drop_last: True leaves it out\)$",
+            r"stage1 1/1, step 2: .*\(the batch has one image; kwargs\.drop_last: True",
         ),
+        (stage("classifier", criterion=attention_transfer("layer9")), "stage1 1/1, step 1: .* under 'layer9'"),
         (
-            stage("classifier", criterion=attention_transfer("layer9")),
-            "stage1 1/1, step 1: nothing is recorded under 'layer9'",
-        ),
-        (
-            {
-                "stage1": stage("embedding"),
-                "stage2": stage("classifier", optimizer={"key": "SGD", "kwargs": {"lr": -1}}),
-            },
-            "train: torchdistill cannot build this stage: Invalid learning rate",
+            {"stage1": stage("embedding"), "stage2": NO_RATE},
+            "train: torchdistill cannot build this stage: Invalid learn",
         ),
     ],
 )
@@ -160,9 +146,8 @@ def test_what_stops_an_epoch_is_told_with_its_place(section, message):
 def test_a_later_stage_on_other_data_computes_its_own_centres():
     """Same wrapper class, other training set: the centres of stage 1 must not be adopted."""
     centres = []
-    epochs, box = epochs_of(
-        {"stage1": stage("classifier"), "stage2": stage("classifier", train_data_loader=loader("val"))}
-    )
+    second = stage("classifier", train_data_loader=loader("val"))
+    epochs, box = epochs_of({"stage1": stage("classifier"), "stage2": second})
     for _ in epochs:
         centres.append(box.teacher_model.local_classifier.centres.clone())
     assert len(centres) == 2
