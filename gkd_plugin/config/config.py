@@ -51,13 +51,10 @@ class RunConfig:
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), *, produced: Collection[str] = (), needs_checkpoints: bool = True
 ) -> RunConfig:
-    """Reads, overrides and validates a config; builds nothing.
+    """Reads a torchdistill YAML, overrides (:func:`~gkd_plugin.config.overrides.apply_overrides`) and validates it.
 
-    Args:
-        path: a torchdistill YAML.
-        overrides: ``key.path=value`` assignments, see :func:`~gkd_plugin.config.overrides.apply_overrides`.
-        produced: checkpoints that configs before this one will have written when this one runs.
-        needs_checkpoints: whether a ``src_ckpt`` that does not exist is an error.
+    A ``src_ckpt`` must exist, or be among those that configs before this one will have ``produced``, unless this one
+    runs without checkpoints.
 
     Raises:
         ConfigError: the file cannot be read, an override does not apply, or there are problems (one line each).

@@ -124,9 +124,8 @@ def one_of(names: Collection[str], base: type = object) -> Kind:
         if isinstance(given, str) and given in names:
             return
         parts = names if isinstance(names, Mapping) else dict.fromkeys(names)
-        offered = nearest(
-            given, (name for name, of in parts.items() if not inspect.isclass(of) or issubclass(of, base))
-        )
+        known = [name for name, of in parts.items() if not inspect.isclass(of) or issubclass(of, base)]
+        offered = nearest(given, known)
         if isinstance(given, str) and isinstance(names, Mapping):
             report.add(path, f"{given!r} is not registered; {offered}")
         else:

@@ -189,13 +189,10 @@ def _try_optimizer(report: Report, path: str, section: Mapping[Any, Any]) -> Non
 
 
 def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None:
-    """Builds the schedule of the learning rate on trial; where an epoch is one step of it, it runs its course.
-
-    A stage of ReFilled needs its own optimizer: an earlier one leaves out what was frozen there.
-    """
+    """Builds the schedule of the learning rate on trial; where an epoch is one step of it, it runs its course."""
     loss, where = section.get("criterion"), at(path, "optimizer")
     is_refilled = isinstance(loss, Mapping) and loss.get("key") == "refilled"
-    if is_refilled and not section.get("optimizer") and report.is_clean(where):
+    if is_refilled and not section.get("optimizer") and report.is_clean(where):  # losses.refilled refuses it later
         report.add(where, "missing; every stage with criterion 'refilled' needs its own")
     scheduler, where = section.get("scheduler"), at(path, "scheduler")
     if not scheduler or report.optimizer is None or not report.is_clean(where, scheduler):
