@@ -379,7 +379,8 @@ def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
         **for_all,
         **dict.fromkeys(first, moved),
         **dict.fromkeys(roles, section({"dst_ckpt": _FILE})),
-        **dict.fromkeys((*without_gaps, *stages), later),
+        **dict.fromkeys(without_gaps, refused("missing; stages count from 1 without gaps")),
+        **dict.fromkeys(stages, later),
         stages[0]: section(first, needs_first, _try_schedule),
     }
     return section(keys, without_gaps)

@@ -206,8 +206,10 @@ def test_each_stage_needs_its_own_sections():
     assert [line.partition(":")[0] for line in lines] == [
         f"{TWO}.{name}" for name in ("teacher", "student", "criterion")
     ]
-    assert found(STAGES, drop=[ONE])[0].startswith(f"{ONE}: missing; ")
-    assert any(line.startswith("train.stage3: missing; ") for line in found(STAGES, "train.stage4={}"))
+    assert found(STAGES, drop=[ONE])[0].startswith(f"{ONE}: missing; stages count from 1")
+    assert any(
+        line.startswith("train.stage3: missing; stages count from 1") for line in found(STAGES, "train.stage4={}")
+    )
 
 
 ACCEPTED = [  # changes that do not touch each other
