@@ -48,9 +48,6 @@ def check_evaluation(name, folder, summary, capsys):
     assert capsys.readouterr().out == f"{checkpoint}: top1 {summary['final']['top1']:.2f} % on 24 test samples\n"
 
 
-# --- what it does ----------------------------------------------------------------------------------------------------
-
-
 def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
     assert main(["run", "student.yaml", "--device", "cpu", "--set", "train.stage2.num_epochs=2", "--seed", "3"]) == 0
     out, err = capsys.readouterr()
@@ -83,9 +80,6 @@ def test_modules_in_the_working_directory_can_be_named(here, monkeypatch):
     assert main(["run", "teacher.yaml", "--device", "cpu", "--output", "out"]) == 0
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
-
-
 def sets(*assignments):
     return ["run", "student.yaml", *(word for item in assignments for word in ("--set", item))]
 
@@ -98,6 +92,10 @@ def sets(*assignments):
         (["run", "student.yaml", "--output", "student.yaml"], r"student\.yaml is a file"),
         (["evaluate", "student.yaml", "--checkpoint", "nowhere.pt"], r"--checkpoint: no such file: nowhere\.pt"),
         (sets("train.stage1.num_epoch=1"), r"train\.stage1\.num_epoch: .*'num_epochs'"),
+        (
+            sets("models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}"),
+            r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: .* \(its kwargs\.img_size: 32 ",
+        ),
         (
             sets("models.teacher_model.kwargs.model_name=test_efficientnet"),
             r"models\.teacher_model\.src_ckpt: runs/teacher/teacher\.pt does not fit EfficientNet: \d+ missing: ",
@@ -202,9 +200,6 @@ def test_ctrl_c(here, capsys, monkeypatch):
     assert capsys.readouterr().err == "refilled: stopped\n"
 
 
-# --- a grid ----------------------------------------------------------------------------------------------------------
-
-
 def grid_of(*words, config="tiny.yaml"):
     return ["compare", config, "--output", "grid", "--device", "cpu", *words]
 
@@ -305,9 +300,6 @@ def test_usage_errors(words, message, tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"refilled: error: {re.escape(message)}.* \(options: refilled.* --help\)", line)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- two processes ---------------------------------------------------------------------------------------------------
 
 
 def test_two_gloo_processes_under_torchrun(here, capsys):
