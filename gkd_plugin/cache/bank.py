@@ -25,11 +25,7 @@ Records = np.ndarray[Any, np.dtype[Any]]
 
 
 def open_bank(path: Path) -> Records | None:
-    """One record for each row, or ``None`` where there is no such file; reads all of it once, for its checksum.
-
-    Raises:
-        ConfigError: the file is damaged, was renamed, or cannot be read.
-    """
+    """One record for each row, or ``None`` where there is no such file; reads all of it once, for its checksum."""
     try:
         records = npy.open_memmap(path, mode="r")
         checksum = _new_checksum(path, records.dtype)
@@ -56,9 +52,6 @@ def write_bank(path: Path, rows: int, batches: Iterable[Mapping[str, Tensor]]) -
     """Writes a bank of so many rows, tensors ``[B, width]`` by name in each batch, or leaves no file behind.
 
     Writes plainly: a disk that fills up under a memory map would end the process without an error.
-
-    Raises:
-        ConfigError: the disk has too little room, the file cannot be written, or a value does not fit float16.
     """
     folder = path.parent
     temporary = path.with_name(f".{secrets.token_hex(4)}.tmp")  # no process id: another machine may have it too
@@ -107,7 +100,6 @@ def _new_checksum(path: Path, dtype: np.dtype[Any]) -> hashlib.blake2b:
 
 
 def _records(batch: Mapping[str, Tensor]) -> Records:
-    """Raises ConfigError: a value is not finite in float16."""
     halves = {name: values.detach().half().cpu() for name, values in batch.items()}
     for name, half in halves.items():
         if not half.isfinite().all():

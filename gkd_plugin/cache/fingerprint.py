@@ -64,9 +64,6 @@ def views_key(views: FixedViews, probes: int = 16) -> str:
     """Digest of K, the seed, the transforms' repr, and the pixels of ``probes`` views spread evenly over the samples.
 
     The pixels show a change of the transform that its repr does not show. Probe j is view j % K.
-
-    Raises:
-        ConfigError: a view drawn twice differs, so the transform has a random state of its own.
     """
     count = min(probes, len(views))
     chosen = [(j * len(views) // count, j % views.views) for j in range(count)]

@@ -161,8 +161,6 @@ def digits(
         rgb: three equal channels, as most pretrained models take them.
     """
     one_of("split", split, ("train", "test"))
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -170,11 +168,13 @@ def digits(
         raise ConfigError("the digits dataset needs scikit-learn: pip install 'gkd-plugin[digits]'") from error
     bunch = load_digits()
     rows = np.arange(len(bunch.target))
-    seed = whole_number("seed", seed, low=0)
+    whole_number("seed", seed, low=0)
     try:
-        train, test = train_test_split(rows, test_size=test_fraction, random_state=seed, stratify=bunch.target)
+        train, test = train_test_split(rows, test_size=float(test_fraction), random_state=seed, stratify=bunch.target)
     except ValueError as error:
-        raise ConfigError(f"test_fraction={test_fraction} leaves a class without samples: {error}") from error
+        raise ConfigError(
+            f"test_fraction must lie between 0 and 1 and leave samples of each class, got {test_fraction}: {error}"
+        ) from error
     chosen = np.sort(train if split == "train" else test)
     images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
     if size is not None:

@@ -127,7 +127,9 @@ def keeps_labels(dataset: Any) -> bool:
     has_transform = has_own(dataset, "target_transform") and dataset.target_transform is not None
     shows_labels = raw is not None or has_transform
     if shows_labels:
-        inside = _labels_inside(dataset)
+        inside = [label for part in parts for label in labels_of(part)]
+        if getattr(dataset, "indices", None) is not None:
+            inside = [inside[index] for index in dataset.indices]
         outside = _transformed(dataset, inside if raw is None else _as_integers(dataset, raw))
         if len(outside) == len(inside):
             return outside == inside
@@ -172,13 +174,6 @@ def _known(dataset: Any, name: str, *, tell: bool = False) -> Any:
             type(dataset).__name__,
         )
     return None
-
-
-def _labels_inside(dataset: Any) -> list[int]:
-    """The labels, inside a wrapper, of the samples that it takes."""
-    labels = [label for part in inner_datasets(dataset) for label in labels_of(part)]
-    indices = getattr(dataset, "indices", None)
-    return labels if indices is None else [labels[index] for index in indices]
 
 
 def _class_names(dataset: Dataset[Any]) -> list[Any] | None:

@@ -81,10 +81,11 @@ def pick(dataset: Dataset[Any], classes: Sequence[int], samples: Sequence[Sequen
     """Chosen samples of chosen classes, in the order of the dataset, with what is known of the teacher's classes.
 
     Args:
-        dataset: a torchvision-style map dataset, unwrapped.
+        dataset: a torchvision-style map dataset.
         classes: the old label of each new label.
         samples: for each new label the positions of its samples in ``dataset``.
     """
+    dataset = unwrapped(dataset)
     names, known = classes_of(dataset), teacher_labels_of(dataset)
     pairs = sorted((index, label) for label, indices in enumerate(samples) for index in indices)
     return ClassSubset(
@@ -109,14 +110,6 @@ def class_subset(
         start: number of samples of each class to leave out first; ``per_class: 400`` and ``start: 400`` split
             a dataset into two that share no sample.
     """
-    return pick(*_chosen(dataset, classes, per_class, start))
-
-
-def _chosen(
-    dataset: Dataset[Any], classes: Sequence[int | str], per_class: int | None, start: int
-) -> tuple[Dataset[Any], list[int], list[list[int]]]:
-    """What :func:`pick` takes: the dataset unwrapped, the classes as labels, and the samples of each."""
-    dataset = unwrapped(dataset)
     whole_number("start", start, low=0)
     if per_class is not None:
         whole_number("per_class", per_class, low=1)
@@ -135,7 +128,7 @@ def _chosen(
     samples = [members[label][start:stop] for label in labels]
     if not any(samples):
         raise ConfigError(f"classes: no sample of the {len(labels)} given; the dataset has {len(names)} classes")
-    return dataset, labels, samples
+    return pick(dataset, labels, samples)
 
 
 def overlap_classes(
@@ -273,15 +266,18 @@ def incremental_subset(
     if old + new > len(names):
         raise ConfigError(f"old={old} and new={new} need {old + new} classes, the dataset has {len(names)}")
     order = ordered_classes(class_order, seed, len(names), names)
-    dataset, classes, samples = _chosen(dataset, order[: old + new], per_class, start)
-    if not any(samples[old:]):
+    subset = class_subset(dataset, order[: old + new], per_class, start)
+    if max(subset.targets) < old:
         raise ConfigError("new: none of the new classes has a sample")
     if memory is not None:
         whole_number("memory", memory, low=0)
+        members = members_of(subset)
         for label in range(old):
-            _check_size(names[classes[label]], samples[label], memory, f"memory={memory}")
-            samples[label] = samples[label][:memory]
-    subset = pick(dataset, classes, samples)
+            _check_size(subset.classes[label], members[label], memory, f"memory={memory}")
+        left_out = {index for label in range(old) for index in members[label][memory:]}
+        kept = [index for index in range(len(subset)) if index not in left_out]
+        subset.indices = [subset.indices[index] for index in kept]
+        subset.targets = [subset.targets[index] for index in kept]
     subset.class_groups = {"old": list(range(old)), "new": list(range(old, old + new))}
     return _with_teacher(subset, old)
 
@@ -293,13 +289,14 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
         shots: samples of each class, 1 or more; with one seed, fewer shots are a subset of more shots.
         seed: of the draw, which does not depend on the global random state.
     """
-    dataset = unwrapped(dataset)
     whole_number("shots", shots, low=1)
     names, members = classes_of(dataset), members_of(dataset)
     generator = np.random.default_rng(whole_number("seed", seed, low=0))
+    samples = []
     for label, name in enumerate(names):
         _check_size(name, members[label], shots, f"shots={shots}")
-    subset = pick(dataset, range(len(names)), [_shuffled(members[k], generator)[:shots] for k in range(len(names))])
+        samples.append(generator.permutation(members[label]).tolist()[:shots])
+    subset = pick(dataset, range(len(names)), samples)
     subset.class_groups = class_groups_of(dataset)
     return subset
 
@@ -324,7 +321,6 @@ def few_shot_task(
             ``None``: all that the support set leaves.
         seed: of all tasks.
     """
-    dataset = unwrapped(dataset)
     one_of("role", role, ("support", "query"))
     is_support = role == "support"
     whole_number("ways", ways, low=2)
@@ -340,7 +336,7 @@ def few_shot_task(
     samples = []
     for label in drawn:
         _check_size(names[label], members[label], shots + others, f"shots={shots} and queries={others}")
-        order = _shuffled(members[label], np.random.default_rng([*entropy, label + 1]))
+        order = np.random.default_rng([*entropy, label + 1]).permutation(members[label]).tolist()
         samples.append(order[:shots] if is_support else order[len(order) - queries if queries else shots :])
     return pick(dataset, drawn, samples)
 
@@ -370,13 +366,11 @@ def ordered_classes(
         raise ConfigError(f"class_order must be a list of class indices or the path to a file, got {class_order!r}")
     size = len(order) if total_classes is None else total_classes
     names, counts = range(size) if class_names is None else class_names, Counter(order)
-    wrong = {
-        "twice": [names[label] for label, count in counts.items() if count > 1],
-        "missing": [names[label] for label in range(size) if label not in counts],
-    }
-    if any(wrong.values()):
-        found = ", ".join(f"{what} {classes[:5]}" for what, classes in wrong.items() if classes)
+    twice = [names[label] for label, count in counts.items() if count > 1]
+    missing = [names[label] for label in range(size) if label not in counts]
+    if twice or missing:
         file = f" {class_order}" if isinstance(class_order, str) else ""
+        found = f"twice {twice[:5]}, missing {missing[:5]}"
         raise ConfigError(f"class_order{file} must hold each of the {size} classes once; {found}")
     return order
 
@@ -458,7 +452,3 @@ def members_of(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:
 def _check_size(name: Any, samples: Sequence[int], needed: int, what_for: str) -> None:
     if len(samples) < needed:
         raise ConfigError(f"class {name!r} has {len(samples)} samples, but {what_for} need {needed}")
-
-
-def _shuffled(indices: list[int], generator: np.random.Generator) -> list[int]:
-    return [indices[i] for i in generator.permutation(len(indices)).tolist()]

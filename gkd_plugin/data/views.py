@@ -71,19 +71,17 @@ def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
     if hasattr(dataset, "evaluation_view"):
         return unwrapped(dataset.evaluation_view), True
     if isinstance(dataset, TransformedImages) and dataset.eval_transform is not None:
-        return _changed(dataset, transform=dataset.eval_transform, eval_transform=None), True
+        clean = copy.copy(dataset)
+        clean.transform, clean.eval_transform = dataset.eval_transform, None
+        return clean, True
     if not isinstance(dataset, (Subset, ClassSubset)):
         return dataset, False
     view, found = evaluation_view(dataset.dataset)
     if view is dataset.dataset:  # there is none, or it is its own
         return dataset, found
-    return (Subset(view, dataset.indices) if isinstance(dataset, Subset) else _changed(dataset, dataset=view)), found
-
-
-def _changed(original: Any, **attributes: Any) -> Any:
-    changed = copy.copy(original)
-    changed.__dict__.update(attributes)
-    return changed
+    subset = copy.copy(dataset)
+    subset.dataset = view
+    return subset, found
 
 
 class FixedViews(Dataset[Any]):

@@ -24,24 +24,14 @@ class ClassMap:
 
     Ask :attr:`relation` whether the student's classes are the teacher's own, :attr:`labels` which one is which, and
     :attr:`shared` which of the teacher's own logits a local classifier may read.
-
-    Attributes:
-        said: for each class of the student the teacher's label of it, ``None`` for a class that the teacher does not
-            have; ``None`` for all where nothing tells.
-        said_of: the number of the teacher's classes in what the training set says; ``None`` where it says nothing. A
-            teacher with another number of classes has other classes.
-        written: the wrapper's keyword ``class_map``, see :meth:`of`.
-        student_names: of the student's classes, ``None`` where they have none.
-        teacher_names: of the teacher's classes, in the order of its logits, likewise.
-        teacher_size: the number of the teacher's classes; ``None`` where it is not known yet, or there are none.
     """
 
-    said: Labels | None = None
-    said_of: int | None = None
-    written: Written = "auto"
+    said: Labels | None = None  # of each class of the student the teacher's label, or None; None where nothing tells
+    said_of: int | None = None  # how many classes the teacher has that the training set speaks of
+    written: Written = "auto"  # the wrapper's keyword class_map
     student_names: Sequence[str] | None = None
-    teacher_names: Sequence[str] | None = None
-    teacher_size: int | None = None
+    teacher_names: Sequence[str] | None = None  # in the order of its logits
+    teacher_size: int | None = None  # its number of classes; None where it is not known yet, or there are none
 
     @classmethod
     def of(

@@ -19,10 +19,8 @@ from gkd_plugin.teacher.wrapper import RefilledTeacher
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS = 10_000
-"""Images that a readout is fitted to: about as many of each class, the first ones."""
-MAX_VIEWS = 4
-"""Augmented images of each sample that a readout is fitted to, where there are few samples."""
+MAX_ROWS = 10_000  # images that a readout is fitted to: about as many of each class, the first ones
+MAX_VIEWS = 4  # augmented images of each sample that a readout is fitted to, where there are few samples
 
 
 @register(PRE_EPOCH_PROC_FUNC_DICT, register_pre_epoch_proc_func, "refilled")

@@ -18,7 +18,6 @@ from gkd_plugin.errors import ConfigError, is_number, one_of
 
 logger = logging.getLogger(__name__)
 
-PREPROCESSING = ("auto", "pretrained", "data")
 _TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # wrappers come and go with the stages
 
 
@@ -37,7 +36,7 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
     checkpoint of this package, which says what they were trained with (the model's ``image_input``); 'data' leaves
     everything open, so that images stay as they are. Raises ConfigError where it is none of these.
     """
-    one_of("preprocessing", preprocessing, PREPROCESSING)
+    one_of("preprocessing", preprocessing, ("auto", "pretrained", "data"))
     known: ImageInput | None = getattr(teacher, "image_input", None)
     if preprocessing == "auto" and known is not None:
         return known

@@ -287,15 +287,10 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         batches: Iterable[tuple[Tensor, Tensor]],
         views: Iterable[tuple[Tensor, Tensor, Tensor]] | None = None,
     ) -> None:
-        """Fits the local classifier, and with it the class centres, to the training set.
+        """Fits the local classifier, and with it the class centres, to (images, labels) of the training set.
 
-        Args:
-            batches: (images, labels), for the class centres.
-            views: (images, labels, numbers of the samples) of the same samples as the student sees them, for a readout
-                that wants these; ``None`` for the batches themselves.
-
-        Raises:
-            ConfigError: a class has no sample, or a label is out of range.
+        ``views`` are (images, labels, numbers of the samples) of the same samples as the student sees them, for a
+        readout that wants these; ``None`` for the batches themselves. Raises ConfigError where a class has no sample.
         """
         with user_can_mend("class centres"):
             answered = ((self._ask(images), labels) for images, labels in batches)

@@ -27,13 +27,9 @@ def tree(tmp_path):
     return image_tree(tmp_path / "train", ["cat", "ant"], per_class=3)
 
 
-@pytest.fixture
-def cub(tmp_path):
-    return cub_tree(tmp_path)
-
-
-def test_transforms_and_the_evaluation_view_reach_every_dataset(archive, tree, cub):
-    for make, source in ((npz_images, [archive]), (image_folder, [tree]), (cub200, [cub]), (digits, [])):
+def test_transforms_and_the_evaluation_view_reach_every_dataset(archive, tree, tmp_path):
+    sources = {npz_images: [archive], image_folder: [tree], cub200: [cub_tree(tmp_path)], digits: []}
+    for make, source in sources.items():
         dataset = make(*source, transform=lambda _: "augmented", eval_transform=lambda _: "clean")
         view, found = evaluation_view(dataset)
         assert found
@@ -65,23 +61,21 @@ def test_other_arrays_are_refused(images, message):
         ArrayImages(images, [0, 1, 1])
 
 
-def test_an_archive_is_read_by_split(archive, tmp_path):
+def test_an_archive_is_read_by_split(archive):
     train, test = npz_images(archive), npz_images(str(archive), "test")
     assert (train.targets, test.targets) == ([0, 1, 1], [1])
     assert train.classes == test.classes == ["ant", "bee"]
-    np.savez(tmp_path / "plain.npz", x_val=GREY, y_val=[0, 1, 2])
-    assert npz_images(tmp_path / "plain.npz", "val").classes == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("images", [RGB, GREY])
 def test_pooling_is_the_rounded_mean_of_squares(tmp_path, images):
-    np.savez(tmp_path / "a.npz", x_train=images, y_train=[0, 1, 2])
-    pooled = npz_images(tmp_path / "a.npz", pool=2).data
-    assert pooled.dtype == np.uint8
-    assert pooled.shape == (3, 2, 2, *images.shape[3:])
+    np.savez(tmp_path / "plain.npz", x_val=images, y_val=[0, 1, 2])
+    pooled = npz_images(tmp_path / "plain.npz", "val", pool=2)
+    assert pooled.classes == ["0", "1", "2"]
+    assert (pooled.data.dtype, pooled.data.shape) == (np.uint8, (3, 2, 2, *images.shape[3:]))
     for n, row, column in np.ndindex(3, 2, 2):
         square = images[n, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].astype(float)
-        assert np.array_equal(pooled[n, row, column], np.rint(square.mean(axis=(0, 1))))
+        assert np.array_equal(pooled.data[n, row, column], np.rint(square.mean(axis=(0, 1))))
 
 
 @pytest.mark.parametrize(
@@ -92,8 +86,9 @@ def test_pooling_is_the_rounded_mean_of_squares(tmp_path, images):
         (npz_images, {"path": "images.npz", "split": "tran"}, "no x_tran and y_tran; did you mean 'train'"),
         (npz_images, {"path": "image.npz"}, r"path: there is no file .*image\.npz.*did you mean 'images\.npz'"),
         (digits, {"split": "tset"}, "split: 'tset' is unknown; did you mean 'test'"),
-        (digits, {"test_fraction": 1.0}, "test_fraction must lie between 0 and 1"),
-        (digits, {"test_fraction": 0.001}, "test_fraction=0.001 leaves a class without samples"),
+        (digits, {"test_fraction": 1.0}, "test_fraction must lie between 0 and 1 .* got 1.0"),
+        (digits, {"test_fraction": 20}, "test_fraction must lie between 0 and 1 .* got 20"),
+        (digits, {"test_fraction": 0.001}, "test_fraction must .*leave samples of each class, got 0.001"),
         (digits, {"seed": -1}, "seed must be"),
         (digits, {"size": 0}, "size must be"),
     ],
@@ -131,8 +126,6 @@ def test_digits_are_grey_and_use_the_whole_range():
     dataset = digits()
     assert np.array_equal(digits().data, dataset.data)
     assert not np.array_equal(digits(seed=1).data, dataset.data)
-    image, label = dataset[0]
-    assert (image.mode, image.size, type(label)) == ("L", (8, 8), int)
     assert (dataset.data.min(), dataset.data.max()) == (0, 255)
     assert dataset.classes == list("0123456789")
     assert digits(size=16).data.shape == (1198, 16, 16)
@@ -147,12 +140,8 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 
 def test_a_folder_has_the_samples_and_classes_of_torchvision(tree):
     dataset, reference = image_folder(tree), ImageFolder(str(tree))
-    assert dataset.classes == reference.classes == ["ant", "cat"]
-    assert dataset.targets == reference.targets == [0, 0, 0, 1, 1, 1]
-    assert dataset.samples == reference.samples
-    for (image, label), (expected, expected_label) in zip(dataset, reference, strict=True):
-        assert (image.mode, label) == ("RGB", expected_label)
-        assert np.array_equal(np.asarray(image), np.asarray(expected))
+    assert dataset.classes == ["ant", "cat"]
+    assert samples(dataset) == samples(reference)
 
 
 def test_a_folder_that_is_missing_or_holds_no_classes_or_images_is_refused(tree, tmp_path):
@@ -177,13 +166,13 @@ def test_an_unreadable_image_is_named(tree):
         dataset[2]
 
 
-def test_the_official_split_and_labels_of_cub200(cub):
+def test_the_official_split_and_labels_of_cub200(tmp_path):
+    cub = cub_tree(tmp_path)
     train, test = cub200(cub), cub200(str(cub), "test")
     for dataset, numbers in ((train, (0, 1)), (test, (2, 3))):  # the tree paints red = 10 · class, green = number
         red_and_green = [(*image.getpixel((0, 0))[:2], label) for image, label in samples(dataset)]
         assert red_and_green == [(10 * label, number, label) for label in range(3) for number in numbers]
     assert train.classes == test.classes == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
-    assert train.targets == [0, 0, 1, 1, 2, 2]
     for name in ("image_class_labels.txt", "train_test_split.txt"):  # whose order does not matter
         (cub / name).write_text("\n".join(reversed((cub / name).read_text().splitlines())))
     assert cub200(cub.parent).samples == train.samples  # the folder that the archive was unpacked in
@@ -204,7 +193,8 @@ def test_the_official_split_and_labels_of_cub200(cub):
         ("images/002.Bird_1/0.png", None, r"1 of 6 images of images\.txt are missing, e\.g\. .*002\.Bird_1/0\.png"),
     ],
 )
-def test_a_missing_or_malformed_file_is_named(cub, name, content, message):
+def test_a_missing_or_malformed_file_is_named(tmp_path, name, content, message):
+    cub = cub_tree(tmp_path)
     (cub / name).unlink()
     if content is not None:
         (cub / name).write_bytes(content)

@@ -82,7 +82,7 @@ def test_one_file_in_the_folder_is_all_that_a_new_readout_takes(tmp_path, monkey
 
 
 def test_every_file_of_the_folder_is_imported():
-    assert {path.stem for path in Path(readouts.__file__).parent.glob("*.py")} - {"__init__"} == set(READOUTS)
+    assert {path.stem for path in Path(readouts.__file__).parent.glob("*.py")} - {"__init__"} <= set(READOUTS)
 
 
 def test_maps_and_tokens_are_pooled_by_mean_and_deviation():

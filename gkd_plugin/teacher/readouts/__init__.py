@@ -1,6 +1,7 @@
 """The hook path ``local_classifier``: logits over the student's classes from what the teacher says, by a readout.
 
-Every other module of this folder is imported, so a new file with a subclass of :class:`Readout` is a new readout.
+The paper's is here. Every other module of this folder is imported: a file with a subclass of :class:`Readout` is a new
+readout.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from gkd_plugin.teacher.class_map import ClassMap
 
 __all__ = ["READOUTS", "Answers", "LocalClassifier", "LocalFeatures", "Readout", "Seen", "pooled"]
 
-READOUTS: dict[str, Readout] = {}
-"""Name → readout; every subclass of :class:`Readout` enters itself."""
+READOUTS: dict[str, Readout] = {}  # by name; every subclass of Readout enters itself
 
 _ALWAYS_SAVED = ("centres", "weight", "bias", "teacher_labels", "shared_factors")
 
@@ -105,6 +105,16 @@ class Readout:
         """
         weight = fitted["weight"]
         return functional.linear(answers.rows[:, : weight.shape[1]], weight, fitted["bias"])
+
+
+class Centres(Readout):
+    """z_k = φ_T(x) · c_k: the embedding against the class centres (TPAMI section 4.2)."""
+
+    name = "centres"
+
+    def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:  # noqa: ARG002
+        """The centres as weight, without a bias."""
+        return {"weight": centres, "bias": centres.new_zeros(len(centres))}
 
 
 class LocalClassifier(nn.Module):
