@@ -28,35 +28,21 @@ def written(path):
     return path
 
 
-def assert_same(bank, values, rows=range(ROWS)):
-    got = read_bank(bank, torch.tensor(rows))
+@pytest.mark.parametrize("convert", [torch.Tensor.double, torch.Tensor.requires_grad_])
+def test_rows_come_back_rounded_to_float16_from_one_ordinary_npy_file(written, convert):
+    parts = [batch(4, seed=1), batch(2, seed=2)]
+    parts[1]["embedding"][1] = torch.tensor([65504, -65504, 1e-7, 1e-9, 1 + 2**-11])
+    parts = [{name: convert(value) for name, value in part.items()} for part in parts]
+    values = {name: torch.cat([part[name] for part in parts]).detach().half() for name in WIDTHS}
+    write_bank(written, ROWS, iter(parts))
+    assert list(written.parent.iterdir()) == [written]
+    assert all(np.array_equal(np.load(written)[name], value.numpy()) for name, value in values.items())
+    rows = [5, 0, 3, 3]
+    got = read_bank(open_bank(written), torch.tensor(rows))
     assert got.keys() == values.keys()
     for name, value in values.items():
         assert (got[name].dtype, got[name].is_contiguous()) == (torch.float32, True)
-        assert torch.equal(got[name], value[list(rows)].half().float())
-
-
-def test_rows_come_back_rounded_to_float16_from_one_ordinary_npy_file(path):
-    parts = [batch(4, seed=1), batch(2, seed=2)]
-    parts[1]["embedding"][1] = torch.tensor([65504, -65504, 1e-7, 1e-9, 1 + 2**-11])
-    values = {name: torch.cat([part[name] for part in parts]) for name in WIDTHS}
-    write_bank(path, ROWS, iter(parts))
-    assert list(path.parent.iterdir()) == [path]
-    assert_same(open_bank(path), values, [5, 0, 3, 3])
-    assert all(np.array_equal(np.load(path)[name], value.half().numpy()) for name, value in values.items())
-
-
-@pytest.mark.parametrize("convert", [torch.Tensor.bfloat16, torch.Tensor.double, torch.Tensor.requires_grad_])
-def test_a_bank_may_be_written_again_from_any_floating_type(written, convert):
-    values = {name: convert(value) for name, value in batch(seed=9).items()}
-    write_bank(written, ROWS, [values])
-    assert_same(open_bank(written), values)
-
-
-def test_where_there_is_no_file_there_is_no_bank(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    assert open_bank(tmp_path / "missing" / "bank.npy") is None
-    assert open_bank(tmp_path / "file" / "bank.npy") is None
+        assert torch.equal(got[name], value[rows].float())
 
 
 def failing(error, batches=1):
@@ -109,7 +95,9 @@ def test_room_is_looked_for_after_the_first_batch(path, monkeypatch):
 
 
 def test_a_file_in_the_folders_place_is_told_before_anything_is_computed(tmp_path):
+    assert open_bank(tmp_path / "missing" / "bank.npy") is None
     (tmp_path / "file").write_text("mine")
+    assert open_bank(tmp_path / "file" / "bank.npy") is None
     with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .* cannot be written to: File exists"):
         write_bank(tmp_path / "file" / "bank.npy", ROWS, failing(AssertionError, batches=0))
     assert (tmp_path / "file").read_text() == "mine"
@@ -117,21 +105,14 @@ def test_a_file_in_the_folders_place_is_told_before_anything_is_computed(tmp_pat
 
 def test_a_flipped_bit_never_gives_other_values(written):
     content = written.read_bytes()
-    refused = 0
     for position in range(len(content)):
         written.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         try:
             bank = open_bank(written)
         except ConfigError:
-            refused += 1
-        else:
-            assert position < len(content) - ROWS * 14 - 16  # of the header's spaces
-            assert_same(bank, batch())
-    assert refused > ROWS * 14 + 16
-
-
-def object_array(path):
-    np.save(path, np.array([{"a": 1}], dtype=object))
+            continue
+        assert position < len(content) - ROWS * 14 - 16  # of the header's spaces
+        assert all(np.array_equal(bank[name], value.half().numpy()) for name, value in batch().items())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +122,7 @@ def object_array(path):
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "checksum"),
         (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "checksum"),
         (lambda path: path.rename(path.with_name("other.npy")), "checksum"),
-        (object_array, ""),
+        (lambda path: np.save(path, np.array([{"a": 1}], dtype=object)), ""),
     ],
 )
 def test_another_file_is_refused(written, change, reason):

@@ -19,8 +19,6 @@ from tests.fakes import TinyNet
 IMAGENET = ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ImageInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 GREY = ImageInput((0.5,), (0.5,))
-
-
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
 
 
@@ -126,12 +124,9 @@ def logged(caplog, data=ZERO_ONE, own=OWN, preprocessing="auto", net=None):
 def test_what_is_done_to_the_images_is_logged_once_for_each_teacher(caplog):
     net = TinyNet()
     ((level, line),) = logged(caplog, net=net)
-    assert level == "INFO"
-    assert (
-        "resized from 32 × 40 to 48 × 48 pixels (bicubic, antialias) and normalised with mean (0.5, 0.5, 0.5)" in line
-    )
-    assert "and std (0.5, 0.5, 0.5) instead of the student's (0, 0, 0) and (1, 1, 1)" in line
-    assert "pretrained_cfg" not in line
+    assert (level, "pretrained_cfg" in line) == ("INFO", False)
+    assert "resized from 32 × 40 to 48 × 48 pixels" in line
+    assert "mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) instead of the student's (0, 0, 0) and (1, 1, 1)" in line
     assert logged(caplog, net=net) == []
     assert len(logged(caplog, net=TinyNet())) == 1
 

@@ -13,9 +13,7 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres
 from gkd_plugin.teacher import Answers, ClassMap, readouts
 from gkd_plugin.teacher.readouts import READOUTS, LocalClassifier, LocalFeatures, pooled
-from tests.teacher.fakes import batches, make_teacher, said
-
-SHARED = ClassMap(said=[0, None, 2, None])
+from tests.teacher.fakes import SHARED, batches, make_teacher, said
 
 
 def parts(answers, labels, size=10):
@@ -46,9 +44,8 @@ def test_a_readout_sees_the_whole_stream_in_order(shared, has_views, monkeypatch
     views = parts(answers, labels) if has_views else None
     LocalClassifier("discriminant").fit((part[:2] for part in parts(answers, labels)), None, views, class_map)
     rows, logits, of, samples, teacher_labels = seen[0]
-    assert torch.equal(rows, answers.embedding)
-    assert torch.equal(of, labels)
-    assert torch.equal(samples, torch.arange(48))
+    for got, want in ((rows, answers.embedding), (of, labels), (samples, torch.arange(48))):
+        assert torch.equal(got, want)
     assert teacher_labels == class_map.shared
     assert torch.equal(logits, answers.logits) if shared else logits is None  # they may be many
 
@@ -87,9 +84,7 @@ def test_every_file_of_the_folder_is_imported():
 
 def test_maps_and_tokens_are_pooled_by_mean_and_deviation():
     images = torch.randn(2, 3, 4, 5)
-    means = [[float(channel.mean()) for channel in image] for image in images]
-    deviations = [[float(channel.std(correction=0)) for channel in image] for image in images]
-    want = torch.cat([torch.tensor(means), torch.tensor(deviations)], dim=1)
+    want = torch.cat([images.mean(dim=(2, 3)), images.std(dim=(2, 3), correction=0)], dim=1)
     torch.testing.assert_close(pooled(images, "layer"), want)
     torch.testing.assert_close(pooled(images.flatten(2).transpose(1, 2), "block"), want)
     rows = torch.randn(2, 3, dtype=torch.float64)  # no positions

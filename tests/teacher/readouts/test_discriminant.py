@@ -14,9 +14,7 @@ from gkd_plugin.functional import (
 )
 from gkd_plugin.teacher import Answers, ClassMap
 from gkd_plugin.teacher.readouts import LocalClassifier
-from tests.teacher.fakes import said
-
-SHARED = ClassMap(said=[0, None, 2, None])
+from tests.teacher.fakes import SHARED, said
 
 
 def fitted(class_map=None, given=None, **kwargs):
@@ -48,7 +46,8 @@ def test_shared_classes_bring_the_teachers_own_logits():
 def test_without_a_shared_class_or_logits_of_its_own_it_is_the_discriminant(class_map, has_logits):
     answers, labels = said()
     given = answers if has_logits else Answers(answers.embedding)
-    classifier, fit = fitted(class_map, (given, labels)), fit_discriminant(answers.embedding, labels, 4)
+    classifier, fit = fitted(SHARED), fit_discriminant(answers.embedding, labels, 4)
+    classifier.fit([(given, labels)], None, class_map=class_map)  # forgets the fit before
     assert classifier.shared_factors.numel() == 0
     torch.testing.assert_close(classifier.logits(answers), answers.embedding @ fit.weight.T + fit.bias)
 
@@ -60,8 +59,7 @@ def test_it_is_fitted_to_the_views_and_centres_to_the_batches(class_map):
     classifier = fitted(class_map, views=[(seen, labels, samples)])
     torch.testing.assert_close(classifier.centres, class_centres([(answers.embedding, labels)]))
     fit = fit_discriminant(seen.embedding, labels, 4, samples=samples)
-    torch.testing.assert_close(classifier.weight, fit.weight)
-    torch.testing.assert_close(classifier.bias, fit.bias)
+    torch.testing.assert_close((classifier.weight, classifier.bias), (fit.weight, fit.bias))
     assert not torch.allclose(fit.weight, fit_discriminant(seen.embedding, labels, 4).weight)
     if class_map:
         own = own_log_probabilities(seen.logits, classifier.teacher_labels)
