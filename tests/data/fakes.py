@@ -42,14 +42,8 @@ def with_view(labels: list[int], classes: Iterable[Any] | None = None) -> FakeIm
 
 def known_by_a_teacher(dataset: Any) -> ClassSubset:
     """Its three classes, of which a teacher with seven has the first and the last."""
-    return ClassSubset(
-        dataset,
-        range(len(dataset)),
-        dataset.targets,
-        dataset.classes,
-        teacher_labels=[4, None, 1],
-        teacher_num_classes=7,
-    )
+    known = {"teacher_labels": [4, None, 1], "teacher_num_classes": 7}
+    return ClassSubset(dataset, range(len(dataset)), dataset.targets, dataset.classes, **known)
 
 
 def random_states() -> list[Any]:
@@ -79,20 +73,20 @@ def counted(kind: type) -> Any:
     return Counted
 
 
-def image_tree(root: Path, classes: Sequence[str], per_class: int = 2, size: tuple[int, int] = (12, 10)) -> Path:
+def image_tree(root: Path, classes: Sequence[str], per_class: int = 2) -> Path:
     """``root/<class>/<number>.png``; image j of class i is plain with red = 10 i and green = j."""
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for number in range(per_class):
-            Image.new("RGB", size, (10 * label % 256, number, 0)).save(root / name / f"{number}.png")
+            Image.new("RGB", (12, 10), (10 * label % 256, number, 0)).save(root / name / f"{number}.png")
     return root
 
 
-def cub_tree(root: Path, num_classes: int = 3, per_class: int = 4, size: tuple[int, int] = (12, 10)) -> Path:
+def cub_tree(root: Path, num_classes: int = 3, per_class: int = 4) -> Path:
     """CUB_200_2011 with few classes; of each, the first half are training images."""
     folder = root / "CUB_200_2011"
     names = [f"{label + 1:03d}.Bird_{label}" for label in range(num_classes)]
-    image_tree(folder / "images", names, per_class, size)
+    image_tree(folder / "images", names, per_class)
     rows = [(label, number) for label in range(num_classes) for number in range(per_class)]
     files = {
         "classes.txt": names,

@@ -35,7 +35,8 @@ SAMPLES = 7
 LABELS = [i % 3 for i in range(SAMPLES)]
 
 
-def array_images(**given):
+def array_images(transform="augmented", **given):
+    given = {name: lambda _, text=text: text for name, text in {"transform": transform, **given}.items()}
     return ArrayImages(np.zeros((3, 4, 4), np.uint8), [2, 0, 1], **given)
 
 
@@ -43,17 +44,11 @@ class Delegating(FakeImages):
     """Passes on attributes of what is inside, whose view is not its own."""
 
     def __getattr__(self, name):
-        return getattr(array_images(eval_transform=lambda _: "clean"), name)
+        return getattr(array_images(eval_transform="clean"), name)
 
 
 @pytest.mark.parametrize(
-    "dataset",
-    [
-        FakeImages([0, 1]),
-        Subset(FakeImages([0, 1]), [1]),
-        array_images(transform=lambda _: "augmented"),
-        Delegating([0]),
-    ],
+    "dataset", [FakeImages([0, 1]), Subset(FakeImages([0, 1]), [1]), array_images(), Delegating([0])]
 )
 def test_a_dataset_that_offers_none_is_returned_unwrapped(dataset):
     assert evaluation_view(dataset) == (dataset, False)
@@ -71,10 +66,7 @@ def test_a_dataset_that_offers_none_is_returned_unwrapped(dataset):
         (Subset(class_subset(with_view([0, 1, 2, 1]), [1]), [1]), [("clean3", 0)]),
         (class_subset(class_subset(with_view([0, 1, 2, 1]), [1, 2]), [1]), [("clean2", 0)]),
         (class_split(with_view([0, 1, 2]), "b", {"a": 1, "b": 2}), [("clean1", 0), ("clean2", 1)]),
-        (
-            class_subset(array_images(transform=lambda _: "augmented", eval_transform=lambda _: "clean"), [2, 1]),
-            [("clean", 0), ("clean", 1)],
-        ),
+        (class_subset(array_images(eval_transform="clean"), [2, 1]), [("clean", 0), ("clean", 1)]),
         (with_evaluation_view(FakeImages([1]), FakeImages([1], prefix="clean")), [("clean0", 1)]),
     ],
 )

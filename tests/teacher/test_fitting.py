@@ -49,12 +49,10 @@ def recorded_fit(dataset, kind, monkeypatch):
     """(batches, views) as they reach the teacher, each put together."""
     box, got = box_over(dataset), []
 
-    def together(batches):
-        return None if batches is None else [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    def fit(*streams):
+        got.extend(batches and [torch.cat(parts) for parts in zip(*batches, strict=True)] for batches in streams)
 
-    monkeypatch.setattr(
-        box.teacher_model, "fit_centres", lambda batches, views: got.extend((together(batches), together(views)))
-    )
+    monkeypatch.setattr(box.teacher_model, "fit_centres", fit)
     box.teacher_model.local_classifier.centres = torch.zeros(4, 2)
     box.teacher_model.local_classifier.kind = kind
     fit_class_centres(box.teacher_model, box.train_data_loader)
