@@ -56,7 +56,7 @@ class ClassMap:
             said, said_of = teacher_labels_of(dataset), teacher_num_classes_of(dataset)
         else:
             names = names or [str(name) for name in classes_of(dataset)]
-            said, said_of = _mapped(written, names, teacher_names), None
+            said, said_of = _mapped(written, names, teacher_names, teacher_size), None
         found = cls(said, said_of, written, names, teacher_names, teacher_size or None)
         if written is not None:
             found._check()
@@ -109,11 +109,6 @@ class ClassMap:
         for label, times in given.items():
             if times > 1:
                 raise ConfigError(f"class_map: class {label} of the teacher is given for two classes of the student")
-            if self.said_of is None and label >= (self.teacher_size or label + 1):
-                raise ConfigError(
-                    f"class_map: there is no class {label} in a teacher with {self.teacher_size} classes "
-                    f"(0 … {(self.teacher_size or 0) - 1})"
-                )
         if self.written == "auto" and self.said_of is None and not given and common:
             logger.info(
                 "class_map: %d classes have names of the teacher's (%s); stage 'joint' takes them to be its classes "
@@ -147,9 +142,12 @@ class ClassMap:
             )
 
 
-def _mapped(written: Any, names: Sequence[str], teacher_names: Sequence[str] | None) -> Labels:
+def _mapped(
+    written: Any, names: Sequence[str], teacher_names: Sequence[str] | None, teacher_size: int | None
+) -> Labels:
     """The labels that a map in the configuration means."""
     teacher = None if teacher_names is None else ClassNames(teacher_names)
+    last = teacher_size - 1 if teacher_size else None
     if written == "names":
         if teacher is None:
             raise ConfigError("teacher_classes: the teacher's class names are needed for class_map: 'names'")
@@ -167,7 +165,8 @@ def _mapped(written: Any, names: Sequence[str], teacher_names: Sequence[str] | N
             raise ConfigError("teacher_classes: the teacher's class names are needed to find a class by its name")
         with told_at(f"class_map.{ours}: the teacher: "):
             if theirs is not None:
-                labels[label] = teacher.label(theirs) if teacher else whole_number("class index", theirs, low=0)
+                found = teacher.label(theirs) if teacher else theirs
+                labels[label] = whole_number("class index", found, low=0, high=last)
     return labels
 
 

@@ -89,16 +89,13 @@ class TeacherInput(nn.Module):
     Raises ConfigError where ``data``, the student's input, and the teacher's are of different numbers of channels.
     """
 
-    scale: Tensor | None
-    shift: Tensor | None
+    affine: Tensor | None  # [2, C, 1, 1]: scale and shift
 
     def __init__(self, data: ImageInput, teacher: ImageInput) -> None:
         super().__init__()
         self.data = data
         self.teacher = teacher
-        scale, shift = _affine(data, teacher) or (None, None)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("affine", _affine(data, teacher), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` → ``[B, C, h, w]``; raises ConfigError where the number of channels is not the teacher's."""
@@ -118,7 +115,7 @@ class TeacherInput(nn.Module):
         if size is not None:
             before, after = (" × ".join(map(str, pixels)) for pixels in (x.shape[-2:], size))
             steps.append(f"resized from {before} to {after} pixels (bicubic, antialias)")
-        if self.scale is not None:
+        if self.affine is not None:
             steps.append(
                 f"normalised with mean {_short(self.teacher.mean)} and std {_short(self.teacher.std)} instead of the "
                 f"student's {_short(self.data.mean)} and {_short(self.data.std)}"
@@ -146,15 +143,16 @@ class TeacherInput(nn.Module):
         return None if size is None or x.ndim != 4 or tuple(x.shape[-2:]) == size else size
 
     def _normalised(self, x: Tensor) -> Tensor:
-        if self.scale is None or self.shift is None:
+        if self.affine is None:
             return x
-        if len(self.scale) not in (1, x.shape[1]):
-            raise ConfigError(f"the teacher takes images of {len(self.scale)} channels, the data has {x.shape[1]}")
-        return x.float() * self.scale + self.shift
+        scale, shift = self.affine.unbind()
+        if len(scale) not in (1, x.shape[1]):
+            raise ConfigError(f"the teacher takes images of {len(scale)} channels, the data has {x.shape[1]}")
+        return x.float() * scale + shift
 
 
-def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift ``[C, 1, 1]``; ``None`` where a normalisation is not known, or both are the same."""
+def _affine(data: ImageInput, teacher: ImageInput) -> Tensor | None:
+    """Scale and shift; ``None`` where a normalisation is not known, or both are the same."""
     if data.mean is None or data.std is None or teacher.mean is None or teacher.std is None:
         return None
     try:
@@ -167,8 +165,7 @@ def _affine(data: ImageInput, teacher: ImageInput) -> tuple[Tensor, Tensor] | No
     scale, shift = std_d / std, (mean_d - mean) / std
     if np.allclose(scale, 1, rtol=0, atol=1e-5) and np.allclose(shift, 0, rtol=0, atol=1e-6):
         return None
-    affine = torch.tensor([scale.tolist(), shift.tolist()], dtype=torch.float32)[:, :, None, None]
-    return affine[0], affine[1]
+    return torch.tensor([scale.tolist(), shift.tolist()], dtype=torch.float32)[:, :, None, None]
 
 
 def _short(values: Sequence[float] | None) -> str:
