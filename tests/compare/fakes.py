@@ -14,10 +14,17 @@ from gkd_plugin.compare.grid import Cell, Result
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.models import timm_model
-from tests.runner.fakes import TEST, TRAIN_LOADER, VAL_LOADER
 
 DIES, SLOW = 1, 9
 """Seeds of :func:`run_by_seed`."""
+
+
+def _loader(name: str, sampler: str = "Sequential") -> str:
+    return f"""
+      dataset_id: {name}
+      sampler: {{class_or_func: !import_get {{key: 'torch.utils.data.{sampler}Sampler'}}}}
+      kwargs: {{batch_size: 12, num_workers: 0}}
+"""
 
 
 def _dataset(name: str, seed: int, key: str, **kwargs: Any) -> str:
@@ -32,8 +39,8 @@ def _dataset(name: str, seed: int, key: str, **kwargs: Any) -> str:
 def _stage(kind: str, hooks: str, t_max: int) -> str:
     return f"""
     num_epochs: {t_max}
-    train_data_loader: {TRAIN_LOADER.replace("    ", "      ")}
-    val_data_loader: {VAL_LOADER.replace("    ", "      ")}
+    train_data_loader: {_loader("train", "Random")}
+    val_data_loader: {_loader("val")}
     pre_epoch_process: 'refilled'
     teacher:
       forward_proc: 'forward_batch_only'
@@ -64,7 +71,9 @@ models:
 train:
   stage1: {_stage("embedding", "['embedding']", 1)}
   stage2: {_stage("classifier", "['embedding', 'local_classifier']", 2)}
-{TEST}"""
+test:
+  test_data_loader: {_loader("test")}
+"""
 
 
 CONFIG = _config(

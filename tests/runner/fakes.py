@@ -1,4 +1,4 @@
-"""Tiny configurations as text: one epoch per stage, 24 images of 32 × 32, the smallest model of timm."""
+"""Tiny configurations: one epoch per stage, 24 images of 32 × 32, the smallest models of timm."""
 
 from __future__ import annotations
 
@@ -9,89 +9,64 @@ from typing import Any
 import pytest
 import torch
 
+from gkd_plugin.config.tree import Tagged, dump
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.devices import Placement, make_accelerator
+from tests.fakes import cross_entropy, loader, stage
 
 CPU = Placement(torch.device("cpu"), None, "no")
 
-LOADER = """
-    dataset_id: {name}
-    sampler: {{class_or_func: !import_get {{key: 'torch.utils.data.{sampler}'}}}}
-    kwargs: {{batch_size: 12, num_workers: 0}}
-"""
-TRAIN_LOADER = LOADER.format(name="train", sampler="RandomSampler")
-VAL_LOADER = LOADER.format(name="val", sampler="SequentialSampler")
-TEST_LOADER = LOADER.format(name="test", sampler="SequentialSampler")
 
-DATASETS = """
-dependencies:
-  - name: 'gkd_plugin'
-datasets:
-  train: !import_call {key: 'tests.fakes.ViewedImages', init: {kwargs: {classes: 4, per_class: 6, seed: 0}}}
-  val: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 1}}}
-  test: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {classes: 4, per_class: 6, seed: 2}}}
-"""
-OPTIMIZER = "{key: 'SGD', kwargs: {lr: 0.05, momentum: 0.9, weight_decay: 0.01}}"
-LOGITS = "{is_from_teacher: False, module_path: '.', io: 'output'}"
-TEST = f"""
-test:
-  test_data_loader: {TEST_LOADER}
-"""
-
-TEACHER = f"""{DATASETS}
-models:
-  model:
-    key: 'timm_model'
-    kwargs: {{model_name: 'test_resnet', num_classes: 4}}
-    dst_ckpt: 'runs/teacher/teacher.pt'
-train:
-  num_epochs: 2
-  train_data_loader: {TRAIN_LOADER}
-  val_data_loader: {VAL_LOADER}
-  model: {{forward_proc: 'forward_batch_only'}}
-  optimizer: {OPTIMIZER}
-  criterion:
-    key: 'WeightedSumLoss'
-    kwargs:
-      sub_terms:
-        cross_entropy:
-          criterion: {{key: 'CrossEntropyLoss', kwargs: {{}}}}
-          criterion_wrapper: {{key: 'SimpleLossWrapper', kwargs: {{input: {LOGITS}, target: {{uses_label: True}}}}}}
-          weight: 1.0
-{TEST}"""
+def _images(kind: str, seed: int) -> Tagged:
+    kwargs = {"classes": 4, "per_class": 6, "seed": seed}
+    return Tagged("!import_call", {"key": f"tests.fakes.{kind}", "init": {"kwargs": kwargs}})
 
 
-def _stage(kind: str, hooks: str) -> str:
-    return f"""
-    num_epochs: 1
-    train_data_loader: {TRAIN_LOADER.replace("    ", "      ")}
-    val_data_loader: {VAL_LOADER.replace("    ", "      ")}
-    pre_epoch_process: 'refilled'
-    teacher:
-      forward_proc: 'forward_batch_only'
-      requires_grad: False
-      auxiliary_model_wrapper: {{key: 'refilled_teacher'}}
-      forward_hook: {{output: {hooks}}}
-    student: {{forward_proc: 'forward_batch_only', forward_hook: {{output: ['embedding']}}}}
-    optimizer: {OPTIMIZER}
-    criterion: {{key: 'refilled', kwargs: {{stage: '{kind}'}}}}
-"""
+def _loader(name: str, sampler: str = "Sequential") -> dict[str, Any]:
+    return loader(name, Tagged("!import_get", {"key": f"torch.utils.data.{sampler}Sampler"}))
 
 
-REFILLED = f"""{DATASETS}
-models:
-  teacher_model:
-    key: 'timm_model'
-    kwargs: {{model_name: 'test_resnet', num_classes: 4}}
-    src_ckpt: 'runs/teacher/teacher.pt'
-  student_model:
-    key: 'timm_model'
-    kwargs: {{model_name: 'test_vit', img_size: 32, num_classes: 4}}
-    dst_ckpt: 'runs/student/student.pt'
-train:
-  stage1: {_stage("embedding", "['embedding']")}
-  stage2: {_stage("classifier", "['embedding', 'local_classifier']")}
-{TEST}"""
+def _loaders() -> dict[str, Any]:
+    return {"train_data_loader": _loader("train", "Random"), "val_data_loader": _loader("val")}
+
+
+def _config(models: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"train": "ViewedImages", "val": "TinyImages", "test": "TinyImages"}
+    return {
+        "dependencies": [{"name": "gkd_plugin"}],
+        "datasets": {name: _images(kind, seed) for seed, (name, kind) in enumerate(kinds.items())},
+        "models": models,
+        "train": train,
+        "test": {"test_data_loader": _loader("test")},
+    }
+
+
+def _model(name: str, **kwargs: Any) -> dict[str, Any]:
+    return {"key": "timm_model", "kwargs": {"model_name": name, "num_classes": 4, **kwargs}}
+
+
+def teacher_config() -> dict[str, Any]:
+    """A plain training of the teacher."""
+    section = stage("classifier", epochs=2, **_loaders()) | {"model": {"forward_proc": "forward_batch_only"}}
+    for key in ("pre_epoch_process", "teacher", "student"):
+        del section[key]
+    section["criterion"] = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"cross_entropy": cross_entropy()}}}
+    return _config({"model": {**_model("test_resnet"), "dst_ckpt": "runs/teacher/teacher.pt"}}, section)
+
+
+def student_config() -> dict[str, Any]:
+    """Both stages of ReFilled with that teacher."""
+    teacher = {**_model("test_resnet"), "src_ckpt": "runs/teacher/teacher.pt"}
+    student = {**_model("test_vit", img_size=32), "dst_ckpt": "runs/student/student.pt"}
+    stages = {f"stage{number}": stage(kind, **_loaders()) for number, kind in enumerate(("embedding", "classifier"), 1)}
+    return _config({"teacher_model": teacher, "student_model": student}, stages)
+
+
+def write_configs(folder: Path) -> tuple[Path, Path]:
+    """Writes teacher.yaml and student.yaml."""
+    for name, tree in (("teacher", teacher_config()), ("student", student_config())):
+        (folder / f"{name}.yaml").write_text(dump(tree), encoding="utf-8")
+    return Path("teacher.yaml"), Path("student.yaml")
 
 
 def cpu(precision: str = "no") -> Any:
@@ -109,10 +84,3 @@ def refused(message: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -
     with pytest.raises(ConfigError, match=message) as caught:
         call(*args, **kwargs)
     assert "\n" not in str(caught.value)
-
-
-def write_configs(folder: Path) -> tuple[Path, Path]:
-    """Writes teacher.yaml and student.yaml."""
-    for name, text in (("teacher", TEACHER), ("student", REFILLED)):
-        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    return Path("teacher.yaml"), Path("student.yaml")

@@ -264,24 +264,14 @@ def test_every_dataset_that_is_used_is_checked():
     check(stages(stage("embedding", val_data_loader=None)), 2, train=good, val=Labels(9))
 
 
-@pytest.mark.parametrize("name", ["val", "test"])
-def test_a_class_has_one_label(name):
-    good = named("cat", "dog", "fox")
-    check(EMBEDDING, 3, train=good, test=good)
-    with pytest.raises(
-        ConfigError, match=rf"^datasets\.{name}: class 'cat' has label 1, and label 0 in the training se"
-    ):
-        check(EMBEDDING, 3, **{"train": good, "test": good, name: named("dog", "cat", "fox")})
-
-
 def test_a_set_is_compared_with_the_training_set_of_the_last_stage_that_it_measures():
     """Stage 'embedding' asks of labels only whether they are equal."""
     datasets = {"train": named("dog", "cat"), "few": named("cat", "dog"), "test": named("cat", "dog")}
     pairs = (("embedding", "train"), ("classifier", "few"))
     first, second = (stage(kind, train_data_loader=loader(name), val_data_loader=None) for kind, name in pairs)
     check(stages(first, second), 2, **datasets)
-    with pytest.raises(ConfigError, match=r"in the training set, datasets\.train"):
-        check(stages(second, first), 2, **datasets)
+    message = r"^datasets\.test: class 'cat' has label 0, and label 1 in the training set, datasets\.train; both"
+    refused(message, check, stages(second, first), 2, **datasets)
 
 
 @pytest.mark.parametrize(
@@ -303,8 +293,8 @@ def test_classes_that_weights_were_trained_with(trained, known, warned, caplog):
 
 
 def test_weights_of_another_class_order_are_refused():
-    with pytest.raises(ConfigError, match=r"^datasets\.d/test: class 'b' has label 1, and label 2 in --che"):
-        check_trained_classes(["a", "c", "b"], "d/test", named(*"abc"), "--checkpoint: s.pt")
+    message = r"^datasets\.d/test: class 'b' has label 1, and label 2 in --checkpoint: s\.pt; .* \('c' missing there\)$"
+    refused(message, check_trained_classes, ["a", "c", "b"], "d/test", named(*"ab"), "--checkpoint: s.pt")
 
 
 def test_the_work_on_names_grows_with_the_number_of_classes_and_not_with_its_square():

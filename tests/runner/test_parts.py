@@ -12,7 +12,7 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, compile_models
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import TinyImages, loader, make_box, stage
+from tests.fakes import TinyImages, TinyNet, loader, make_box, stage
 from tests.runner.fakes import CPU, cpu, refused, write_configs
 
 TEACHER_APART = replace(CPU, teacher_device=torch.device("cpu"))
@@ -90,8 +90,12 @@ def eager_backend(monkeypatch):
 def losses(which):
     """With autocast, whose wrapper Accelerate puts around the student."""
     torch.manual_seed(0)
-    (teacher, student), accelerator = models(), cpu("bf16")
-    sections = {"stage1": stage("embedding"), "stage2": stage("classifier")}
+    teacher, student, accelerator = TinyNet(7), TinyNet(4), cpu("bf16")
+    sections = {"stage1": stage("embedding", val_data_loader={}), "stage2": stage("joint", val_data_loader={})}
+    for section in sections.values():  # torchdistill hooks a model anew in each stage
+        section["teacher"]["auxiliary_model_wrapper"]["kwargs"]["embedding"] = "pool"
+        section["student"]["forward_hook"]["output"] = ["pool"]
+        section["criterion"]["kwargs"]["student_embedding"] = "pool"
     box = make_box(sections, teacher, student, accelerator)
     compile_models(which, student, teacher)
     return [row["loss"] for _, row in train_epochs(box, student, stages_of({"train": sections}), accelerator)]

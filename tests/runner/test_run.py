@@ -5,12 +5,10 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
@@ -19,18 +17,16 @@ from torchdistill.core.distillation import get_distillation_box
 
 from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.stages import student_entry
-from gkd_plugin.config.tree import Tagged, dump, read
+from gkd_plugin.config.tree import Tagged, dump
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
 from gkd_plugin.runner import run as run_module
-from gkd_plugin.runner.accuracy import PROBES, student_ncm
 from gkd_plugin.runner.models import build_model, start_at_centres
 from gkd_plugin.runner.run import evaluate_checkpoint, run_all, run_config, run_probe
-from gkd_plugin.runner.weights import load_weights
-from gkd_plugin.teacher import RefilledTeacher
+from gkd_plugin.runner.weights import read_weights
 from tests.fakes import TinyImages, cross_entropy, train_box
-from tests.runner.fakes import REFILLED, TEST, cpu, equal, refused, write_configs
+from tests.runner.fakes import cpu, equal, refused, student_config, teacher_config, write_configs
 
 FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
@@ -53,7 +49,7 @@ def runs(tmp_path_factory):
         write_configs(folder)
         logging.getLogger().setLevel(logging.INFO)
         run("teacher", "runs/teacher")
-        run("student", "runs/student")
+        run("student", "runs/student", "train.val_freq=9", "train.stage2.num_epochs=4")
     return folder
 
 
@@ -85,49 +81,47 @@ def test_summary_of_a_distillation(runs):
     assert (made["seed"], made["device"], made["precision"], made["processes"]) == (0, "cpu", "no", 1)
     assert made["versions"]["torch"] in torch.__version__
     assert (made["student"]["kwargs"]["model_name"], made["student"]["classes"]) == ("test_vit", 4)
-    assert made["student"]["parameters"] == sum(p.numel() for p in student_of(runs).parameters())
+    assert made["student"]["parameters"] == 300_356
     assert 0 < made["wall_seconds"] < 60
     assert 0 <= made["teacher"]["ncm_top1"] <= 100
-    (first,), (second,) = (made["stages"][name]["epochs"] for name in ("stage1", "stage2"))
+    (first,), others = (made["stages"][name]["epochs"] for name in ("stage1", "stage2"))
+    second = others[-1]
     common = {"stage", "epoch", "lr", "loss", "images_per_second", "seconds"}
     assert first.keys() == common | {"relationship", "tuples", "negatives", "ncm_top1"}
     assert second.keys() == common | {"cross_entropy", "local_classifier", "emphasis", "top1"}
     assert first["loss"] == pytest.approx(1000 * first["relationship"], rel=1e-4)
     assert second["loss"] == pytest.approx(second["cross_entropy"] + second["local_classifier"], rel=1e-5)
-    assert (made["final"]["on"], made["final"]["val_top1_last3"]) == ("test", second["top1"])
+    assert [row["epoch"] for row in others if "top1" in row] == [2, 3, 4]
+    assert made["final"]["on"] == "test"
+    assert made["final"]["val_top1_last3"] == pytest.approx(sum(row["top1"] for row in others[1:]) / 3)
     rows = [json.loads(line) for line in (runs / "runs/student/metrics.jsonl").read_text().splitlines()]
-    assert rows == [first, second]
+    assert rows == [first, *others]
+    assert "teacher" not in summary(runs / "runs/teacher")
 
 
-def test_summary_of_a_plain_training(runs):
-    made = summary(runs / "runs/teacher")
-    assert "teacher" not in made
-    rows = made["stages"]["train"]["epochs"]
-    assert [row["epoch"] for row in rows] == [1, 2]
-    assert made["final"]["val_top1_last3"] == pytest.approx((rows[0]["top1"] + rows[1]["top1"]) / 2)
-
-
-def student_of(runs):
-    """With timm alone."""
-    student = timm.create_model("test_vit", num_classes=4, img_size=32)
-    student.load_state_dict(load_file(runs / "runs/student/student.safetensors"), strict=True)
-    return student.eval()
+def bare(runs, role, name, **kwargs):
+    """A trained model with timm alone."""
+    model = timm.create_model(name, num_classes=4, **kwargs)
+    model.load_state_dict(load_file(runs / f"runs/{role}/student.safetensors"), strict=True)
+    return model.eval()
 
 
 @torch.no_grad()
+def figures_of(model):
+    """Accuracy on the test set of a timm model's classifier, and of its embedding with centres of the training set."""
+    train, test = TinyImages(seed=0), TinyImages(seed=2)
+    known, rows = (model.forward_head(model.forward_features(x.images), pre_logits=True) for x in (train, test))
+    centres = class_centres([(known, torch.tensor(train.targets))])
+    scores = {"top1": model(test.images), "ncm_top1": nearest_class_mean(rows, centres)}
+    right = {key: value.argmax(1) == torch.tensor(test.targets) for key, value in scores.items()}
+    return {key: pytest.approx(100 * value.double().mean().item()) for key, value in right.items()}
+
+
 def test_the_final_figures_are_of_the_student_in_its_file(runs):
-    student, train, test = student_of(runs), TinyImages(seed=0), TinyImages(seed=2)
     final = summary(runs / "runs/student")["final"]
-
-    def embed(images):
-        return student.forward_head(student.forward_features(images), pre_logits=True)
-
-    centres = class_centres([(embed(train.images), torch.tensor(train.targets))])
-    shown = {"top1": student(test.images), "ncm_top1": nearest_class_mean(embed(test.images), centres)}
-    for key, scores in shown.items():
-        right = scores.argmax(1) == torch.tensor(test.targets)
-        assert final[key] == pytest.approx(100 * right.double().mean().item()), key
-    assert "ncm_top1" in summary(runs / "runs/teacher")["final"]
+    assert {key: final[key] for key in ("top1", "ncm_top1")} == figures_of(
+        bare(runs, "student", "test_vit", img_size=32)
+    )
 
 
 def test_evaluation_gives_the_final_figure(here):
@@ -138,19 +132,16 @@ def test_evaluation_gives_the_final_figure(here):
     refused(message, evaluate_checkpoint, far, Path("runs/teacher/teacher.pt"), "cpu")
 
 
-def test_same_seed_same_bits_and_the_resolved_config_runs_again(here):
-    for folder, seed in (("again", 0), ("other", 2)):
-        run("runs/student/config", folder, seed=seed)
-        assert Path(folder, "config.yaml").read_text("utf-8") == Path("runs/student/config.yaml").read_text("utf-8")
-    files = [Path(folder, "student.safetensors").read_bytes() for folder in ("runs/student", "again", "other")]
-    assert files[0] == files[1] != files[2]
+def test_the_resolved_config_runs_again_to_the_same_bits(here):
+    run("runs/student/config", "again")
+    for name in ("config.yaml", "student.safetensors"):
+        assert Path("again", name).read_bytes() == Path("runs/student", name).read_bytes()
 
 
 def test_the_same_weights_as_a_plain_torchdistill_loop(here):
-    tree = read("student.yaml")
+    tree = without(student_config(), "test")
     for section in tree["train"].values():
         del section["val_data_loader"]
-    del tree["test"]
     Path("short.yaml").write_text(dump(tree), encoding="utf-8")
     made = run("short", "short", seed=3)
     assert "ncm_top1" not in made["stages"]["stage1"]["epochs"][0]
@@ -165,48 +156,18 @@ def test_the_same_weights_as_a_plain_torchdistill_loop(here):
     assert equal(load_file("short/student.safetensors"), student.state_dict())
 
 
-def test_stages_of_several_epochs(here, monkeypatch):
-    """The student is kept at the end of each but the last; the teacher stays, and its centres are computed once."""
-    trained, fits, used = {}, [], []
-    save, fit, adopt = run_module.save_student, RefilledTeacher.fit_centres, RefilledTeacher.adopt_centres
-
-    def noted(model, path, about):
-        trained[path.name] = {key: value.clone() for key, value in model.state_dict().items()}
-        save(model, path, about)
-
-    monkeypatch.setattr(run_module, "save_student", noted)
-    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *b: (fits.append(self), fit(self, *b))[1])
-    monkeypatch.setattr(RefilledTeacher, "adopt_centres", lambda self, o: (used.append((self, o)), adopt(self, o))[1])
-    made = run("student", "out", "train.val_freq=9", "train.stage1.num_epochs=2", "train.stage2.num_epochs=5")
-    assert load_config("out/config.yaml").tree["train"]["stage2"]["num_epochs"] == 5
-    assert [row["epoch"] for row in made["stages"]["stage2"]["epochs"] if "top1" in row] == [3, 4, 5]
-    assert trained.keys() == {"stage1.safetensors", "student.safetensors"}
-    kept = load_file("out/stages/stage1.safetensors")
-    assert equal(kept, trained["stage1.safetensors"])
-    assert not equal(kept, load_file("out/student.safetensors"))
-    student = build_model(*student_entry(load_config("student.yaml").tree))
-    load_weights(student, "out/stages/stage1.safetensors", "stage1")
-    loaders = [DataLoader(TinyImages(seed=seed), batch_size=12) for seed in (0, 1)]
-    again = student_ncm(student.eval(), "embedding", *loaders, cpu())
-    assert again.top1 == pytest.approx(made["stages"]["stage1"]["epochs"][-1]["ncm_top1"])
-    (fitted,), ((second, adopted),) = fits, used
-    assert adopted is fitted
-    assert torch.equal(second.local_classifier.centres, fitted.local_classifier.centres)
-    assert equal(load_file("runs/teacher/student.safetensors"), second.teacher.state_dict())
-
-
 def test_bf16_runs_and_is_evaluated_alike(here):
-    made = run("student", "out", "device.precision=bf16")
+    made = run("teacher", "out", "device.precision=bf16")
     assert made["precision"] == "bf16"
-    config = load_config("student.yaml", ["device.precision=bf16"])
+    config = load_config("teacher.yaml", ["device.precision=bf16"])
     assert evaluate_checkpoint(config, Path("out/student.safetensors"), "cpu")["top1"] == made["final"]["top1"]
-    assert {value.dtype for value in load_file("out/student.safetensors").values()} == {torch.float32}
+    assert torch.bfloat16 not in {value.dtype for value in load_file("out/student.safetensors").values()}
     assert cpu().mixed_precision == "no", "Accelerate's state is fresh for each run"
 
 
 def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
     """A plain training that never sees the old classes, as the control of incremental learning has it."""
-    tree = read("teacher.yaml")
+    tree = teacher_config()
     for name, memory in (("train", 0), ("val", None), ("test", None)):
         kwargs = {"old": 2, "new": 2, "memory": memory, "dataset": tree["datasets"][name]}
         subset = {"key": "gkd_plugin.data.incremental_subset", "init": {"kwargs": kwargs}}
@@ -220,14 +181,6 @@ def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
     log = Path("out/log.txt").read_text("utf-8")
     for part in ("old top-1 0.00 %", "harmonic mean 0.00 %", "final NCM accuracy: not measured, no training sample of"):
         assert part in log
-    del tree["test"]
-    short = run(tree, "short")
-    on_validation = short["final"]
-    assert on_validation["top1"] == short["stages"]["train"]["epochs"][-1]["top1"]
-    assert (on_validation["on"], on_validation["old_top1"], on_validation["harmonic_mean"]) == ("validation", 0, 0)
-    x = checked_config(Path("x.yaml"), tree)
-    message = r"^x\.yaml: has no test\.test_data_loader to evaluate on$"
-    refused(message, evaluate_checkpoint, x, Path("short/student.safetensors"))
 
 
 def test_a_new_classifier_may_start_at_class_centres(here, caplog):
@@ -241,7 +194,9 @@ def test_a_new_classifier_may_start_at_class_centres(here, caplog):
     student = build_model(*student_entry(config))
     student.load_state_dict(made)
     start_at_centres(entry, student, DataLoader(config["datasets"]["train"], batch_size=12), cpu())
-    torch.testing.assert_close(load_file("still/student.safetensors")["head.weight"], student.head.weight.detach())
+    last = load_file("still/student.safetensors")
+    torch.testing.assert_close(last["head.weight"], student.head.weight.detach())
+    assert equal(*({key: value for key, value in state.items() if key != "head.weight"} for state in (made, last)))
     assert not torch.allclose(made["head.weight"], student.head.weight)  # which stage embedding has moved
     assert torch.equal(made["head.bias"], torch.zeros(4))  # as at the start: the stage does not train it
     caplog.clear()
@@ -250,56 +205,43 @@ def test_a_new_classifier_may_start_at_class_centres(here, caplog):
     assert caplog.text.count(told) == 1
 
 
-@torch.no_grad()
-def unit_rows(folder, seed):
-    """The teacher's embeddings of length 1, straight from timm, and the labels."""
-    teacher, images = timm.create_model("test_resnet", num_classes=4).eval(), TinyImages(seed=seed)
-    teacher.load_state_dict(load_file(folder / "runs/teacher/student.safetensors"))
-    rows = teacher.forward_head(teacher.forward_features(images.images), pre_logits=True).double().numpy()
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True), np.array(images.targets)
-
-
-def probed(probe, *sets):
-    kwargs = "{preprocessing: data, local_classifier: discriminant}"  # fitted to no probe
-    sets = [f"train.stage1.teacher.auxiliary_model_wrapper.kwargs={kwargs}", *sets]
-    return run_probe(load_config("student.yaml", sets), Path(probe), probe, seed=3, device="cpu")
-
-
-@pytest.mark.parametrize("probe", PROBES)
-def test_what_the_teachers_embedding_knows(here, caplog, probe):
+def test_what_the_teachers_embedding_knows(here, caplog):
     caplog.set_level(logging.INFO)
-    (rows, labels), (test_rows, test_labels) = (unit_rows(here, seed) for seed in (0, 2))
-    if probe == "ncm":
-        centres = np.stack([rows[labels == k].mean(0) for k in range(4)])
-        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-        expected = ((test_rows @ centres.T).argmax(1) == test_labels).mean()
-    else:
-        fitted = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced").fit(rows, labels)
-        expected = fitted.score(test_rows, test_labels)
-    made = probed(probe)
-    assert made["final"] == {"top1": pytest.approx(100 * expected), "on": "test"}
-    assert (made["status"], made["seed"], made["probe"], made["stages"]) == ("finished", 3, probe, {})
-    assert summary(probe) == made
-    assert {path.name for path in Path(probe).iterdir()} == {"config.yaml", "log.txt", "summary.json"}
-    assert f"{probe} on the frozen network: top-1 on the test set" in Path(probe, "log.txt").read_text("utf-8")
+    kwargs = "{preprocessing: data, local_classifier: discriminant}"  # fitted to no probe
+    config = load_config("student.yaml", [f"train.stage1.teacher.auxiliary_model_wrapper.kwargs={kwargs}"])
+    made = run_probe(config, Path("probed"), "ncm", seed=3, device="cpu")
+    assert made["final"] == {"top1": figures_of(bare(here, "teacher", "test_resnet"))["ncm_top1"], "on": "test"}
+    assert (made["status"], made["seed"], made["probe"], made["stages"]) == ("finished", 3, "ncm", {})
+    assert summary("probed") == made
+    assert {path.name for path in Path("probed").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
+    assert "ncm on the frozen network: top-1 on the test set" in Path("probed/log.txt").read_text("utf-8")
     assert "held-out accuracy" not in caplog.text  # of a discriminant
 
 
-def test_a_class_without_a_sample_is_never_the_answer_of_logistic_regression(here):
-    assert 0 <= probed("logistic_regression", "datasets.train.init.kwargs.classes=3")["final"]["top1"] <= 75
+def without(tree, *path):
+    """The tree without the section at the path."""
+    section = tree
+    for key in path[:-1]:
+        section = section[key]
+    del section[path[-1]]
+    return tree
+
+
+NO_TEST_SET = r"has no test\.test_data_loader to evaluate on$"
+WRAPPER = ("train", "stage1", "teacher", "auxiliary_model_wrapper")
 
 
 @pytest.mark.parametrize(
-    ("old", "message"),
+    ("path", "measure", "args", "message"),
     [
-        (TEST, r"has no test\.test_data_loader"),
-        ("auxiliary_model_wrapper: {key: 'refilled_teacher'}", "the teacher has no wrapper 'refilled_teacher'"),
+        (["test"], evaluate_checkpoint, ["runs/student/student.safetensors"], NO_TEST_SET),
+        (["test"], run_probe, ["out", "ncm"], NO_TEST_SET),
+        (WRAPPER, run_probe, ["out", "ncm"], "the teacher has no wrapper 'refilled_teacher'"),
     ],
 )
-def test_what_cannot_be_probed(here, old, message):
-    assert old in REFILLED
-    Path("other.yaml").write_text(REFILLED.replace(old, ""), encoding="utf-8")
-    refused(rf"^other\.yaml: {message}", run_probe, load_config("other.yaml"), Path("out"), "ncm", device="cpu")
+def test_what_cannot_be_measured(here, path, measure, args, message):
+    config = checked_config(Path("x.yaml"), without(student_config(), *path))
+    refused(rf"^x\.yaml: {message}", measure, config, Path(args[0]), *args[1:], device="cpu")
     assert not Path("out").exists()
 
 
@@ -328,7 +270,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, p
     assert f"ERROR\troot\t{reason}" in Path("out/log.txt").read_text("utf-8")
     if kept:
         assert len(made["stages"]["stage2"]["epochs"]) == 1
-        assert equal(load_file("out/student.safetensors"), load_file("runs/student/student.safetensors"))
+        assert read_weights("out/student.safetensors", "here").epochs == (2, 4)
     else:
         assert {path.name for path in Path("out").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
 
@@ -383,16 +325,6 @@ def checkpoints(config):
     return {f"{name}.{key}": entry[key] for name, entry in models for key in keys if key in entry}
 
 
-def test_output_moves_the_checkpoints_along(configs):
-    summaries = run_all(configs, output=Path("out"), device="cpu", seed=7)
-    assert [(made["status"], made["seed"]) for made in summaries] == [("finished", 7)] * 2
-    assert not Path("runs").exists()
-    assert Path("out/teacher/teacher.pt").is_file()
-    assert Path("out/student/student.pt").is_file()
-    moved = load_config("out/student/config.yaml").tree["models"]["teacher_model"]["src_ckpt"]
-    assert moved == "out/teacher/teacher.pt"
-
-
 def test_where_each_configuration_would_write(configs, planned):
     run_all(configs)
     run_all(configs, output=Path("out"))
@@ -410,7 +342,7 @@ def test_where_each_configuration_would_write(configs, planned):
 
 
 def test_paths_are_one_however_they_are_spelt_and_one_elsewhere_stays(configs, planned):
-    rewrite("student", "'runs/teacher/teacher.pt'", "'./runs//../runs/teacher/teacher.pt'")
+    rewrite("student", "runs/teacher/teacher.pt", "./runs//../runs/teacher/teacher.pt")
     run_all(configs, output=Path("a dir: # 1"))
     assert checkpoints(planned[1][0])["teacher_model.src_ckpt"] == "a dir: # 1/teacher/teacher.pt"
     run_all(configs[:1], overrides=["models.model.dst_ckpt=elsewhere/w.pt"], output=Path("out"))
@@ -421,7 +353,7 @@ def test_a_run_does_not_load_what_it_is_going_to_write(configs, planned):
     """Continuing from an earlier run's weights, in a new folder."""
     Path("runs/teacher").mkdir(parents=True)
     Path("runs/teacher/teacher.pt").write_bytes(b"")
-    rewrite("teacher", "dst_ckpt:", "src_ckpt: 'runs/teacher/teacher.pt'\n    dst_ckpt:")
+    rewrite("teacher", "dst_ckpt:", "src_ckpt: runs/teacher/teacher.pt\n    dst_ckpt:")
     run_all(configs[:1], output=Path("out"))
     moved = {"model.src_ckpt": "runs/teacher/teacher.pt", "model.dst_ckpt": "out/teacher.pt"}
     assert checkpoints(planned[0][0]) == moved
@@ -431,7 +363,7 @@ def test_all_are_checked_before_the_first_one_runs(configs, planned):
     missing = r"student\.yaml: .*src_ckpt: no such file: runs/teacher"
     refused(missing, run_all, configs[1:])
     refused(missing, run_all, configs[::-1])
-    rewrite("student", "stage: 'classifier'", "stage: 'clasifier'")
+    rewrite("student", "stage: classifier", "stage: clasifier")
     refused(r"student\.yaml: .*'clasifier'.*; did you mean 'classifier'", run_all, configs)
     refused(r"^teacher\.yaml: --device: there is no device 'gpu' here", run_all, configs, device="gpu")
     assert planned == []

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner import run_folder
 from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions, results_table, write_atomically
+from tests.runner.fakes import refused
 
 
 def finished_run(path, text="a"):
@@ -50,28 +50,22 @@ def test_files_and_the_one_earlier_run_that_is_kept(tmp_path):
     path = tmp_path / "runs" / "x"
     for text in ("first", "second", "third"):
         folder = finished_run(path, text)
-    folder.add_metrics({"loss": 0.5, "top1": 3})
-    assert (path / "config.yaml").read_text() == "third"
+        folder.student_after("stage1").parent.mkdir(exist_ok=True)
+        folder.student_after("stage1").write_text(text)
+    folder.create("stopped before its summary")
+    assert not folder.student_after("stage1").exists()
+    assert not (path / "metrics.jsonl").exists()
+    folder.create("fourth")
+    for row in ({"loss": 1.0}, {"loss": 0.5, "top1": 3}):
+        folder.add_metrics(row)
+    folder.write_summary({"status": "λ"})
+    assert (path / "config.yaml").read_text() == "fourth"
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"loss": 1.0}, {"loss": 0.5, "top1": 3}]
-    assert json.loads((path / "summary.json").read_text()) == {"status": "third"}
+    assert json.loads((path / "summary.json").read_text("utf-8")) == {"status": "λ"}
     assert names(tmp_path / "runs") == ["x", "x.previous"]
-    assert (tmp_path / "runs/x.previous/config.yaml").read_text() == "second"
-
-
-def test_students_after_stages_of_an_earlier_run_do_not_stay(tmp_path):
-    folder = RunFolder(tmp_path / "x")
-    for first in ("stopped before its summary", "with one"):
-        folder.create(first)
-        folder.add_metrics({"loss": 1.0})
-        folder.student_after("stage1").parent.mkdir(exist_ok=True)
-        folder.student_after("stage1").write_bytes(b"weights")
-        if first == "with one":
-            folder.write_summary({"status": "finished"})
-        folder.create("second")
-        assert not folder.student_after("stage1").exists()
-        assert not (folder.path / "metrics.jsonl").exists()
-    assert (tmp_path / "x.previous/stages/stage1.safetensors").read_bytes() == b"weights"
+    for name in ("config.yaml", "stages/stage1.safetensors"):
+        assert (tmp_path / "runs/x.previous" / name).read_text() == "third"
 
 
 @pytest.mark.parametrize("summary", [None, "no JSON", "[]", '{"mine": 1}'])
@@ -104,24 +98,21 @@ def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
 
 
 def test_only_an_empty_folder_or_that_of_a_run_is_written_to(tmp_path):
-    check_run_folder(tmp_path / "x")
+    """A checkpoint of torchdistill's script and logs may be there."""
+    run, other, checkpoint = tmp_path / "x", tmp_path / "y", tmp_path / "y/student.pt"
+    check_run_folder(run)
     check_run_folder(tmp_path)
-    finished_run(tmp_path / "x")
-    (tmp_path / "x/notes.txt").touch()
-    check_run_folder(tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"^--output: .* holds 'x' and no earlier run; name a new folder$"):
-        check_run_folder(tmp_path)
-    with pytest.raises(ConfigError, match=r"notes\.txt is a file$"):
-        check_run_folder(tmp_path / "x/notes.txt")
-
-
-def test_a_checkpoint_of_torchdistills_script_and_logs_may_be_there(tmp_path):
-    (tmp_path / "student.pt").touch()
-    (tmp_path / "console.log").touch()
-    check_run_folder(tmp_path, tmp_path / "student.pt")
-    for other in (None, tmp_path / "other.pt", tmp_path / "elsewhere/student.pt"):
-        with pytest.raises(ConfigError, match=r"holds 'student\.pt' and no earlier run"):
-            check_run_folder(tmp_path, other)
+    finished_run(run)
+    (run / "notes.txt").touch()
+    check_run_folder(run)
+    refused(r"^--output: .* holds 'x' and no earlier run; name a new folder$", check_run_folder, tmp_path)
+    refused(r"notes\.txt is a file$", check_run_folder, run / "notes.txt")
+    other.mkdir()
+    (other / "console.log").touch()
+    checkpoint.touch()
+    check_run_folder(other, checkpoint)
+    for given in (None, other / "other.pt", tmp_path / "elsewhere/student.pt"):
+        refused(r"holds 'student\.pt' and no earlier run", check_run_folder, other, given)
 
 
 def test_everything_logged_goes_to_the_file_while_it_is_open(tmp_path):

@@ -11,6 +11,7 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner import training
 from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import loader, make_box, stage
 from tests.runner.fakes import cpu, refused
 
@@ -62,19 +63,15 @@ def test_the_bar_shows_terms_learning_rate_and_speed_and_is_closed(monkeypatch):
     assert bars[0].disable
 
 
-def test_the_learning_rate_of_each_epoch():
-    schedule = {"key": "StepLR", "kwargs": {"step_size": 1, "gamma": 0.1}}
-    rows = train(stage("embedding", epochs=3, scheduler=schedule))
-    assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.005, 0.0005])
-
-
 def test_validation_is_after_every_few_epochs_and_the_last_three_and_leaves_training_as_it_is():
-    sections = {"stage1": stage("embedding", epochs=2), "stage2": stage("classifier", epochs=8)}
+    schedule = {"key": "StepLR", "kwargs": {"step_size": 1, "gamma": 0.1}}
+    sections = {"stage1": stage("embedding", epochs=2, scheduler=schedule), "stage2": stage("classifier", epochs=5)}
     rows = train(sections, val_freq=2)
     plain = train({name: {**section, "val_data_loader": {}} for name, section in sections.items()})
-    assert [row["stage"] for row in rows] == ["stage1"] * 2 + ["stage2"] * 8
-    assert ["ncm_top1" in row for row in rows] == [False, True] + [False] * 8
-    assert [row["epoch"] for row in rows[2:] if "top1" in row] == [2, 4, 6, 7, 8]
+    assert [row["stage"] for row in rows] == ["stage1"] * 2 + ["stage2"] * 5
+    assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.005] + [0.05] * 5)
+    assert ["ncm_top1" in row for row in rows] == [False, True] + [False] * 5
+    assert [row["epoch"] for row in rows[2:] if "top1" in row] == [2, 3, 4, 5]
     assert not any("top1" in row or "ncm_top1" in row for row in plain)
     assert [row["loss"] for row in rows] == [row["loss"] for row in plain]
 
@@ -83,7 +80,7 @@ def test_every_stage_has_its_precision_and_its_bound_of_gradients(monkeypatch):
     """Accelerate's wrappers for mixed precision would otherwise pile up from stage to stage."""
     bounds, dtypes = [], set()
     monkeypatch.setattr(training, "clip_unscaled", lambda box, _: bounds.append(box.max_grad_norm))
-    sections = {f"stage{n}": stage("classifier") for n in (1, 2, 3)}
+    sections = {f"stage{n}": stage("classifier", val_data_loader={}) for n in (1, 2, 3)}
     sections["stage2"]["optimizer"]["max_grad_norm"] = 0.5
     epochs, box = epochs_of(sections, cpu("bf16"))
     box.teacher_model.teacher.layer1.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
@@ -96,21 +93,17 @@ def test_every_stage_has_its_precision_and_its_bound_of_gradients(monkeypatch):
     assert bounds == [None, 0.5, None]
 
 
+def batches(size):
+    return {"train_data_loader": loader("train", SequentialSampler, batch_size=size)}
+
+
 @pytest.mark.parametrize(("margin", "warnings"), [(1e-9, 1), (0.2, 0)])
 def test_a_stage_that_ends_without_a_tuple_is_told(margin, warnings, caplog):
-    section = stage("embedding", epochs=2)
+    """Batches of 5 of the sorted images with 6 of each class: all but the first hold two classes, which is enough."""
+    section = stage("embedding", epochs=2, **batches(5))
     section["criterion"]["kwargs"]["margin"] = margin
     train(section)
     assert caplog.text.count("stage1: its last epoch had no tuple") == warnings
-
-
-def batches(size, sampler=SequentialSampler):
-    return {"train_data_loader": loader("train", sampler, batch_size=size)}
-
-
-def test_one_batch_with_something_to_compare_is_enough():
-    """Batches of 5 of the sorted images with 6 of each class: all but the first hold two classes."""
-    train(stage("embedding", **batches(5)))
 
 
 def attention_transfer(path):
@@ -143,12 +136,14 @@ def test_what_stops_an_epoch_is_told_with_its_place(section, message):
     refused(f"^{message}", train, section)
 
 
-def test_a_later_stage_on_other_data_computes_its_own_centres():
-    """Same wrapper class, other training set: the centres of stage 1 must not be adopted."""
-    centres = []
-    second = stage("classifier", train_data_loader=loader("val"))
+@pytest.mark.parametrize(("data", "computed"), [("train", 1), ("val", 2)])
+def test_centres_are_computed_anew_for_other_data_alone(data, computed, monkeypatch):
+    """Each stage has a wrapper of its own."""
+    fitted, fit, centres = [], RefilledTeacher.fit_centres, []
+    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *args: (fitted.append(self), fit(self, *args))[1])
+    second = stage("classifier", train_data_loader=loader(data))
     epochs, box = epochs_of({"stage1": stage("classifier"), "stage2": second})
     for _ in epochs:
         centres.append(box.teacher_model.local_classifier.centres.clone())
-    assert len(centres) == 2
-    assert not torch.equal(*centres)
+    assert len(fitted) == computed
+    assert torch.equal(*centres) == (data == "train")

@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import random
-import re
 import stat
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torchdistill.common.main_util import load_ckpt
 from torchdistill.models.classification.wide_resnet import wide_resnet
@@ -88,6 +87,11 @@ def test_our_files_say_how_the_weights_were_trained(tmp_path, name):
         best, _ = load_ckpt(str(path), again := TinyNet())
         assert best == 12.5
         assert equal(again.state_dict(), source.state_dict())
+    else:
+        with safe_open(path, "pt") as file:
+            assert json.loads(file.metadata()["gkd_plugin"])["model"] == "tiny"
+        (tmp_path / "plain").write_text("x")  # as readable as any other file
+        assert len({stat.S_IMODE(file.stat().st_mode) for file in (path, tmp_path / "plain")}) == 1
 
 
 class Malicious:
@@ -118,10 +122,12 @@ def test_broken_files_are_one_line(tmp_path, content, name):
     refused(rf"^here: .*{name} (cannot be read as weights|holds no state_dict)", read_weights, path, "here")
 
 
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize(
-    ("about", "reason"),
-    [({"image_input": {"mean": "abc"}}, "no description of images: .*abc"), ({"epochs": ["a", "b"]}, "'a'")],
+    ("name", "about", "reason"),
+    [
+        ("w.pt", {"image_input": {"mean": "abc"}}, "no description of images: .*abc"),
+        ("w.safetensors", {"epochs": ["a", "b"]}, "'a'"),
+    ],
 )
 def test_broken_words_about_the_weights_are_told_with_the_file(tmp_path, name, about, reason):
     path = save(TinyNet(), tmp_path / name, **about)
@@ -140,21 +146,6 @@ def test_a_parameter_may_be_called_model(tmp_path):
     assert list(read_weights(tmp_path / "w.safetensors", "here").state) == ["model"]
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_the_student_loads_with_timm_alone(tmp_path, name):
-    size = {"img_size": 32} if "vit" in name else {}
-    model, path = timm_model(name, num_classes=3, **size), tmp_path / "student.safetensors"
-    save(model, path, classes=["a"])
-    plain = timm.create_model(name, num_classes=3, **size)
-    plain.load_state_dict(load_file(path), strict=True)
-    images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(plain.eval()(images), model.eval()(images), rtol=0, atol=0)
-    with safe_open(path, "pt") as file:
-        assert json.loads(file.metadata()["gkd_plugin"]) == {"model": "tiny", "classes": ["a"]}
-    (tmp_path / "plain").write_text("x")  # as readable as any other file
-    assert len({stat.S_IMODE(file.stat().st_mode) for file in (path, tmp_path / "plain")}) == 1
-
-
 def test_shared_tensors_and_views_are_written(tmp_path):
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     model["b"].weight = model["a"].weight
@@ -162,10 +153,9 @@ def test_shared_tensors_and_views_are_written(tmp_path):
     assert equal(read_weights(save(model, tmp_path / "w.safetensors"), "here").state, model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 @pytest.mark.parametrize("epochs", [(13, 15), (15, 15), None])
-def test_weights_of_an_unfinished_run_are_told(tmp_path, caplog, name, epochs):
-    path = save(TinyNet(), tmp_path / name, epochs=epochs)
+def test_weights_of_an_unfinished_run_are_told(tmp_path, caplog, epochs):
+    path = save(TinyNet(), tmp_path / "w.safetensors", epochs=epochs)
     load_weights(TinyNet(), path, "here")
     told = f"here: {path} is of epoch 13 of 15: the run that wrote it did not finish"
     assert caplog.messages == ([told] if epochs == (13, 15) else [])
@@ -202,16 +192,6 @@ def test_layouts_of_a_file(tmp_path, content, load):
         assert equal(again.state_dict(), source.state_dict())
 
 
-def test_what_does_not_fit_is_listed(tmp_path):
-    state = without(("conv.",), TinyNet().state_dict()) | {"fc.weight": torch.zeros(7, 8), "head.bias": torch.zeros(1)}
-    path = saved(tmp_path / "w.pt", state)
-    message = (
-        f"here: {path} does not fit TinyNet: 2 missing: conv.bias, conv.weight; 1 unexpected: head.bias; "
-        "1 of another shape: fc.weight [7, 8] (model: [4, 8])"
-    )
-    refused(f"^{re.escape(message)}$", load_weights, TinyNet(), path, "here")
-
-
 def test_a_teacher_without_classifier_leaves_heads_out_and_says_so(tmp_path, caplog):
     source, model = resnet(9), student(0)
     state = prefixed("module.")(source.state_dict()) | {"projector.0.weight": torch.zeros(2)}
@@ -234,7 +214,7 @@ def test_a_teacher_that_claims_no_classes_needs_no_classifier_of_the_file(tmp_pa
     assert torch.equal(model.conv.weight, source.conv.weight)
 
 
-@pytest.mark.parametrize("classes", [3, 4, 6])
+@pytest.mark.parametrize("classes", [3, 4])
 def test_a_new_classifier_keeps_nothing_of_the_files(tmp_path, classes):
     """Also where it has as many classes: they are other ones."""
     source, model = resnet(), student(classes)
@@ -283,6 +263,12 @@ HEADLESS = "fits the backbone of {}, but not its classifier: 2 .*num_classes: 0"
     ("load", "model", "state", "message"),
     [
         (load_weights, TinyNet(), {"x": torch.zeros(1)}, r"8 missing: bn\.bias, .*, …; 1 unexpected: x$"),
+        (
+            load_weights,
+            TinyNet(),
+            without(("conv.",), TinyNet().state_dict()) | {"fc.weight": torch.zeros(7, 8), "x": torch.zeros(1)},
+            r"2 missing: conv\.bias, conv\.weight; 1 unexpected: x; 1 of .*: fc\.weight \[7, 8\] \(model: \[4, 8\]\)$",
+        ),
         (load_weights, student(0), resnet().state_dict(), r"fit ResNet: 2 unexpected: fc\.bias, fc\.weight"),
         (load_teacher_weights, student(), resnet(9).state_dict(), HEADLESS.format("ResNet")),
         (load_teacher_weights, student(), without("fc.", resnet().state_dict()), HEADLESS.format("ResNet")),
