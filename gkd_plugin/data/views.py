@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -79,9 +80,7 @@ def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
     view, found = evaluation_view(dataset.dataset)
     if view is dataset.dataset:  # there is none, or it is its own
         return dataset, found
-    subset = copy.copy(dataset)
-    subset.dataset = view
-    return subset, found
+    return (Subset(view, dataset.indices) if isinstance(dataset, Subset) else replace(dataset, dataset=view)), found
 
 
 class FixedViews(Dataset[Any]):

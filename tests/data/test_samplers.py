@@ -25,15 +25,9 @@ def seeded(dataset=IMAGES, seed=0):
     return RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
 
 
-@st.composite
-def cases(draw):
-    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=8))
-    return sizes, draw(st.integers(1, len(sizes))), draw(st.integers(1, 6)), draw(st.integers(1, 30))
-
-
-@given(cases())
-def test_batches_have_p_classes_of_k_samples_and_use_classes_and_samples_equally_often(case):
-    sizes, P, K, num_batches = case
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 6), st.integers(1, 30), st.data())
+def test_batches_have_p_classes_of_k_samples_and_use_classes_and_samples_equally_often(sizes, K, num_batches, data):
+    P = data.draw(st.integers(1, len(sizes)))
     targets = [label for label, size in enumerate(sizes) for _ in range(size)]
     sampler = ClassBalancedBatchSampler(seeded(FakeImages(targets)), P, K, num_batches)
     batches = list(sampler)

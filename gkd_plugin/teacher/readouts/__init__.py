@@ -117,8 +117,8 @@ class Centres(Readout):
         return {"weight": centres, "bias": centres.new_zeros(len(centres))}
 
 
-class LocalClassifier(nn.Module):
-    """Logits over the student's classes by the readout that ``kind`` names.
+class LocalClassifier(nn.Identity):
+    """Logits over the student's classes by the readout that ``kind`` names; they pass through it, for hooks to find.
 
     Its buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, and what the readout keeps.
     """
@@ -140,10 +140,6 @@ class LocalClassifier(nn.Module):
     def wants_views(self) -> bool:
         """Whether the readout is fitted to images as the student sees them, beside the class centres."""
         return READOUTS[self.kind].wants_views
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """The logits ``[B, C]`` as they are: where hooks find them."""
-        return logits
 
     def logits(self, answers: Answers) -> Tensor:
         """``[B, C]`` float32."""
