@@ -124,8 +124,7 @@ def keeps_labels(dataset: Any) -> bool:
         return True
     has_labels = any(has_own(dataset, name) for name in (*_LABEL_ATTRIBUTES, *_PAIR_ATTRIBUTES))
     raw = _raw_labels(dataset) if has_labels else None
-    has_transform = has_own(dataset, "target_transform") and dataset.target_transform is not None
-    shows_labels = raw is not None or has_transform
+    shows_labels = raw is not None or (has_own(dataset, "target_transform") and dataset.target_transform is not None)
     if shows_labels:
         inside = [label for part in parts for label in labels_of(part)]
         if getattr(dataset, "indices", None) is not None:

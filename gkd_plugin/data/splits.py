@@ -274,8 +274,8 @@ def incremental_subset(
         members = members_of(subset)
         for label in range(old):
             _check_size(subset.classes[label], members[label], memory, f"memory={memory}")
-        left_out = {index for label in range(old) for index in members[label][memory:]}
-        kept = [index for index in range(len(subset)) if index not in left_out]
+            members[label] = members[label][:memory]
+        kept = sorted(index for indices in members.values() for index in indices)
         subset.indices = [subset.indices[index] for index in kept]
         subset.targets = [subset.targets[index] for index in kept]
     subset.class_groups = {"old": list(range(old)), "new": list(range(old, old + new))}
