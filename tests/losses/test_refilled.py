@@ -11,7 +11,7 @@ from torchdistill.losses.registry import get_high_level_loss
 from gkd_plugin import ConfigError
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation, relationship_matching
 from gkd_plugin.models import timm_model
-from tests.fakes import TinyNet, cross_entropy, make_box, stage, train_box
+from tests.fakes import cross_entropy, make_box, stage, train_box
 
 LABELS = torch.arange(12) % 3  # of 4 classes
 
@@ -128,18 +128,9 @@ def test_bad_settings_are_named(kwargs, message):
         refilled(**kwargs)
 
 
-def models(name="test_resnet", classes=4, **student):
+def models(classes=4):
     torch.manual_seed(0)
-    return timm_model("test_resnet", num_classes=7), timm_model(name, num_classes=classes, **student)
-
-
-def section(kind, model=None, hooks=(), **kwargs):
-    """The stage with these hooks of one model, and with keywords of the criterion."""
-    made = stage(kind)
-    made["criterion"]["kwargs"] |= kwargs
-    if model is not None:
-        made[model]["forward_hook"] = {"output": list(hooks)}
-    return made
+    return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=classes)
 
 
 def trained(train_config, teacher, student):
@@ -163,29 +154,15 @@ def test_joint_stage_trains_and_asks_for_the_calibrated_classifier(wrapper, kind
     assert {key.split(".")[0] for key in changed} >= {"conv1", "fc"}
 
 
-def test_stage_embedding_leaves_the_classifier_alone_though_weight_decay_is_on():
-    teacher, student = models()
-    _, changed = trained(stage("embedding", epochs=2), teacher, student)
+@pytest.mark.parametrize("terms", [{}, {"ce": cross_entropy()}])
+def test_stage_embedding_leaves_the_classifier_alone_unless_further_terms_train_it(terms):
+    """Though weight decay is on."""
+    section, (teacher, student) = stage("embedding", epochs=2), models()
+    section["criterion"]["kwargs"]["sub_terms"] = terms
+    _, changed = trained(section, teacher, student)
     assert changed
-    assert not any(key.startswith("fc.") for key in changed)
-    assert all(not p.requires_grad for p in student.get_classifier().parameters())
-
-
-def test_further_terms_keep_the_classifier_in_training():
-    _, changed = trained(section("embedding", sub_terms={"ce": cross_entropy()}), *models())
-    assert any(key.startswith("fc.") for key in changed)
-
-
-def test_models_that_are_not_timms_by_hook_path():
-    torch.manual_seed(0)
-    sections = {
-        "stage1": section("embedding", "student", ["pool"], student_embedding="pool"),
-        "stage2": section("classifier", "student"),
-    }
-    for made in sections.values():
-        made["teacher"]["auxiliary_model_wrapper"]["kwargs"] = {"embedding": "pool"}
-    _, changed = trained(sections, TinyNet(7, 16), TinyNet(4, 8))
-    assert {key.split(".")[0] for key in changed} == {"conv", "bn", "fc"}
+    assert any(key.startswith("fc.") for key in changed) == bool(terms)
+    assert all(p.requires_grad == bool(terms) for p in student.get_classifier().parameters())
 
 
 def test_a_student_without_a_classifier_is_refused():
