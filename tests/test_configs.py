@@ -178,14 +178,13 @@ def test_builds_and_steps_in_every_stage(path, stand_ins):
             box.advance_to_next_stage()
 
 
-@pytest.mark.parametrize("name", ["digits_refilled", "digits_standard"])
-def test_runs_unmodified_under_torchdistills_own_script(name, tmp_path, monkeypatch):
-    """The teacher's configuration, then the student's: only the numbers of epochs are cut, to save time."""
+def test_run_unmodified_under_torchdistills_own_script(tmp_path, monkeypatch):
+    """The teacher's configuration, then two students': only the numbers of epochs are cut, to save time."""
     monkeypatch.chdir(tmp_path)
-    for stem in ("digits_teacher", name):
+    for stem in ("digits_teacher", "digits_refilled", "digits_standard"):
         text = (ROOT / "configs" / "digits" / f"{stem}.yaml").read_text("utf-8")
         path = tmp_path / f"{stem}.yaml"
         path.write_text(re.sub(r"num_epochs:.*", "num_epochs: 1", text), encoding="utf-8")
         results = drive(path)
         assert results["student"] > 0
-    assert results.keys() == {"best", "student", "teacher"}
+        assert ("teacher" in results) == (stem != "digits_teacher")

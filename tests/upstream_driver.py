@@ -18,58 +18,54 @@ from torchdistill.datasets.util import build_data_loader
 from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 
+CPU = torch.device("cpu")
 
-def drive(config_path: Path, device_name: str = "cpu", seed: int = 0) -> dict[str, Any]:
-    """Trains and evaluates; returns the best validation and the final test accuracies, in per cent."""
-    set_seed(seed)
+
+def drive(config_path: Path) -> dict[str, float]:
+    """Trains; the final test accuracies of 'teacher', if there is one, and 'student', in per cent."""
+    set_seed(0)
     config = yaml_util.load_yaml_file(str(config_path))
     import_dependencies(config.get("dependencies", None))
-    device, entries = torch.device(device_name), config["models"]
-    teacher = load_model(entries["teacher_model"], device) if entries.get("teacher_model") is not None else None
-    student_entry = entries["student_model"] if "student_model" in entries else entries["model"]
-    student = load_model(student_entry, device)
-    best = train(config, teacher, student, student_entry["dst_ckpt"], device)
-
-    load_ckpt(student_entry["dst_ckpt"], model=student, strict=True)
-    test_config = config["test"]["test_data_loader"]
-    loader = build_data_loader(config["datasets"][test_config["dataset_id"]], test_config, False)
-    models = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
-    return {"best": best, **{name: evaluate(model, loader, device) for name, model in models.items()}}
-
-
-def load_model(entry: dict[str, Any], device: torch.device) -> nn.Module:
-    model = get_image_classification_model(entry, False)
-    if model is None:
-        model = get_model(entry["key"], entry.get("repo_or_dir"), **entry["kwargs"])
-    load_ckpt(entry.get("src_ckpt"), model=model, strict=True)
-    return model.to(device)
-
-
-def train(config: dict[str, Any], teacher: Any, student: nn.Module, destination: str, device: torch.device) -> float:
-    assert config["train"]["log_freq"] > 0
-    common = (config["datasets"], config["train"], device, None, False, 1)
+    models, train_config = config["models"], config["train"]
+    teacher = load_model(models["teacher_model"]) if models.get("teacher_model") is not None else None
+    student_entry = models["student_model"] if "student_model" in models else models["model"]
+    student, destination = load_model(student_entry), student_entry["dst_ckpt"]
+    assert train_config["log_freq"] > 0
+    common = (config["datasets"], train_config, CPU, None, False, 1)
     box = get_training_box(student, *common) if teacher is None else get_distillation_box(teacher, student, *common)
     best = 0.0
     for epoch in range(box.num_epochs):
         box.pre_epoch_process(epoch=epoch)
         for images, labels, supplementary in box.train_data_loader:
-            loss = box.forward_process(images.to(device), labels.to(device), supplementary)
+            loss = box.forward_process(images, labels, supplementary)
             box.post_forward_process(loss=loss)
             assert torch.isfinite(loss)
-        top1 = evaluate(student, box.val_data_loader, device)
+        top1 = evaluate(student, box.val_data_loader)
         if top1 > best:
             best = top1
             save_ckpt(student, box.optimizer, box.lr_scheduler, best, None, destination)
         box.post_epoch_process()
     box.clean_modules()
-    return best
+
+    load_ckpt(destination, model=student, strict=True)
+    test_config = config["test"]["test_data_loader"]
+    loader = build_data_loader(config["datasets"][test_config["dataset_id"]], test_config, False)
+    measured = {"teacher": teacher, "student": student}
+    return {name: evaluate(model, loader) for name, model in measured.items() if model is not None}
+
+
+def load_model(entry: dict[str, Any]) -> nn.Module:
+    model = get_image_classification_model(entry, False)
+    if model is None:
+        model = get_model(entry["key"], entry.get("repo_or_dir"), **entry["kwargs"])
+    load_ckpt(entry.get("src_ckpt"), model=model, strict=True)
+    return model
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Any, device: torch.device) -> float:
-    model.to(device).eval()
+def evaluate(model: nn.Module, loader: Any) -> float:
+    model.eval()
     hits = 0
     for images, labels in loader:
-        ranked = model(images.to(device)).topk(5, dim=1).indices  # upstream needs at least five classes
-        hits += (ranked[:, 0] == labels.to(device)).sum().item()
+        hits += (model(images).topk(5, dim=1).indices[:, 0] == labels).sum().item()  # it needs at least five classes
     return 100 * hits / len(loader.dataset)
