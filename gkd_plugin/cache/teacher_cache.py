@@ -107,16 +107,10 @@ class TeacherCache:
         bank = open_bank(path) if bank is None else bank
         if bank is None:
             raise ConfigError(f"teacher_cache.folder: {self.folder} is not where the main process wrote; share one")
-        about = {"file": str(path), "rows": len(bank), "bytes": bank.nbytes, "computed": not was_there}
-        self.reports.append({**about, "seconds": time.perf_counter() - start})
-        logger.info(
-            "teacher cache: %d views, %.1f MiB, %s in %.1f s: %s",
-            len(bank),
-            bank.nbytes / 2**20,
-            "found" if was_there else "computed",
-            self.reports[-1]["seconds"],
-            path,
-        )
+        seconds, size, how = time.perf_counter() - start, bank.nbytes, "found" if was_there else "computed"
+        about = {"file": str(path), "rows": len(bank), "bytes": size, "computed": not was_there}
+        self.reports.append({**about, "seconds": seconds})
+        logger.info("teacher cache: %d views, %.1f MiB, %s in %.1f s: %s", len(bank), size / 2**20, how, seconds, path)
         return bank
 
 

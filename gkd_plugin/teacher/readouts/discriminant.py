@@ -49,12 +49,8 @@ class CalibratedDiscriminant(Readout):
             shared, held_out = _fit_shared(held_out, seen, seen.logits)
             fitted |= shared
             source += f", with the teacher's own logits of {int((shared['teacher_labels'] >= 0).sum())} shared classes"
-        logger.info(
-            "local classifier: held-out accuracy %.1f %% (chance: %.1f %%) from %s",
-            100 * (held_out.argmax(dim=1) == seen.labels).double().mean(),
-            100 / len(centres),
-            source,
-        )
+        right, chance = 100 * (held_out.argmax(dim=1) == seen.labels).double().mean(), 100 / len(centres)
+        logger.info("local classifier: held-out accuracy %.1f %% (chance: %.1f %%) from %s", right, chance, source)
         targets = smoothed_targets(seen.labels, len(centres), len(torch.unique(seen.samples))).float()
         logger.debug(
             "local classifier: labels cost %.2f of %.2f nats, shrinkage %g, scale %.3g, factors %s",
