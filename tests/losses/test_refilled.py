@@ -42,33 +42,19 @@ def match(**kwargs):
 DIVIDED = {"temperature": 2.0, "student_temperature": 3.0}
 MATCH = {"temperature": 3.0, "margin": 0.5, "mining": "all", "max_negatives": 2}
 HALF_CE = {"ce": cross_entropy(0.5)}
+PUBLISHED = {"temperature": 4.0, "margin": 0.2, "mining": "semihard", "max_negatives": None}
+MATCHED, LOCAL_TERMS = {"relationship", "tuples", "negatives"}, {"cross_entropy", "local_classifier"}
 
 
 @pytest.mark.parametrize(
     ("kwargs", "terms", "want"),
     [
-        (
-            {"stage": "embedding"},
-            {"relationship", "tuples", "negatives"},
-            1000 * match(temperature=4.0, margin=0.2, mining="semihard", max_negatives=None),
-        ),
+        ({"stage": "embedding"}, MATCHED, 1000 * match(**PUBLISHED)),
         ({"stage": "embedding", "weight": 7, **MATCH}, {"relationship"}, 7 * match(**MATCH)),
         ({"stage": "embedding", "sub_terms": HALF_CE}, {"ce"}, 1000 * match() + 0.5 * CE),
-        (
-            {"stage": "classifier"},
-            {"cross_entropy", "local_classifier", "emphasis"},
-            CE + local(temperature=1.0, student_temperature=1.0),
-        ),
-        (
-            {"stage": "classifier", "weight": 100.0, **DIVIDED},
-            {"emphasis"},
-            CE + 100 * local(**DIVIDED),
-        ),
-        (
-            {"stage": "joint"},
-            {"cross_entropy", "local_classifier", "relationship", "tuples", "negatives"},
-            CE + 3 * OVER_ALL_CLASSES + 1000 * match(),
-        ),
+        ({"stage": "classifier"}, LOCAL_TERMS | {"emphasis"}, CE + local(temperature=1.0, student_temperature=1.0)),
+        ({"stage": "classifier", "weight": 100.0, **DIVIDED}, {"emphasis"}, CE + 100 * local(**DIVIDED)),
+        ({"stage": "joint"}, LOCAL_TERMS | MATCHED, CE + 3 * OVER_ALL_CLASSES + 1000 * match(**PUBLISHED)),
         (
             {"stage": "joint", "classes": "batch", "relationship_weight": 0, "weight": 2.0, "adaptive": True} | DIVIDED,
             {"emphasis"},

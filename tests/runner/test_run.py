@@ -77,7 +77,7 @@ def test_the_files_of_a_run_folder(runs):
 
 def test_summary_of_a_distillation(runs):
     made = summary(runs / "runs/student")
-    assert (made["config"], made["status"], made["warnings"]) == ("student.yaml", "finished", made["warnings"])
+    assert (made["config"], made["status"]) == ("student.yaml", "finished")
     assert (made["seed"], made["device"], made["precision"], made["processes"]) == (0, "cpu", "no", 1)
     assert made["versions"]["torch"] in torch.__version__
     assert (made["student"]["kwargs"]["model_name"], made["student"]["classes"]) == ("test_vit", 4)
@@ -157,7 +157,7 @@ def test_the_same_weights_as_a_plain_torchdistill_loop(here):
 
 
 def test_bf16_runs_and_is_evaluated_alike(here):
-    made = run("teacher", "out", "device.precision=bf16")
+    made = run("teacher", "out", "device.precision=bf16", "train.num_epochs=1")
     assert made["precision"] == "bf16"
     config = load_config("teacher.yaml", ["device.precision=bf16"])
     assert evaluate_checkpoint(config, Path("out/student.safetensors"), "cpu")["top1"] == made["final"]["top1"]
@@ -313,11 +313,10 @@ def planned(monkeypatch):
     return made
 
 
-def rewrite(name, old, new):
-    path = Path(f"{name}.yaml")
-    text = path.read_text("utf-8")
+def rewrite_student(old, new):
+    text = Path("student.yaml").read_text("utf-8")
     assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    Path("student.yaml").write_text(text.replace(old, new), encoding="utf-8")
 
 
 def checkpoints(config):
@@ -342,28 +341,23 @@ def test_where_each_configuration_would_write(configs, planned):
 
 
 def test_paths_are_one_however_they_are_spelt_and_one_elsewhere_stays(configs, planned):
-    rewrite("student", "runs/teacher/teacher.pt", "./runs//../runs/teacher/teacher.pt")
+    rewrite_student("runs/teacher/teacher.pt", "./runs//../runs/teacher/teacher.pt")
     run_all(configs, output=Path("a dir: # 1"))
     assert checkpoints(planned[1][0])["teacher_model.src_ckpt"] == "a dir: # 1/teacher/teacher.pt"
     run_all(configs[:1], overrides=["models.model.dst_ckpt=elsewhere/w.pt"], output=Path("out"))
     assert checkpoints(planned[2][0]) == {"model.dst_ckpt": "elsewhere/w.pt"}
-
-
-def test_a_run_does_not_load_what_it_is_going_to_write(configs, planned):
-    """Continuing from an earlier run's weights, in a new folder."""
-    Path("runs/teacher").mkdir(parents=True)
-    Path("runs/teacher/teacher.pt").write_bytes(b"")
-    rewrite("teacher", "dst_ckpt:", "src_ckpt: runs/teacher/teacher.pt\n    dst_ckpt:")
-    run_all(configs[:1], output=Path("out"))
-    moved = {"model.src_ckpt": "runs/teacher/teacher.pt", "model.dst_ckpt": "out/teacher.pt"}
-    assert checkpoints(planned[0][0]) == moved
+    earlier = "runs/teacher/teacher.pt"  # whose weights a run continues from, in a new folder
+    Path(earlier).parent.mkdir(parents=True)
+    Path(earlier).touch()
+    run_all(configs[:1], overrides=[f"models.model.src_ckpt={earlier}"], output=Path("out"))
+    assert checkpoints(planned[3][0]) == {"model.src_ckpt": earlier, "model.dst_ckpt": "out/teacher.pt"}
 
 
 def test_all_are_checked_before_the_first_one_runs(configs, planned):
     missing = r"student\.yaml: .*src_ckpt: no such file: runs/teacher"
     refused(missing, run_all, configs[1:])
     refused(missing, run_all, configs[::-1])
-    rewrite("student", "stage: classifier", "stage: clasifier")
+    rewrite_student("stage: classifier", "stage: clasifier")
     refused(r"student\.yaml: .*'clasifier'.*; did you mean 'classifier'", run_all, configs)
     refused(r"^teacher\.yaml: --device: there is no device 'gpu' here", run_all, configs, device="gpu")
     assert planned == []
