@@ -1,5 +1,7 @@
 """A run comes back as it was built, and what cannot come back is said in one line."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,20 +10,14 @@ from safetensors.torch import load_file
 
 from gkd_plugin.config.config import RunConfig
 from gkd_plugin.diagnose.restore import Images, RestoredRun, _stage_of_teacher, outputs
-from gkd_plugin.errors import ConfigError
 from tests.fakes import TinyImages
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+from tests.runner.fakes import equal, refused
 
 
 def test_the_students_first_weights_are_those_of_the_run(run, finished):
-    assert same(dict(run.initial), finished.initial)
-    run.load_student(None)
-    assert same(run.student.state_dict(), finished.initial)
-    run.load_student(run.folder.student)
-    assert same(run.student.state_dict(), load_file(run.folder.student))
+    for weights, expected in ((None, finished.initial), (run.folder.student, load_file(run.folder.student))):
+        run.load_student(weights)
+        assert equal(run.student.state_dict(), expected)
     assert not run.student.training
 
 
@@ -39,13 +35,13 @@ def test_what_a_run_says(run):
 
 def test_another_seed_without_test_set_and_the_teacher_on_the_students_device(here, finished):
     edit("summary.json", '"seed": 3', '"seed": 4')()
-    text = Path("runs/student/config.yaml").read_text("utf-8")
-    text = text[: text.index("\ntest:")] + "\ndevice: {teacher: 'cuda:7'}\n"
-    Path("runs/student/config.yaml").write_text(text, encoding="utf-8")
+    path = Path("runs/student/config.yaml")
+    text, _, _ = path.read_text("utf-8").partition("\ntest:")
+    path.write_text(f"{text}\ndevice: {{teacher: 'cuda:7'}}\n", encoding="utf-8")
     restored = RestoredRun(Path("runs/student"), "cpu")
     assert (restored.validation.name, restored.test.name) == ("validation", "validation")
     assert restored.teacher.device.type == "cpu"
-    assert not same(dict(restored.initial), finished.initial)
+    assert not equal(restored.initial, finished.initial)
 
 
 def test_outputs_are_in_the_order_of_the_images(run):
@@ -64,9 +60,8 @@ def test_a_last_look_at_stages_and_names(here, monkeypatch):
     assert (restored.embedding_stage, restored.embedding_path) == (None, "embedding")
     assert restored.class_names == ["tench", "b", "c", "d"]
     monkeypatch.setattr("gkd_plugin.diagnose.restore.student_embedding", lambda _: "nowhere")
-    monkeypatch.setattr(
-        "gkd_plugin.diagnose.restore._held_out", lambda name, _: Images(name, []) if name == "test" else None
-    )
+    held_out = {"test": Images("test", [])}
+    monkeypatch.setattr("gkd_plugin.diagnose.restore._held_out", lambda name, _: held_out.get(name))
     restored = RestoredRun(Path("runs/student"), "cpu")
     assert restored.embedding_path is None
     assert (restored.validation.name, restored.test.name) == ("test", "test")
@@ -89,16 +84,14 @@ def other_weights():
     torch.save(checkpoint, path)
 
 
-def a_run_without_teacher():
-    Path("runs/student").rename("runs/x")
-    Path("runs/teacher").rename("runs/student")
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda: Path("runs/student").rename("runs/x"), "runs/student is not a run folder: it has no config"),
-        (a_run_without_teacher, "runs/student/config.yaml: has no models.teacher_model: "),
+        (
+            lambda: shutil.copytree("runs/teacher", "runs/student", dirs_exist_ok=True),
+            "runs/student/config.yaml: has no models.teacher_model: ",
+        ),
         (other_weights, "runs/student/config.yaml: models.teacher_model: has other weights than in the run"),
         (Path("runs/student/summary.json").unlink, "runs/student is not a run folder: it has no summary.json"),
         (edit("summary.json", "{", "<"), "runs/student/summary.json: is not JSON: "),
@@ -112,21 +105,16 @@ def a_run_without_teacher():
 )
 def test_what_cannot_be_restored(here, spoil, message):
     spoil()
-    with pytest.raises(ConfigError) as caught:
-        RestoredRun(Path("runs/student"), "cpu")
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+    refused(f"^{re.escape(message)}", RestoredRun, Path("runs/student"), "cpu")
 
 
 def test_no_stage_with_the_teachers_wrapper():
     plain, wrapped = {"teacher": {}}, {"teacher": {"auxiliary_model_wrapper": {"key": "refilled_teacher"}}}
     tree = {"models": {"teacher_model": {"key": "resnet18"}}, "train": {"stage1": plain, "stage2": {}}}
-    with pytest.raises(ConfigError, match=r"^no stage has the teacher wrapper 'refilled_teacher'"):
-        _stage_of_teacher(RunConfig(Path("a.yaml"), tree))
+    refused("^no stage has the teacher wrapper 'refilled_teacher'", _stage_of_teacher, RunConfig(Path("a.yaml"), tree))
     tree = {**tree, "train": {"stage1": wrapped, "stage2": wrapped, "stage3": plain}}
     assert _stage_of_teacher(RunConfig(Path("a.yaml"), tree)) == 1
 
 
 def test_a_device_that_does_not_exist(here):
-    with pytest.raises(ConfigError, match=r"^runs/student/config\.yaml: --device: there is no device 'cuda:99' here"):
-        RestoredRun(Path("runs/student"), "cuda:99")
+    refused(r"^runs/student/config\.yaml: --device: .* 'cuda:99'", RestoredRun, Path("runs/student"), "cuda:99")
