@@ -69,8 +69,6 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
         elif not method.probe:
             sections = [_section(tree, stages, wanted, embedding) for wanted in method.stages]
             kept = {key: value for key, value in tree["train"].items() if not key.startswith("stage")}
-            if len(sections) > 1 and not method.has_teacher:
-                raise ConfigError("several stages need a teacher")
             several = {f"stage{number}": section for number, section in enumerate(sections, 1)}
             tree["train"] = kept | (sections[0] if len(sections) == 1 else several)
         if any("dataset_wrapper" in stage.train_data_loader for stage in method.stages):
@@ -182,9 +180,7 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
 def _optimizer(optimizer: Tree | None, wanted: MethodStage) -> Tree:
     """The optimizer's section with the method's learning rate, and its bound where the section has none."""
     if not optimizer:
-        raise ConfigError(
-            f"optimizer: missing in the stage {wanted.like!r}; what the method changes there needs one in each stage"
-        )
+        raise ConfigError(f"optimizer: missing in the stage {wanted.like!r}, where the method changes it")
     kwargs = dict(optimizer.get("kwargs") or {})
     if wanted.lr_factor != 1:
         if "lr" not in kwargs:

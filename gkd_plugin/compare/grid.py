@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from gkd_plugin.cache.fingerprint import digest
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import load_config
@@ -259,19 +260,16 @@ def _files(config: Path) -> Iterator[tuple[str, Path]]:
 
 @functools.lru_cache(maxsize=256)
 def _digest(file: Path, modified: int, size: int) -> str:  # noqa: ARG001  # a changed file is read again
-    digest = hashlib.blake2b(digest_size=16)
+    found = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 @functools.cache
 def _package() -> str:
     root = Path(__file__).parent.parent
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(root.rglob("*.py")):
-        name = file.relative_to(root)
-        if name.parts[0] not in ("cli.py", "compare", "diagnose"):  # which only make configurations or look at results
-            digest.update(f"{name.as_posix()}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
+    names = sorted(file.relative_to(root) for file in root.rglob("*.py"))
+    without = ("cli.py", "compare", "diagnose")  # which only make configurations or look at results
+    return digest([(name.as_posix(), (root / name).read_bytes()) for name in names if name.parts[0] not in without])

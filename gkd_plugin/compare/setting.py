@@ -17,8 +17,7 @@ from gkd_plugin.compare.sizes import training_set
 from gkd_plugin.config.config import RunConfig
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.config.tree import Tagged, walk
-from gkd_plugin.data import overlap_classes
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.models import TEACHER
 from gkd_plugin.runner.weights import read_weights
 from gkd_plugin.teacher import ClassMap
@@ -90,8 +89,6 @@ def _set_overlap(tree: Tree, overlap: float) -> None:
     for kwargs in found:
         kwargs.pop("shift", None)
         kwargs["overlap"] = overlap / 100
-        with told_at(f"--overlap {overlap:g}: "):  # whether there are so many classes shows when it is built
-            overlap_classes(kwargs["num_classes"], "student", overlap=kwargs["overlap"])
 
 
 def _set_few_shot(tree: Tree, values: Mapping[str, int]) -> None:

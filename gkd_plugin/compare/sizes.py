@@ -92,19 +92,13 @@ def _teacher_width(of: Measured) -> int:
         kwargs.get("embedding", "embedding"),
         kwargs.get("embedding_io", "output"),
         kwargs.get("preprocessing", "auto"),
-        size=checked_size(kwargs.get("input_size")),
+        side=checked_size(kwargs.get("input_size")),
     )
 
 
 @functools.lru_cache(maxsize=64)
 def _width(
-    entry: _Part,
-    data: _Part,
-    path: str,
-    io: str = "output",
-    preprocessing: str = "data",
-    *,
-    size: tuple[int, int] | None = None,
+    entry: _Part, data: _Part, path: str, io: str = "output", preprocessing: str = "data", *, side: Any = None
 ) -> int:
     """The width of an embedding: timm's models know it, others get an image; no weights are made or loaded."""
     where = entry.path
@@ -116,8 +110,8 @@ def _width(
     if path == "embedding" and hasattr(model, "head_hidden_size"):
         return int(model.head_hidden_size)  # type: ignore[arg-type]
     check_module_path(model, path, f"{where}: embedding")
-    shape, side = first_images(_built(data)).shape[1:], size or own_input(model, preprocessing).size
-    images = torch.empty(2, *(shape if side is None else (shape[0], *side)), device="meta")
+    channels, *size = first_images(_built(data)).shape[1:]
+    images = torch.empty(2, channels, *(side or own_input(model, preprocessing).size or size), device="meta")
     capture = Capture.of(model, path, io)
     try:
         with torch.device("meta"), torch.no_grad():

@@ -94,24 +94,22 @@ def write_config(folder: Path, text: str = CONFIG) -> Path:
     return path
 
 
-def write_incremental(folder: Path, memory: int = 2) -> Path:
+def _write(folder: Path, key: str, train: dict[str, Any], others: dict[str, Any], num_classes: int) -> Path:
+    splits = {"train": train, "val": others, "test": others}
+    sets = [_dataset(name, seed, key, **kwargs) for seed, (name, kwargs) in enumerate(splits.items())]
+    return write_config(folder, _config(sets, num_classes))
+
+
+def write_incremental(folder: Path) -> Path:
     """The teacher knows 4 classes, the student learns 6."""
-    sets = [
-        _dataset(name, seed, "incremental_subset", old=4, new=2, memory=memory if name == "train" else None)
-        for seed, name in enumerate(("train", "val", "test"))
-    ]
-    return write_config(folder, _config(sets, num_classes=6))
+    classes = {"old": 4, "new": 2}
+    return _write(folder, "incremental_subset", {**classes, "memory": 2}, {**classes, "memory": None}, 6)
 
 
 def write_few_shot(folder: Path) -> Path:
     """4-way 3-shot tasks of 8 classes; the queries are other images."""
-    support = {"role": "support", "shots": 3, "queries": 0}
-    query = {"role": "query", "shots": 0, "queries": None}
-    sets = [
-        _dataset(name, seed, "few_shot_task", ways=4, task=0, **(support if name == "train" else query))
-        for seed, name in enumerate(("train", "val", "test"))
-    ]
-    return write_config(folder, _config(sets))
+    support = {"ways": 4, "task": 0, "role": "support", "shots": 3, "queries": 0}
+    return _write(folder, "few_shot_task", support, {**support, "role": "query", "shots": 0, "queries": None}, 4)
 
 
 def write_summary(folder: Path, final: dict[str, float], **more: Any) -> str:

@@ -3,7 +3,7 @@ import torch
 from torchdistill.core.forward_hook import ForwardHookManager
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
-from gkd_plugin.compare.sizes import PLACEHOLDERS, Measured, filled
+from gkd_plugin.compare.sizes import Measured, filled
 from gkd_plugin.config.stages import Stage
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
@@ -14,6 +14,7 @@ VIT = "{key: 'timm_model', kwargs: {model_name: 'test_vit'}}"
 WIDE_KWARGS = "depth: 10, k: 2, dropout_p: 0.0, num_classes: 4, pretrained: False, progress: False"
 WIDE = f"{{key: 'wide_resnet', kwargs: {{{WIDE_KWARGS}}}}}"
 VIT_B = "{key: 'vit_b_16', kwargs: {num_classes: 4, weights: null}}"
+HEADS = {"teacher": VIT_B, "embedding": "heads", "embedding_io": "input"}
 TINY = "{key: 'tests.compare.test_sizes.Named', init: {kwargs: {classes: 4, per_class: 6}}}"
 
 
@@ -58,55 +59,31 @@ def test_widths_of_other_models():
     """'avgpool' is [B, D, 1, 1] in torchdistill's wide ResNet; its classifier's input is [B, D]."""
     model = wide_resnet(10, 2, 0.0, num_classes=4, pretrained=False, progress=False)
     assert filled("{student_width}", of(WIDE, path="avgpool")) == seen(model, "avgpool") == 128
-    for place, width in (("avgpool", 128), ("fc", 4)):
-        assert filled("{teacher_width}", of(teacher=WIDE, embedding=place)) == width
-    assert filled("{teacher_width}", of(teacher=WIDE, embedding="fc", embedding_io="input")) == 128
-    # the teacher gets images of its own size
-    assert filled("{teacher_width}", of(teacher=VIT_B, embedding="heads", embedding_io="input", input_size=224)) == 768
+    for place, io, width in (("avgpool", "output", 128), ("fc", "output", 4), ("fc", "input", 128)):
+        assert filled("{teacher_width}", of(teacher=WIDE, embedding=place, embedding_io=io)) == width
+    assert filled("{teacher_width}", of(**HEADS, input_size=224)) == 768  # images of its own size
 
 
-def test_the_random_state_is_left_alone():
-    state = torch.get_rng_state()
-    for name in PLACEHOLDERS:
-        filled(name, of(WIDE, path="avgpool", embedding="avgpool"))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize(
-    ("more", "samples", "negatives"), [([], 24, 18), ([5], 29, 18), ([20000, 20000], 40024, 16384)]
-)
-def test_samples_and_negatives(more, samples, negatives):
+@pytest.mark.parametrize(("more", "expected"), [([], [24, 18]), ([5], [29, 18]), ([20000, 20000], [40024, 16384])])
+def test_samples_and_negatives(more, expected):
     """Every sample has as many negatives, those of the largest class too; at most as many as were published."""
     measured = of(data=TINY.replace("classes: 4", f"more: {more}, classes: 4"))
-    assert filled("{num_samples}", measured) == samples
-    assert filled("{num_negatives}", measured) == negatives
+    assert filled(["{num_samples}", "{num_negatives}"], measured) == expected
+
+
+ONE_CLASS = TINY.replace("classes: 4", "classes: 1")
+WITHOUT_NAMES = TINY.replace("compare.test_sizes.Named", "fakes.TinyImages")
 
 
 @pytest.mark.parametrize(
     ("placeholder", "measured", "message"),
     [
-        (
-            "{num_negatives}",
-            of(data=TINY.replace("classes: 4", "classes: 1")),
-            "all 6 training samples are of one class; CRD needs negatives",
-        ),
-        (
-            "{num_negatives}",
-            of(data=TINY.replace("compare.test_sizes.Named", "fakes.TinyImages")),
-            r"the training set \(TinyImages\) has no classes",
-        ),
+        ("{num_negatives}", of(data=ONE_CLASS), "all 6 training samples are of one class; CRD needs negatives"),
+        ("{num_negatives}", of(data=WITHOUT_NAMES), r"the training set \(TinyImages\) has no classes"),
         ("{num_negatives}", of(data=TINY.replace("Named", "Nemed")), r"^datasets\.train \(line 2\): .*Nemed"),
-        (
-            "{student_width}",
-            of(WIDE, path="avgpol"),
-            r"^models\.student_model: embedding: .* has no module 'avgpol'; did you mean",
-        ),
+        ("{student_width}", of(WIDE, path="avgpol"), r"^models\.student_model: embedding: .* 'avgpol'; did you mean"),
         ("{student_width}", of(WIDE, path="conv1"), r"^models\.student_model: the student's 'conv1'/output has shape"),
-        (
-            "{teacher_width}",
-            of(teacher=VIT_B, embedding="heads", embedding_io="input"),
-            r"^models\.teacher_model: the width of 'heads' cannot be measured: Wrong im",
-        ),
+        ("{teacher_width}", of(**HEADS), r"^models\.teacher_model: the width of 'heads' cannot be measured: Wrong im"),
     ],
 )
 def test_what_cannot_be_measured(placeholder, measured, message):
