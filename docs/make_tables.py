@@ -35,7 +35,7 @@ def _makes_data(part: Any) -> bool:
     return get_origin(made) is None and inspect.isclass(made) and issubclass(made, (Dataset, Compose))
 
 
-DATA = {name: part for name, part in vars(data).items() if _makes_data(part)}
+DATA = {name: part for name, part in vars(data).items() if _makes_data(part) and name != "pick"}
 """The functions of this package that make a data set or a transform."""
 
 

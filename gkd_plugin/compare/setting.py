@@ -79,7 +79,7 @@ def keep_all_samples(tree: Tree) -> None:
 
 def is_incremental(tree: Tree) -> bool:
     """Whether the student's first classes are the teacher's own, as those of an ``incremental_subset`` are."""
-    return any(_calls(tree, _INCREMENTAL))
+    return next(_calls(tree, _INCREMENTAL), None) is not None
 
 
 def _set_overlap(tree: Tree, overlap: float) -> None:
@@ -204,7 +204,7 @@ def different_classes(config: RunConfig) -> str | None:
         return _REASONS[found.relation]
     has_other_names = bool(found.student_names and theirs)
     has_other_size = (student_entry(config.tree)[1].get("kwargs") or {}).get("num_classes") != size
-    return NOT_SAME if has_other_names or has_other_size or any(_calls(config.tree, _FEW_SHOT)) else None
+    return NOT_SAME if has_other_names or has_other_size or list(_calls(config.tree, _FEW_SHOT)) else None
 
 
 def _trained_classes(teacher: Mapping[str, Any]) -> list[str] | None:

@@ -199,8 +199,8 @@ def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None
         return
     is_by_epoch = not scheduler.get("scheduling_step") and "post_epoch_process" not in section
     epochs = section["num_epochs"] if is_by_epoch and report.is_clean(at(path, "num_epochs")) else 1
-    steps = scheduler["kwargs"].get("total_steps")
-    if isinstance(steps, int) and 0 < steps < epochs:  # OneCycleLR takes no step after its last
+    steps = scheduler["kwargs"].get("total_steps") if scheduler["key"] == "OneCycleLR" else None
+    if isinstance(steps, int) and 0 < steps < epochs:  # it takes no step after its last
         report.add(at(where, "kwargs.total_steps"), f"{steps} given, but {at(path, 'num_epochs')} is {epochs}")
         return
     with report.trial(where):
@@ -234,13 +234,13 @@ TAGS: Mapping[str, Kind] = {
 """What torchdistill reads under each of its tags."""
 
 
-def _model(*classifiers: str, dst_ckpt: Kind = _FILE) -> Kind:
+def _model(*classifiers: str) -> Kind:
     keys: Keys = {
         "key": _ANY,  # the rule knows torchvision's models too
         "kwargs": _SECTION,
         "repo_or_dir": or_else(_TEXT),
         "src_ckpt": _FILE,
-        "dst_ckpt": dst_ckpt,
+        "dst_ckpt": _FILE,
         "src_ckpt_classifier": or_else(one_of(classifiers)),
         "quantized": FLAG,
         "sync_bn": FLAG,
@@ -403,7 +403,7 @@ _NO_CACHE = refused("there is no models.teacher_model whose answers could be kep
 def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
     """The whole table, for a ``train`` with these keys of stages, in order, or without stages."""
     student = _model("new", "extended", "centres")
-    teacher = _model("new", "extended", dst_ckpt=or_else(refused("is not read; only the student is saved")))
+    teacher = _model("new", "extended")
     models: Keys = {"teacher_model": or_else(teacher), "student_model": student, "model": student}
     keys: Keys = {
         "dependencies": _ANY,

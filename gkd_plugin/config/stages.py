@@ -31,11 +31,6 @@ class Role:
         """Keywords of the auxiliary wrapper."""
         return self._wrapper.get("kwargs") or {}
 
-    @property
-    def is_redesigned(self) -> bool:
-        """Whether torchdistill makes a new model of parts of this one (``sequential``)."""
-        return bool(self.section.get("sequential") or self._wrapper.get("sequential"))
-
     def hooks(self, io: str = "output") -> list[str]:
         """Module paths whose ``'input'`` or ``'output'`` torchdistill records."""
         return list((self.section.get("forward_hook") or {}).get(io) or [])

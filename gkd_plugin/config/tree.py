@@ -55,6 +55,8 @@ def compose_file(path: str | Path) -> MappingNode:
             would silently take the last), an unknown tag, a scalar that does not fit its tag, or an alias that
             contains itself.
     """
+    if Path(path).is_dir():
+        raise ConfigError(f"{path}: is a directory, not a config file")
     try:
         with Path(path).open("rb") as stream:
             root = compose(stream, str(path))
@@ -120,7 +122,7 @@ class _Loader(yaml.FullLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError) as error:
-            raise _error(node, f"{node.value!r} is not a {node.tag.removeprefix(CORE)}") from error
+            raise _error(node, f"{node.value!r} is no {node.tag.removeprefix(CORE)}") from error
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         return {self.construct_object(key): self.construct_object(value, deep) for key, value in pairs(node)}
@@ -189,7 +191,14 @@ def places(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def walk(tree: Any) -> list[Any]:
     """The tree and everything below it, parents first; what is shared once."""
-    return list({id(value): value for _, value in places(tree)}.values())
+    found: dict[int, Any] = {}
+    waiting = [tree]
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in found:
+            found[id(value)] = value
+            waiting += [item for _, item in reversed(list(items(value)))]
+    return list(found.values())
 
 
 def dump(tree: Any) -> str:

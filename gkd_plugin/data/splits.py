@@ -370,8 +370,8 @@ def ordered_classes(
     missing = [names[label] for label in range(size) if label not in counts]
     if twice or missing:
         file = f" {class_order}" if isinstance(class_order, str) else ""
-        found = f"twice {twice[:5]}, missing {missing[:5]}"
-        raise ConfigError(f"class_order{file} must hold each of the {size} classes once; {found}")
+        found = [f"{what} {labels[:5]}" for what, labels in (("twice", twice), ("missing", missing)) if labels]
+        raise ConfigError(f"class_order{file} must hold each of the {size} classes once; {', '.join(found)}")
     return order
 
 
@@ -423,7 +423,7 @@ class ClassNames:
         self._count = len(names)
         self._labels: defaultdict[Any, list[int]] = defaultdict(list)
         for label, entry in enumerate(names):
-            for name in set(entry) if isinstance(entry, tuple) else {entry}:
+            for name in set(entry) if isinstance(entry, tuple) else {str(entry)}:
                 self._labels[name].append(label)
 
     def __contains__(self, name: str) -> bool:

@@ -14,9 +14,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from gkd_plugin.diagnose.figures import PALETTE, new_figure, save_figure
-from gkd_plugin.diagnose.restore import Images, LeftOut, RestoredRun, outputs
+from gkd_plugin.diagnose.restore import Images, LeftOut, RestoredRun
 from gkd_plugin.functional import confidence_cost, emphasis_weights
 
 # score of a sample → how it is named; the larger, the more the teacher should know of the sample
@@ -64,6 +65,7 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
     return mask
 
 
+@torch.no_grad()
 def teacher_scores(
     run: RestoredRun, images: Images, batch_size: int, known: NDArray[np.bool_]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
@@ -71,39 +73,36 @@ def teacher_scores(
 
     ω is relative to a batch, so the images come as in training: shuffled (with the run's seed), in batches of its size.
     """
-
-    def logits(batch: Tensor) -> Tensor:
-        answers = run.teacher.answers(batch)
-        local = answers.local_classifier
-        assert local is not None  # there are class centres
-        return torch.cat([local, local if answers.logits is None else answers.logits], dim=1)
-
     dataset, workers = images.loader.dataset, images.loader.num_workers
     generator = torch.Generator().manual_seed(run.seed)
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, generator=generator)
-    found, labels = outputs(logits, Images(images.name, loader), run.accelerator, f"teacher, {images.name}")
-    count = len(run.teacher.local_classifier.centres)
-    return sample_scores(found[:, count:], found[:, :count], labels, known, batch_size), labels.numpy()
+    rows, labels = [], []
+    for batch in tqdm(loader, desc=f"teacher, {images.name}", leave=False, disable=None):
+        with run.accelerator.autocast():
+            answers = run.teacher.answers(batch[0].to(run.accelerator.device))
+        local = answers.local_classifier
+        assert local is not None  # there are class centres
+        rows.append(sample_scores(local if answers.logits is None else answers.logits, local, batch[1], known))
+        labels.append(batch[1])
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, torch.cat(labels).numpy()
 
 
-def sample_scores(
-    own: Tensor, local: Tensor, labels: Tensor, known: NDArray[np.bool_], batch_size: int
-) -> dict[str, NDArray[Any]]:
-    """Scores, ``[N]`` each: how well the teacher seems to know the samples.
+def sample_scores(own: Tensor, local: Tensor, labels: Tensor, known: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """Scores of a batch, ``[B]`` each: how well the teacher seems to know the samples.
 
     ``confidence`` −u = log max_c softmax(own)_c, ``max_logit`` max_c own_c, ``energy`` log Σ_c exp(own_c),
     ``label_agreement`` log softmax(local)_y, ``emphasis`` ω, ``known_mass`` Σ_known softmax(local); and the raw
-    ``confidence_cost`` u. ``own`` ``[N, C_t]`` and ``local`` ``[N, C]`` are logits of the teacher's own and of its
+    ``confidence_cost`` u. ``own`` ``[B, C_t]`` and ``local`` ``[B, C]`` are logits of the teacher's own and of its
     local classifier; ``known`` may be longer than C.
     """
-    own, local, labels = own.double(), local.double(), labels.long()
+    own, local, labels = own.cpu().double(), local.cpu().double(), labels.cpu().long()
     cost = confidence_cost(own)
     found = {
         "confidence": -cost,
         "max_logit": own.amax(dim=1),
         "energy": own.logsumexp(dim=1),
         "label_agreement": -functional.cross_entropy(local, labels, reduction="none"),
-        "emphasis": torch.cat([emphasis_weights(batch) for batch in torch.split(own, batch_size)]),
+        "emphasis": emphasis_weights(own),
         "known_mass": local.softmax(dim=1)[:, torch.from_numpy(known[: local.shape[1]])].sum(dim=1),
         "confidence_cost": cost,
     }

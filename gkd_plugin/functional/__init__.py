@@ -1,4 +1,4 @@
-"""The mathematics of ReFilled as pure tensor functions; imports torch and nothing else.
+"""The mathematics of ReFilled as pure tensor functions; needs torch and NumPy, neither torchdistill nor timm.
 
 Notation: B batch size, D embedding width, C number of the student's classes, K_b the classes present in a batch.
 """

@@ -109,8 +109,10 @@ def score_densely(
         divergence = divergence + (q_teacher * (teacher_log - student_log)).sum()
         if need_gradient:
             gradient += q_teacher - student_log.exp().masked_fill_(absent, 0)
+    if not need_gradient:
+        return divergence, tuples, negatives, None
     pull = torch.where(student > SMALLEST_DISTANCE, gradient.div_(temperature) / student, 0).to(student.dtype)
-    return divergence, tuples, negatives, pull if need_gradient else None
+    return divergence, tuples, negatives, pull
 
 
 def count_smallest(student: Tensor, positives: Positives, window: Window) -> Tensor:

@@ -139,6 +139,8 @@ def _warnings(built: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str
         yield "tracker: not read by refilled; metrics.jsonl holds the figures"
     if entry.get("sync_bn"):
         yield f"{where}.sync_bn: not read by refilled"
+    if (built["models"].get("teacher_model") or {}).get("dst_ckpt"):
+        yield f"{TEACHER}.dst_ckpt: not read by refilled; only the student is saved"
     for stage in stages:
         scheduler = stage.section.get("scheduler") or {}
         name = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}.get(str(scheduler.get("key")), "")

@@ -136,7 +136,6 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
 ]
 REFUSED_IN_STAGES = [
     ("models.teacher_model.src_ckpt_classifier=centres", "", "'centres' given", "'extended', 'new'"),
-    ("models.teacher_model.dst_ckpt=t.pt", "", "not read", "student"),
     (f"{STUDENT}.kwargs.model_name=resnet81", "", "'resnet81'", "resnet18"),
     (f"{STUDENT}.kwargs=", "", "nothing given", "section"),
     (f"{STUDENT}.kwargs={{}}", f"{STUDENT}.kwargs", "'model_name' is missing"),
@@ -232,7 +231,7 @@ ACCEPTED = [  # changes that do not touch each other
 ACCEPTED_IN_STAGES = [
     ("models.teacher_model.src_ckpt_classifier=", f"{STUDENT}.kwargs.drop_rate=0.1", f"{TWO}.optimizer={{}}"),
     (f"{STUDENT}.src_ckpt_classifier=centres", "teacher_cache={views: 1, seed: 0, folder: }"),
-    (f"{STUDENT}.kwargs.model_name=hf-hub:owner/model", "models.teacher_model.dst_ckpt="),
+    (f"{STUDENT}.kwargs.model_name=hf-hub:owner/model", "models.teacher_model.dst_ckpt=t.pt"),
 ]
 MAY_BE_LEFT_OUT = ["dependencies", "test", "train.val_data_loader", "train.log_freq", PLAN, f"{ROLE}.forward_hook"]
 

@@ -34,7 +34,7 @@ SNAPSHOT = "tests.config.samples.snapshot"
         ("- 1\n", "a config is a mapping .* this file is a list"),
         ("", "this file is empty"),
         ("a: 1\n---\nb: 2\n", "line 2"),
-        ("a: {day: 2024-99-99}\n", "line 1, column 10: '2024-99-99' is not a timestamp"),
+        ("a: {day: 2024-99-99}\n", "line 1, column 10: '2024-99-99' is no timestamp"),
         ("a: \x01\n", "special characters are not allowed"),
     ],
 )
@@ -48,7 +48,7 @@ def test_refuses_unusable_files_in_one_line(tmp_path, text, message):
 def test_refuses_missing_files_folders_and_other_encodings(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         read(tmp_path / "nowhere.yaml")
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="is a directory, not a config file"):
         read(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("a: größer".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.yaml"):

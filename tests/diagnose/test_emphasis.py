@@ -20,7 +20,7 @@ def test_scores_of_a_batch_against_loops():
     own, local = torch.randn(6, 5, generator=generator), 3 * torch.randn(6, 4, generator=generator)
     labels = torch.tensor([0, 3, 1, 2, 2, 0])
     known = np.array([True, False, True, False, True])  # a data set may name more classes than it has
-    found = sample_scores(own, local, labels, known, 6)
+    found = sample_scores(own, local, labels, known)
     costs = []
     for i in range(6):
         logits = own[i].tolist()
