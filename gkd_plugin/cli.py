@@ -26,6 +26,8 @@ T = TypeVar("T")
 EXIT_FAILED_CELLS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", "harmonic_mean")
+"""Those of compare/report.py, which imports torch; a test holds them equal."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         compare.add_argument(name, dest=field, type=convert, default=default, metavar=metavar, help=text)
     compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
-    compare.add_argument("--score", default="top1", help="figure of the table, e.g. top5, ncm_top1 (default: top1)")
+    compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
     kept = "; finished cells are kept, and the same command continues with the others"
     compare.set_defaults(log="gkd_plugin.compare", stopped=kept)  # each run has its own log.txt
 

@@ -12,12 +12,12 @@ from typing import Any
 from gkd_plugin.compare.cell import base_stages, cell_config
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
-from gkd_plugin.compare.report import COLUMNS, SCORES, comparison_table, draw_settings, write_csv
+from gkd_plugin.compare.report import COLUMNS, comparison_table, draw_settings, write_csv
 from gkd_plugin.compare.setting import Setting, obstacle, untrained_student
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import stages_of, student_entry
 from gkd_plugin.data import class_groups_of
-from gkd_plugin.errors import ConfigError, one_of, told_at
+from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.devices import read_placement
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,6 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
 
     What cannot be used as given is a ConfigError before anything is trained.
     """
-    one_of("--score", wanted.score, SCORES)
     check_grid_folder(wanted.output)
     methods = _methods(wanted.methods)
     config = load_config(wanted.config, wanted.overrides)

@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gkd_plugin.compare.report import comparison_table, draw_settings, paired_difference, write_csv
+from gkd_plugin import cli
+from gkd_plugin.compare.report import SCORES, comparison_table, draw_settings, paired_difference, write_csv
 from gkd_plugin.compare.setting import Setting
 from tests.compare.fakes import CE, HALF, RESULTS, finished
 
 ONE_SETTING = [result for result in RESULTS if result.cell.setting == HALF]
+
+
+def test_the_command_takes_these_scores():
+    assert cli.SCORES == SCORES
+
 
 # --- statistics ------------------------------------------------------------------------------------------------------
 
