@@ -134,7 +134,7 @@ def _log(result: Result, score: str, place: str) -> None:
 def _log_warnings(result: Result, told: set[str]) -> None:
     """What the log of a cell warns of; of texts that are equal but for their numbers the first."""
     for text in result.summary.get("warnings", []):
-        kind = re.sub(r"\d+(\.\d+)?", "0", text)
+        kind = re.sub(r"(?<![\w.])\d+(\.\d+)?", "0", text)  # not those of key paths
         if kind not in told:
             told.add(kind)
             logger.warning("%s: %s", result.cell.title, text)

@@ -107,7 +107,7 @@ class OldClassDistillation(Term):
         with user_can_mend(self.key):
             check_temperature("temperature", self.temperature)
 
-    def compute(self, targets: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor:  # noqa: ARG002
+    def compute(self, targets: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss in nats, a scalar, of logits ``[B, C]`` and ``[B, C_t]``."""
         old, tau = teacher.shape[1], self.temperature
         if student.shape[1] < old:

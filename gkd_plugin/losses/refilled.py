@@ -88,7 +88,7 @@ class RefilledStage(AbstractLoss):
                 "the teacher is not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics"
             )
 
-    def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:
         """The weighted loss of a batch, a scalar."""
         total: Tensor | float = 0.0
         self.terms = {}

@@ -50,8 +50,8 @@ class Term(nn.Module):
         student_io_dict: Mapping[str, Any],
         teacher_io_dict: Mapping[str, Any],
         targets: Tensor | None = None,
-        *args: Any,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
         """The loss of a batch, a scalar, on the student's device.
 

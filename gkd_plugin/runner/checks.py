@@ -170,6 +170,10 @@ def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | N
     if num_classes is not None and max(counts) >= num_classes:
         allowed = f"{where} has {num_classes} classes (0 … {num_classes - 1})"
         raise ConfigError(f"{name}: class index out of range: label {max(counts)}, but {allowed}")
+    empty = [str(label) for label in range(num_classes or 0) if label not in counts]
+    if empty and stages and all(stage.kind is None for stage in stages):
+        lacks = f"no sample of class {', '.join(empty[:10])}"
+        logger.warning("%s: %s: are there %d classes (%s.kwargs.num_classes)?", name, lacks, num_classes, where)
     for stage in stages:
         if stage.kind in ("embedding", "joint"):
             _check_pairs(name, counts, stage)

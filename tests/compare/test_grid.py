@@ -118,11 +118,11 @@ def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(tmp_path, run, caplo
 
 def test_warnings_of_cells_are_told_once(tmp_path, run, caplog):
     """Texts that differ in their numbers alone are the same."""
-    warnings = (["T_max: 3", "near chance: 25.5 %", "a"], ["T_max: 3", "near chance: 26.5 %", "b"])
+    warnings = (["T_max: 3", "near: 25.5 %", "stage1.a"], ["T_max: 3", "near: 26.5 %", "stage2.a"])
     run.side_effect = lambda cell, _: write_summary(cell.folder, {}, warnings=warnings[cell.seed])
     run_grid(new_cells(tmp_path, 0, 1))
     told = [line.removeprefix("overlap 100 %, ce, seed ") for line in caplog.messages if line.startswith("overlap")]
-    assert told == ["0: T_max: 3", "0: near chance: 25.5 %", "0: a", "1: b"]
+    assert told == ["0: T_max: 3", "0: near: 25.5 %", "0: stage1.a", "1: stage2.a"]
 
 
 @pytest.mark.parametrize(

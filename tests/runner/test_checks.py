@@ -207,7 +207,7 @@ BALANCED = {"key": "ClassBalancedBatchSampler", "kwargs": {"classes_per_batch": 
     [
         *[(PAIRS, stages, 4) for stages in (EMBEDDING, CLASSIFIER, CROSS_ENTROPY, [*EMBEDDING, *CLASSIFIER])],
         (PAIRS, EMBEDDING, None),
-        (Labels(2, 2, 2), CROSS_ENTROPY, 4),  # what matters to one stage only
+        (Labels(2, 2, 2), CROSS_ENTROPY, None),  # what matters to one stage only
         (Labels(0, 0, 1, 1), EMBEDDING, 4),
         (Labels(0, 1, 2, 3), CLASSIFIER, 4),
         (Labels(0, 0, 1, 1), JOINT, 2),
@@ -247,9 +247,11 @@ def test_what_is_told_of_labels_that_pass(caplog):
     check(EMBEDDING, 2, train=Labels(0, 0, 1))
     unlabelled = torch.nn.ModuleList()  # has a length, and no `targets`
     check(EMBEDDING, 2, train=Labels(0, 0, 1, 1), val=unlabelled)
-    single, unread = caplog.messages
+    check(CROSS_ENTROPY, 4, train=Labels(0, 0, 1, 1))
+    single, unread, empty = caplog.messages
     assert single == "datasets.train: classes [1] have one sample: they form no positive pair"
     assert unread.startswith("datasets.val: its labels cannot be read ahead")
+    assert empty.startswith("datasets.train: no sample of class 2, 3: are there 4 classes (models.")
 
 
 def test_every_dataset_that_is_used_is_checked():

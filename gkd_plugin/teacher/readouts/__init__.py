@@ -112,7 +112,7 @@ class Centres(Readout):
 
     name = "centres"
 
-    def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:  # noqa: ARG002
+    def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:
         """The centres as weight, without a bias."""
         return {"weight": centres, "bias": centres.new_zeros(len(centres))}
 
