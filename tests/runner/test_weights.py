@@ -21,6 +21,7 @@ from torchdistill.models.classification.wide_resnet import wide_resnet
 from gkd_plugin.data import ImageInput
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.weights import (
+    _prefix,
     load_backbone_weights,
     load_teacher_weights,
     load_weights,
@@ -290,3 +291,13 @@ def test_what_does_not_fit_is_one_line_and_leaves_the_model(tmp_path, load, mode
     path, before = saved(tmp_path / "w.pth", state), copied(model)
     refused(rf"^here: .*{message}", load, model, path, "here")
     assert equal(model.state_dict(), before)
+
+
+def test_a_bias_that_the_new_classifier_lacks_is_left_out(tmp_path):
+    source, model = (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, n, bias=n == 5)) for n in (5, 4))
+    load_backbone_weights(model, saved(tmp_path / "w.pth", source.state_dict()), "models.model.src_ckpt")
+    assert torch.equal(model[0].weight, source[0].weight)
+
+
+def test_of_prefixes_that_fit_alike_the_shortest_is_taken():
+    assert _prefix(dict.fromkeys(["x.weight", "weight"]), dict.fromkeys(["weight", "bias"])) == ""
