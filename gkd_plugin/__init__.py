@@ -2,7 +2,7 @@
 
 ``import gkd_plugin`` registers the parts with torchdistill's registries, so a torchdistill YAML needs only
 ``dependencies: [{name: 'gkd_plugin'}]``. Where torchdistill or timm is not installed, only
-``gkd_plugin.functional`` (which needs torch alone) can be used, and a warning says so.
+``gkd_plugin.functional`` (which needs torch and NumPy) can be used, and a warning says so.
 """
 
 from __future__ import annotations
