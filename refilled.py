@@ -4,8 +4,6 @@ Importing ``gkd_plugin`` takes seconds, because it registers every part (torch, 
 ``gkd_plugin/cli.py`` without importing the package: ``--help``, ``--version`` and usage errors come at once.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Sequence

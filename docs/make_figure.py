@@ -1,7 +1,5 @@
 """Draws accuracy_against_overlap.png from the recorded results: ``python docs/make_figure.py`` (extra ``report``)."""
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from pathlib import Path

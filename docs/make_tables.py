@@ -3,8 +3,6 @@
 A row comes from the signature and the ``Args`` section of what a key names. tests/test_docs.py holds the table current.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -5,8 +5,6 @@
 ``gkd_plugin.functional`` (which needs torch and NumPy) can be used, and a warning says so.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import warnings
 from importlib.metadata import PackageNotFoundError, version

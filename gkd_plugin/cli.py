@@ -3,8 +3,6 @@
 ``refilled.py`` runs this file without the package around it. Import nothing of the package at the top.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math

@@ -3,8 +3,6 @@
 Imports nothing but the standard library, so every layer may use it.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The formulae of the paper written once more, as loops over Python floats: slow, independent, float64."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

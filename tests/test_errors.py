@@ -1,7 +1,5 @@
 """Hints of error messages, and the checks that all folders share."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

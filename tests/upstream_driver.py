@@ -3,8 +3,6 @@
 The same public calls in the same order, on one process.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

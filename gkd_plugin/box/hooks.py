@@ -1,7 +1,5 @@
 """Module paths and what hooks record of them: checked here, because torchdistill does not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +28,7 @@ class Capture:
         return hooked_tensor({path: {} if value is None else {self.io: value}}, model, path, self.io)
 
     @classmethod
-    def of(cls, model: nn.Module, path: str, io: str) -> Capture:
+    def of(cls, model: nn.Module, path: str, io: str) -> "Capture":
         """The one on this module of the model; wrappers of one model share it."""
         module = model.get_submodule(path)
         for hook in module._forward_hooks.values():  # noqa: SLF001

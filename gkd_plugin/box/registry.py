@@ -3,8 +3,6 @@
 torchdistill's registries are dictionaries that overwrite silently: two plugins that share a key would break each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
 

@@ -3,8 +3,6 @@
 The one for Accelerate is set where its state is made, in ``gkd_plugin.runner.devices``.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

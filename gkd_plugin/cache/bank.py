@@ -3,8 +3,6 @@
 A checksum of the file's name and of all records follows the array.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Digests of what a teacher's answers depend on: its weights, the images, the views of them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """``teacher_cache``: a teacher answers for K fixed views of each training sample once; the epochs read the answers."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping
@@ -39,7 +37,7 @@ class TeacherCache:
     _banks: dict[Path, Records] = field(default_factory=dict)
 
     @classmethod
-    def from_section(cls, section: Mapping[str, Any] | None) -> TeacherCache | None:
+    def from_section(cls, section: Mapping[str, Any] | None) -> "TeacherCache | None":
         """The cache that a ``teacher_cache`` section describes; ``None`` without one."""
         if not section:
             return None

@@ -1,7 +1,5 @@
 """A cell of the grid: the configuration of one method in one setting."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """``refilled compare``: from one configuration to the grid and its report."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

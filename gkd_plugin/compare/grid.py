@@ -1,7 +1,5 @@
 """The grid: every cell a run folder of its own, finished ones kept, failed ones shown."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A method: what its stages do, as data. Everything else (data, models, schedules) is the configuration's."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection, Mapping

@@ -1,7 +1,5 @@
 """What a comparison leaves behind: a table with means, errors and paired tests, ``results.csv`` and a plot."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -3,8 +3,6 @@
 And why a method cannot serve a setting, which is told in the table and no failure.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Iterator, Mapping

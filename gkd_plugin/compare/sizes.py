@@ -1,7 +1,5 @@
 """Numbers that a method file leaves open, because data and models decide them: ``{student_width}`` and its kin."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -32,7 +30,7 @@ class _Part:
     tree: Any = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, path: str, tree: Any) -> _Part:
+    def of(cls, path: str, tree: Any) -> "_Part":
         return cls(path, dump(tree), tree)
 
 

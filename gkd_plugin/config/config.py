@@ -1,7 +1,5 @@
 """A run's config: a torchdistill YAML, overridden and validated, not yet built."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

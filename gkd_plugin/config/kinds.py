@@ -3,8 +3,6 @@
 A kind is a function of a report, a key path and what was given there. It adds the problems to the report.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import re
@@ -33,7 +31,7 @@ class Report:
         self.optimizer: Any = None  # the stage's, built on trial; later stages may keep it
         self.lines: list[str] = []
 
-    def check(self, path: str, given: Any, kind: Kind) -> None:
+    def check(self, path: str, given: Any, kind: "Kind") -> None:
         """Checks what was given against its kind. An object, which is not built yet, may be anything."""
         if not isinstance(given, Tagged):
             kind(self, path, given)

@@ -1,7 +1,5 @@
 """``--set key.path=value``: changes to a config's node graph, before anything is made from it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ rules that no table holds. Losses, optimizers, schedules and data loaders check 
 built on trial, and thrown away.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import os

@@ -3,8 +3,6 @@
 Works on a valid tree and on what was built from it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

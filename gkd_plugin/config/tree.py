@@ -4,8 +4,6 @@ Aliases are one object in the tree and stay one when it is built or written. Cha
 is a tree it is PyYAML's graph of nodes (:func:`compose`): only there ``--set`` can see which values share an anchor.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os
@@ -269,7 +267,7 @@ def _object(tagged: Tagged, value: Any, path: str) -> Any:
 
 
 def _takes(kind: type, name: str) -> Callable[..., Any]:
-    def construct(_: _Complete, value: Any, deep: bool = False) -> Any:  # noqa: ARG001
+    def construct(_: "_Complete", value: Any, deep: bool = False) -> Any:  # noqa: ARG001
         if not isinstance(value, kind):
             raise ConfigError(f"{value!r} given; takes {name}")
         return value

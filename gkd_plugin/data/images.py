@@ -4,8 +4,6 @@ All raise ConfigError where a file or folder is missing, unreadable or malformed
 images do not fit together, and where an argument is out of range.
 """
 
-from __future__ import annotations
-
 import itertools
 import zipfile
 import zlib

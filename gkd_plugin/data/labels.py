@@ -4,8 +4,6 @@ All raise ConfigError where there are no labels to find, or they are not one who
 classes also where there is no sample, or a negative label.
 """
 
-from __future__ import annotations
-
 import inspect
 import logging
 import operator

@@ -1,7 +1,5 @@
 """Batches of P classes × K samples."""
 
-from __future__ import annotations
-
 import random
 import zlib
 from collections import defaultdict

@@ -8,8 +8,6 @@ All raise ConfigError where an argument is out of range or contradicts another, 
 has too few samples, and where no sample is left.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Image transforms: the usual ones in one call, and the normalisation that a dataset's transforms apply."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

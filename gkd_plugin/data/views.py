@@ -1,7 +1,5 @@
 """Views of a training dataset: its samples without augmentation, and with a fixed number of augmentations each."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import hashlib

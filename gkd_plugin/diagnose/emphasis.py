@@ -1,7 +1,5 @@
 """Do the emphasis weights ω (TPAMI 2023, section 4.3) tell the classes that the teacher knows from the others?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

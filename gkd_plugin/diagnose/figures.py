@@ -3,8 +3,6 @@
 matplotlib's object-oriented interface, so that no window is ever opened.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A finished run, rebuilt from its folder: the models, the student's weights over time, the data."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Sequence

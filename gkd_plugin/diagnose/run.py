@@ -1,7 +1,5 @@
 """``refilled diagnose``: every part in turn, one file of figures, a short table."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence

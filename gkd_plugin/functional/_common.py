@@ -1,7 +1,5 @@
 """Number formats and checks that several modules share."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ D²_ij = ‖x_i‖² + ‖x_j‖² − 2·x_i·x_j loses digits where D is small
 lie in a narrow cone. Subtracting one vector from every row changes no distance, so the rows are centred first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock

@@ -4,8 +4,6 @@ An operator is opaque to ``torch.compile``, which then needs no graph break. It 
 loss, in closed form. The host waits for no device, unless the dense form is needed.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -16,8 +16,6 @@ and A, A′ are prefix sums of arrays with +value at lo and −value at hi.
 The error is about 2⁻⁵³·N·exp(2/τ), from the prefix sums; below τ = 0.15 use ``score_densely``.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

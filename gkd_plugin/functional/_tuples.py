@@ -4,8 +4,6 @@ That form serves where prefix sums lose digits (τ < 0.15) or do not apply (trun
 columns it takes O(P·N) time for an anchor, O(N) memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 

@@ -12,8 +12,6 @@ that a few separable samples do not make the classifier certain. The final fit h
 confident on them: s sets its mean entropy there to that of the held-out answers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 r"""Class centres, the local classifier, its distillation and adaptive emphasis (TPAMI 2023, sections 4.2 and 4.3)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

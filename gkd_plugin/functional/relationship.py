@@ -4,8 +4,6 @@ One sort and prefix sums serve all tuples of an anchor (``_prefix_sums``), O(B²
 paper, one softmax per tuple, is in ``_tuples``.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

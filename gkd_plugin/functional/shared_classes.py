@@ -18,8 +18,6 @@ are shared and the teacher is calibrated, a tends to 0 and b to 1: plain knowled
 because a teacher that was trained on the very same images is more certain of them than of any new image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import product

@@ -1,7 +1,5 @@
 """torchdistill mid-level losses on logits: ``refilled_local_classifier`` and ``old_class_distillation``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

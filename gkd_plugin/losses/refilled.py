@@ -1,7 +1,5 @@
 """``refilled``: the criterion of each stage, with nothing else to write in the YAML."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import logging

@@ -1,7 +1,5 @@
 """``refilled_relationship``: relationship matching as a torchdistill mid-level loss."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What every loss term of this package shares: it reads what hooks recorded of student and teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar

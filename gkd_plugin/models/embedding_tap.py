@@ -4,8 +4,6 @@ The class of the instance is replaced by a subclass of its own class: it stays a
 (``isinstance``, ``state_dict`` keys, ``reset_classifier``), and copies and pickles like one.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -109,7 +107,7 @@ def _classifiers(found: Any) -> Iterator[nn.Module]:
         yield found.fc if pools_itself else found
 
 
-def _hook(inputs: _ClassifierInputs, index: int, takes_tokens: bool, _classifier: nn.Module, args: Any) -> Any:
+def _hook(inputs: "_ClassifierInputs", index: int, takes_tokens: bool, _classifier: nn.Module, args: Any) -> Any:
     """Forward pre-hook of one classifier; as a ``partial`` it follows ``copy.deepcopy`` and pickling to the copy."""
     x = args[0]
     if inputs.count > 1 or takes_tokens:

@@ -1,7 +1,5 @@
 """A projection of an embedding for losses that train one, and the student that carries it while it is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """``timm_model``: any timm backbone by name, with its embedding at one hook path."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Accuracy of classifiers, and nearest-class-mean (NCM) accuracy of embeddings: of the student and of the teacher."""
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections import Counter

@@ -3,8 +3,6 @@
 torchdistill meets a stage when it begins, so that a misspelling in stage 2 would cost the whole of stage 1.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The ``device:`` section of a YAML: where the student and the teacher live, and in what precision."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The models that a YAML names, with their weights."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

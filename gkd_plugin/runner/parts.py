@@ -1,7 +1,5 @@
 """The parts of a run: models, data, box and cache, built from a configuration and checked against each other."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """One run or several: configurations in, run folders out."""
 
-from __future__ import annotations
-
 import logging
 import logging.handlers
 import sys

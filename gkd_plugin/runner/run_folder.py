@@ -1,7 +1,5 @@
 """A run folder: everything that one run leaves behind; the table of several."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """The epoch loop over a torchdistill box, stage by stage."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """Files of weights: reads them without running code, fits them to a model, writes them in one step."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

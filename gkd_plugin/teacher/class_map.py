@@ -1,7 +1,5 @@
 """Which class of the teacher each class of the student is: the one object to ask about two label spaces."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,7 +38,7 @@ class ClassMap:
         written: Written = "auto",
         teacher_names: Sequence[str] | None = None,
         teacher_size: int | None = None,
-    ) -> ClassMap:
+    ) -> "ClassMap":
         """The map for a student's training set; ``teacher_size`` is 0 for a teacher without a classifier.
 
         ``written``: 'auto' asks the training set (``overlap_subset`` and ``incremental_subset`` know), and compares

@@ -1,7 +1,5 @@
 """Fitting the teacher's local classifier to a training set, before the first epoch that needs it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The teacher's own view of the images: from the student's normalisation and size to the teacher's."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """``refilled_teacher``: a teacher that stays frozen, in eval mode and on its own input, whatever the box does."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -263,7 +261,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         here = Answers._make(None if value is None else _moved(value, self.device) for value in answers)
         return answers._replace(local_classifier=self.local_classifier.logits(here))
 
-    def adopt_centres(self, other: RefilledTeacher) -> None:
+    def adopt_centres(self, other: "RefilledTeacher") -> None:
         """Takes over the local classifier of the previous stage's wrapper, fitted on the same training set.
 
         Does nothing where teacher, readout, embedding, shared classes or the number of classes differ: it is then

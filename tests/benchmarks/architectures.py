@@ -5,8 +5,6 @@
 Goes on where it was stopped. Columns: name, family, embedding_width, classifier, verdict.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 from collections.abc import Collection, Iterator, Sequence

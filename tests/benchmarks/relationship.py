@@ -8,8 +8,6 @@ Variants are run in turn, round after round; a time is the median of its rounds,
 idle cores it takes about a quarter of an hour (``--only figures``: five minutes).
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import ctypes

@@ -5,8 +5,6 @@
 Interleaved in one process; medians and the median of paired ratios.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import tempfile

@@ -1,7 +1,5 @@
 """A tiny configuration of both ReFilled stages, as text: 8 classes of 4 images, teacher and student know 4 each."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """Configurations for the tests, what validation says after changes to them, and objects for configs to build."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a file to a valid config, and to the objects in it."""
 
-from __future__ import annotations
-
 import pytest
 from torchdistill.common.yaml_util import load_yaml_file
 

@@ -1,7 +1,5 @@
 """Calls against signatures, and how a report names things."""
 
-from __future__ import annotations
-
 import pytest
 
 from gkd_plugin.config.kinds import Report, bind

@@ -1,7 +1,5 @@
 """``--set`` on the node graph."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from hypothesis import given

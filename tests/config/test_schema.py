@@ -1,7 +1,5 @@
 """The table: each row changes a valid configuration and must give one line with the path and these parts."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

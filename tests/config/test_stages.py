@@ -1,7 +1,5 @@
 """The one view of a config's stages."""
 
-from __future__ import annotations
-
 import pytest
 
 from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, student_entry

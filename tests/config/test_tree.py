@@ -1,7 +1,5 @@
 """The plain tree: read, built as torchdistill builds it, and written back."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

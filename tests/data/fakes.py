@@ -1,7 +1,5 @@
 """Datasets small enough to predict by hand, trees of image files, and values that count the work done on them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path

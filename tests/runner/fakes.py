@@ -1,7 +1,5 @@
 """Tiny configurations: one epoch per stage, 24 images of 32 × 32, the smallest models of timm."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The paper's is here. Every other module of this folder is imported: a file with 
 readout.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +20,7 @@ from gkd_plugin.teacher.class_map import ClassMap
 
 __all__ = ["READOUTS", "Answers", "LocalClassifier", "LocalFeatures", "Readout", "Seen", "pooled"]
 
-READOUTS: dict[str, Readout] = {}  # by name; every subclass of Readout enters itself
+READOUTS: dict[str, "Readout"] = {}  # by name; every subclass of Readout enters itself
 
 _ALWAYS_SAVED = ("centres", "weight", "bias", "teacher_labels", "shared_factors")
 

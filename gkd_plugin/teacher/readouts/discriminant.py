@@ -1,7 +1,5 @@
 """A local classifier that is calibrated to the labels."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping
