@@ -27,7 +27,6 @@ __all__ = ["Discriminant", "fit_discriminant"]
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)  # the γ that are tried
 _SPREADS = (1e-4, 1e2)  # of scaled logits, the limits of the search for s
 _BLOCK = 2**16  # logits that stay in the processor's cache
-_ROUGH = 1e-4  # nats, far beyond the rounding of a mean in float32
 
 
 class Discriminant(NamedTuple):
@@ -97,18 +96,29 @@ def fit_discriminant(
     rows = embedding.detach().to(exact_dtype(embedding))
     origin = rows.mean(dim=0)
     rows = rows - origin  # keeps digits
+    variance = float(rows.square().mean()) or 1.0  # v, one for all folds, so that one s serves them
+    span = torch.linalg.qr(rows.T).Q if len(rows) < rows.shape[1] else None  # [D, N]: the rows lie in N directions
+    rows = rows if span is None else rows @ span
     total = int(counts.sum())
     fold = places % min(folds, int(counts.max()))
     least = total - max(len(torch.unique(samples[fold == k])) for k in range(int(fold.max()) + 1))
     tried = shrinkages if least >= 2 * num_classes else (1.0,)
-    whole, parts = _fits(rows, labels, fold, num_classes, len(labels) / total)
-    nll, scale, gamma, logits = _most_likely(parts, fold, labels, total, tried)
+    whole, *parts = _fits(rows, labels, fold, num_classes, len(labels) / total)
+
+    def held_out(gamma: float) -> tuple[float, float, float, float, Tensor]:
+        logits = rows.new_empty(len(rows), num_classes)
+        for k, part in enumerate(parts):
+            logits[fold == k] = part.logits(gamma, variance)
+        return *_best_scale(logits, labels, total), gamma, logits
+
+    nll, scale, entropy, gamma, logits = min(map(held_out, tried), key=lambda found: found[0])
     accuracy = float((logits.argmax(dim=1) == labels).double().mean())
-    weight, bias = whole.classifier(gamma)
-    logits = scale * logits
-    scale = _scale_of_entropy(rows @ weight.T + bias, _entropy(_lowered(logits).float(), 1.0))
-    bias = scale * (bias - weight @ origin)
-    return Discriminant((scale * weight).float(), bias.float(), gamma, scale, nll, accuracy, logits.float())
+    held_out_logits = (scale * logits).float()
+    scale = _scale_of_entropy(whole.logits(gamma, variance), entropy)
+    weight, bias = whole.classifier(gamma, variance)
+    weight = scale * weight @ (whole.axes if span is None else span @ whole.axes).T
+    bias = scale * bias - weight @ origin
+    return Discriminant(weight.float(), bias.float(), gamma, scale, nll, accuracy, held_out_logits)
 
 
 def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = None) -> Tensor:
@@ -140,136 +150,71 @@ def _places(labels: Tensor, samples: Tensor, num_classes: int) -> tuple[Tensor, 
 
 
 class _Gaussians(NamedTuple):
-    """Gaussian classes with one covariance."""
+    """Gaussian classes with one covariance, and samples to classify, in the axes of the covariance."""
 
-    origin: Tensor  # [D], the mean of all samples, subtracted first to keep digits
-    means: Tensor  # [C, D], of the classes, from the origin
-    variances: Tensor  # [R], R ≤ D, eigenvalues of the pooled covariance
-    axes: Tensor  # [D, R], its eigenvectors
-    variance: Tensor  # v; one for all folds, so that one s serves them
+    axes: Tensor  # [D, D], eigenvectors of the pooled covariance, and
+    variances: Tensor  # [D], its eigenvalues
+    means: Tensor  # [C, D], of the classes
+    samples: Tensor  # [N, D]
 
-    def inverse(self, gamma: float) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of Σ_γ⁻¹ along the axes ``[R]``, and in all other directions, a scalar."""
-        floor = torch.where(self.variance > 0, gamma * self.variance, 1)  # 0: all embeddings are equal
-        return 1 / ((1 - gamma) * self.variances + floor), 1 / floor
+    def classifier(self, gamma: float, variance: float) -> tuple[Tensor, Tensor]:
+        """Weight ``[C, D]`` in the axes and bias ``[C]`` for s = 1, with v the ``variance``."""
+        weight = self.means / ((1 - gamma) * self.variances + gamma * variance)
+        return weight, -(weight * self.means).sum(dim=1) / 2
 
-    def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, D]`` and bias ``[C]`` for s = 1."""
-        along, beyond = self.inverse(gamma)
-        weight = self.means * beyond + (self.means @ self.axes * (along - beyond)) @ self.axes.T
-        return weight, -(weight * (self.means / 2 + self.origin)).sum(dim=1)
+    def logits(self, gamma: float, variance: float) -> Tensor:
+        """``[N, C]``, of the samples for s = 1."""
+        return functional.linear(self.samples, *self.classifier(gamma, variance))
 
 
-class _HeldOut:
-    """The samples of a fold in the axes of the fit without it, where one product gives their logits for any γ."""
+def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, views: float) -> list[_Gaussians]:
+    """The fit of all rows, then for each fold the fit without it; ``views`` rows to a sample."""
 
-    def __init__(self, fit: _Gaussians, rows: Tensor) -> None:
-        rows = rows - fit.origin
-        self.fit, self.samples, self.means = fit, rows @ fit.axes, fit.means @ fit.axes
-        self.beyond = rows.new_zeros(())  # what directions beyond the axes add to logits, for Σ_γ = I
-        if fit.axes.shape[1] < fit.axes.shape[0]:
-            length = fit.means.square().sum(dim=1) - self.means.square().sum(dim=1)
-            self.beyond = rows @ fit.means.T - self.samples @ self.means.T - length / 2
-
-    def logits(self, gamma: float, dtype: torch.dtype) -> Tensor:
-        """``[N, C]`` for s = 1."""
-        along, beyond = self.fit.inverse(gamma)
-        rest = self.beyond * beyond - (self.means.square() * along).sum(dim=1) / 2
-        return torch.addmm(rest.to(dtype), (self.samples * along).to(dtype), self.means.to(dtype).T)
-
-
-def _fits(
-    rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, views: float
-) -> tuple[_Gaussians, list[_HeldOut]]:
-    """The fit of all samples, and each fold as the fit without it sees it; ``views`` rows to a sample."""
-    variance = (rows - rows.mean(dim=0)).square().mean()
-    everything = torch.ones_like(fold, dtype=torch.bool)
-    outs = [fold == k for k in range(int(fold.max()) + 1)]
-
-    def sums(part: Tensor) -> tuple[Tensor, Tensor]:
-        """Number ``[C]`` and sum ``[C, D]`` of the rows of each class."""
+    def moments(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Number ``[C]`` and sum ``[C, D]`` of the rows of each class, and Σ x·xᵀ of all."""
         counts = torch.bincount(labels[part], minlength=num_classes).to(rows)
-        return counts, rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels[part], rows[part])
+        sums = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels[part], rows[part])
+        return counts, sums, rows[part].T @ rows[part]
 
-    def gaussians(counts: Tensor, sums: Tensor, scatter: Tensor, axes: Tensor) -> _Gaussians:
-        """From eigenvalues and eigenvectors of Σ (x − μ_y)(x − μ_y)ᵀ; each mean takes one sample's freedom away."""
-        origin = sums.sum(dim=0) / counts.sum()
+    def gaussians(samples: Tensor, counts: Tensor, sums: Tensor, products: Tensor) -> _Gaussians:
+        """Each class mean takes one sample's freedom away."""
+        means = sums / counts.unsqueeze(1)
+        scatter, axes = torch.linalg.eigh(products - sums.T @ means)
         freedom = max(float(counts.sum()) - views * num_classes, views)
-        return _Gaussians(origin, sums / counts.unsqueeze(1) - origin, scatter / freedom, axes, variance)
+        return _Gaussians(axes, scatter.clamp(min=0) / freedom, means @ axes, samples @ axes)
 
-    def of_few(part: Tensor) -> _Gaussians:
-        """For fewer rows than directions."""
-        counts, total = sums(part)
-        apart = rows[part] - (total / counts.unsqueeze(1))[labels[part]]
-        _, singular, axes = torch.linalg.svd(apart, full_matrices=False)
-        return gaussians(counts, total, singular.square(), axes.T)
-
-    def of_many(counts: Tensor, total: Tensor, products: Tensor) -> _Gaussians:
-        scatter, axes = torch.linalg.eigh(products - total.T @ (total / counts.unsqueeze(1)))
-        return gaussians(counts, total, scatter.clamp(min=0), axes)
-
-    if len(rows) - max(int(out.sum()) for out in outs) < rows.shape[1]:
-        return of_few(everything), [_HeldOut(of_few(~out), rows[out]) for out in outs]
-    moments, parts = (*sums(everything), rows.T @ rows), []
-    for out in outs:
-        of_fold = (*sums(out), rows[out].T @ rows[out])
-        parts.append(_HeldOut(of_many(*(a - b for a, b in zip(moments, of_fold, strict=True))), rows[out]))
-    return of_many(*moments), parts
+    outs = [fold == k for k in range(int(fold.max()) + 1)]
+    of_folds = [moments(out) for out in outs]
+    of_all = [torch.stack(values).sum(dim=0) for values in zip(*of_folds, strict=True)]
+    rest = [[a - b for a, b in zip(of_all, of_fold, strict=True)] for of_fold in of_folds]
+    return [gaussians(rows, *of_all), *(gaussians(rows[out], *part) for out, part in zip(outs, rest, strict=True))]
 
 
-def _most_likely(
-    parts: list[_HeldOut], fold: Tensor, labels: Tensor, samples: int, shrinkages: Sequence[float]
-) -> tuple[float, float, float, Tensor]:
-    """(cross-entropy, s, γ, logits ``[N, C]`` for s = 1) of the best γ: in float32 first, near ones again in full."""
+def _best_scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, float, float]:
+    """(cross-entropy with the :func:`smoothed_targets`, s, mean entropy) for the best s; there is one minimum."""
+    logits = _lowered(logits)
+    epsilon = logits.shape[1] / (samples + logits.shape[1])
+    own = float(logits.gather(1, labels.unsqueeze(1)).mean())
+    agreement = (1 - epsilon) * own + epsilon * float(logits.mean())
 
-    def costs(gamma: float, dtype: torch.dtype) -> tuple[float, float, float, Tensor]:
-        logits = fold.new_empty(len(fold), len(parts[0].means), dtype=dtype)
-        for k, part in enumerate(parts):
-            logits[fold == k] = part.logits(gamma, dtype)
-        return *_best_scale(logits, labels, samples), gamma, logits
+    def slope(scale: float) -> tuple[float, float]:
+        _, mean, variance = _statistics(logits, scale)
+        return mean - agreement, variance
 
-    rough = {gamma: costs(gamma, torch.float32)[0] for gamma in shrinkages}
-    near = [gamma for gamma, nll in rough.items() if nll <= min(rough.values()) + _ROUGH]
-    return min((costs(gamma, parts[0].samples.dtype) for gamma in near), key=lambda found: found[0])
-
-
-def _best_scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, float]:
-    """(cross-entropy with the :func:`smoothed_targets`, s) for the best s; there is one minimum."""
-    low, high = _limits(logits)
-    rows, classes = logits.shape
-    logits, dtype = _lowered(logits), exact_dtype(logits)
-    epsilon = classes / (samples + classes)
-    own = float(logits.gather(1, labels.unsqueeze(1)).mean(dtype=dtype))
-    agreement = (1 - epsilon) * own + epsilon * float(logits.mean(dtype=dtype))
-
-    def cost(scale: float) -> float:
-        sums = (float((scale * block).logsumexp(dim=1).sum(dtype=dtype)) for block in _blocks(logits))
-        return sum(sums) / rows - scale * agreement
-
-    scale = _golden(cost, low, high)
-    return cost(scale), scale
+    scale = _root(slope, logits)
+    log_sum, mean, _ = _statistics(logits, scale)
+    return log_sum - scale * agreement, scale, log_sum - scale * mean
 
 
 def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
     """The s at which the mean entropy of softmax(s · logits) is ``entropy``; it falls with s."""
-    low, high = _limits(logits)
-    logits = _lowered(logits).float()
-    for _ in range(32):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if _entropy(logits, middle) > entropy else (low, middle)
-    return math.sqrt(low * high)
+    logits = _lowered(logits)
 
+    def missing(scale: float) -> tuple[float, float]:
+        log_sum, mean, variance = _statistics(logits, scale)
+        return entropy - (log_sum - scale * mean), scale * variance
 
-def _entropy(logits: Tensor, scale: float) -> float:
-    """Mean entropy of softmax(s · logits) in nats."""
-    log_p = ((scale * block).log_softmax(dim=1) for block in _blocks(logits))
-    sums = (float((block.exp() * block).sum(dim=1).sum(dtype=exact_dtype(logits))) for block in log_p)
-    return -sum(sums) / len(logits)
-
-
-def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
-    """Some rows each, few enough to stay in the cache from one operation to the next."""
-    return torch.split(logits, max(_BLOCK // logits.shape[1], 1))
+    return _root(missing, logits)
 
 
 def _lowered(logits: Tensor) -> Tensor:
@@ -277,25 +222,27 @@ def _lowered(logits: Tensor) -> Tensor:
     return logits - logits.amax(dim=1, keepdim=True)
 
 
-def _limits(logits: Tensor) -> tuple[float, float]:
-    """Of the scale."""
+def _statistics(logits: Tensor, scale: float) -> list[float]:
+    """Means over the rows z of log Σ exp(s · z), and of mean and variance of z under softmax(s · z)."""
+    total = logits.new_zeros(3)
+    for z in torch.split(logits, max(_BLOCK // logits.shape[1], 1)):
+        p = (scale * z).exp_()
+        norm = p.sum(dim=1)
+        mean = torch.linalg.vecdot(p, z) / norm
+        variance = torch.linalg.vecdot(p.mul_(z), z) / norm - mean.square()
+        total += torch.stack([norm.log(), mean, variance]).sum(dim=1)
+    return (total / len(logits)).tolist()
+
+
+def _root(function: Callable[[float], tuple[float, float]], logits: Tensor) -> float:
+    """The s at which an increasing function is 0, from its values and slopes: Newton's method, kept in a bracket."""
     spread = float((logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt()) or 1.0
-    return _SPREADS[0] / spread, _SPREADS[1] / spread
-
-
-def _golden(cost: Callable[[float], float], low: float, high: float) -> float:
-    """Golden-section search for the minimum, on a logarithmic scale."""
-    a, b = math.log(low), math.log(high)
-    ratio = (5**0.5 - 1) / 2
-    left, right = b - ratio * (b - a), a + ratio * (b - a)
-    cost_left, cost_right = cost(math.exp(left)), cost(math.exp(right))
-    while b - a > 1e-3:
-        if cost_left <= cost_right:
-            b, right, cost_right = right, left, cost_left
-            left = b - ratio * (b - a)
-            cost_left = cost(math.exp(left))
-        else:
-            a, left, cost_left = left, right, cost_right
-            right = a + ratio * (b - a)
-            cost_right = cost(math.exp(right))
-    return float(math.exp((a + b) / 2))
+    low, high = (limit / spread for limit in _SPREADS)
+    following, scale = math.sqrt(low * high), math.inf
+    while abs(following - scale) > 1e-4 * following:
+        scale = following
+        value, slope = function(scale)
+        low, high = (scale, high) if value < 0 else (low, scale)
+        following = scale - value / slope if slope > 0 else low
+        following = following if low < following < high else math.sqrt(low * high)
+    return following

@@ -137,7 +137,7 @@ def test_training_samples_are_answered_with_the_held_out_confidence(per_class, w
 
 @pytest.mark.parametrize("gammas", [(0.01, 0.3, 1.0), tuple(0.3 + k * 1e-8 for k in range(4))], ids=["far", "near"])
 def test_of_the_shrinkages_the_most_likely_is_taken(gammas):
-    """Also where they are too alike for float32."""
+    """Also where they are much alike."""
     rows, labels = clouds(per_class=6, width=12)
     alone = {gamma: fit_discriminant(rows, labels, 4, shrinkages=(gamma,)).held_out_nll for gamma in gammas}
     assert len(set(alone.values())) > 1
