@@ -1,6 +1,7 @@
 """Module paths and what hooks record of them: checked here, because torchdistill does not."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ class Capture:
         module.register_forward_hook(capture)
         return capture
 
+    @classmethod
+    @contextmanager
+    def during(cls, model: nn.Module, path: str, io: str = "output") -> Iterator["Capture"]:
+        """A new one on this module of the model, removed afterwards."""
+        capture = cls(io)
+        with model.get_submodule(path).register_forward_hook(capture):
+            yield capture
+
 
 def check_module_path(model: nn.Module, path: str, where: str) -> None:
     """Raises ConfigError, naming ``where`` and the nearest paths, unless ``path`` is a submodule of ``model``."""
@@ -53,28 +62,24 @@ def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: st
     """
     recorded = io_dict.get(path, {})
     if io not in recorded:
-        raise ConfigError(_missing(io_dict, model, path, io))
+        if path == "local_classifier":
+            raise ConfigError(
+                "the teacher's 'local_classifier' gave nothing: stage 'classifier' needs the teacher wrapper "
+                "'refilled_teacher' with forward_hook output 'local_classifier', and pre_epoch_process: 'refilled', "
+                "which computes the class centres before the first epoch"
+            )
+        if not io_dict:
+            raise ConfigError(f"there is no {model}: ReFilled needs models.teacher_model and models.student_model")
+        place, known = f"{model}.forward_hook.{io}", [key for key in io_dict if key != "."]
+        raise ConfigError(
+            f"the {model}'s {path!r}/{io} is not recorded: add it to the stage's {place}; {nearest(path, known)}"
+        )
     value = recorded[io]
     if not isinstance(value, Tensor):
         raise ConfigError(f"the {model}'s {path!r}/{io} is a {type(value).__name__}, not one tensor")
     if value.ndim != 2 and (value.ndim != 4 or value.shape[2:] != (1, 1)):
         raise ConfigError(f"the {model}'s {path!r}/{io} has shape {list(value.shape)}, not [B, D] or [B, D, 1, 1]")
     return value.flatten(1)
-
-
-def _missing(io_dict: Mapping[str, Any], model: str, path: str, io: str) -> str:
-    if path == "local_classifier":
-        return (
-            "the teacher's 'local_classifier' gave nothing: stage 'classifier' needs the teacher wrapper "
-            "'refilled_teacher' with forward_hook output 'local_classifier', and pre_epoch_process: 'refilled', "
-            "which computes the class centres before the first epoch"
-        )
-    if not io_dict:
-        return f"there is no {model}: ReFilled needs models.teacher_model and models.student_model"
-    return (
-        f"the {model}'s {path!r}/{io} is not recorded: add it to the stage's {model}.forward_hook.{io}; "
-        f"{nearest(path, [key for key in io_dict if key != '.'])}"
-    )
 
 
 def unreached_parameters(model: nn.Module, path: str, images: Tensor) -> list[nn.Parameter]:
@@ -86,14 +91,12 @@ def unreached_parameters(model: nn.Module, path: str, images: Tensor) -> list[nn
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next((parameter.device for parameter in model.parameters()), images.device)
-    capture, was_training = Capture("output"), model.training
-    handle = model.get_submodule(path).register_forward_hook(capture)
+    was_training = model.training
     model.eval()
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with Capture.during(model, path) as capture, torch.enable_grad(), torch.random.fork_rng(devices=[]):
             model(images.to(device))
     finally:
-        handle.remove()
         model.train(was_training)
     embedding = capture.take("student", path)
     if not embedding.requires_grad:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gkd_plugin.box.hooks import Capture
 from gkd_plugin.data import class_groups_of, evaluation_view, labels_of
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.functional import ClassCentreAccumulator, nearest_class_mean
+from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.parts import Parts
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
@@ -62,7 +62,7 @@ def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, titl
     hits1 = hits5 = samples = classes = 0
     groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
     group_hits, group_samples = Counter[str](), Counter[str]()
-    for batch in _shown(loader, accelerator, title):
+    for batch in tqdm(loader, desc=title, leave=False, disable=not accelerator.is_main_process or None):
         images, labels = batch[0].to(accelerator.device), batch[1].to(accelerator.device)
         scores, labels = accelerator.gather_for_metrics((score(images).float().to(labels.device), labels))
         ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.unsqueeze(1)
@@ -93,23 +93,13 @@ def classes_without_sample(dataset: Any, num_classes: int | None) -> list[int]:
     return [label for label in range(num_classes or max(present, default=-1) + 1) if label not in present]
 
 
-def _shown(batches: Iterable[Any], accelerator: Accelerator, title: str) -> Iterable[Any]:
-    """With a progress bar on the main process, where there is a terminal."""
-    shown: Iterable[Any] = tqdm(batches, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
-    return shown
-
-
 def embedding_of(model: nn.Module, path: str) -> Score:
     """A function images → the output ``[B, D]`` of the module at ``path``."""
 
     def embed(images: Tensor) -> Tensor:
-        capture = Capture("output")
-        hook = model.get_submodule(path).register_forward_hook(capture)
-        try:
+        with Capture.during(model, path) as capture:
             model(images)
-            return capture.take("student", path)
-        finally:
-            hook.remove()
+        return capture.take("student", path)
 
     return embed
 
@@ -119,11 +109,10 @@ def student_ncm(
     student: nn.Module, path: str, train_loader: Any, val_loader: Iterable[Any], accelerator: Accelerator
 ) -> Accuracy:
     """NCM accuracy of the student: centres from the training set (clean view), predictions on the validation set."""
-    embed = embedding_of(student, path)
-    centres = ClassCentreAccumulator()
-    for batch in _shown(clean_loader(train_loader), accelerator, "NCM centres"):
-        centres.update(embed(batch[0].to(accelerator.device)), batch[1])
-    means = centres.result().to(accelerator.device)
+    embed, hidden = embedding_of(student, path), not accelerator.is_main_process or None
+    batches = tqdm(clean_loader(train_loader), desc="NCM centres", leave=False, disable=hidden)
+    centres = class_centres((embed(batch[0].to(accelerator.device)), batch[1]) for batch in batches)
+    means = centres.to(accelerator.device)
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
 
 
@@ -138,8 +127,7 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
             final |= _final_ncm(parts)
         final["on"] = "test"
     elif "top1" in last[-1]:
-        final |= {key: value for key, value in last[-1].items() if is_accuracy(key)}
-        final["on"] = "validation"
+        final |= {**{key: value for key, value in last[-1].items() if is_accuracy(key)}, "on": "validation"}
     tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]
     if tail:
         final["val_top1_last3"] = sum(tail) / len(tail)
@@ -191,7 +179,7 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         row |= ncm.as_dict("ncm_")
         is_poor = own is not None and (near_chance(own) or own.top1 < ncm.top1 / 2)
         own = None if is_poor and relation is None else own
-        best = max((ncm, own), key=lambda accuracy: -1 if accuracy is None else accuracy.top1) or ncm
+        best = ncm if own is None or own.top1 <= ncm.top1 else own
         logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%", ncm.classes, ncm.top1)
     if own is not None:
         row |= own.as_dict()
@@ -258,8 +246,5 @@ def _logistic_regression(
     return score
 
 
-PROBES: dict[str, Callable[[RefilledTeacher, Any, int | None, Accelerator], Score]] = {
-    "ncm": _nearest_class_mean,
-    "logistic_regression": _logistic_regression,
-}
+PROBES: dict[str, Callable[..., Score]] = {"ncm": _nearest_class_mean, "logistic_regression": _logistic_regression}
 """What can be fitted to the teacher's embeddings."""

@@ -114,18 +114,11 @@ def check_forward(where: str, model: Callable[[Tensor], Any], images: Tensor, ac
     except ConfigError:
         raise
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        reason = first_line(error) + _size_hint(model, images)
+        reason, size = first_line(error), list(images.shape[2:])
+        cfg = getattr(getattr(model, "teacher", model), "pretrained_cfg", None) or {}  # of timm
+        if cfg.get("fixed_input_size") and list(cfg.get("input_size", ())[1:]) != size:
+            reason += f" (its kwargs.img_size: {size[0] if len(set(size)) == 1 else size} builds it for this size)"
         raise ConfigError(f"{where}: cannot take images of shape {list(images.shape)}: {reason}") from error
-
-
-def _size_hint(model: Any, images: Tensor) -> str:
-    """Where timm's model is built for one size and the images have another."""
-    cfg = getattr(getattr(model, "teacher", model), "pretrained_cfg", None) or {}
-    size = list(images.shape[2:])
-    if not cfg.get("fixed_input_size") or list(cfg.get("input_size", ())[1:]) == size:
-        return ""
-    given = size[0] if len(set(size)) == 1 else size
-    return f" (its kwargs.img_size: {given} builds it for this size)"
 
 
 def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, stages: Sequence[Stage]) -> None:

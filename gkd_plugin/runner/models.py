@@ -1,8 +1,8 @@
 """The models that a YAML names, with their weights."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -35,7 +35,10 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
     first classes.
     """
     kwargs, source = entry.get("kwargs") or {}, entry.get("src_ckpt")
-    with _model_errors(where, kwargs.get("model_name", entry.get("key"))):
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)  # its retries offline are quiet
+    try:
         model: nn.Module | None = get_image_classification_model(entry)
         if model is None:
             model = get_model(entry["key"], entry.get("repo_or_dir"), **kwargs)
@@ -43,34 +46,24 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
             preset = get_model_weights(entry["key"])[kwargs["weights"].rpartition(".")[2]].transforms()
             side, mean, std = int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std)
             model.image_input = ImageInput(mean, std, (side, side))  # type: ignore[assignment]
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"{where}: what {kwargs.get('model_name', entry.get('key'))!r} needs of the Hugging Face hub is not in the "
+            "local cache, and there is no connection; download the file elsewhere and give it as src_ckpt, with "
+            "pretrained: False"
+        ) from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: {str(error) or 'a file that its kwargs name does not exist'}") from error
+    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
+        raise ConfigError(f"{where}: {first_line(error)}") from error
+    finally:
+        hub_log.setLevel(level)
     if source and entry.get("src_ckpt_classifier"):
         is_extended = entry["src_ckpt_classifier"] == "extended"
         load_backbone_weights(model, source, f"{where}.src_ckpt", extends_classifier=is_extended)
     elif source:
         (load_teacher_weights if where == TEACHER else load_weights)(model, source, f"{where}.src_ckpt")
     return model
-
-
-@contextmanager
-def _model_errors(where: str, name: object) -> Iterator[None]:
-    """Around the building of a model by timm, torchvision or torch.hub; their retries offline are quiet."""
-    hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
-    hub_log.setLevel(logging.ERROR)
-    try:
-        yield
-    except LocalEntryNotFoundError as error:
-        raise ConfigError(
-            f"{where}: what {name!r} needs of the Hugging Face hub is not in the local cache, and there is no "
-            "connection; download the file elsewhere and give it as src_ckpt, with pretrained: False"
-        ) from error
-    except FileNotFoundError as error:
-        reason = str(error) or "a file that its kwargs name does not exist"
-        raise ConfigError(f"{where}: {reason}") from error
-    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
-        raise ConfigError(f"{where}: {first_line(error)}") from error
-    finally:
-        hub_log.setLevel(level)
 
 
 @torch.no_grad()
@@ -86,36 +79,25 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     """
     place = f"{where}.src_ckpt_classifier: 'centres'"
     student.eval()
-    linears = _linears(place, student)
-    captures = {path: Capture("input") for path in linears}
-    centres = {path: ClassCentreAccumulator(linear.out_features) for path, linear in linears.items()}
-    lengths: dict[str, list[Tensor]] = {path: [] for path in linears}
-    hooks = [linear.register_forward_hook(captures[path]) for path, linear in linears.items()]
-    try:
-        with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
-            for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
-                student(batch[0].to(accelerator.device))
-                for path, capture in captures.items():
-                    rows = capture.value.float()
-                    centres[path].update(rows, batch[1])
-                    lengths[path].append(rows.norm(dim=1).cpu())
-            weights = {path: centres[path].result() * (SCALE / torch.cat(lengths[path]).mean()) for path in linears}
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for path, linear in linears.items():
-        linear.weight.copy_(weights[path])
-        if linear.bias is not None:
-            linear.bias.zero_()
-        logger.info("%s: the classifier %r starts at %d class centres", where, path, linear.out_features)
-
-
-def _linears(place: str, student: nn.Module) -> dict[str, nn.Linear]:
-    """The student's classifiers by their paths."""
     modules = {key[:-1]: student.get_submodule(key[:-1]) for key in classifier_paths(student)}
     linears = {path: module for path, module in modules.items() if isinstance(module, nn.Linear)}
     others = [f"{path!r} is a {type(module).__name__}" for path, module in modules.items() if path not in linears]
     if others or not modules:
         found = others[0] if others else "none is found"
         raise ConfigError(f"{place}: needs classifiers that are Linear, {found} in {type(student).__name__}")
-    return linears
+    centres = {path: ClassCentreAccumulator(linear.out_features) for path, linear in linears.items()}
+    lengths: dict[str, list[Tensor]] = {path: [] for path in linears}
+    with ExitStack() as hooks, torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
+        captures = {path: hooks.enter_context(Capture.during(student, path, "input")) for path in linears}
+        for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
+            student(batch[0].to(accelerator.device))
+            for path, capture in captures.items():
+                rows = capture.value.float()
+                centres[path].update(rows, batch[1])
+                lengths[path].append(rows.norm(dim=1).cpu())
+        weights = {path: centres[path].result() * (SCALE / torch.cat(lengths[path]).mean()) for path in linears}
+    for path, linear in linears.items():
+        linear.weight.copy_(weights[path])
+        if linear.bias is not None:
+            linear.bias.zero_()
+        logger.info("%s: the classifier %r starts at %d class centres", where, path, linear.out_features)

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,8 +60,7 @@ class Parts:
         if cache is not None:
             cache.open(self.box, accelerator)
         compile_models(placement.compile, student, teacher)
-        for warning in _warnings(built, stages):
-            logger.warning("%s", warning)
+        _warn(built, stages)
         names = class_names_of(last)
         self.class_names = names if names is not None and len(names) == self.num_classes else None
         self.image_input = replace(normalisation_of(last), size=(images.shape[-2], images.shape[-1]))
@@ -130,15 +129,15 @@ def num_classes_of(student: nn.Module, entry: Mapping[str, Any]) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _warnings(built: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str]:
-    """What this runner does not read, and schedulers whose cycle does not end with their stage."""
+def _warn(built: Mapping[str, Any], stages: Sequence[Stage]) -> None:
+    """Tells what this runner does not read, and schedulers whose cycle does not end with their stage."""
     where, entry = student_entry(built)
     if built.get("tracker"):
-        yield "tracker: not read by refilled; metrics.jsonl holds the figures"
+        logger.warning("tracker: not read by refilled; metrics.jsonl holds the figures")
     if entry.get("sync_bn"):
-        yield f"{where}.sync_bn: not read by refilled"
+        logger.warning("%s.sync_bn: not read by refilled", where)
     if (built["models"].get("teacher_model") or {}).get("dst_ckpt"):
-        yield f"{TEACHER}.dst_ckpt: not read by refilled; only the student is saved"
+        logger.warning("%s.dst_ckpt: not read by refilled; only the student is saved", TEACHER)
     for stage in stages:
         scheduler = stage.section.get("scheduler") or {}
         name = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}.get(str(scheduler.get("key")), "")
@@ -146,6 +145,8 @@ def _warnings(built: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str
         if length is None or scheduler.get("scheduling_step"):
             continue
         if length != stage.epochs:
-            yield f"{place}: {length}, but the stage has {stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
+            epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
+            logger.warning("%s: %s, but the stage has %s", place, length, epochs)
         elif name == "total_steps" and length == 1:
-            yield f"{place}: 1 step is the last of its cycle: almost nothing is learned; remove the scheduler"
+            text = "%s: 1 step is the last of its cycle: almost nothing is learned; remove the scheduler"
+            logger.warning(text, place)

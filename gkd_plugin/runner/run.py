@@ -61,15 +61,12 @@ def run_all(
         destination = student_entry(config.tree)[1].get("dst_ckpt")
         check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
-    pairs = zip(configs, folders, strict=True)
-    return [run_config(config, folder, seed=seed, device=device) for config, folder in pairs]
+    return [run_config(*pair, seed=seed, device=device) for pair in zip(configs, folders, strict=True)]
 
 
 def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
     """The run folder of each configuration; refuses one folder for two, and one that holds the working directory."""
-    folders = [(output or RUNS) / path.stem for path in paths]
-    if output is not None and len(paths) == 1:
-        folders = [output]
+    folders = [output] if output and len(paths) == 1 else [(output or RUNS) / path.stem for path in paths]
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
         raise ConfigError(f"two configurations would write to {', '.join(sorted(twice))}: run each with its --output")
@@ -82,13 +79,12 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
 def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str]) -> dict[str, Any]:
     """The config's tree with its checkpoints where this command writes them; ``written`` maps the YAML's to these."""
     models = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in config.tree["models"].items()}
-    for entry in (entry for entry in models.values() if isinstance(entry, dict)):
-        if entry.get("src_ckpt") is not None:
+    for entry in models.values():
+        if isinstance(entry, dict) and entry.get("src_ckpt") is not None:
             entry["src_ckpt"] = written.get(absolute(entry["src_ckpt"]), entry["src_ckpt"])
-    student = student_entry({"models": models})[1]
+    student, default = student_entry({"models": models})[1], RUNS / config.path.stem
     destination = student.get("dst_ckpt")
     if destination is not None:
-        default = RUNS / config.path.stem
         if Path(destination).is_relative_to(default):
             student["dst_ckpt"] = str(folder / Path(destination).relative_to(default))
         written[absolute(destination)] = student["dst_ckpt"]
@@ -116,7 +112,7 @@ def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | 
         for notice in config.notices:
             logger.info("%s", notice)
         logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
-        summary = {**_new_summary(config, seed, placement), **_summary_of(parts), "warnings": folder.warnings}
+        summary = _new_summary(config, seed, placement)
         _run(config, parts, folder, summary)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
     return summary
@@ -145,10 +141,12 @@ def _new_summary(config: RunConfig, seed: int, placement: Placement) -> dict[str
     }
 
 
-def _summary_of(parts: Parts) -> dict[str, Any]:
+def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
+    """Trains, and keeps ``summary.json`` up to date, whatever ends the training."""
+    start = time.perf_counter()
     plain = (str, int, float, bool, list, dict, type(None))
     kwargs = parts.student_entry.get("kwargs") or {}
-    return {
+    summary |= {
         "processes": parts.accelerator.num_processes,
         "student": {
             "key": parts.student_entry["key"],
@@ -157,17 +155,12 @@ def _summary_of(parts: Parts) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in parts.student.parameters()),
         },
         "stages": {stage.name: {"num_epochs": stage.epochs, "epochs": []} for stage in parts.stages},
+        "warnings": folder.warnings,
     }
-
-
-def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
-    """Trains, and keeps ``summary.json`` up to date, whatever ends the training."""
-    start = time.perf_counter()
     folder.write_summary(summary)
     try:
         _train(parts, folder, summary)
         summary["status"] = "finished"
-        _log_final(summary["final"])
     except ConfigError as error:
         summary |= {"status": "failed", "error": str(error)}
         logging.getLogger().error("%s", error)  # noqa: TRY400  # to log.txt; the console shows what is raised
@@ -201,7 +194,13 @@ def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
         logger.info("%s  %s  %.0f img/s", place, shown, row["images_per_second"])
     if parts.cache is not None:
         summary["teacher_cache"] = parts.cache.reports
-    summary["final"] = final_figures(parts, summary)
+    summary["final"] = final = final_figures(parts, summary)
+    if "top1" in final:
+        others = [key for key in final if is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
+        shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
+        logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], shown)
+    if "ncm_top1" in final:
+        logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
 
 
 def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: Stage | None) -> None:
@@ -224,17 +223,6 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
     if ended is not None:
         del about["epochs"]  # of a stage that is complete
         save_student(parts.student, folder.student_after(ended.name), {"model": name, **about})
-
-
-def _log_final(final: Mapping[str, Any]) -> None:
-    """The figures of a finished run, in one or two lines of the log."""
-    if "top1" not in final:
-        return
-    others = [key for key in final if is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
-    shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
-    logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], shown)
-    if "ncm_top1" in final:
-        logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None = None) -> dict[str, Any]:

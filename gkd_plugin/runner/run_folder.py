@@ -23,7 +23,6 @@ _CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.json
 _FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json"}
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
 """What runs write into their folders, besides checkpoints that their configurations name."""
-_HEADER = ("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")
 logger = logging.getLogger(__name__)
 
 
@@ -109,10 +108,8 @@ class RunFolder:
     @contextmanager
     def log_file(self) -> Iterator[None]:
         """Everything logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept in ``warnings``."""
-        if not self.is_main:
-            yield
-            return
-        handler, root = logging.FileHandler(self.path / _LOG, mode="w", encoding="utf-8"), logging.getLogger()
+        root, path = logging.getLogger(), self.path / _LOG
+        handler = logging.FileHandler(path, mode="w", encoding="utf-8") if self.is_main else logging.NullHandler()
         handler.setFormatter(logging.Formatter(LOGGING_FORMAT))
         handler.addFilter(self._keep_warning)
         root.addHandler(handler)
@@ -143,7 +140,15 @@ class RunFolder:
 
 def _make_room(previous: Path) -> None:
     """Deletes an older run, or renames it where it holds a file that no run has written."""
-    others = _others_files(previous)
+    try:
+        models = read(previous / _CONFIG)["models"].values()
+    except (ConfigError, KeyError):
+        models = ()
+    checkpoints = [model.get("dst_ckpt") for model in models if isinstance(model, Mapping)]
+    ours = _FILES | {Path(str(path)).name for path in checkpoints if path}
+    files = [path.relative_to(previous) for path in sorted(previous.rglob("*")) if path.is_file()]
+    in_folder = {path: path.suffix in _FOLDERS.get(path.parts[0], ()) for path in files if len(path.parts) == 2}
+    others = [path for path in files if not in_folder.get(path, path.name in ours)]
     if not others:
         shutil.rmtree(previous)
         return
@@ -152,36 +157,18 @@ def _make_room(previous: Path) -> None:
     logger.info("%s holds %r, which no run has written: it is kept as %s", previous, str(others[0]), free)
 
 
-def _others_files(folder: Path) -> list[Path]:
-    """The files in the folder of a run that no run has written."""
-    try:
-        models = read(folder / _CONFIG)["models"].values()
-    except (ConfigError, KeyError):
-        models = ()
-    checkpoints = [model.get("dst_ckpt") for model in models if isinstance(model, Mapping)]
-    ours = _FILES | {Path(str(path)).name for path in checkpoints if path}
-    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    in_folder = {path: path.suffix in _FOLDERS.get(path.parts[0], ()) for path in files if len(path.parts) == 2}
-    return [path for path in files if not in_folder.get(path, path.name in ours)]
-
-
 def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Finished runs (their ``summary.json``) side by side, as aligned text."""
-    return aligned([_HEADER, *(_row(summary) for summary in summaries)])
-
-
-def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    student, top1 = summary["student"], summary["final"].get("top1")
-    ncm = summary.get("teacher", {}).get("ncm_top1")
-    return (
-        Path(summary["config"]).stem,
-        str(student["kwargs"].get("model_name", student["key"])),
-        f"{student['parameters']:,}",
-        str(student["classes"] or "?"),
-        "none" if "teacher" not in summary else "yes" if ncm is None else f"NCM {ncm:.1f} %",
-        "+".join(str(stage["num_epochs"]) for stage in summary["stages"].values()),
-        "–" if top1 is None else f"{top1:.2f}",
-    )
+    rows: list[Sequence[str]] = [("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")]
+    for summary in summaries:
+        student, top1 = summary["student"], summary["final"].get("top1")
+        name, classes = str(student["kwargs"].get("model_name", student["key"])), str(student["classes"] or "?")
+        ncm = summary.get("teacher", {}).get("ncm_top1")
+        teacher = "none" if "teacher" not in summary else "yes" if ncm is None else f"NCM {ncm:.1f} %"
+        epochs = "+".join(str(stage["num_epochs"]) for stage in summary["stages"].values())
+        models = Path(summary["config"]).stem, name, f"{student['parameters']:,}", classes, teacher
+        rows.append((*models, epochs, "–" if top1 is None else f"{top1:.2f}"))
+    return aligned(rows)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -4,13 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
@@ -76,11 +75,11 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
         for step, batch in enumerate(bar, start=1):
             images, labels, *rest = batch
             images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-            with _failing_at(f"{title}, step {step}", len(images)):
-                loss = box.forward_process(images, labels, rest[0] if rest else None)
+            place = f"{title}, step {step}"
+            loss = _loss(box, place, images, labels, *rest)
             value = loss.item()
             if not math.isfinite(value):
-                raise ConfigError(f"the loss is {value} at {title}, step {step}: stopped before the weights changed")
+                raise ConfigError(f"the loss is {value} at {place}: stopped before the weights changed")
             box.post_forward_process(loss=loss)
             terms = {"loss": value, **getattr(box.criterion, "terms", {})}
             sums |= {name: sums.get(name, 0.0) + float(term) for name, term in terms.items()}
@@ -99,19 +98,19 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
     return {"lr": lr, **means, "images_per_second": count / max(seconds, 1e-9), "seconds": seconds}
 
 
-@contextmanager
-def _failing_at(place: str, images: int) -> Iterator[None]:
-    """Says in which batch a model or loss refused its input."""
+def _loss(box: Any, place: str, images: Tensor, labels: Tensor, more: Any = None, *_: Any) -> Tensor:
+    """Of a batch; says where a model or loss refused its input."""
     try:
-        yield
+        loss: Tensor = box.forward_process(images, labels, more)
     except ConfigError:
         raise
     except KeyError as error:
         text = f"{place}: nothing is recorded under {error}: is it a module path that a forward_hook lacks?"
         raise ConfigError(text) from error
     except (ValueError, IndexError) as error:
-        hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if images == 1 else ""
+        hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if len(images) == 1 else ""
         raise ConfigError(f"{place}: {error}{hint}") from error
+    return loss
 
 
 def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelerator: Accelerator) -> dict[str, Any]:

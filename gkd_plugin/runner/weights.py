@@ -181,12 +181,9 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
 
 def classifier_paths(model: nn.Module) -> tuple[str, ...]:
     """Prefixes (``'fc.'``) of the keys of a model's classifiers: those that a timm model names, or the last Linear."""
-    named = _timm_classifier_paths(model)
     with_weights = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
-    if named or not with_weights:
-        return named
-    name, last = with_weights[-1]
-    return (f"{name}.",) if name and isinstance(last, nn.Linear) else ()
+    name, last = with_weights[-1] if with_weights else ("", model)
+    return _timm_classifier_paths(model) or ((f"{name}.",) if name and isinstance(last, nn.Linear) else ())
 
 
 def _timm_classifier_paths(model: nn.Module) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.models import timm_model
-from gkd_plugin.runner.parts import Parts, _warnings, build_box, build_test_loader, compile_models
+from gkd_plugin.runner.parts import Parts, _warn, build_box, build_test_loader, compile_models
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, TinyNet, loader, make_box, stage
@@ -135,9 +135,10 @@ def test_what_a_plain_training_is_built_from(accelerator, caplog):
         assert f"{key}: not read by refilled" in caplog.text
 
 
-def test_a_teacher_is_not_saved():
+def test_a_teacher_is_not_saved(caplog):
     models = {"teacher_model": {"dst_ckpt": "t.pt"}, "student_model": {}}
-    (warning,) = _warnings({"models": models}, [])
+    _warn({"models": models}, [])
+    (warning,) = caplog.messages
     assert warning.startswith("models.teacher_model.dst_ckpt: not read by refilled")
 
 
