@@ -10,7 +10,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +78,8 @@ class ArrayImages(TransformedImages):
         eval_transform: Transform = None,
     ) -> None:
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-            raise ConfigError(
-                f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}"
-            )
+            given = f"{images.dtype} {list(images.shape)}"
+            raise ConfigError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {given}")
         if len(images) != len(targets):
             raise ConfigError(f"targets: {len(targets)} labels for {len(images)} images; one for each is needed")
         names = range(max(map(int, targets), default=-1) + 1) if classes is None else classes
@@ -111,11 +110,10 @@ class ImageFiles(TransformedImages):
         """Raises ConfigError: the file is gone, or no image that Pillow reads."""
         path = self.samples[index][0]
         try:
-            image: Image.Image = pil_loader(path)
+            return cast("Image.Image", pil_loader(path))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
             reason = getattr(error, "strerror", None) or "it is damaged, or of no format that Pillow reads"
             raise ConfigError(f"image {path} cannot be read: {reason}") from error
-        return image
 
 
 def npz_images(
@@ -129,7 +127,19 @@ def npz_images(
         pool: p replaces each p × p square of pixels by its rounded mean.
     """
     whole_number("pool", pool, low=1)
-    images, labels, names = _read_npz(Path(path).expanduser(), split)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"path: there is no file {file}{nearest_beside(file)}")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            held = archive.files
+            images, labels, names = (archive.get(key) for key in (f"x_{split}", f"y_{split}", "class_names"))
+    except (AttributeError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        wanted = ".npz file of several arrays, none of them damaged or pickled"
+        raise ConfigError(f"path: {file} is not a readable {wanted}") from error
+    if images is None or labels is None:
+        hint = nearest(split, [key[2:] for key in held if key.startswith("x_") and f"y_{key[2:]}" in held])
+        raise ConfigError(f"split: {file} has no x_{split} and y_{split}; {hint}; it holds {', '.join(sorted(held))}")
     dataset = ArrayImages(images, labels, names, transform, eval_transform)
     if pool > 1:
         height, width = images.shape[1:3]
@@ -179,9 +189,8 @@ def digits(
     images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
     if size is not None:
         shape = (whole_number("size", size, low=1), size)
-        images = np.stack(
-            [np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR)) for image in images]
-        )
+        scaled = (Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR) for image in images)
+        images = np.stack([np.asarray(image) for image in scaled])
     if rgb:
         images = np.repeat(images[..., None], 3, axis=-1)
     return ArrayImages(images, bunch.target[chosen], bunch.target_names, transform, eval_transform)
@@ -219,39 +228,16 @@ def cub200(
     folder = _existing_folder(root)
     if (folder / "CUB_200_2011").is_dir() and not (folder / "images.txt").exists():
         folder /= "CUB_200_2011"
-    names = _cub_table(folder / "classes.txt")
-    images = _cub_table(folder / "images.txt")
+    names, images = (_cub_table(folder / name) for name in ("classes.txt", "images.txt"))
     classes = _cub_table(folder / "image_class_labels.txt", images, names)
     flags = _cub_table(folder / "train_test_split.txt", images, _CUB_FLAGS.values())
     labels = {number: label for label, number in enumerate(names)}
-    samples = [
-        (str(folder / "images" / name), labels[classes[number]])
-        for number, name in images.items()
-        if flags[number] == _CUB_FLAGS[split]
-    ]
+    chosen = [number for number in images if flags[number] == _CUB_FLAGS[split]]
+    samples = [(str(folder / "images" / images[number]), labels[classes[number]]) for number in chosen]
     missing = [path for path, _ in samples if not Path(path).is_file()]
     if missing:
         raise ConfigError(f"root: {len(missing)} of {len(samples)} images of images.txt are missing, e.g. {missing[0]}")
     return ImageFiles(samples, list(names.values()), folder, transform, eval_transform)
-
-
-def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], Any]:
-    """Images, labels and class names (``None`` where the file has none) of the split."""
-    if not path.is_file():
-        raise ConfigError(f"path: there is no file {path}{nearest_beside(path)}")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            held = archive.files
-            if {f"x_{split}", f"y_{split}"} <= set(held):
-                return archive[f"x_{split}"], archive[f"y_{split}"], archive.get("class_names")
-    except (AttributeError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(
-            f"path: {path} is not a readable .npz file of several arrays, none of them damaged or pickled"
-        ) from error
-    splits = [key[2:] for key in held if key.startswith("x_") and f"y_{key[2:]}" in held]
-    raise ConfigError(
-        f"split: {path} has no x_{split} and y_{split}; {nearest(split, splits)}; it holds {', '.join(sorted(held))}"
-    )
 
 
 def _existing_folder(root: str | Path) -> Path:

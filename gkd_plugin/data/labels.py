@@ -74,10 +74,8 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
         return [labels[index] for index in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         return [label for part in dataset.datasets for label in labels_of(part)]
-    raise ConfigError(
-        f"dataset {type(dataset).__name__} has no labels to read; it needs an attribute 'targets' with one "
-        "label for each sample"
-    )
+    needed = "an attribute 'targets' with one label for each sample"
+    raise ConfigError(f"dataset {type(dataset).__name__} has no labels to read; it needs {needed}")
 
 
 def num_classes_of(dataset: Dataset[Any]) -> int:
@@ -113,9 +111,8 @@ def class_names_of(dataset: Dataset[Any]) -> list[str] | None:
 def keeps_labels(dataset: Any) -> bool:
     """Whether a wrapper has the labels of the dataset inside it, as far as can be seen without loading an image.
 
-    Its own labels (``targets``, ``target_transform``) are compared with those inside, for its ``indices`` where it
-    has some. Where it has no labels, or they are of other samples, its ``classes`` are compared with those inside.
-    True for a dataset with nothing inside, and for a wrapper with neither labels nor classes of its own.
+    Compares its own labels with those inside, at its ``indices`` where it has some; where it has no labels, or they are
+    of other samples, its ``classes``. True for a dataset with nothing inside, and for a wrapper with neither.
     """
     parts = inner_datasets(dataset)
     if not parts:
@@ -143,7 +140,7 @@ def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
     ``Subset``, evaluation views, and concatenations whose parts agree. A wrapper with other labels or classes
     (:func:`keeps_labels`) hides what is inside it; the log says so.
     """
-    return cast("list[int | None] | None", _known(dataset, "teacher_labels", tell=True))
+    return cast("list[int | None] | None", _known(dataset, "teacher_labels"))
 
 
 def teacher_num_classes_of(dataset: Dataset[Any]) -> int | None:
@@ -156,15 +153,15 @@ def class_groups_of(dataset: Dataset[Any]) -> dict[str, list[int]] | None:
     return cast("dict[str, list[int]] | None", _known(dataset, "class_groups"))
 
 
-def _known(dataset: Any, name: str, *, tell: bool = False) -> Any:
+def _known(dataset: Any, name: str) -> Any:
     """The attribute of the dataset, or of what is inside it where all parts agree and the labels are the same."""
     if has_own(dataset, name):
         return getattr(dataset, name)
-    found = [_known(part, name, tell=tell) for part in inner_datasets(dataset)]
+    found = [_known(part, name) for part in inner_datasets(dataset)]
     known = found[0] if found and all(value == found[0] for value in found) else None
     if known is None or keeps_labels(dataset):
         return known
-    if tell:
+    if name == "teacher_labels":
         logger.warning(
             "dataset %s has labels or classes of its own, so the teacher_labels of the dataset inside it are not used; "
             "give it its own teacher_labels, or write a class_map",

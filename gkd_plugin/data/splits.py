@@ -1,11 +1,8 @@
 """Subsets of a dataset by class, relabelled 0, 1, …: chosen classes, splits by an order of the classes, few shots.
 
-Another split is one more function here. It cuts classes from :func:`ordered_classes` and gives them to
-:func:`class_subset`, or chooses samples too and gives both to :func:`pick`; either adds the names of the classes and
-what is known of the teacher's. A YAML file then calls it as ``gkd_plugin.data.splits.<function>``.
-
-All raise ConfigError where an argument is out of range or contradicts another, where a class is unknown, given twice or
-has too few samples, and where no sample is left.
+Another split is one more function here, which gives classes of :func:`ordered_classes` to :func:`class_subset`, or its
+own choice of samples to :func:`pick`. All raise ConfigError where an argument is out of range or contradicts another,
+where a class is unknown, given twice or has too few samples, and where no sample is left.
 """
 
 import re
@@ -18,14 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from gkd_plugin.data.labels import (
-    class_groups_of,
-    classes_of,
-    labels_of,
-    teacher_labels_of,
-    teacher_num_classes_of,
-    unwrapped,
-)
+from gkd_plugin.data.labels import class_groups_of, classes_of, labels_of, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, one_of, told_at, whole_number
 
 __all__ = ["ClassNames", "ClassOrder", "ClassSubset", "class_split", "class_subset", "few_shot_subset", "few_shot_task"]
@@ -46,9 +36,8 @@ class ClassSubset(Dataset[Any]):
         indices: the positions of the samples in ``dataset``.
         targets: the new labels, one for each index, each a position in ``classes``.
         classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
-        teacher_labels: for each class the teacher's own label of it, ``None`` for a class that the teacher does not
-            know; ``None`` as a whole where nothing is known.
-        teacher_num_classes: how many classes the teacher has; ``None`` where it is not known.
+        teacher_labels: the teacher's own label of each class, ``None`` where the teacher does not know the class.
+        teacher_num_classes: how many classes the teacher has.
         class_groups: name → new labels, for groups of classes whose accuracies are shown apart.
     """
 
@@ -83,7 +72,6 @@ def pick(dataset: Dataset[Any], classes: Sequence[int], samples: Sequence[Sequen
         classes: the old label of each new label.
         samples: for each new label the positions of its samples in ``dataset``.
     """
-    dataset = unwrapped(dataset)
     names, known = classes_of(dataset), teacher_labels_of(dataset)
     pairs = sorted((index, label) for label, indices in enumerate(samples) for index in indices)
     return ClassSubset(
@@ -108,9 +96,8 @@ def class_subset(
         start: number of samples of each class to leave out first; ``per_class: 400`` and ``start: 400`` split
             a dataset into two that share no sample.
     """
+    least = 1 if per_class is None else whole_number("per_class", per_class, low=1)
     whole_number("start", start, low=0)
-    if per_class is not None:
-        whole_number("per_class", per_class, low=1)
     names, members = classes_of(dataset), members_of(dataset)
     known = ClassNames(names)
     with told_at("classes: "):
@@ -120,10 +107,8 @@ def class_subset(
             raise ConfigError(f"each class may be given once, class index {min(twice)} is given twice or more")
     for label in labels:
         if members[label] or per_class is not None:
-            needed = start + (per_class or 1)
-            _check_size(names[label], members[label], needed, f"start={start} and per_class={per_class}")
-    stop = None if per_class is None else start + per_class
-    samples = [members[label][start:stop] for label in labels]
+            _check_size(names[label], members[label], start + least, f"start={start} and per_class={per_class}")
+    samples = [members[label][start : None if per_class is None else start + per_class] for label in labels]
     if not any(samples):
         raise ConfigError(f"classes: no sample of the {len(labels)} given; the dataset has {len(names)} classes")
     return pick(dataset, labels, samples)
@@ -188,9 +173,8 @@ def overlap_subset(
 ) -> ClassSubset:
     """The teacher's or the student's part of a dataset, relabelled 0 … num_classes − 1.
 
-    Takes the arguments of :func:`overlap_classes` and :func:`class_subset`, and raises what they raise. The teacher of
-    its ``teacher_labels`` is that of the same split, with ``num_classes`` classes: the student's label i is the
-    teacher's label i + k, and a class that the teacher does not know from n − k on.
+    Takes the arguments of :func:`overlap_classes` and :func:`class_subset`. Its ``teacher_labels`` are those of the
+    teacher of the same split: the student's label i is its label i + k, and it does not know those from n − k on.
     """
     names = classes_of(dataset)
     total = len(names)
@@ -224,11 +208,9 @@ def class_split(
         raise ConfigError(f"sizes must map the names of the parts to numbers of classes, got {sizes!r}")
     counts = {name: whole_number(f"sizes.{name}", size, low=1) for name, size in sizes.items()}
     one_of("part", part, counts)
-    names, total = classes_of(dataset), sum(counts.values())
-    if total > len(names):
-        raise ConfigError(
-            f"sizes: {' + '.join(map(str, counts.values()))} = {total} classes, the dataset has {len(names)}"
-        )
+    names, terms = classes_of(dataset), " + ".join(map(str, counts.values()))
+    if sum(counts.values()) > len(names):
+        raise ConfigError(f"sizes: {terms} = {sum(counts.values())} classes, the dataset has {len(names)}")
     order = ordered_classes(class_order, seed, len(names), names)
     first = sum(list(counts.values())[: list(counts).index(part)])
     return class_subset(dataset, order[first : first + counts[part]], per_class, start)
@@ -248,8 +230,8 @@ def incremental_subset(
     """Old and new classes under one classifier: labels 0 … old − 1 are the teacher's, then ``new`` more follow.
 
     The teacher's own dataset is ``overlap_subset(num_classes=old, role='teacher', shift=0)`` of the same class order.
-    The subset's ``class_groups`` (``{'old': […], 'new': […]}``) say which accuracies are shown apart. Takes
-    ``class_order`` and ``seed`` as :func:`overlap_classes`, ``start`` as :func:`class_subset`.
+    The subset's ``class_groups`` are ``{'old': […], 'new': […]}``. Takes ``class_order`` and ``seed`` as
+    :func:`overlap_classes`, ``start`` as :func:`class_subset`.
 
     Args:
         old: the number of classes that the teacher knows, the first of the class order.
@@ -258,13 +240,11 @@ def incremental_subset(
             ``None`` keeps all samples: test sets, and joint training.
         per_class: samples of each class; exemplars are the first of them.
     """
-    whole_number("old", old, low=1)
-    whole_number("new", new, low=1)
-    names = classes_of(dataset)
-    if old + new > len(names):
-        raise ConfigError(f"old={old} and new={new} need {old + new} classes, the dataset has {len(names)}")
+    total, names = whole_number("old", old, low=1) + whole_number("new", new, low=1), classes_of(dataset)
+    if total > len(names):
+        raise ConfigError(f"old={old} and new={new} need {total} classes, the dataset has {len(names)}")
     order = ordered_classes(class_order, seed, len(names), names)
-    subset = class_subset(dataset, order[: old + new], per_class, start)
+    subset = class_subset(dataset, order[:total], per_class, start)
     if max(subset.targets) < old:
         raise ConfigError("new: none of the new classes has a sample")
     if memory is not None:
@@ -276,7 +256,7 @@ def incremental_subset(
         kept = sorted(index for indices in members.values() for index in indices)
         subset.indices = [subset.indices[index] for index in kept]
         subset.targets = [subset.targets[index] for index in kept]
-    subset.class_groups = {"old": list(range(old)), "new": list(range(old, old + new))}
+    subset.class_groups = {"old": list(range(old)), "new": list(range(old, total))}
     return _with_teacher(subset, old)
 
 
@@ -290,10 +270,9 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
     whole_number("shots", shots, low=1)
     names, members = classes_of(dataset), members_of(dataset)
     generator = np.random.default_rng(whole_number("seed", seed, low=0))
-    samples = []
     for label, name in enumerate(names):
         _check_size(name, members[label], shots, f"shots={shots}")
-        samples.append(generator.permutation(members[label]).tolist()[:shots])
+    samples = [generator.permutation(members[label]).tolist()[:shots] for label in range(len(names))]
     subset = pick(dataset, range(len(names)), samples)
     subset.class_groups = class_groups_of(dataset)
     return subset
@@ -305,9 +284,9 @@ def few_shot_task(
     """One part of one N-way K-shot task, its classes relabelled 0 … N − 1.
 
     ``seed`` and ``task`` alone draw the classes and, for each class, a permutation of its images: the support set is
-    cut from its front, the queries from its end. Cut from one dataset, the two are disjoint; fewer shots are a subset
-    of more shots, with the same queries. Support set and queries may also come from two datasets with the same classes
-    (training and test images): then give ``queries: 0`` for the support set and ``shots: 0`` for the queries.
+    cut from its front, the queries from its end. So the two are disjoint, and fewer shots are a subset of more shots
+    with the same queries. Where support set and queries come from two datasets with the same classes (training and
+    test images), give ``queries: 0`` for the support set and ``shots: 0`` for the queries.
 
     Args:
         dataset: a torchvision-style map dataset of the novel classes.
@@ -323,14 +302,12 @@ def few_shot_task(
     is_support = role == "support"
     whole_number("ways", ways, low=2)
     whole_number("shots", shots, low=1 if is_support else 0)
-    if queries is not None:
-        whole_number("queries", queries, low=0 if is_support else 1)
+    others = int(not is_support) if queries is None else whole_number("queries", queries, low=0 if is_support else 1)
     entropy = [whole_number("seed", seed, low=0), whole_number("task", task, low=0)]
     names, members = classes_of(dataset), members_of(dataset)
     if ways > len(names):
         raise ConfigError(f"ways={ways}, but the dataset has {len(names)} classes")
     drawn = np.random.default_rng(entropy).permutation(len(names))[:ways].tolist()
-    others = int(not is_support) if queries is None else queries
     samples = []
     for label in drawn:
         _check_size(names[label], members[label], shots + others, f"shots={shots} and queries={others}")
@@ -351,8 +328,7 @@ def ordered_classes(
             raise ConfigError(f"seed={seed!r} draws an order of all classes, so total_classes is needed too")
         if seed is None:
             return list(range(total_classes))
-        generator = np.random.default_rng(whole_number("seed", seed, low=0))
-        return [int(label) for label in generator.permutation(total_classes)]
+        return list(np.random.default_rng(whole_number("seed", seed, low=0)).permutation(total_classes).tolist())
     if seed is not None:
         raise ConfigError(f"give either class_order or seed, got both (seed={seed!r})")
     if isinstance(class_order, str):

@@ -26,20 +26,12 @@ __all__ = ["DatasetWithView", "FixedViews", "evaluation_view", "seeded", "sketch
 _PIXELS = 4096
 
 
-class DatasetWithView(Dataset[Any]):
-    """The samples of ``dataset``, its training dataset, with an attribute ``evaluation_view``."""
+class DatasetWithView(Subset[Any]):
+    """All samples of ``dataset``, its training dataset, with an attribute ``evaluation_view``."""
 
     def __init__(self, dataset: Dataset[Any], view: Dataset[Any]) -> None:
-        self.dataset = dataset
-        self.evaluation_view = view
-        self.targets = labels_of(dataset)
-        self.classes = classes_of(dataset)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
+        self.evaluation_view, self.targets, self.classes = view, labels_of(dataset), classes_of(dataset)
+        super().__init__(dataset, range(len(self.targets)))
 
 
 def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWithView:
