@@ -5,7 +5,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torchvision.datasets  # noqa: F401  (torchdistill's registry reads it from sys.modules)
@@ -23,13 +23,12 @@ __all__ = ["ClassBalancedBatchSampler"]
 class ClassBalancedBatchSampler(Sampler[list[int]]):
     """Batches of P different classes with K samples each: every anchor has positives, every batch has negatives.
 
-    Every epoch reads the sampler once and deals the samples of each class in that order. All classes are
-    visited equally often (counts differ by one at most), whatever their sizes: a class that runs out of samples
-    starts again with its first one, so a batch repeats a sample only where the class has fewer than K.
+    Every epoch reads the sampler once and deals the samples of each class in that order. All classes are visited
+    equally often (counts differ by one at most), whatever their sizes: a class that runs out of samples starts again,
+    so a batch repeats a sample only where the class has fewer than K.
 
-    All randomness comes from the sampler, not from global random states: processes whose samplers agree (as under
-    Hugging Face Accelerate) make the same batches. Under a ``DistributedSampler`` each rank makes batches of its own
-    shard.
+    All randomness comes from the sampler: processes whose samplers agree (as under Hugging Face Accelerate) make the
+    same batches. Under a ``DistributedSampler`` each rank makes batches of its own shard.
 
     Args:
         sampler: a sampler that knows its dataset as ``data_source`` or ``dataset``, as torch's ``RandomSampler``,
@@ -40,8 +39,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             ``max(1, len(sampler) // (P · K))``.
 
     Raises:
-        ConfigError: a number is out of range, or the sampler does not know its dataset; a shard of too few classes
-            raises when it is iterated.
+        ConfigError: a number is out of range, the sampler knows no dataset, or (when iterated) a shard has few classes.
     """
 
     def __init__(
@@ -56,7 +54,16 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.num_batches = None if num_batches is None else whole_number("num_batches", num_batches, low=1)
         self.batch_size = self.classes_per_batch * self.samples_per_class
         self.drop_last = True
-        self._labels = labels_of(_dataset_of(sampler) if isinstance(sampler, Sampler) else sampler)
+        dataset: Any = sampler
+        if isinstance(sampler, Sampler):
+            sources = (getattr(sampler, name, None) for name in ("data_source", "dataset"))
+            dataset = next((source for source in sources if source is not None), None)
+        if dataset is None:
+            raise ConfigError(
+                f"sampler {type(sampler).__name__} does not know its dataset; allowed: samplers with an attribute "
+                "'data_source' or 'dataset', such as RandomSampler, SequentialSampler and DistributedSampler"
+            )
+        self._labels = labels_of(dataset)
         self._check_classes(len(set(self._labels)))
         self.sampler = sampler if isinstance(sampler, Sampler) else RandomSampler(sampler)  # type: ignore[arg-type]
 
@@ -97,13 +104,3 @@ def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> I
             taken = set(added)
             group, waiting = group + added, [label for label in fresh if label not in taken]
         yield group
-
-
-def _dataset_of(sampler: Sampler[int]) -> Dataset[Any]:
-    for name in ("data_source", "dataset"):
-        if getattr(sampler, name, None) is not None:
-            return cast("Dataset[Any]", getattr(sampler, name))
-    raise ConfigError(
-        f"sampler {type(sampler).__name__} does not know its dataset; allowed: samplers with an attribute "
-        "'data_source' or 'dataset', such as RandomSampler, SequentialSampler and DistributedSampler"
-    )

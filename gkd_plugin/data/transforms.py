@@ -32,9 +32,9 @@ def image_transform(
 ) -> transforms.Compose:
     """PIL image → normalised float tensor ``[C, size, size]``, a ``torchvision.transforms.Compose``.
 
-    The shorter side is scaled to ``resize`` (nothing changes where it has that size). Then training takes a
-    random crop, with ``padding`` black pixels on each side, and evaluation takes the centre. ``crop: 'resized'`` trains
-    on a random part of the whole image instead, stretched to the size, as is usual on ImageNet.
+    The shorter side is scaled to ``resize``. Then training takes a random crop, with ``padding`` black pixels on each
+    side, and evaluation the centre. ``crop: 'resized'`` trains on a random part of the whole image instead, stretched
+    to the size, as is usual on ImageNet.
 
     Args:
         size: height and width of the result.
@@ -59,9 +59,8 @@ def image_transform(
         raise ConfigError(f"padding={padding}, flip={flip} and crop={crop!r} augment, so they need train=True")
     if crop == "resized":
         if padding or resize is not None:
-            raise ConfigError(
-                f"crop='resized' has no use for padding and resize, got padding={padding}, resize={resize}"
-            )
+            given = f"padding={padding}, resize={resize}"
+            raise ConfigError(f"crop='resized' has no use for padding and resize, got {given}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(f"scale must be two numbers with 0 < smallest <= largest <= 1, got {scale}")
         steps = [transforms.RandomResizedCrop(size, scale=tuple(scale))]
@@ -116,15 +115,20 @@ def normalisation_of(dataset: Dataset[Any]) -> ImageInput:
 
 
 def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    steps = list(_steps(getattr(dataset, "transform", None)))
-    normalising = [index for index, step in enumerate(steps) if type(step).__name__ == "Normalize"]
-    scaling = [index for index, step in enumerate(steps) if _scales(step)]
-    last = max((*normalising, *scaling), default=None)
-    if last is None or len(normalising) > 1 or not all(_keeps_values(step) for step in steps[last + 1 :]):
+    normalising, is_known = [], False
+    for step in _steps(getattr(dataset, "transform", None)):
+        name = type(step).__name__
+        if name == "Normalize":
+            normalising.append(step)
+        if name in ("Normalize", *_SCALING) or (name == "ToDtype" and getattr(step, "scale", False)):
+            is_known = True
+        elif name in _CHANGES_VALUES or not type(step).__module__.startswith(("torchvision.", "timm.")):
+            is_known = False  # others only move or erase pixels, as far as is known
+    if not is_known or len(normalising) > 1:
         return None
     if not normalising:
         return (0.0,), (1.0,)
-    step = steps[normalising[0]]
+    step = normalising[0]
     try:
         mean, std = (torch.as_tensor(x, dtype=torch.float64).reshape(-1).tolist() for x in (step.mean, step.std))
     except (AttributeError, TypeError, ValueError, RuntimeError):  # someone else's Normalize
@@ -133,21 +137,12 @@ def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] 
     return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 
-def _keeps_values(step: Any) -> bool:
-    """Whether a step after the normalisation only moves or erases pixels, as far as is known."""
-    return type(step).__module__.startswith(("torchvision.", "timm.")) and type(step).__name__ not in _CHANGES_VALUES
-
-
-def _scales(step: Any) -> bool:
-    return type(step).__name__ in _SCALING or (type(step).__name__ == "ToDtype" and bool(getattr(step, "scale", False)))
-
-
 def _steps(transform: Any) -> Iterator[Any]:
     """The single transforms of a composed one, in order; what is applied at random counts as one."""
-    inner = getattr(transform, "transforms", None) if type(transform).__name__ == "Compose" else None
-    if isinstance(transform, nn.Sequential) and type(transform).__name__ == "Sequential":
-        inner = list(transform)
-    if not isinstance(inner, Sequence | nn.ModuleList):
+    inner = transform if type(transform) is nn.Sequential else None
+    if type(transform).__name__ == "Compose":
+        inner = getattr(transform, "transforms", None)
+    if not isinstance(inner, Sequence | nn.ModuleList | nn.Sequential):
         yield transform
         return
     for step in inner:
