@@ -8,11 +8,11 @@ from typing import Any
 
 from torchdistill.common.main_util import import_dependencies
 
-from gkd_plugin.config.kinds import Report, bind
-from gkd_plugin.config.overrides import read_with
+from gkd_plugin.config.kinds import Report
+from gkd_plugin.config.overrides import apply_overrides
 from gkd_plugin.config.schema import TAGS, absolute, configuration
 from gkd_plugin.config.stages import Stage, has_teacher, stage_names, stages_of
-from gkd_plugin.config.tree import TEXT_NUMBER, Tagged, at, build, dump, places, resolve_target
+from gkd_plugin.config.tree import TEXT_NUMBER, Tagged, build, compose_file, dump, places, plain_tree, resolve_target
 from gkd_plugin.errors import ConfigError, is_number
 
 LARGEST = 1e9
@@ -42,8 +42,7 @@ class RunConfig:
 
     def build(self) -> dict[str, Any]:
         """Constructs datasets and whatever else the tags name. Each call builds anew: call it once."""
-        built: dict[str, Any] = build(self.tree)
-        return built
+        return dict(build(self.tree))
 
 
 def load_config(
@@ -57,7 +56,9 @@ def load_config(
     Raises:
         ConfigError: the file cannot be read, an override does not apply, or there are problems (one line each).
     """
-    tree, notices = read_with(path, overrides)
+    root = compose_file(path)
+    notices = apply_overrides(root, overrides)
+    tree = plain_tree(root, str(path))
     return checked_config(Path(path), tree, notices, produced=produced, needs_checkpoints=needs_checkpoints)
 
 
@@ -88,7 +89,7 @@ def problems(tree: Mapping[str, Any], *, produced: Collection[str] = (), needs_c
     report = Report(tree, {absolute(path) for path in produced} if needs_checkpoints else None)
     listed, train = tree.get("dependencies") or [], tree.get("train")
     for index, dependency in enumerate(listed if isinstance(listed, list) else [listed]):
-        with report.trial(at("dependencies", index)):
+        with report.trial(f"dependencies.{index}"):
             import_dependencies([dependency])
     for path, value in places(train, "train"):  # first: the table would only say that it is no number
         if isinstance(value, str) and TEXT_NUMBER.fullmatch(value):
@@ -108,13 +109,11 @@ def problems(tree: Mapping[str, Any], *, produced: Collection[str] = (), needs_c
 def _check_call(report: Report, path: str, tagged: Tagged) -> None:
     """What a tag imports must exist, and take what it is called with."""
     target = None
-    try:
+    with report.trial(path):
         target = resolve_target(tagged)
-    except ConfigError as error:
-        report.add(path, str(error))
     if not isinstance(tagged.value, Mapping):
         return
     TAGS[tagged.tag](report, path, tagged.value)
     init = tagged.value.get("init") or {}
     if callable(target) and tagged.tag != "!import_get" and isinstance(init, Mapping):
-        bind(report, at(path, "init.kwargs"), target, init.get("args"), init.get("kwargs"))
+        report.bind(f"{path}.init.kwargs", target, init.get("args"), init.get("kwargs"))

@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 
-from gkd_plugin.config.tree import Tagged, at, items, places, summary
+from gkd_plugin.config.tree import Tagged, at, is_private, items, places, summary
 from gkd_plugin.errors import is_number, nearest
 
 _MISSING = object()
@@ -65,51 +64,89 @@ class Report:
             for line in summary(error).splitlines():
                 self.add(path, line)
 
+    def bind(
+        self,
+        path: str,
+        function: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        *,
+        supplied: int = 0,
+        names: Collection[str] = (),
+        values: Mapping[str, "Kind"] | None = None,
+        read: Collection[str] | None = None,
+    ) -> None:
+        """Checks a call against the signature: unknown, doubled and missing arguments, and values of torch's types.
+
+        torchdistill passes ``supplied`` positional arguments itself, which go first, and those with these ``names``.
+        ``values`` are the kinds that torch's annotations do not tell. Losses of torchdistill ignore keywords that they
+        do not read: where it is known what they ``read``, all others are refused, otherwise those that are near to a
+        parameter. What has no signature takes everything.
+        """
+        args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (ValueError, TypeError):
+            return
+        if not isinstance(args, list) or not isinstance(kwargs, Mapping):
+            return
+        module, kinds = getattr(function, "__module__", ""), {p.kind for p in parameters}
+        positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        filled = {*positional[: supplied + len(args)], *names}
+        if supplied + len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            self.add(path, f"{len(args)} positional arguments given, at most {len(positional) - supplied} fit")
+        known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        unknown = kwargs.keys() - known
+        if inspect.Parameter.VAR_KEYWORD in kinds:
+            known |= {*(read or ())}
+            is_loss, cutoff = module.startswith("torchdistill.losses."), 0.6 if read is None else 0.0
+            near = {name for name in unknown - known if get_close_matches(str(name), known, cutoff=cutoff)}
+            unknown = near if is_loss else set()
+        for name in kwargs:
+            if name in filled:
+                self.add(at(path, name), "given already, by torchdistill or by position; remove it")
+            elif name in unknown:
+                self.add(at(path, name), f"unknown argument; {nearest(name, known - filled)}")
+        for p in parameters:
+            is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            if is_needed and p.name not in filled and p.name not in kwargs:
+                self.add(path, f"argument {p.name!r} is missing")
+        annotated = {p.name: _annotated(p.annotation) for p in parameters} if module.startswith("torch.") else {}
+        for name, kind in {**annotated, **(values or {})}.items():
+            if kind is not None and name in kwargs and name not in filled:
+                self.check(at(path, name), kwargs[name], kind)
+
 
 Kind: TypeAlias = Callable[[Report, str, Any], None]
-Keys: TypeAlias = dict[str, Kind]
 Rule: TypeAlias = Callable[[Report, str, Mapping[Any, Any]], None]
 
 
-def value(allowed: str, fits: Callable[[Any], Any]) -> Kind:
-    """A value that ``fits``; in words, what is ``allowed``."""
-    return lambda report, path, given: None if fits(given) else report.refuse(path, given, f"must be {allowed}")
+def value(allowed: str, fits: Any) -> Kind:
+    """A value of a type that ``fits``, or that fits a test; in words, what is ``allowed``."""
+    test = fits if inspect.isfunction(fits) else lambda given: _is_of(given, fits)
+    return lambda report, path, given: None if test(given) else report.refuse(path, given, f"must be {allowed}")
 
 
-def is_of(kind: type) -> Callable[[Any], bool]:
-    """A test of the type. ``true`` is no number."""
-    return lambda given: isinstance(given, kind) and (kind is bool or not isinstance(given, bool))
+def _is_of(given: Any, kind: Any) -> bool:
+    """Whether it is of a type: ``str``, ``list[int]``. ``true`` is no number."""
+    if items := get_args(kind):
+        return isinstance(given, list) and all(_is_of(item, items[0]) for item in given)
+    return isinstance(given, kind) and (kind is bool or not isinstance(given, bool))
 
 
-def is_finite(given: Any) -> bool:
-    """Whether it is a number, and neither infinite nor NaN."""
-    return is_number(given) and abs(given) < math.inf
+FLAG = value("true or false", bool)
 
 
-FLAG = value("true or false", is_of(bool))
-WHOLE = value("a whole number", is_of(int))
-NUMBER = value("a finite number", is_finite)
-
-
-def number(low: float, high: float = math.inf) -> Kind:
+def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     """A finite number from ``low`` up, to ``high``."""
-    allowed = f"a finite number, {low} or more" if high == math.inf else f"a number from {low} to {high}"
-    return value(allowed, lambda given: is_finite(given) and low <= given <= high)
+    allowed = "a finite number" if low == -math.inf else f"a finite number, {low} or more"
+    allowed = allowed if high == math.inf else f"a number from {low} to {high}"
+    return value(allowed, lambda given: is_number(given) and low <= given <= high and abs(given) < math.inf)
 
 
 def count(least: int = 1) -> Kind:
     """A whole number from ``least`` up."""
-    return value(f"a whole number, {least} or more", lambda given: is_of(int)(given) and given >= least)
-
-
-def text(allowed: str, pattern: str = ".*") -> Kind:
-    """A text that matches the pattern."""
-    return value(allowed, lambda given: isinstance(given, str) and re.fullmatch(pattern, given, re.DOTALL))
-
-
-def list_of(allowed: str, kind: type) -> Kind:
-    """A list of what is of a type."""
-    return value(f"a list of {allowed}", lambda given: isinstance(given, list) and all(map(is_of(kind), given)))
+    return value(f"a whole number, {least} or more", lambda given: _is_of(given, int) and given >= least)
 
 
 def one_of(names: Collection[str], base: type = object) -> Kind:
@@ -132,12 +169,12 @@ def one_of(names: Collection[str], base: type = object) -> Kind:
     return check
 
 
-def refused(reason: str) -> Kind:
+def never(reason: str) -> Kind:
     """A key that would not be read."""
     return lambda report, path, _: report.add(path, reason)
 
 
-def or_else(kind: Kind, *others: Any) -> Kind:
+def maybe(kind: Kind, *others: Any) -> Kind:
     """As ``kind``, or one of the ``others``; without them null."""
     return lambda report, path, given: None if given in (others or (None,)) else kind(report, path, given)
 
@@ -177,11 +214,6 @@ def section(
     return check
 
 
-def is_private(key: object) -> bool:
-    """Whether a key is only a place for an anchor: it starts with ``_`` or ``x-``."""
-    return isinstance(key, str) and key.startswith(("_", "x-"))
-
-
 def part(
     registry: Mapping[str, Any],
     keys: Mapping[str, Kind],
@@ -191,75 +223,28 @@ def part(
     base: type = object,
     **call: Any,
 ) -> Kind:
-    """A section whose ``key`` names a registered part, and whose ``args`` and ``kwargs`` fit it (:func:`bind`)."""
+    """A section whose ``key`` names a registered part, with ``args`` and ``kwargs`` that fit it (``Report.bind``)."""
 
     def check_call(report: Report, path: str, given: Mapping[Any, Any]) -> None:
         where, key = at(path, "kwargs"), given.get("key")
         if isinstance(key, str) and key in registry and report.is_clean(where):
-            bind(report, where, registry[key], given.get("args"), given.get("kwargs"), **call)
+            report.bind(where, registry[key], given.get("args"), given.get("kwargs"), **call)
         if then is not None:
             then(report, path, given)
 
     return section({"key": one_of(registry, base), **keys}, needs, check_call)
 
 
-def bind(
-    report: Report,
-    path: str,
-    function: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    *,
-    supplied: int = 0,
-    names: Collection[str] = (),
-    values: Mapping[str, Kind] = MappingProxyType({}),
-    read: Collection[str] | None = None,
-) -> None:
-    """Checks a call against the signature: unknown, doubled and missing arguments, and values that must be numbers.
-
-    What torchdistill passes itself are ``supplied`` positional arguments, which go first, and those with these
-    ``names``. ``values`` may be held where torch's annotations do not say it. Losses of torchdistill ignore keywords
-    that they do not read: where it is known what they ``read``, all others are refused, otherwise those that are near
-    to a parameter. What has no signature takes everything.
-    """
-    args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):
-        return
-    if not isinstance(args, list) or not isinstance(kwargs, Mapping):
-        return
-    module, kinds = getattr(function, "__module__", ""), {p.kind for p in parameters}
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    filled = {*positional[: supplied + len(args)], *names}
-    if supplied + len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        report.add(path, f"{len(args)} positional arguments given, at most {len(positional) - supplied} fit")
-    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    unknown = {name for name in kwargs if name not in known}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        known |= {*(read or ())}
-        is_loss, cutoff = module.startswith("torchdistill.losses."), 0.6 if read is None else 0.0
-        unknown = {name for name in unknown - known if is_loss and get_close_matches(str(name), known, cutoff=cutoff)}
-    for name in kwargs:
-        if name in filled:
-            report.add(at(path, name), "given already, by torchdistill or by position; remove it")
-        elif name in unknown:
-            report.add(at(path, name), f"unknown argument; {nearest(name, known - filled)}")
-    for p in parameters:
-        is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        if is_needed and p.name not in filled and p.name not in kwargs:
-            report.add(path, f"argument {p.name!r} is missing")
-    annotated = {p.name: _annotated(p.annotation) for p in parameters} if module.startswith("torch.") else {}
-    for name, kind in {**annotated, **values}.items():
-        if kind is not None and name in kwargs and name not in filled:
-            report.check(at(path, name), kwargs[name], kind)
-
-
-_ANNOTATIONS = {"bool": FLAG, "int": WHOLE, "float": NUMBER, "Iterable[int]": list_of("whole numbers", int)}
+_ANNOTATIONS = {
+    "bool": FLAG,
+    "int": value("a whole number", int),
+    "float": number(),
+    "Iterable[int]": value("a list of whole numbers", list[int]),
+}
 
 
 def _annotated(annotation: Any) -> Kind | None:
     """What torch's annotation of a parameter allows, where it is a number, a flag or null."""
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     kind = _ANNOTATIONS.get(re.sub(r" \| (None|torch\.Tensor)", "", text))
-    return or_else(kind) if kind and "None" in text else kind
+    return maybe(kind) if kind and "None" in text else kind

@@ -2,24 +2,14 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
-from gkd_plugin.config.kinds import is_private
 from gkd_plugin.config.stages import STAGE_NAME
-from gkd_plugin.config.tree import CORE, TEXT_NUMBER, compose, compose_file, pairs, plain_tree
+from gkd_plugin.config.tree import CORE, TEXT_NUMBER, compose, is_private, pairs, plain_tree
 from gkd_plugin.errors import ConfigError, nearest, told_at
 
 KeyPath = tuple[str, ...]
-
-
-def read_with(path: str | Path, assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The tree of a file after changes, and notices; see :func:`apply_overrides`."""
-    root = compose_file(path)
-    notices = apply_overrides(root, assignments)
-    return plain_tree(root, str(path)), notices
 
 
 def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:

@@ -7,7 +7,9 @@ built on trial, and thrown away.
 
 import contextlib
 import copy
+import math
 import os
+import re
 from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,36 +27,15 @@ from torchdistill.models.registry import ADAPTATION_MODULE_DICT, AUXILIARY_MODEL
 from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT, get_optimizer, get_scheduler
 from torchvision import models as torchvision_models
 
-from gkd_plugin.config.kinds import (
-    FLAG,
-    NUMBER,
-    Keys,
-    Kind,
-    Report,
-    bind,
-    count,
-    each,
-    is_finite,
-    is_of,
-    is_private,
-    list_of,
-    number,
-    one_of,
-    or_else,
-    part,
-    refused,
-    section,
-    text,
-    value,
-)
-from gkd_plugin.config.tree import Tagged, at, resolve_target
-from gkd_plugin.errors import ConfigError, nearest
+from gkd_plugin.config.kinds import FLAG, Kind, Report, count, each, maybe, never, number, one_of, part, section, value
+from gkd_plugin.config.tree import Tagged, at, is_private, resolve_target
+from gkd_plugin.errors import ConfigError, is_number, nearest
 from gkd_plugin.models.timm_model import check_model_name, unknown_keyword
 from gkd_plugin.teacher import DTYPES
 
 
 def _check_datasets(report: Report, path: str, section: Mapping[Any, Any]) -> None:
-    """Objects, all of them: nothing would be built of anything else."""
+    """Objects, all of them."""
     for key, given in section.items():
         if not isinstance(given, Tagged) and not is_private(key):
             report.refuse(at(path, key), given, "must be a data set, e.g. !import_call {key: …}")
@@ -82,7 +63,7 @@ def _check_model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     key, kwargs = entry.get("key"), entry.get("kwargs")
     report.check(at(path, "key"), key, one_of(functions))
     if isinstance(key, str) and key in functions and report.is_clean(at(path, "kwargs")):
-        bind(report, at(path, "kwargs"), functions[key], [], kwargs)
+        report.bind(at(path, "kwargs"), functions[key], [], kwargs)
     if key == "timm_model" and isinstance(kwargs, Mapping) and isinstance(kwargs.get("model_name"), str):
         with report.trial(at(path, "kwargs.model_name")):
             check_model_name(kwargs["model_name"])
@@ -114,7 +95,7 @@ def _check_loader(report: Report, path: str, section: Mapping[Any, Any]) -> None
     if not isinstance(kwargs, Mapping):
         return
     names, values = ("sampler", "batch_sampler", "collate_fn"), {"batch_size": count(), "num_workers": count(0)}
-    bind(report, where, DataLoader, [], kwargs, supplied=1, names=names, values=values)
+    report.bind(where, DataLoader, [], kwargs, supplied=1, names=names, values=values)
     batches: dict[str, Any] = {"sampler": [0]}
     if section.get("batch_sampler") is not None:
         batches = {"batch_sampler": [[0]]}
@@ -132,7 +113,7 @@ def _check_sampler(report: Report, path: str, section: Mapping[Any, Any]) -> Non
     target = section.get("class_or_func")
     if isinstance(target, Tagged) and target.tag == "!import_get":
         with contextlib.suppress(ConfigError):  # reported where all tags are
-            bind(report, at(path, "kwargs"), resolve_target(target), [], section.get("kwargs"), supplied=1)
+            report.bind(at(path, "kwargs"), resolve_target(target), [], section.get("kwargs"), supplied=1)
 
 
 def _check_role(report: Report, path: str, section: Mapping[Any, Any]) -> None:
@@ -209,19 +190,21 @@ def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None
 
 
 _ANY = value("a section", lambda _: True)
-_TEXT = text("a text")
-_LIST = value("a list", is_of(list))
+_TEXT = value("a text", str)
+_LIST = value("a list", list)
 _SECTION = section({}, has_others=True)
-_FILE = or_else(text("a text: the path of a file or folder", r"[^\0]+"))
-_MODULES = list_of("module paths, e.g. ['layer4', 'fc'], or []", str)
-_HOOKED = list_of("module paths, e.g. ['embedding'], or []", str)
-_DEVICE = or_else(text("auto, cpu, cuda, cuda:<number> or mps", r"auto|cpu|mps|cuda(:\d+)?"))
+_FILE = maybe(value("a text: the path of a file or folder", lambda x: isinstance(x, str) and x and "\0" not in x))
+_MODULES = value("a list of module paths, e.g. ['layer4', 'fc'], or []", list[str])
+_HOOKED = value("a list of module paths, e.g. ['embedding'], or []", list[str])
+_DEVICE = maybe(
+    value("auto, cpu, cuda, cuda:<number> or mps", lambda given: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(given)))
+)
 
-_KWARGS: Keys = {"kwargs": _SECTION}
-_ARGS_KWARGS: Keys = {"args": or_else(_LIST), "kwargs": or_else(_SECTION)}
+_KWARGS = {"kwargs": _SECTION}
+_ARGS_KWARGS = {"args": maybe(_LIST), "kwargs": maybe(_SECTION)}
 _BOTH = ("key", "kwargs")
 
-_INIT = or_else(section({"args": _LIST, "kwargs": _SECTION}))
+_INIT = maybe(section({"args": _LIST, "kwargs": _SECTION}))
 TAGS: Mapping[str, Kind] = {
     "!import_get": section({"key": _ANY, "package": _ANY}),
     "!import_call": section({"key": _ANY, "package": _ANY, "init": _INIT}),
@@ -233,13 +216,13 @@ TAGS: Mapping[str, Kind] = {
 
 
 def _model(*classifiers: str) -> Kind:
-    keys: Keys = {
+    keys = {
         "key": _ANY,  # the rule knows torchvision's models too
         "kwargs": _SECTION,
-        "repo_or_dir": or_else(_TEXT),
+        "repo_or_dir": maybe(_TEXT),
         "src_ckpt": _FILE,
         "dst_ckpt": _FILE,
-        "src_ckpt_classifier": or_else(one_of(classifiers)),
+        "src_ckpt_classifier": maybe(one_of(classifiers)),
         "quantized": FLAG,
         "sync_bn": FLAG,
         "experiment": _ANY,  # not read; torchdistill's older configs keep an anchor there
@@ -252,24 +235,24 @@ _BATCHES = {"batch_size": count(), "classes_per_batch": count(), "samples_per_cl
 _LOADER = section(
     {
         "dataset_id": _ANY,
-        "sampler": section({"class_or_func": _CLASS, "kwargs": or_else(_SECTION)}, ("class_or_func",), _check_sampler),
-        "batch_sampler": or_else(part(BATCH_SAMPLER_DICT, _KWARGS, _BOTH, base=Sampler, supplied=1, values=_BATCHES)),
-        "collate_fn": or_else(one_of(COLLATE_FUNC_DICT)),
-        "dataset_wrapper": or_else(part(DATASET_WRAPPER_DICT, _ARGS_KWARGS, supplied=1), None, {}),
+        "sampler": section({"class_or_func": _CLASS, "kwargs": maybe(_SECTION)}, ("class_or_func",), _check_sampler),
+        "batch_sampler": maybe(part(BATCH_SAMPLER_DICT, _KWARGS, _BOTH, base=Sampler, supplied=1, values=_BATCHES)),
+        "collate_fn": maybe(one_of(COLLATE_FUNC_DICT)),
+        "dataset_wrapper": maybe(part(DATASET_WRAPPER_DICT, _ARGS_KWARGS, supplied=1), None, {}),
         "requires_supp": FLAG,
         "kwargs": _SECTION,
-        "cache_output": or_else(refused("is not read any more; remove it")),  # torchdistill's samples have it, empty
+        "cache_output": maybe(never("is not read any more; remove it")),  # torchdistill's samples have it, empty
     },
     ("sampler", "kwargs"),
     _check_loader,
 )
 
 _MODULE = part(ChainMap(ADAPTATION_MODULE_DICT, MODULE_DICT), _KWARGS, _BOTH)
-_REDESIGN: Keys = {"sequential": or_else(_MODULES), "frozen_modules": _MODULES, "adaptations": or_else(each(_MODULE))}
-_WRAPPER = or_else(
+_REDESIGN = {"sequential": maybe(_MODULES), "frozen_modules": _MODULES, "adaptations": maybe(each(_MODULE))}
+_WRAPPER = maybe(
     one_of(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FullyShardedDataParallel2"))
 )
-_WRAPPER_SECTION = section({"key": _WRAPPER, "kwargs": or_else(_SECTION)})
+_WRAPPER_SECTION = section({"key": _WRAPPER, "kwargs": maybe(_SECTION)})
 
 
 def _wrapper(report: Report, path: str, given: Any) -> None:
@@ -279,9 +262,9 @@ def _wrapper(report: Report, path: str, given: Any) -> None:
 def _role(supplied: str) -> Kind:
     """``teacher``, ``student`` or ``model`` of a stage."""
     names = (supplied, "device", "device_ids", "distributed")
-    wrapper_key = or_else(one_of(AUXILIARY_MODEL_WRAPPER_DICT))
-    auxiliary: Keys = {"key": wrapper_key, "kwargs": or_else(_SECTION), **_REDESIGN}
-    keys: Keys = {
+    wrapper_key = maybe(one_of(AUXILIARY_MODEL_WRAPPER_DICT))
+    auxiliary = {"key": wrapper_key, "kwargs": maybe(_SECTION), **_REDESIGN}
+    keys = {
         "forward_proc": one_of(processes.FORWARD_PROC_FUNC_DICT),
         "requires_grad": FLAG,
         "src_ckpt": _FILE,
@@ -298,20 +281,19 @@ def _role(supplied: str) -> Kind:
 
 _ROLES = {"teacher": _role("teacher_model"), "student": _role("student_model"), "model": _role("student_model")}
 
-_RATES: Keys = {"lr": number(0), "momentum": number(0, 1), "weight_decay": number(0)}
-_MAX_GRAD_NORM = value("a number above 0, or null for no bound", lambda given: is_finite(given) and given > 0)
+_RATES = {"lr": number(0), "momentum": number(0, 1), "weight_decay": number(0)}
+_MAX_GRAD_NORM = value("a number above 0, or null for no bound", lambda x: is_number(x) and 0 < x < math.inf)
 
 
-def _optimizer(*, has_teacher: bool) -> Kind:
-    """Of a stage. For settings of single modules, each of torchdistill's two boxes reads a key of its own."""
-    name, more = ("module_wise_configs", {"is_teacher": FLAG}) if has_teacher else ("module_wise_kwargs", {})
-    module: Keys = {"module": _TEXT, "kwargs": or_else(section(_RATES, has_others=True)), **more}
-    keys: Keys = {
+def _optimizer(name: str, **more: Kind) -> Kind:
+    """Of a stage. ``name`` is the key of settings for single modules."""
+    module = {"module": _TEXT, "kwargs": maybe(section(_RATES, has_others=True)), **more}
+    keys = {
         "kwargs": _SECTION,
-        "max_grad_norm": or_else(_MAX_GRAD_NORM),
+        "max_grad_norm": maybe(_MAX_GRAD_NORM),
         "grad_accum_step": count(),
         "filters_params": FLAG,
-        name: or_else(each(section(module, ("module",)), list)),
+        name: maybe(each(section(module, ("module",)), list)),
     }
     return part(OPTIM_DICT, keys, _BOTH, _try_optimizer, base=Optimizer, supplied=1, values=_RATES)
 
@@ -320,40 +302,43 @@ _SCHEDULER = part(SCHEDULER_DICT, {**_KWARGS, "scheduling_step": count(0)}, _BOT
 
 _TEMPERATURES = dict.fromkeys(("temperature", "kl_temp", "ss_temp", "tf_temp", "tau"), number(1e-4, 1e4))
 _LOSSES = ChainMap(losses.MIDDLE_LEVEL_LOSS_DICT, losses.LOSS_DICT, losses.LOW_LEVEL_LOSS_DICT)
-_HOOK: Keys = {"is_from_teacher": FLAG, "module_path": _TEXT, "io": one_of(("input", "output"))}
+_HOOK = {"is_from_teacher": FLAG, "module_path": _TEXT, "io": one_of(("input", "output"))}
 _WRAPPED = {"input": section(_HOOK, _HOOK), "target": section({"uses_label": FLAG, **_HOOK})}
 _SUB_TERM = section(
     {
         "criterion": part(_LOSSES, _KWARGS, _BOTH, base=nn.Module, values=_TEMPERATURES),
-        "criterion_wrapper": or_else(
+        "criterion_wrapper": maybe(
             part(losses.LOSS_WRAPPER_DICT, _ARGS_KWARGS, supplied=1, values=_WRAPPED, read=_WRAPPED), None, {}
         ),
-        "weight": NUMBER,
+        "weight": number(),
     },
     ("criterion", "weight"),
     _check_sub_term,
 )
 _CRITERION = part(
     losses.HIGH_LEVEL_LOSS_DICT,
-    {**_ARGS_KWARGS, "func2extract_model_loss": or_else(one_of(losses.FUNC2EXTRACT_MODEL_OUTPUT_DICT))},
+    {**_ARGS_KWARGS, "func2extract_model_loss": maybe(one_of(losses.FUNC2EXTRACT_MODEL_OUTPUT_DICT))},
     then=_try_criterion,
-    values={"sub_terms": or_else(each(_SUB_TERM)), "model_term": or_else(section({"weight": or_else(NUMBER)}))},
+    values={"sub_terms": maybe(each(_SUB_TERM)), "model_term": maybe(section({"weight": maybe(number())}))},
     read=(),
 )
 
 
-def _stage(roles: Collection[str], *, is_first: bool) -> Keys:
-    """The keys of a stage; later ones may keep the data loaders and the optimizer of the one before."""
+_OPTIMIZERS = {"a": _optimizer("module_wise_configs", is_teacher=FLAG), "no": _optimizer("module_wise_kwargs")}
+"""Where there is a teacher, or none: each of torchdistill's two boxes reads a key of its own."""
+
+
+def _stage(roles: Collection[str]) -> dict[str, Kind]:
+    """The keys of a stage."""
     is_there = "a" if "teacher" in roles else "no"
-    unread = refused(f"is not read where there is {is_there} models.teacher_model; write {' and '.join(roles)}")
-    optimizer = _optimizer(has_teacher="teacher" in roles)
+    unread = never(f"is not read where there is {is_there} models.teacher_model; write {' and '.join(roles)}")
     return {
         "num_epochs": count(),
         "train_data_loader": _LOADER,
         "val_data_loader": _LOADER,
         **{role: kind if role in roles else unread for role, kind in _ROLES.items()},
-        "optimizer": optimizer if is_first else or_else(optimizer, {}),
-        "scheduler": or_else(_SCHEDULER, None, {}),
+        "optimizer": _OPTIMIZERS[is_there],
+        "scheduler": maybe(_SCHEDULER, None, {}),
         "criterion": _CRITERION,
         "pre_epoch_process": one_of(processes.PRE_EPOCH_PROC_FUNC_DICT),
         "pre_forward_process": one_of(processes.PRE_FORWARD_PROC_FUNC_DICT),
@@ -363,22 +348,23 @@ def _stage(roles: Collection[str], *, is_first: bool) -> Keys:
 
 
 def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
-    """One training, or stages that follow each other: then hardly anything is read of ``train`` itself."""
+    """One training, or stages that follow each other: then hardly anything is read of ``train`` itself.
+
+    Later stages may keep the data loaders and the optimizer of the one before.
+    """
     needs = ("num_epochs", *roles, "criterion")
-    without_gaps = [f"stage{number}" for number in range(1, len(stages) + 1)]
     needs_first = (*needs, "train_data_loader", "optimizer")
-    for_all = {"log_freq": count(), "val_freq": count()}
-    first = _stage(roles, is_first=True)
+    for_all, first = {"log_freq": count(), "val_freq": count()}, _stage(roles)
     if not stages:
         return section({**for_all, **first, "stage1": _ANY}, needs_first, _try_schedule)
-    moved = refused(f"is not read where there are stages; put it into {', '.join(stages)}")
-    later = section(_stage(roles, is_first=False), needs, _try_schedule)
-    keys: Keys = {
+    without_gaps = [f"stage{number}" for number in range(1, len(stages) + 1)]
+    later = {**first, "optimizer": maybe(first["optimizer"], {})}
+    keys = {
         **for_all,
-        **dict.fromkeys(first, moved),
+        **dict.fromkeys(first, never(f"is not read where there are stages; put it into {', '.join(stages)}")),
         **dict.fromkeys(roles, section({"dst_ckpt": _FILE})),
-        **dict.fromkeys(without_gaps, refused("missing; stages count from 1 without gaps")),
-        **dict.fromkeys(stages, later),
+        **dict.fromkeys(without_gaps, never("missing; stages count from 1 without gaps")),
+        **dict.fromkeys(stages, section(later, needs, _try_schedule)),
         stages[0]: section(first, needs_first, _try_schedule),
     }
     return section(keys, without_gaps)
@@ -388,29 +374,29 @@ _DEVICES = section(
     {
         "default": _DEVICE,
         "teacher": _DEVICE,
-        "precision": or_else(one_of(("no", "bf16", "fp16")), None, False),  # YAML reads a bare no as false
-        "teacher_dtype": or_else(one_of(tuple(DTYPES))),
+        "precision": maybe(one_of(("no", "bf16", "fp16")), None, False),  # YAML reads a bare no as false
+        "teacher_dtype": maybe(one_of(tuple(DTYPES))),
         "channels_last": FLAG,
-        "compile": or_else(one_of(("student", "teacher", "both"))),
+        "compile": maybe(one_of(("student", "teacher", "both"))),
     }
 )
 _CACHE = section({"views": count(), "folder": _FILE, "seed": count(0)}, ("views",))
-_NO_CACHE = refused("there is no models.teacher_model whose answers could be kept; remove it")
+_NO_CACHE = never("there is no models.teacher_model whose answers could be kept; remove it")
 
 
 def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
     """The whole table, for a ``train`` with these keys of stages, in order, or without stages."""
     student = _model("new", "extended", "centres")
     teacher = _model("new", "extended")
-    models: Keys = {"teacher_model": or_else(teacher), "student_model": student, "model": student}
-    keys: Keys = {
+    models = {"teacher_model": maybe(teacher), "student_model": student, "model": student}
+    keys = {
         "dependencies": _ANY,
         "models": section(models, then=_check_models),
         "datasets": section({}, has_others=True, then=_check_datasets),
         "train": _train(stages, ("teacher", "student") if has_teacher else ("model",)),
         "test": section({"test_data_loader": _LOADER, "log_freq": count()}, ("test_data_loader",)),
-        "device": or_else(_DEVICES),
-        "teacher_cache": or_else(_CACHE if has_teacher else _NO_CACHE),
-        "tracker": or_else(section({"engine": or_else(one_of(("trackio", "wandb"))), "kwargs": or_else(_SECTION)})),
+        "device": maybe(_DEVICES),
+        "teacher_cache": maybe(_CACHE if has_teacher else _NO_CACHE),
+        "tracker": maybe(section({"engine": maybe(one_of(("trackio", "wandb"))), "kwargs": maybe(_SECTION)})),
     }
     return section(keys, ("models", "datasets", "train"))

@@ -41,8 +41,7 @@ class Tagged:
 
 def read(path: str | Path) -> dict[str, Any]:
     """The tree of a file; builds nothing. Raises ConfigError as :func:`compose_file`."""
-    tree: dict[str, Any] = plain_tree(compose_file(path), str(path))
-    return tree
+    return dict(plain_tree(compose_file(path), str(path)))
 
 
 def compose_file(path: str | Path) -> MappingNode:
@@ -180,6 +179,11 @@ def items(value: object) -> Iterable[tuple[object, Any]]:
     return enumerate(value) if isinstance(value, list) else ()
 
 
+def is_private(key: object) -> bool:
+    """Whether a key is only a place for an anchor: it starts with ``_`` or ``x-``."""
+    return isinstance(key, str) and key.startswith(("_", "x-"))
+
+
 def places(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The tree and everything below it with its key path, parents first."""
     yield path, tree
@@ -189,14 +193,7 @@ def places(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def walk(tree: Any) -> list[Any]:
     """The tree and everything below it, parents first; what is shared once."""
-    found: dict[int, Any] = {}
-    waiting = [tree]
-    while waiting:
-        value = waiting.pop()
-        if id(value) not in found:
-            found[id(value)] = value
-            waiting += [item for _, item in reversed(list(items(value)))]
-    return list(found.values())
+    return list({id(value): value for _, value in places(tree)}.values())
 
 
 def dump(tree: Any) -> str:
@@ -205,18 +202,15 @@ def dump(tree: Any) -> str:
     Shared sections and objects stay shared, but for plain sections inside an object, which are written out: FullLoader
     fills an alias of these too late for the object that takes it, which would get an empty one.
     """
-    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=110)
-    return text
+    return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=110))
 
 
 class _Dumper(yaml.Dumper):
     def represent_tagged(self, tagged: Tagged) -> Node:
-        value = _unshared(tagged.value)
-        if isinstance(value, dict):
-            return self.represent_mapping(tagged.tag, value)
-        if isinstance(value, list):
-            return self.represent_sequence(tagged.tag, value)
-        return ScalarNode(tagged.tag, str(value))
+        node: Node = self.represent_data(_unshared(tagged.value))
+        node.tag = tagged.tag
+        self.represented_objects[id(tagged)] = node
+        return node
 
 
 _Dumper.add_representer(Tagged, _Dumper.represent_tagged)
@@ -254,16 +248,11 @@ def build(tree: Any, path: str = "", made: dict[int, Any] | None = None) -> Any:
 
 def _object(tagged: Tagged, value: Any, path: str) -> Any:
     try:
+        resolve_target(tagged)  # tells which part of a name cannot be imported
         return yaml.FullLoader.yaml_constructors[tagged.tag](_Complete(), value)
     except Exception as error:  # an object may raise anything
-        reason = summary(error)
-        if not isinstance(error, ConfigError):  # for a name that cannot be imported, which part of it
-            try:
-                resolve_target(tagged)
-            except ConfigError as unknown:
-                reason = str(unknown)
         where = f"{path} ({tagged.line})" if tagged.line else path
-        raise ConfigError(f"{where}: {reason}") from error
+        raise ConfigError(f"{where}: {summary(error)}") from error
 
 
 def _takes(kind: type, name: str) -> Callable[..., Any]:
@@ -289,13 +278,12 @@ def resolve_target(tagged: Tagged) -> Any:
     Raises:
         ConfigError: the module or the name does not exist; the nearest names are offered.
     """
-    tag, entry = tagged.tag, tagged.value
-    if tag not in ("!import_get", "!import_call", "!import_call_method"):
+    if tagged.tag not in ("!import_get", "!import_call", "!import_call_method"):
         return None
-    is_method = tag == "!import_call_method"
+    entry, is_method = tagged.value, tagged.tag == "!import_call_method"
     needed = "package" if is_method else "key"
     if not isinstance(entry, Mapping) or not isinstance(entry.get(needed), str):
-        raise ConfigError(f"{tag} takes a mapping with {needed!r}, a dotted name")
+        raise ConfigError(f"{entry!r} given; {tagged.tag} takes a section with {needed!r}, a dotted name")
     keys = ("package", "class_name", "method_name") if is_method else ("package", "key")
     dotted = ".".join(entry[key] for key in keys if entry.get(key))
     parts = dotted.split(".")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gkd_plugin.config.kinds import Report, bind
+from gkd_plugin.config.kinds import Report
 from gkd_plugin.config.tree import Tagged
 
 
@@ -32,7 +32,7 @@ from gkd_plugin.config.tree import Tagged
 )  # fmt: skip
 def test_bind(function, args, kwargs, more, lines):
     report = Report({}, None)
-    bind(report, "p", function, args, kwargs, **more)
+    report.bind("p", function, args, kwargs, **more)
     assert report.lines == lines
 
 

@@ -116,7 +116,7 @@ def test_what_is_built_and_what_is_written_is_what_torchdistill_builds(tmp_path)
         ("{key: basname, package: os.path}", "did you mean 'basename'"),
         ("{key: nothing_of_this_name.x}", "no module named 'nothing_of_this_name'"),
         ("{key: ImageFolder}", "'ImageFolder' must be a full dotted name"),
-        ("{kee: os.sep}", "takes a mapping with 'key'"),
+        ("{kee: os.sep}", "takes a section with 'key'"),
         ("[os.sep]", "takes a section"),
         ("{key: os.sep}", r"\(line 3\): TypeError: 'str' object is not callable"),
         ("{key: tests.config.samples.refuse}", r"\(line 3\): the images are missing; download them first$"),
