@@ -39,7 +39,7 @@ class Discriminant(NamedTuple):
         scale: s.
         held_out_nll: mean cross-entropy of the held-out labels in nats, smoothed; log C says nothing is known.
         held_out_accuracy: share of the held-out samples whose class has the largest logit, in [0, 1].
-        held_out_logits: ``[N, C]``, of each sample by the fit that left its fold out.
+        held_out_logits: ``[N, C]``, of each sample by the fit that left its fold out; the largest is moved to 0.
     """
 
     weight: Tensor
@@ -93,38 +93,40 @@ def fit_discriminant(
     smallest = int(counts.min())
     if smallest < 2:
         raise ValueError(f"class {int(counts.argmin())} has {smallest} samples, a discriminant needs 2")
+    total, outs = int(counts.sum()), [places % folds == k for k in range(min(folds, int(counts.max())))]
+    least = total - max(len(torch.unique(samples[out])) for out in outs)
+    tried = shrinkages if least >= 2 * num_classes else (1.0,)
     rows = embedding.detach().to(exact_dtype(embedding))
-    origin = rows.mean(dim=0)
-    rows = rows - origin  # keeps digits
-    variance = float(rows.square().mean()) or 1.0  # v, one for all folds, so that one s serves them
+    origin = rows.mean(dim=0)  # subtracted, it keeps digits
+    deviation = float((rows - origin).square().mean().sqrt()) or 1.0  # the root of v: of the rows below v is 1
+    rows = (rows - origin) / deviation
     span = torch.linalg.qr(rows.T).Q if len(rows) < rows.shape[1] else None  # [D, N]: the rows lie in N directions
     rows = rows if span is None else rows @ span
-    total = int(counts.sum())
-    fold = places % min(folds, int(counts.max()))
-    least = total - max(len(torch.unique(samples[fold == k])) for k in range(int(fold.max()) + 1))
-    tried = shrinkages if least >= 2 * num_classes else (1.0,)
-    whole, *parts = _fits(rows, labels, fold, num_classes, len(labels) / total)
+    whole, *parts = _fits(rows, labels, outs, num_classes, len(labels) / total)
+    targets = smoothed_targets(labels, num_classes, total)
 
     def held_out(gamma: float) -> tuple[float, float, float, float, Tensor]:
         logits = rows.new_empty(len(rows), num_classes)
-        for k, part in enumerate(parts):
-            logits[fold == k] = part.logits(gamma, variance)
-        return *_best_scale(logits, labels, total), gamma, logits
+        for out, part in zip(outs, parts, strict=True):
+            logits[out] = part.logits(gamma)
+        return *_best_scale(logits, targets), gamma, logits
 
     nll, scale, entropy, gamma, logits = min(map(held_out, tried), key=lambda found: found[0])
     accuracy = float((logits.argmax(dim=1) == labels).double().mean())
     held_out_logits = (scale * logits).float()
-    scale = _scale_of_entropy(whole.logits(gamma, variance), entropy)
-    weight, bias = whole.classifier(gamma, variance)
-    weight = scale * weight @ (whole.axes if span is None else span @ whole.axes).T
+    scale = _scale_of_entropy(whole.logits(gamma), entropy)
+    weight, bias = whole.classifier(gamma)
+    weight = scale / deviation * weight @ (whole.axes if span is None else span @ whole.axes).T
     bias = scale * bias - weight @ origin
     return Discriminant(weight.float(), bias.float(), gamma, scale, nll, accuracy, held_out_logits)
 
 
 def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = None) -> Tensor:
-    """``[N, C]`` float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C), N the number of rows or of ``samples``."""
+    """``[N, C]`` in float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C), N the number of rows or of ``samples``."""
     epsilon = num_classes / ((len(labels) if samples is None else samples) + num_classes)
-    return (1 - epsilon) * functional.one_hot(labels.long(), num_classes).double() + epsilon / num_classes
+    return (1 - epsilon) * functional.one_hot(labels.long(), num_classes).to(
+        exact_dtype(labels)
+    ) + epsilon / num_classes
 
 
 def _check(embedding: Tensor, labels: Tensor, num_classes: int, folds: int, shrinkages: Sequence[float]) -> None:
@@ -157,18 +159,19 @@ class _Gaussians(NamedTuple):
     means: Tensor  # [C, D], of the classes
     samples: Tensor  # [N, D]
 
-    def classifier(self, gamma: float, variance: float) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, D]`` in the axes and bias ``[C]`` for s = 1, with v the ``variance``."""
-        weight = self.means / ((1 - gamma) * self.variances + gamma * variance)
+    def classifier(self, gamma: float) -> tuple[Tensor, Tensor]:
+        """Weight ``[C, D]`` in the axes and bias ``[C]`` for s = 1 and v = 1."""
+        weight = self.means / ((1 - gamma) * self.variances + gamma)
         return weight, -(weight * self.means).sum(dim=1) / 2
 
-    def logits(self, gamma: float, variance: float) -> Tensor:
-        """``[N, C]``, of the samples for s = 1."""
-        return functional.linear(self.samples, *self.classifier(gamma, variance))
+    def logits(self, gamma: float) -> Tensor:
+        """``[N, C]``, of the samples; the largest of each moved to 0, which keeps digits in sums of exponentials."""
+        logits = functional.linear(self.samples, *self.classifier(gamma))
+        return logits.sub_(logits.amax(dim=1, keepdim=True))
 
 
-def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, views: float) -> list[_Gaussians]:
-    """The fit of all rows, then for each fold the fit without it; ``views`` rows to a sample."""
+def _fits(rows: Tensor, labels: Tensor, outs: list[Tensor], num_classes: int, views: float) -> list[_Gaussians]:
+    """The fit of all rows, then those that leave each of ``outs`` out, to classify it; ``views`` rows to a sample."""
 
     def moments(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Number ``[C]`` and sum ``[C, D]`` of the rows of each class, and Σ x·xᵀ of all."""
@@ -183,19 +186,15 @@ def _fits(rows: Tensor, labels: Tensor, fold: Tensor, num_classes: int, views: f
         freedom = max(float(counts.sum()) - views * num_classes, views)
         return _Gaussians(axes, scatter.clamp(min=0) / freedom, means @ axes, samples @ axes)
 
-    outs = [fold == k for k in range(int(fold.max()) + 1)]
-    of_folds = [moments(out) for out in outs]
-    of_all = [torch.stack(values).sum(dim=0) for values in zip(*of_folds, strict=True)]
-    rest = [[a - b for a, b in zip(of_all, of_fold, strict=True)] for of_fold in of_folds]
+    of_outs = [moments(out) for out in outs]
+    of_all = [torch.stack(values).sum(dim=0) for values in zip(*of_outs, strict=True)]
+    rest = [[a - b for a, b in zip(of_all, of_out, strict=True)] for of_out in of_outs]
     return [gaussians(rows, *of_all), *(gaussians(rows[out], *part) for out, part in zip(outs, rest, strict=True))]
 
 
-def _best_scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, float, float]:
-    """(cross-entropy with the :func:`smoothed_targets`, s, mean entropy) for the best s; there is one minimum."""
-    logits = _lowered(logits)
-    epsilon = logits.shape[1] / (samples + logits.shape[1])
-    own = float(logits.gather(1, labels.unsqueeze(1)).mean())
-    agreement = (1 - epsilon) * own + epsilon * float(logits.mean())
+def _best_scale(logits: Tensor, targets: Tensor) -> tuple[float, float, float]:
+    """(cross-entropy, s, mean entropy) for the s of the lowest cross-entropy; there is one minimum."""
+    agreement = float(torch.linalg.vecdot(targets, logits).mean())
 
     def slope(scale: float) -> tuple[float, float]:
         _, mean, variance = _statistics(logits, scale)
@@ -208,18 +207,12 @@ def _best_scale(logits: Tensor, labels: Tensor, samples: int) -> tuple[float, fl
 
 def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
     """The s at which the mean entropy of softmax(s · logits) is ``entropy``; it falls with s."""
-    logits = _lowered(logits)
 
     def missing(scale: float) -> tuple[float, float]:
         log_sum, mean, variance = _statistics(logits, scale)
         return entropy - (log_sum - scale * mean), scale * variance
 
     return _root(missing, logits)
-
-
-def _lowered(logits: Tensor) -> Tensor:
-    """The largest of each row moved to 0, which keeps digits in sums of exponentials."""
-    return logits - logits.amax(dim=1, keepdim=True)
 
 
 def _statistics(logits: Tensor, scale: float) -> list[float]:
