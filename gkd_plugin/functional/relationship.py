@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_plugin.errors import is_number
+from gkd_plugin.errors import is_number, one_of, whole_number
 from gkd_plugin.functional._common import check_temperature, no_autocast, result_dtype
 from gkd_plugin.functional._engine import SMALLEST, relationship_operator
 from gkd_plugin.functional._tuples import MINING
@@ -53,17 +53,14 @@ def relationship_matching(
     In either space q(a, p) = softmax([−D_ap, (−D_an) for n ∈ N(a, p)] / τ₁), D the distance of the normalised
     embeddings; N(a, p) are the student's semi-hard negatives, {n : y_n ≠ y_a, 0 < D_an − D_ap ≤ margin}. Pairs with no
     such negative are dropped. The gradient flows through the student's distances only; the selection carries none.
-
-    The mean is over tuples, with no factor τ₁² and no class-dependent reduction; the published weight w = 1000 is
-    the caller's. Widths may differ: only distances meet.
+    There is no factor τ₁² and no weight (published: w = 1000). Widths may differ: only distances meet.
 
     Deviation from the authors' code, which cuts every tuple to the smallest |N| of the batch (1–2 of about a
     hundred): all negatives are used, as in the paper. ``max_negatives`` brings the cut back.
 
-    Distances and loss are float32 for embeddings of float32 or less, float64 for float64, whatever autocast or TF32
-    say; sums are float64. Distances up to 1e-6 have gradient 0. The gradient is computed with the loss, in closed form:
-    it can be taken once, not twice. The result is deterministic on the CPU. An embedding with NaN or infinity gives
-    NaN.
+    Distances and loss are float64 for embeddings of float64, otherwise float32, whatever autocast or TF32 say; sums are
+    float64. Distances up to 1e-6 have gradient 0. The gradient comes in closed form and can be taken once, not twice.
+    The result is deterministic on the CPU. An embedding with NaN or infinity gives NaN.
 
     Args:
         student_embedding: ``[B, D_s]``.
@@ -75,8 +72,8 @@ def relationship_matching(
         max_negatives: ``None`` uses all of N; an integer k ≥ 1 keeps at most the first k in batch order;
             ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as published (dense form).
         earlier: embeddings ``[Q, D_s]``, ``[Q, D_t]`` and labels ``[Q]`` of earlier batches (cross-batch memory).
-            They are positives and negatives of the batch's anchors, no anchors themselves, and constant. A queue that
-            fills gives a new Q each time: compile with ``dynamic=True``, or once it is full.
+            They are positives and negatives of the batch's anchors, no anchors themselves, and constant. While a queue
+            fills, Q changes: compile with ``dynamic=True``, or once it is full.
         tiled: never hold a B × B matrix; takes two more matrix products. ``None``: from B + Q > 8192 on.
 
     Raises:
@@ -101,18 +98,12 @@ def relationship_matching(
             earlier_student = earlier[0].detach().to(anchors)
             teacher = torch.cat([teacher, earlier[1].detach().to(teacher)])
             all_labels = torch.cat([all_labels, earlier[2].to(all_labels)])
-        loss, tuples, negatives, _ = relationship_operator(
-            anchors,
-            earlier_student,
-            teacher,
-            all_labels,
-            float(temperature),
-            min(float(margin), LARGEST_MARGIN),
-            mining,
-            SMALLEST if isinstance(max_negatives, str) else max_negatives,
-            all_labels.shape[0] > TILED_FROM if tiled is None else tiled,
-            torch.is_grad_enabled() and anchors.requires_grad,
-        )
+        tensors = anchors, earlier_student, teacher, all_labels
+        count = SMALLEST if isinstance(max_negatives, str) else max_negatives
+        choices = float(temperature), min(float(margin), LARGEST_MARGIN), mining, count
+        is_tiled = len(all_labels) > TILED_FROM if tiled is None else tiled
+        need_gradient = torch.is_grad_enabled() and anchors.requires_grad
+        loss, tuples, negatives, _ = relationship_operator(*tensors, *choices, is_tiled, need_gradient)
     return RelationshipMatch(loss, tuples, (negatives / tuples.clamp(min=1)).float())
 
 
@@ -138,8 +129,7 @@ def check_matching(temperature: float, margin: float, mining: str, max_negatives
     check_temperature("temperature", temperature)
     if not is_number(margin) or not margin >= 0:
         raise ValueError(f"margin: must be a number, at least 0, got {margin!r}")
-    if not isinstance(mining, str) or mining not in MINING:
-        raise ValueError(f"mining: must be one of {', '.join(MINING)}, got {mining!r}")
+    one_of("mining", mining, MINING)
     is_count = isinstance(max_negatives, int) and not isinstance(max_negatives, bool) and max_negatives >= 1
     if max_negatives is not None and max_negatives != "smallest" and not is_count:
         raise ValueError(f"max_negatives: must be None, 'smallest' or an integer ≥ 1, got {max_negatives!r}")
@@ -162,9 +152,7 @@ class EmbeddingQueue:
     """
 
     def __init__(self, size: int) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"a queue holds at least 1 sample, got size {size!r}")
-        self.size = size
+        self.size = whole_number("size", size, low=1)
         self._content: Embeddings | None = None
 
     def __len__(self) -> int:
@@ -174,13 +162,9 @@ class EmbeddingQueue:
         """Adds a batch, ``[B, D_s]``, ``[B, D_t]`` and ``[B]``, detached; the oldest samples leave.
 
         Raises:
-            ValueError: the batch sizes differ.
+            ValueError: shapes do not fit, or labels are not integers.
         """
-        if not student.shape[:1] == teacher.shape[:1] == labels.shape:
-            raise ValueError(
-                f"a queue takes embeddings [B, D_s], [B, D_t] and labels [B], got {list(student.shape)}, "
-                f"{list(teacher.shape)} and {list(labels.shape)}"
-            )
+        _check_batch((student, teacher, labels), "a queue")
         leaving = max(0, len(self) + len(labels) - self.size)
         student, teacher, labels = (tensor.detach()[-self.size :].clone() for tensor in (student, teacher, labels))
         if self._content is not None:

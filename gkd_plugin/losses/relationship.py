@@ -6,8 +6,8 @@ from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.box.registry import register
-from gkd_plugin.errors import one_of, user_can_mend, whole_number
-from gkd_plugin.functional import MINING, EmbeddingQueue, check_matching, relationship_matching
+from gkd_plugin.errors import user_can_mend, whole_number
+from gkd_plugin.functional import EmbeddingQueue, check_matching, relationship_matching
 from gkd_plugin.losses.term import Term
 
 
@@ -55,7 +55,6 @@ class RelationshipLoss(Term, RelationshipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("mining", self.mining, MINING)
         with user_can_mend(self.key):
             check_matching(self.temperature, self.margin, self.mining, self.max_negatives)
         size = whole_number("queue_size", self.queue_size, low=0)
