@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._common import (
-    check_temperature,
-    exact_dtype,
-    log_softmax_without,
-    no_autocast,
-    result_dtype,
-)
+from gkd_plugin.functional._common import check_temperature, exact_dtype, log_softmax_without, no_autocast, result_dtype
 
 __all__ = [
     "ClassCentreAccumulator",

@@ -9,13 +9,13 @@ than the student's training set holds. With d the logits of a local classifier o
 
     logit p(known | x) = g · (LSE_known d − LSE_other d) + h · log Σ_known p_T(t(k) | x) + c,     LSE = log Σ exp.
 
-So the teacher decides among its own classes, and both decide whether the image is of one of them. A single softmax
-could not do that: how sure the teacher is of an image says little of whether it knows the class.
+The teacher decides among its own classes, both decide whether the image is of one of them: how sure the teacher is of
+an image says little of whether it knows the class.
 
-The factors a, a', g ≥ 0, b and h in [0, 1] and c minimise the cross-entropy with training labels, smoothed as in
-:mod:`gkd_plugin.functional.discriminant`; d is of held-out samples. These are three convex problems. Where all classes
-are shared and the teacher is calibrated, a tends to 0 and b to 1: plain knowledge distillation. b and h are at most 1,
-because a teacher that was trained on the very same images is more certain of them than of any new image.
+The factors a, a', g ≥ 0, b and h in [0, 1] and c minimise the cross-entropy of held-out samples, their labels smoothed
+as in :mod:`gkd_plugin.functional.discriminant`: three convex problems. Where all classes are shared and the teacher is
+calibrated, a tends to 0 and b to 1: plain knowledge distillation. b and h are at most 1, because a teacher that was
+trained on the very same images is more certain of them than of any new image.
 """
 
 import math
@@ -122,19 +122,18 @@ def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, *bounds: tuple[
     def is_allowed(factors: Sequence[float]) -> bool:
         return all(low <= factor <= high for factor, (low, high) in zip(factors, bounds, strict=True))
 
-    factors, _ = _minimum(terms, targets, {})
+    all_free, *others = product(*[(None, *filter(math.isfinite, pair)) for pair in bounds])
+    factors, _ = _minimum(terms, targets, all_free)
     if is_allowed(factors):
         return factors
-    choices = [(None, *filter(math.isfinite, pair)) for pair in bounds]
-    sides = [{i: value for i, value in enumerate(side) if value is not None} for side in product(*choices)]
-    found = [_minimum(terms, targets, fixed) for fixed in sides if fixed]
+    found = [_minimum(terms, targets, fixed) for fixed in others]
     return min((fit for fit in found if is_allowed(fit[0])), key=lambda fit: fit[1])[0]
 
 
-def _minimum(terms: Tensor, targets: Tensor, fixed: dict[int, float]) -> tuple[list[float], float]:
-    """Factors with the lowest cross-entropy, some of them given, and that; 0 for one that changes nothing."""
-    given = terms.new_tensor([fixed.get(index, 0.0) for index in range(len(terms))])
-    is_free = torch.tensor([index not in fixed for index in range(len(terms))], device=terms.device)
+def _minimum(terms: Tensor, targets: Tensor, fixed: Sequence[float | None]) -> tuple[list[float], float]:
+    """Factors with the lowest cross-entropy, the ``fixed`` ones given, and that; 0 for one that changes nothing."""
+    given = terms.new_tensor([value or 0.0 for value in fixed])
+    is_free = torch.tensor([value is None for value in fixed], device=terms.device)
     free = torch.zeros_like(given).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [free], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"

@@ -94,7 +94,7 @@ def _attach(model: Any) -> None:
     pools = {id(pool.proj) for pool in model.modules() if isinstance(pool, AttentionPool2d | RotAttentionPool2d)}
     inputs = _ClassifierInputs(model.embedding, model.head_hidden_size, len(classifiers))
     for index, classifier in enumerate(classifiers):
-        classifier.register_forward_pre_hook(functools.partial(_hook, inputs, index, id(classifier) in pools))
+        classifier.register_forward_pre_hook(functools.partial(inputs.hook, index, id(classifier) in pools))
 
 
 def _classifiers(found: Any) -> Iterator[nn.Module]:
@@ -105,16 +105,6 @@ def _classifiers(found: Any) -> Iterator[nn.Module]:
     else:
         pools_itself = isinstance(found, ClassifierHead | NormMlpClassifierHead | ClNormMlpClassifierHead)
         yield found.fc if pools_itself else found
-
-
-def _hook(inputs: "_ClassifierInputs", index: int, takes_tokens: bool, _classifier: nn.Module, args: Any) -> Any:
-    """Forward pre-hook of one classifier; as a ``partial`` it follows ``copy.deepcopy`` and pickling to the copy."""
-    x = args[0]
-    if inputs.count > 1 or takes_tokens:
-        inputs.add(index, x[:, 0] if takes_tokens else x)
-        return None
-    is_pooled = x.ndim == 4 and x.shape[2:] == (1, 1)  # [B, D, 1, 1] goes through as [B, D]
-    return (inputs.embedding(x.flatten(1)).view_as(x) if is_pooled else inputs.embedding(x), *args[1:])
 
 
 @dataclass
@@ -131,15 +121,23 @@ class _ClassifierInputs:
     count: int
     seen: list[Tensor] = field(default_factory=list)
 
-    def add(self, index: int, x: Tensor) -> None:
-        """The input of classifier ``index``; with the last one's the embedding goes through the tap."""
-        if index == 0:
-            self.seen = []
+    def hook(self, index: int, takes_tokens: bool, _classifier: nn.Module | None, args: Any) -> Any:
+        """Forward pre-hook of classifier ``index``; with the last one's input the embedding goes through the tap.
+
+        As a ``partial`` of a method it follows ``copy.deepcopy`` and pickling to the copy.
+        """
+        x = args[0]
+        if self.count == 1 and not takes_tokens:
+            is_pooled = x.ndim == 4 and x.shape[2:] == (1, 1)  # [B, D, 1, 1] goes through as [B, D]
+            return (self.embedding(x.flatten(1)).view_as(x) if is_pooled else self.embedding(x), *args[1:])
+        x = x[:, 0] if takes_tokens else x
+        self.seen = self.seen if index else []
         if not any(x is other for other in self.seen):
             self.seen.append(x)
         if index == self.count - 1:
             inputs, self.seen = self.seen, []
             self.embedding(self.combined(inputs))
+        return None
 
     def combined(self, inputs: list[Tensor]) -> Tensor:
         """Distinct inputs ``[B, d_i]`` → ``[B, D]``."""

@@ -17,8 +17,7 @@ def one_round(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [(benchmark.TILED, {}), ("padded", {}), ("truncated", {"max_negatives": "smallest"})],
+    ("method", "settings"), [(benchmark.TILED, {}), ("padded", {}), ("truncated", {"max_negatives": "smallest"})]
 )
 def test_the_same_tuples_give_the_same_loss_and_gradient(method, settings):
     student, teacher, labels = batch(size=30, dtype=torch.float32)

@@ -130,9 +130,9 @@ def test_an_encoders_embedding_is_the_mean_of_its_tokens():
 
 def test_inputs_that_do_not_make_the_embedding_are_refused():
     inputs = _ClassifierInputs(Embedding(), 8, 2)
-    inputs.add(0, torch.zeros(1, 3))
+    inputs.hook(0, False, None, [torch.zeros(1, 3)])
     with pytest.raises(ConfigError, match=r"widths \[3, 4\] do not make an embedding of width 8"):
-        inputs.add(1, torch.zeros(1, 4))
+        inputs.hook(1, False, None, [torch.zeros(1, 4)])
 
 
 def test_what_cannot_be_tapped():
