@@ -11,10 +11,7 @@ from gkd_plugin.errors import ConfigError, nearest
 
 
 class Capture:
-    """A forward hook that keeps what a module was last given, or gave, until it is taken.
-
-    Unlike a hook for each call it stays in place, which a compiled model needs.
-    """
+    """A forward hook that keeps what a module was last given, or gave, until it is taken."""
 
     def __init__(self, io: str) -> None:
         self.io = io
@@ -30,7 +27,7 @@ class Capture:
 
     @classmethod
     def of(cls, model: nn.Module, path: str, io: str) -> "Capture":
-        """The one on this module of the model; wrappers of one model share it."""
+        """The one on this module, which wrappers of one model share; it stays there, as a compiled model needs it."""
         module = model.get_submodule(path)
         for hook in module._forward_hooks.values():  # noqa: SLF001
             if isinstance(hook, cls) and hook.io == io:
@@ -85,9 +82,8 @@ def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: st
 def unreached_parameters(model: nn.Module, path: str, images: Tensor) -> list[nn.Parameter]:
     """The trainable parameters that the output of a module does not depend on: a loss on it gives them no gradient.
 
-    For the embedding that is the classifier (all of them, where a model has several, and what weighs them against each
-    other), whatever the architecture. Runs the model once, forward and backward, in eval mode; weights, statistics and
-    random states stay as they were.
+    For the embedding those are of the classifiers, whatever the architecture. Runs the model once, forward and
+    backward, in eval mode; weights, statistics and random states stay as they were.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next((parameter.device for parameter in model.parameters()), images.device)

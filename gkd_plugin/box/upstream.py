@@ -18,11 +18,10 @@ from gkd_plugin.errors import ConfigError, told_at
 def install_prepare_hook() -> None:
     """Lets teacher and criterion see the box before it wraps the models, by calling their ``prepare(box, stage)``.
 
-    Symptom: torchdistill builds the criterion after the models and before DDP, but no part that a plugin can
-    register is shown the student or the data between the two. Stage ``embedding`` must freeze the student's classifier
-    just there: under DDP a classifier that gets no gradient stops training, with or without
-    ``find_unused_parameters``, and its module path differs per architecture. And the teacher must learn how the
-    training images are normalised before the first one reaches it. Installing twice is harmless.
+    Symptom: no part that a plugin can register is shown the student or the data after the models are built and before
+    DDP wraps them. Stage ``embedding`` must freeze the student's classifier just there: under DDP a classifier without
+    gradient stops training, with or without ``find_unused_parameters``. And the teacher must learn how the training
+    images are normalised before the first one reaches it. Installing twice is harmless.
     """
     original: Callable[..., None] = DistillationBox.setup_loss
     if getattr(original, "calls_prepare", False):
@@ -43,11 +42,10 @@ def install_prepare_hook() -> None:
 def clip_unscaled(box: Any, accelerator: Any) -> None:
     """Makes ``optimizer.max_grad_norm`` of a stage clip the gradients themselves in float16.
 
-    Symptom: in float16 Accelerate multiplies the loss by up to 65536 and divides the gradients again just before the
-    step; torchdistill clips between the two, so that ``max_grad_norm: 2.0`` leaves gradients of 2 / 65536 and nothing
-    is learned. A hook on the optimizer itself runs after the division; a fused optimizer divides in its own step, and
-    has the scaler's factor on it until then. Does nothing without a scaler. The box has the optimizer of the stage that
-    begins.
+    Symptom: in float16 Accelerate multiplies the loss by up to 65536 and divides the gradients just before the step;
+    torchdistill clips between the two, so that ``max_grad_norm: 2.0`` leaves gradients of 2 / 65536. A hook on the
+    optimizer itself runs after the division; a fused optimizer divides in its own step, and has the scaler's factor on
+    it until then. Does nothing without a scaler. The box has the optimizer of the stage that begins.
     """
     if box.max_grad_norm is None or accelerator.scaler is None:
         return

@@ -156,9 +156,8 @@ def _final_ncm(parts: Parts) -> dict[str, float]:
 def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:
     """Measures the teacher on the validation set before training: ``ncm_top1`` and ``top1``, as far as they apply.
 
-    Both near chance is a warning. Its own top-1 is a figure where the student's classes are the teacher's own. Where
-    nothing shows whether they are, they are taken to be its own if there are as many and its classifier is right more
-    often than guessing explains and at least half as often as NCM.
+    Both near chance is a warning. Its own top-1 is a figure where the student's classes are its own: where nothing
+    shows that, if they are as many and it is right more often than by chance and at least half as often as NCM.
     """
     teacher, loader = box.teacher_model, box.val_data_loader
     if loader is None:
@@ -225,8 +224,7 @@ def _logistic_regression(
 ) -> Score:
     """Multinomial, C = 1, on embeddings of length 1, as Tian et al. 2020 ("Rethinking Few-Shot Image Classification").
 
-    Every class has the same weight, whatever its number of samples: old classes with a few exemplars would otherwise
-    never be predicted. A class without a sample has probability 0.
+    Classes weigh the same, or old ones with few exemplars would never be predicted; one without a sample scores 0.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -71,11 +71,9 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     r"""Sets every classifier of the student to z_k = 10 · φᵀc_k / m, with no bias.
 
     φ is the classifier's input, c_k the normalised mean of φ over the training samples of class k (evaluation view), m
-    the mean length of φ. The student then starts with the accuracy of the nearest class mean, and an untrained
-    classifier does not spoil the embedding in the first steps (Qi, Brown and Lowe, "Low-Shot Learning with Imprinted
-    Weights", CVPR 2018). Not in the ReFilled paper.
-
-    Random states stay as they were; the student is in eval mode afterwards.
+    the mean length of φ. No untrained classifier spoils the embedding in the first steps then (Qi, Brown and Lowe,
+    "Low-Shot Learning with Imprinted Weights", CVPR 2018). Not in the ReFilled paper. Random states stay as they were;
+    the student is in eval mode afterwards.
     """
     place = f"{where}.src_ckpt_classifier: 'centres'"
     student.eval()

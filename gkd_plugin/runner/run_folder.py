@@ -72,8 +72,7 @@ def _holds_run(folder: Path) -> bool:
 class RunFolder:
     """Writes ``config.yaml``, ``summary.json``, ``metrics.jsonl`` and ``log.txt`` of one run, on the main process.
 
-    An earlier run in the same place is kept as ``<folder>.previous``. One such is kept; an older one is deleted, unless
-    it holds a file that no run has written.
+    The last run there is kept as ``<folder>.previous``; one before it goes, unless it holds a file that no run wrote.
     """
 
     def __init__(self, path: Path, is_main: bool = True) -> None:

@@ -37,8 +37,8 @@ def train_epochs(
 
     A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
     ``images_per_second``, ``seconds``, and on the validation set, after every ``val_freq``-th epoch of a stage and its
-    last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding`` (whose classifier is
-    untrained). ``student`` is the model itself, unwrapped. With a cache the teacher answers from it.
+    last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding``. ``student`` is the
+    model itself, unwrapped. With a cache the teacher answers from it.
     """
     done = 0
     for stage in stages:

@@ -124,9 +124,8 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
 def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None:
     """Loads a teacher's weights: its backbone in full, and its classifier if it has one.
 
-    Other parts of the file (a classifier that the model lacks, a projection head, a decoder) are left out, and a log
-    line says so. Where the file says what images and classes the weights were trained with, the model's
-    ``image_input`` and ``trained_classes`` say so afterwards.
+    A log line tells what is left out: a classifier that the model lacks, a projection head, a decoder. ``image_input``
+    and ``trained_classes`` of the model are what the file says of its training.
     """
     fit, heads = _Fit(model, path, where), _timm_classifier_paths(model)
     in_head = {key for key in (*fit.missing, *fit.misshapen) if key.startswith(heads)}
@@ -152,10 +151,9 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, extends_classifier: bool = False) -> None:
-    """Loads a backbone in full under a classifier for other classes, as for fine-tuning.
+    """Loads a backbone in full under a classifier for other classes, as for fine-tuning, which stays as it is.
 
-    With ``extends_classifier`` the file's classes are the model's first ones: their rows are loaded too, and the other
-    rows stay as they were initialised.
+    With ``extends_classifier`` the file's classes are the model's first ones, and their rows are loaded too.
     """
     fit, heads = _Fit(model, path, where), classifier_paths(model)
     if not heads:
@@ -203,8 +201,8 @@ class _Fit:
         found, own = self.file.state, model.state_dict()
         with told_at(f"{where}: {path} "):
             self.prefix = _prefix(found, own)
-        inside = {key.removeprefix(self.prefix): value for key, value in found.items() if key.startswith(self.prefix)}
-        given = {key: value for key, value in found.items() if not key.startswith(self.prefix)} | inside
+        ordered = sorted(found, key=lambda key: key.startswith(self.prefix))  # of two alike the one inside is taken
+        given = {key.removeprefix(self.prefix): found[key] for key in ordered}
         self._title = f"{where}: {path} does not fit {type(model).__name__}"
         self._own_tops = {name.partition(".")[0] for name in own}
         missing = own.keys() - given.keys()

@@ -119,9 +119,8 @@ def run_rank(rank, port, queue):
         accelerator = Accelerator(cpu=True)
         accelerator.state.use_fp16 = False
         teacher, student = models("deit_tiny_distilled_patch16_224", img_size=32, depth=2)
-        train_box(
-            make_box({"stage1": stage("embedding"), "stage2": stage("classifier")}, teacher, student, accelerator)
-        )
+        stages = {"stage1": stage("embedding"), "stage2": stage("classifier")}
+        train_box(make_box(stages, teacher, student, accelerator))
         EmbeddingStage.prepare = lambda self, box, stage_config: None
         with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
             train_box(make_box(stage("embedding", epochs=2), *models(), accelerator))
@@ -154,14 +153,10 @@ LIMIT, SCALE = 0.5, 2.0**16
 GRADIENT = torch.tensor([3.0, 4.0])
 
 
-class Scaled:
+def scaled():
     """What Accelerate does in float16, with a scaler for the CPU."""
-
-    def __init__(self):
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
-
-    def backward(self, loss):
-        self.scaler.scale(loss).backward()
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    return SimpleNamespace(scaler=scaler, backward=lambda loss: scaler.scale(loss).backward())
 
 
 def box_with(accelerator, max_grad_norm, grad_accum_step=1, **kwargs):
@@ -188,23 +183,23 @@ def step(box):
 
 
 def test_trap_torchdistill_clips_what_the_scaler_multiplied():
-    torch.testing.assert_close(step(box_with(Scaled(), LIMIT)), -LIMIT * GRADIENT / 5 / SCALE)
+    torch.testing.assert_close(step(box_with(scaled(), LIMIT)), -LIMIT * GRADIENT / 5 / SCALE)
 
 
 UNSCALED = SimpleNamespace(scaler=None, backward=torch.Tensor.backward)  # torchdistill clips
 
 
-@pytest.mark.parametrize(("fused", "scaled"), [(False, True), (True, True), (False, False)])
+@pytest.mark.parametrize(("fused", "has_scaler"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize(("limit", "expected"), [(LIMIT, LIMIT * GRADIENT / 5), (10.0, GRADIENT), (None, GRADIENT)])
-def test_the_gradient_itself_is_clipped(limit, expected, fused, scaled):
-    box = box_with(Scaled() if scaled else UNSCALED, limit, fused=fused)
+def test_the_gradient_itself_is_clipped(limit, expected, fused, has_scaler):
+    box = box_with(scaled() if has_scaler else UNSCALED, limit, fused=fused)
     clip_unscaled(box, box.accelerator)
     for _ in range(2):
         torch.testing.assert_close(step(box), -expected)
 
 
 def test_accumulated_gradients_are_clipped_once():
-    box = box_with(Scaled(), LIMIT, grad_accum_step=2)
+    box = box_with(scaled(), LIMIT, grad_accum_step=2)
     clip_unscaled(box, box.accelerator)
     assert not step(box).any()
     torch.testing.assert_close(step(box), -LIMIT * GRADIENT / 5)

@@ -32,9 +32,8 @@ def accelerator():
 
 
 def loop(scores, labels, k=1):
-    hits = 0
-    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
-        hits += label in sorted(range(len(row)), key=lambda c: -row[c])[:k]
+    pairs = zip(scores.tolist(), labels.tolist(), strict=True)
+    hits = sum(label in sorted(range(len(row)), key=lambda c: -row[c])[:k] for row, label in pairs)
     return 100 * hits / len(labels)
 
 
@@ -82,39 +81,21 @@ def test_groups_at_the_edges(accelerator, labels, expected):
     assert evaluate(lambda x: x, loader, accelerator).as_dict() == expected
 
 
-class OneOfTwo:
-    """The first of two processes: gathering appends what the second one sends, batch by batch."""
-
-    device = torch.device("cpu")
-    is_main_process = False
-
-    def __init__(self, others):
-        self.others = iter(others)
-
-    def gather_for_metrics(self, own):
-        return tuple(torch.cat(pair) for pair in zip(own, next(self.others), strict=True))
-
-
 def test_groups_count_the_samples_of_all_processes():
+    """Gathering appends the batch of the second of two processes."""
     right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    second = OneOfTwo([(torch.cat([wrong, wrong]), torch.tensor([0, 1]))])
-    found = evaluate(lambda x: x, grouped(right, [0], {"old": [0], "new": [1]}), second)
+    second = torch.cat([wrong, wrong]), torch.tensor([0, 1])
+    first = SimpleNamespace(device=right.device, is_main_process=False)
+    first.gather_for_metrics = lambda own: map(torch.cat, zip(own, second, strict=True))
+    found = evaluate(lambda x: x, grouped(right, [0], {"old": [0], "new": [1]}), first)
     assert found.groups == {"old": 50, "new": 100}
 
 
-@pytest.mark.parametrize(
-    ("top1", "samples", "classes", "expected"),
-    [
-        (54.0, 1000, 2, True),
-        (55.0, 1000, 2, False),
-        (20.0, 24, 4, True),
-        (3.0, 10_000, 100, False),
-        (1.1, 10_000, 100, True),
-        (0.0, 0, 0, True),
-    ],
-)
-def test_near_chance(top1, samples, classes, expected):
-    assert near_chance(Accuracy(top1, None, samples, classes)) is expected
+def test_near_chance():
+    for top1, *counts in ((54.0, 1000, 2), (20.0, 24, 4), (1.1, 10_000, 100), (0.0, 0, 0)):
+        assert near_chance(Accuracy(top1, None, *counts)) is True
+    for top1, *counts in ((55.0, 1000, 2), (3.0, 10_000, 100)):
+        assert near_chance(Accuracy(top1, None, *counts)) is False
 
 
 class Means(nn.Module):
@@ -198,8 +179,7 @@ class Knowing(TinyNet):
         self.embedding = torch.nn.Identity()
         self.shift = shift
         self.num_classes = num_classes
-        if names is not None:
-            self.trained_classes = list(names)
+        self.trained_classes = names and list(names)
 
     def forward(self, x):
         score = torch.stack([x[:, k % 3, :, 4 * k : 4 * k + 4].mean((1, 2)) for k in range(4)], dim=1)
@@ -207,15 +187,11 @@ class Knowing(TinyNet):
         return torch.cat([self.embedding(score).roll(self.shift, dims=1), extra], dim=1)
 
 
-class Blind(TinyNet):
+class Blind(Knowing):
     """Sees nothing: one embedding for every image."""
 
-    def __init__(self):
-        super().__init__()
-        self.embedding = torch.nn.Identity()
-
     def forward(self, x):
-        return self.embedding(torch.ones(len(x), 4))
+        return super().forward(torch.ones_like(x))
 
 
 def box_of(model, accelerator, **changes):
@@ -298,10 +274,8 @@ def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
     scores = PROBES["logistic_regression"](teacher, loader, 3, accelerator)(embedded)
     assert scores.shape == (63, 3)
     assert not scores[:, 2].any()
-    got, rows = scores[:, 0].numpy(), nn.functional.normalize(embedded, dim=1)
-    balanced, plain = (
-        LogisticRegression(max_iter=1000, class_weight=weight).fit(rows.double().numpy(), labels.numpy())
-        for weight in ("balanced", None)
-    )
-    np.testing.assert_allclose(got, balanced.predict_proba(rows.double().numpy())[:, 0], rtol=1e-4)
-    assert (plain.predict_proba(rows.double().numpy())[:, 0] < got).all()
+    got, rows = scores[:, 0].numpy(), nn.functional.normalize(embedded, dim=1).double().numpy()
+    fits = (LogisticRegression(max_iter=1000, class_weight=weight).fit(rows, labels) for weight in ("balanced", None))
+    balanced, plain = (fit.predict_proba(rows)[:, 0] for fit in fits)
+    np.testing.assert_allclose(got, balanced, rtol=1e-4)
+    assert (plain < got).all()

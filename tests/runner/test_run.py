@@ -3,13 +3,14 @@
 import json
 import logging
 import shutil
+from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
 from torchdistill.common.yaml_util import load_yaml_file
@@ -119,9 +120,8 @@ def figures_of(model):
 
 def test_the_final_figures_are_of_the_student_in_its_file(runs):
     final = summary(runs / "runs/student")["final"]
-    assert {key: final[key] for key in ("top1", "ncm_top1")} == figures_of(
-        bare(runs, "student", "test_vit", img_size=32)
-    )
+    want = figures_of(bare(runs, "student", "test_vit", img_size=32))
+    assert {key: final[key] for key in ("top1", "ncm_top1")} == want
 
 
 def test_evaluation_gives_the_final_figure(here):
@@ -253,11 +253,10 @@ def test_what_cannot_be_measured(here, path, measure, args, message):
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, place, kept):
-    forward, calls = stage.forward, []
+    forward, calls = stage.forward, count(1)
 
-    def broken(self, *args: Tensor):
-        calls.append(1)
-        return forward(self, *args) * (float("nan") if len(calls) == at else 1)
+    def broken(self, *args):
+        return forward(self, *args) * (float("nan") if next(calls) == at else 1)
 
     monkeypatch.setattr(stage, "forward", broken)
     with pytest.raises(ConfigError) as caught:
@@ -290,10 +289,7 @@ def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
 
 
 def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EmbeddingStage, "forward", interrupted)
+    monkeypatch.setattr(EmbeddingStage, "forward", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run("student", "out")
     assert summary("out")["status"] == "stopped (KeyboardInterrupt)"
@@ -367,13 +363,10 @@ def test_folders_that_cannot_be_used(configs, planned):
     Path("file").write_text("")
     Path("mine").mkdir()
     Path("mine/config.yaml").write_text("precious")
-    for output, message in (
-        ("file", "file is a file"),
-        (".", r"\. holds the working directory"),
-        ("..", "holds the w"),
-        ("mine", r"mine holds 'config\.yaml' and no earlier run"),
-    ):
-        refused(f"^--output: .*{message}", run_all, configs[:1], output=Path(output))
+    for output in (".", ".."):
+        refused(r"^--output: \.+ holds the working directory", run_all, configs[:1], output=Path(output))
+    for output, message in (("file", "file is a file"), ("mine", r"mine holds 'config\.yaml' and no earlier run")):
+        refused(f"^--output: {message}", run_all, configs[:1], output=Path(output))
     twins = [configs[0], Path("elsewhere/teacher.yaml")]
     refused("two configurations would write to runs/teacher", run_all, twins)
     assert planned == []
