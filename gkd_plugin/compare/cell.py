@@ -16,6 +16,8 @@ from gkd_plugin.errors import ConfigError, nearest, told_at
 _REPLACED = ("criterion", "forward_hook", "dataset_wrapper")
 """Sections that a method puts in place of the configuration's, instead of adding to them."""
 _IN_EPOCHS = {
+    "ConstantLR": None,
+    "ReduceLROnPlateau": None,
     "CosineAnnealingLR": "T_max",
     "StepLR": "step_size",
     "MultiStepLR": "milestones",
@@ -23,8 +25,7 @@ _IN_EPOCHS = {
     "PolynomialLR": "total_iters",
     "OneCycleLR": "total_steps",
 }
-"""Key of a scheduler → its keyword that counts epochs."""
-_NOT_IN_EPOCHS = ("ConstantLR", "ReduceLROnPlateau")
+"""Key of a scheduler → its keyword that counts epochs, if any."""
 
 
 def base_stages(tree: Tree) -> dict[str, Stage]:
@@ -60,8 +61,6 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
             stages = {kind: replace(stage, section=_merged(stage.section, without)) for kind, stage in stages.items()}
         embedding = _embedding(stages["embedding"], method)
         tree["models"] = _models(tree, method)
-        if "teacher_model" not in tree["models"]:
-            tree.pop("teacher_cache", None)
         if method.of == "student":
             tree["train"] |= {stage.name: _read_like_student(stage, embedding) for stage in stages.values()}
         elif not method.probe:
@@ -69,7 +68,8 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
             kept = {key: value for key, value in tree["train"].items() if not key.startswith("stage")}
             several = {f"stage{number}": section for number, section in enumerate(sections, 1)}
             tree["train"] = kept | (sections[0] if len(sections) == 1 else several)
-        if any("dataset_wrapper" in stage.train_data_loader for stage in method.stages):
+        is_wrapped = any("dataset_wrapper" in stage.train_data_loader for stage in method.stages)
+        if is_wrapped or "teacher_model" not in tree["models"]:
             tree.pop("teacher_cache", None)  # its views are of the data set itself; the teacher answers in every step
         return checked_config(path, tree)
 
@@ -86,13 +86,28 @@ def _embedding(stage: Stage, method: Method) -> str | None:
 
 
 def _models(tree: Tree, method: Method) -> Tree:
-    """The student saves its weights in the cell's folder alone; without a teacher it is the only model."""
+    """The student saves its weights in the cell's folder alone; without a teacher it is the only model.
+
+    ``student: teacher`` is the teacher's network and weights, with a new classifier of the student's classes;
+    ``student: untrained`` has random weights where the configuration starts from trained ones.
+    """
     teacher, student = tree["models"]["teacher_model"], student_entry(tree)[1]
+    kwargs, where = student["kwargs"], "models.student_model.kwargs"
+    changes: Tree = {"dst_ckpt": None}
     if method.student == "teacher":
-        student = _like_teacher(student, teacher, is_extended=is_incremental(tree))
-    student = _merged(student, {"dst_ckpt": None})
-    if method.student == "untrained":
-        student = _untrained(student)
+        if kwargs.get("num_classes") is None:
+            raise ConfigError(f"{where}.num_classes: missing; the classifier for the teacher's network")
+        changes["kwargs"] = {"num_classes": kwargs["num_classes"]}
+        if teacher.get("src_ckpt"):
+            starts_at = "centres" if student.get("src_ckpt_classifier") == "centres" else "new"
+            changes["src_ckpt_classifier"] = "extended" if is_incremental(tree) else starts_at
+        student = teacher
+    elif method.student == "untrained":
+        if given := [key for key in WEIGHTS if kwargs.get(key) is not None]:
+            raise ConfigError(f"{where}.{given[0]}: names weights that this method cannot leave out")
+        changes |= {"src_ckpt": None, "src_ckpt_classifier": None}
+        changes["kwargs"] = {"pretrained": False} if kwargs.get("pretrained") else {}
+    student = _merged(student, changes)
     if not (method.has_teacher or method.probe):
         return {"model": student}
     if method.of == "student":
@@ -100,27 +115,6 @@ def _models(tree: Tree, method: Method) -> Tree:
         if student.get("src_ckpt_classifier"):
             teacher = {**student, "src_ckpt_classifier": "new" if student.get("src_ckpt") else None}
     return {"teacher_model": teacher, "student_model": student}
-
-
-def _like_teacher(student: Tree, teacher: Tree, *, is_extended: bool) -> Tree:
-    """The teacher's entry with the student's number of classes: its network and weights, with a new classifier."""
-    num_classes = student["kwargs"].get("num_classes")
-    if num_classes is None:
-        raise ConfigError("models.student_model.kwargs.num_classes: missing; the classifier for the teacher's network")
-    changes: Tree = {"kwargs": {"num_classes": num_classes}}
-    if teacher.get("src_ckpt"):
-        starts_at_centres = student.get("src_ckpt_classifier") == "centres"
-        changes["src_ckpt_classifier"] = "extended" if is_extended else "centres" if starts_at_centres else "new"
-    return _merged(teacher, changes)
-
-
-def _untrained(student: Tree) -> Tree:
-    """Random weights for a student that the configuration starts from trained ones."""
-    for key in WEIGHTS:
-        if student["kwargs"].get(key) is not None:
-            raise ConfigError(f"models.student_model.kwargs.{key}: names weights that this method cannot leave out")
-    kwargs = {"pretrained": False} if student["kwargs"].get("pretrained") else {}
-    return _merged(student, {"src_ckpt": None, "src_ckpt_classifier": None, "kwargs": kwargs})
 
 
 def _read_like_student(stage: Stage, embedding: str | None) -> Tree:
@@ -141,7 +135,16 @@ def _section(tree: Tree, stages: Mapping[str, Stage], wanted: MethodStage, embed
     if section.get("scheduler") is not None:
         section["scheduler"] = fitted_scheduler(section["scheduler"], epochs / base.epochs, wanted.lr_factor)
     if wanted.lr_factor != 1 or wanted.max_grad_norm is not None:
-        section["optimizer"] = _optimizer(section.get("optimizer"), wanted)
+        if not section.get("optimizer"):
+            raise ConfigError(f"optimizer: missing in the stage {wanted.like!r}, where the method changes it")
+        section["optimizer"] = optimizer = dict(section["optimizer"])
+        optimizer["kwargs"] = kwargs = dict(optimizer.get("kwargs") or {})
+        if wanted.lr_factor != 1:
+            if "lr" not in kwargs:
+                raise ConfigError("optimizer.kwargs.lr: missing; a method with an lr_factor needs one to scale")
+            kwargs["lr"] *= wanted.lr_factor
+        if wanted.max_grad_norm is not None and optimizer.get("max_grad_norm") is None:
+            optimizer["max_grad_norm"] = wanted.max_grad_norm
     changes = {key: getattr(wanted, key) for key in ("train_data_loader", "teacher", "student")}
     if wanted.criterion is not None:
         changes["criterion"] = wanted.criterion
@@ -156,13 +159,12 @@ def _section(tree: Tree, stages: Mapping[str, Stage], wanted: MethodStage, embed
 def fitted_scheduler(scheduler: Tree, longer: float, lr_factor: float) -> Tree:
     """The scheduler's section for ``longer`` ≥ 1 times as many epochs and ``lr_factor`` times the learning rate."""
     key, kwargs = scheduler["key"], dict(scheduler.get("kwargs") or {})
-    if longer != 1 and key not in _NOT_IN_EPOCHS:
-        if key not in _IN_EPOCHS:
-            raise ConfigError(
-                f"scheduler: {key!r} cannot be stretched to the epochs of both stages, as single-stage methods need; "
-                f"{nearest(key, [*_IN_EPOCHS, *_NOT_IN_EPOCHS])}"
-            )
-        argument = _IN_EPOCHS[key]
+    if longer != 1 and key not in _IN_EPOCHS:
+        raise ConfigError(
+            f"scheduler: {key!r} cannot be stretched to the epochs of both stages, as single-stage methods need; "
+            f"{nearest(key, _IN_EPOCHS)}"
+        )
+    if longer != 1 and (argument := _IN_EPOCHS[key]):
         if argument not in kwargs:
             raise ConfigError(f"scheduler.kwargs: {key!r} has no {argument!r} to stretch")
         kwargs[argument] = _each(kwargs[argument], lambda epoch: round(epoch * longer))
@@ -173,21 +175,6 @@ def fitted_scheduler(scheduler: Tree, longer: float, lr_factor: float) -> Tree:
 
 def _each(value: Any, change: Callable[[Any], Any]) -> Any:
     return [change(item) for item in value] if isinstance(value, list) else change(value)
-
-
-def _optimizer(optimizer: Tree | None, wanted: MethodStage) -> Tree:
-    """The optimizer's section with the method's learning rate, and its bound where the section has none."""
-    if not optimizer:
-        raise ConfigError(f"optimizer: missing in the stage {wanted.like!r}, where the method changes it")
-    kwargs = dict(optimizer.get("kwargs") or {})
-    if wanted.lr_factor != 1:
-        if "lr" not in kwargs:
-            raise ConfigError("optimizer.kwargs.lr: missing; a method with an lr_factor needs a learning rate to scale")
-        kwargs["lr"] *= wanted.lr_factor
-    own = {**optimizer, "kwargs": kwargs}
-    if wanted.max_grad_norm is not None and own.get("max_grad_norm") is None:
-        own["max_grad_norm"] = wanted.max_grad_norm
-    return own
 
 
 def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:

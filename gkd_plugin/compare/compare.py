@@ -61,7 +61,6 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
                 "for all epochs, so the number of their updates may be another"
             )
         cells, configs = _plan(config.tree, methods, wanted)
-        _check_data(cells, configs, wanted.score)
     for path, made in configs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(made.text, encoding="utf-8")
@@ -107,34 +106,30 @@ def _methods(names: Sequence[str]) -> list[Method]:
 def _plan(
     tree: dict[str, Any], methods: Sequence[Method], wanted: Comparison
 ) -> tuple[list[Cell], dict[Path, RunConfig]]:
-    """Every cell, and the configurations of those whose method can serve their setting, by the cells' files."""
+    """Every cell, and the configurations of those whose method can serve their setting, by the cells' files.
+
+    Builds the data sets of each setting once: what they cannot give is told before anything trains.
+    """
     axes: tuple[Sequence[Any], ...] = (wanted.overlaps, wanted.ways, wanted.shots, wanted.memories)
     settings = [Setting(*values) for values in product(*(axis or (None,) for axis in axes))]
     cells: list[Cell] = []
     configs: dict[Path, RunConfig] = {}
+    checked = set()
     for method, setting, task in product(methods, settings, wanted.tasks or (None,)):
         folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
         path = folder / "config.yaml"
         reason = untrained_student(method, tree)
         if not reason:
-            config = cell_config(tree, method, setting, path, task)
+            config, data = cell_config(tree, method, setting, path, task), (setting, method.memory is None)
             with told_at(f"{setting.title}: "):
                 reason = obstacle(method, config)
-            if not reason:
-                configs[path] = config
+                if not reason:
+                    configs[path] = config
+                    if data not in checked:
+                        _check_score(wanted.score, config.build())
+                    checked.add(data)
         cells += [Cell(method, setting, seed, path, folder / f"seed{seed}", reason, task) for seed in wanted.seeds]
     return cells, configs
-
-
-def _check_data(cells: Sequence[Cell], configs: Mapping[Path, RunConfig], score: str) -> None:
-    """Builds the data sets of each setting once: what they cannot give is told before anything trains."""
-    checked = set()
-    for cell in cells:
-        data = (cell.setting, cell.method.memory is None)
-        if cell.config in configs and data not in checked:
-            checked.add(data)
-            with told_at(f"{cell.setting.title}: "):
-                _check_score(score, configs[cell.config].build())
 
 
 def _check_score(score: str, built: Mapping[str, Any]) -> None:

@@ -83,12 +83,8 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, sc
     in_turn = ((cell, run_cell(cell, device)) for cell in waiting)
     with closing(in_turn if jobs == 1 else _at_once(waiting, device, jobs)) as running:
         for place, (cell, reason) in enumerate(running, 1):
-            result = (
-                Result(cell, FAILED, reason=reason)
-                if reason
-                else Result(cell, FINISHED, _read_json(cell.folder / "summary.json"))
-            )
-            results[id(cell)] = result
+            summary = {} if reason else _read_json(cell.folder / "summary.json")
+            results[id(cell)] = result = Result(cell, FAILED if reason else FINISHED, summary, reason)
             _log(result, score, f"[{place}/{len(waiting)}]")
             _log_warnings(result, told)
     return [results[id(cell)] for cell in cells]

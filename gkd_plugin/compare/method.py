@@ -2,37 +2,25 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gkd_plugin.compare.sizes import EMBEDDING, PLACEHOLDERS
-from gkd_plugin.config.tree import read, walk
-from gkd_plugin.errors import ConfigError, is_number, nearest, told_at
+from gkd_plugin.config.kinds import Report, each, maybe, one_of, section, value
+from gkd_plugin.config.tree import Tagged, is_private, places, read
+from gkd_plugin.errors import ConfigError, is_number, nearest
 
 CONTROL = "ce"
 """The method that the others are tested against."""
 
 _FOLDER = Path(__file__).parent / "methods"
-_CHOICES: Mapping[str, Collection[str | None]] = {
-    "classes": ("any", "same", "incremental"),
-    "student": ("teacher", "untrained"),
-    "memory": (None,),
-    "probe": ("ncm", "logistic_regression"),
-    "of": ("student",),
-}
-_STAGE_CHOICES: Mapping[str, Collection[str | None]] = {"like": ("embedding", "classifier"), "epochs": (None, "all")}
 _PLACEHOLDER = re.compile(r"\{\w+\}")
+_LOGITS = {"is_from_teacher": False, "module_path": ".", "io": "output"}
 _CROSS_ENTROPY: Mapping[str, Any] = {
     "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-    "criterion_wrapper": {
-        "key": "SimpleLossWrapper",
-        "kwargs": {
-            "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-            "target": {"uses_label": True},
-        },
-    },
+    "criterion_wrapper": {"key": "SimpleLossWrapper", "kwargs": {"input": _LOGITS, "target": {"uses_label": True}}},
 }
 
 
@@ -69,6 +57,44 @@ class Method:
         return any(stage.teacher is not None for stage in self.stages)
 
 
+def _check_method(report: Report, path: str, given: Mapping[Any, Any]) -> None:  # noqa: ARG001
+    """What no key shows alone, and placeholders."""
+    probe, stages = given.get("probe"), given.get("stages")
+    if probe and given.keys() & {"stages", "student"}:
+        report.add("probe", "trains nothing; remove stages and student")
+    if "of" in given and not probe:
+        report.add("of", "says whose embedding a probe reads, and there is no probe; remove it")
+    if not (stages or probe):
+        report.refuse("stages", stages, "must be a list of stages")
+    for place, found in places(stages, "stages"):
+        for part in _PLACEHOLDER.findall(found) if isinstance(found, str) else ():
+            if part != EMBEDDING and not (part == found and part in PLACEHOLDERS):
+                report.add(place, f"{part!r} in {found!r}; {nearest(part, [*PLACEHOLDERS, EMBEDDING])}")
+
+
+_FACTOR = maybe(value("a finite number above 0", lambda given: is_number(given) and 0 < given < math.inf))
+_STAGE = section(
+    {
+        "like": one_of(("embedding", "classifier")),
+        "epochs": maybe(one_of(("all",))),
+        **dict.fromkeys(("teacher", "student", "train_data_loader", "criterion"), maybe(section({}, has_others=True))),
+        **dict.fromkeys(("lr_factor", "max_grad_norm"), _FACTOR),
+    }
+)
+_METHOD = section(
+    {
+        "title": value("a text", str),
+        "stages": each(_STAGE, list),
+        "classes": one_of(("any", "same", "incremental")),
+        "student": one_of(("teacher", "untrained")),
+        "memory": value("null, or left out", lambda given: given is None),
+        "probe": one_of(("ncm", "logistic_regression")),
+        "of": one_of(("student",)),
+    },
+    then=_check_method,
+)
+
+
 def method_names() -> list[str]:
     """The methods that come with the package."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
@@ -83,60 +109,25 @@ def load_method(name: str) -> Method:
                 f"--methods: there is no method {name!r}; {nearest(name, method_names())}; or name a YAML file"
             )
         path = _FOLDER / f"{name}.yaml"
-    given = read(path)
-    with told_at(f"{path}: "):
-        _check("", given, Method, _CHOICES)
-        probe, stages = given.get("probe"), given.get("stages", [])
-        if probe and given.keys() & {"stages", "student"}:
-            raise ConfigError("probe: trains nothing; remove stages and student")
-        if "of" in given and not probe:
-            raise ConfigError("of: says whose embedding a probe reads, and there is no probe; remove it")
-        if not isinstance(stages, list) or not (stages or probe):
-            raise ConfigError("stages: must be a list of stages")
-        _check_placeholders(stages)
-        made = tuple(_stage(f"stages.{index}", stage) for index, stage in enumerate(stages))
-        return Method(**{"title": path.stem, **given, "name": path.stem, "stages": made})
+    given, report = read(path), Report({}, None)
+    for place, found in places(given):  # tags may only be inside the sections of a stage
+        if isinstance(found, Tagged) and place.count(".") < 3:
+            report.refuse(place, found.tag, "must be plain")
+    report.check("", given, _METHOD)
+    if report.lines:
+        raise ConfigError(f"{path}: {report.lines[0]}")
+    own = {key: item for key, item in given.items() if not is_private(key)}
+    stages = tuple(_stage(stage) for stage in given.get("stages", ()))
+    return Method(**{"title": path.stem, **own, "name": path.stem, "stages": stages})
 
 
-def _stage(where: str, given: Any) -> MethodStage:
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where}: must be a mapping, got {given!r}")
-    _check(f"{where}.", given, MethodStage, _STAGE_CHOICES)
-    given = {key: value for key, value in given.items() if value is not None or key == "teacher"}
-    for key in ("teacher", "student", "train_data_loader", "criterion"):
-        if not isinstance(given.get(key), dict | None):
-            raise ConfigError(f"{where}.{key}: must be a mapping, got {given[key]!r}")
-    for key, value in [(key, given[key]) for key in ("lr_factor", "max_grad_norm") if key in given]:
-        if not is_number(value) or not 0 < value < math.inf:
-            raise ConfigError(f"{where}.{key}: {value!r} given; must be a finite number above 0")
-        given[key] = float(value)
-    if "criterion" in given:
-        given["criterion"] = _with_cross_entropy(given["criterion"])
-    return MethodStage(**given)
-
-
-def _with_cross_entropy(criterion: dict[str, Any]) -> dict[str, Any]:
-    """The criterion with the sub-term ``cross_entropy: WEIGHT`` written out, the loss of the student's own logits."""
-    match criterion:
-        case {"kwargs": {"sub_terms": {"cross_entropy": int() | float() as weight}}}:
-            terms = {**criterion["kwargs"]["sub_terms"], "cross_entropy": {**_CROSS_ENTROPY, "weight": weight}}
-            return {**criterion, "kwargs": {**criterion["kwargs"], "sub_terms": terms}}
-    return criterion
-
-
-def _check(where: str, given: Mapping[Any, Any], kind: type, choices: Mapping[str, Collection[str | None]]) -> None:
-    """Refuses keys that nobody reads, and values that are none of a key's choices."""
-    keys = [field.name for field in fields(kind) if field.name != "name"]
-    for key, value in given.items():
-        if key not in keys:
-            raise ConfigError(f"{where}{key}: is not a key of a method; {nearest(key, keys)}")
-        if key in choices and value not in choices[key]:
-            names = ["null" if choice is None else choice for choice in choices[key]]
-            raise ConfigError(f"{where}{key}: {value!r} given; {nearest(value, names)}, or leave it out")
-
-
-def _check_placeholders(stages: list[Any]) -> None:
-    for text in (value for value in walk(stages) if isinstance(value, str)):
-        for part in _PLACEHOLDER.findall(text):
-            if part != EMBEDDING and not (part == text and part in PLACEHOLDERS):
-                raise ConfigError(f"stages: {part!r} in {text!r}; {nearest(part, [*PLACEHOLDERS, EMBEDDING])}")
+def _stage(given: Mapping[str, Any]) -> MethodStage:
+    """The stage, with the sub-term ``cross_entropy: WEIGHT`` written out: the loss of the student's own logits."""
+    changes = {
+        key: item for key, item in given.items() if (item is not None or key == "teacher") and not is_private(key)
+    }
+    match changes.get("criterion"):
+        case {"kwargs": {"sub_terms": {"cross_entropy": int() | float() as weight} as terms} as kwargs}:
+            terms = {**terms, "cross_entropy": {**_CROSS_ENTROPY, "weight": weight}}
+            changes["criterion"] = {**changes["criterion"], "kwargs": {**kwargs, "sub_terms": terms}}
+    return MethodStage(**changes)

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -54,12 +54,9 @@ def mean_of(values: Scores) -> Mean:
     >>> mean_of({(0, None): 1.0, (1, None): 3.0})
     Mean(value=2.0, error=1.0, p_value=None)
     """
-    sample = _sample(values)
-    if len(sample) < 2:
-        return Mean(fmean(sample), None)
-    has_tasks = any(task is not None for _, task in values)
+    sample, has_tasks = _sample(values), any(task is not None for _, task in values)
     factor = t.ppf(0.975, len(sample) - 1) if has_tasks else 1.0
-    return Mean(fmean(sample), float(factor * sem(sample)))
+    return Mean(fmean(sample), None if len(sample) < 2 else float(factor * sem(sample)))
 
 
 def paired_difference(ours: Scores, control: Scores) -> Mean | None:
@@ -76,10 +73,15 @@ def paired_difference(ours: Scores, control: Scores) -> Mean | None:
 
 def _sample(values: Scores) -> list[float]:
     """What counts as independent: the seeds, or the tasks."""
-    found: defaultdict[int, list[float]] = defaultdict(list)
-    for (seed, task), value in values.items():
-        found[seed if task is None else task].append(value)
+    found = _grouped((seed if task is None else task, value) for (seed, task), value in values.items())
     return [fmean(own) for own in found.values()]
+
+
+def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
+    found = defaultdict(list)
+    for key, value in pairs:
+        found[key].append(value)
+    return found
 
 
 def _scores_of(results: Sequence[Result], method: str, setting: Setting, score: str) -> Scores:
@@ -114,10 +116,12 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
 
 def _mean_and_difference(results: Sequence[Result], method: Method, setting: Setting, score: str) -> tuple[str, str]:
     values = _scores_of(results, method.name, setting, score)
-    here = [result for result in results if (result.cell.method, result.cell.setting) == (method, setting)]
-    bad = [result for result in here if result.status != FINISHED]
+    here = (method, setting)
+    bad = [r for r in results if (r.cell.method, r.cell.setting) == here and r.status != FINISHED]
+    if not values and bad:
+        return "failed" if bad[0].status == FAILED else bad[0].reason, ""
     if not values:
-        return (f"no {score}" if not bad else "failed" if bad[0].status == FAILED else bad[0].reason), ""
+        return f"no {score}", ""
     failed = sum(result.status == FAILED for result in bad)
     mean = _text(mean_of(values)) + (f", {failed} failed" if failed else "")
     control = _scores_of(results, CONTROL, setting, score)
@@ -146,22 +150,17 @@ def _error_of(results: Sequence[Result]) -> str:
 
 def _teacher(results: Sequence[Result]) -> list[str]:
     """What the teacher knows of each setting's classes, on average over tasks: how much it may help."""
-    found: defaultdict[Setting, list[float]] = defaultdict(list)
-    for result in results:
-        if (ncm := result.summary.get("teacher", {}).get("ncm_top1")) is not None:
-            found[result.cell.setting].append(ncm)
+    answers = [(result.cell.setting, result.summary.get("teacher", {}).get("ncm_top1")) for result in results]
+    found = _grouped((setting, ncm) for setting, ncm in answers if ncm is not None)
     texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items()]
     return [f"the teacher's NCM accuracy on validation images in %: {', '.join(texts)}"] if texts else []
 
 
 def _reasons(results: Sequence[Result]) -> list[str]:
     """One line for each reason why cells failed."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for result in results:
-        if result.status == FAILED:
-            found[result.reason].append(result.cell.title)
-    more = {reason: f" and {len(titles) - 1} more" if len(titles) > 1 else "" for reason, titles in found.items()}
-    return [f"failed: {titles[0]}{more[reason]}: {reason}" for reason, titles in found.items()]
+    failed = _grouped((result.reason, result.cell.title) for result in results if result.status == FAILED)
+    more = {reason: f" and {len(titles) - 1} more" if len(titles) > 1 else "" for reason, titles in failed.items()}
+    return [f"failed: {titles[0]}{more[reason]}: {reason}" for reason, titles in failed.items()]
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
@@ -170,16 +169,11 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
     writer = csv.writer(text)
     writer.writerow([*COLUMNS, "reason", "folder"])
     for result in results:
-        cell = result.cell
-        figures = [*(result.score(name) for name in SCORES), result.summary.get("teacher", {}).get("ncm_top1")]
-        writer.writerow(
-            [
-                *(cell.method.name, *vars(cell.setting).values(), cell.task, cell.seed, result.status),
-                *(None if figure is None else round(figure, 4) for figure in figures),
-                *(result.summary.get("wall_seconds"), result.reason),
-                "" if result.status == NOT_SERVED else cell.folder,
-            ]
-        )
+        cell, figures = result.cell, [*map(result.score, SCORES), result.summary.get("teacher", {}).get("ncm_top1")]
+        row = [cell.method.name, *vars(cell.setting).values(), cell.task, cell.seed, result.status]
+        row += [None if figure is None else round(figure, 4) for figure in figures]
+        folder = "" if result.status == NOT_SERVED else cell.folder
+        writer.writerow([*row, result.summary.get("wall_seconds"), result.reason, folder])
     write_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
 
 
@@ -199,27 +193,19 @@ def draw_settings(results: Sequence[Result], score: str, folder: Path) -> Figure
     varying = [axis for axis in _AXES if len({getattr(result.cell.setting, axis) for result in results}) > 1]
     if len(varying) > 1:
         return None
-    axis = varying[0] if varying else None
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis, figure = "".join(varying), Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    settings = sorted({result.cell.setting for result in results}, key=lambda there: getattr(there, axis or "", 0))
+    settings = sorted({result.cell.setting for result in results}, key=lambda there: getattr(there, axis, 0))
     for index, method in enumerate(dict.fromkeys(result.cell.method for result in results)):
-        values = {
-            getattr(there, axis) if axis else method.title: _scores_of(results, method.name, there, score)
-            for there in settings
-        }
-        means = {place: mean_of(found) for place, found in values.items() if found}
-        style: dict[str, Any] = {"linestyle": "--", "color": "black"} if method.name == CONTROL else {}
+        scores = {there: _scores_of(results, method.name, there, score) for there in settings}
+        places = [getattr(there, axis) if axis else method.title for there, found in scores.items() if found]
+        means = [mean_of(found) for found in scores.values() if found]
+        values, errors = [mean.value for mean in means], [mean.error or 0 for mean in means]
+        style: dict[str, Any] = {"marker": _MARKERS[index % len(_MARKERS)], "capsize": 3, "label": method.title}
+        if method.name == CONTROL:
+            style |= {"linestyle": "--", "color": "black"}
         if means:
-            axes.errorbar(
-                list(means),
-                [mean.value for mean in means.values()],
-                [mean.error or 0 for mean in means.values()],
-                label=method.title,
-                marker=_MARKERS[index % len(_MARKERS)],
-                capsize=3,
-                **style,
-            )
+            axes.errorbar(places, values, errors, **style)
     if not axes.containers:
         return None
     if axis:

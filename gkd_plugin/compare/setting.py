@@ -5,7 +5,7 @@ And why a method cannot serve a setting, which is told in the table and no failu
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,34 @@ class Setting:
 def apply_setting(tree: Tree, setting: Setting, task: int | None = None) -> None:
     """Sets what the setting says, and the number of the few-shot task, in a configuration in place."""
     if setting.overlap is not None:
-        _set_overlap(tree, setting.overlap)
+        students = [kwargs for kwargs in _calls(tree, _OVERLAP) if kwargs.get("role") == "student"]
+        for kwargs in _needed("--overlap", students, f"{_OVERLAP} with role 'student'"):
+            kwargs.pop("shift", None)
+            kwargs["overlap"] = setting.overlap / 100
     few_shot = {"ways": setting.ways, "shots": setting.shots, "task": task}
     if values := {key: value for key, value in few_shot.items() if value is not None}:
-        _set_few_shot(tree, values)
+        options = ", ".join("--tasks" if key == "task" else f"--{key}" for key in values)
+        for kwargs in _needed(options, _calls(tree, _FEW_SHOT), _FEW_SHOT):
+            # ``shots: 0``, which leaves no image to a support set cut elsewhere, stays
+            kwargs |= {key: value for key, value in values.items() if key != "shots" or kwargs.get("shots") != 0}
+    if setting.ways is not None:
+        student = student_entry(tree)[1]
+        before = student["kwargs"].get("num_classes")
+        student["kwargs"] = {**student["kwargs"], "num_classes": setting.ways}
+        _balance(tree, setting.ways, before)
     if setting.memory is not None:
-        _set_memory(tree, setting.memory)
+        found = _needed("--memory", _with_memory(tree), f"{_INCREMENTAL} with a memory")
+        for kwargs in found:
+            kwargs["memory"] = setting.memory
+        if setting.memory == 0:  # only the new classes have samples
+            _balance(tree, min(kwargs["new"] for kwargs in found))
+
+
+def _needed(option: str, found: Iterable[Tree], what: str) -> list[Tree]:
+    needed = list(found)
+    if not needed:
+        raise ConfigError(f"{option}: no data set is a {what}, so there is nothing to set")
+    return needed
 
 
 def keep_all_samples(tree: Tree) -> None:
@@ -78,40 +100,6 @@ def keep_all_samples(tree: Tree) -> None:
 def is_incremental(tree: Tree) -> bool:
     """Whether the student's first classes are the teacher's own, as those of an ``incremental_subset`` are."""
     return next(_calls(tree, _INCREMENTAL), None) is not None
-
-
-def _set_overlap(tree: Tree, overlap: float) -> None:
-    found = [kwargs for kwargs in _calls(tree, _OVERLAP) if kwargs.get("role") == "student"]
-    if not found:
-        raise ConfigError(f"--overlap: no data set is a {_OVERLAP} with role 'student', so there is no overlap to set")
-    for kwargs in found:
-        kwargs.pop("shift", None)
-        kwargs["overlap"] = overlap / 100
-
-
-def _set_few_shot(tree: Tree, values: Mapping[str, int]) -> None:
-    """Sets them in every task; ``shots: 0``, which leaves no image to a support set cut elsewhere, stays."""
-    found = list(_calls(tree, _FEW_SHOT))
-    if not found:
-        options = ", ".join("--tasks" if key == "task" else f"--{key}" for key in values)
-        raise ConfigError(f"{options}: no data set is a {_FEW_SHOT}, so there is nothing to set")
-    for kwargs in found:
-        kwargs |= {key: value for key, value in values.items() if key != "shots" or kwargs.get("shots") != 0}
-    if "ways" in values:
-        student = student_entry(tree)[1]
-        before = student["kwargs"].get("num_classes")
-        student["kwargs"] = {**student["kwargs"], "num_classes": values["ways"]}
-        _balance(tree, values["ways"], before)
-
-
-def _set_memory(tree: Tree, memory: int) -> None:
-    found = _with_memory(tree)
-    if not found:
-        raise ConfigError(f"--memory: no data set is a {_INCREMENTAL} with a memory, so there is none to set")
-    for kwargs in found:
-        kwargs["memory"] = memory
-    if memory == 0:  # only the new classes have samples
-        _balance(tree, min(kwargs["new"] for kwargs in found))
 
 
 def _balance(tree: Tree, present: int, before: int | None = None) -> None:
@@ -149,11 +137,10 @@ def untrained_student(method: Method, tree: dict[str, Any]) -> str:
     """Why a method that is about a student's trained weights has nothing to do; empty where it has."""
     student = student_entry(tree)[1]
     kwargs = student.get("kwargs") or {}
-    if student.get("src_ckpt") or any(kwargs.get(key) for key in ("pretrained", *WEIGHTS)):
-        return ""
-    if method.student == "untrained":
+    is_trained = student.get("src_ckpt") or any(kwargs.get(key) for key in ("pretrained", *WEIGHTS))
+    if method.student == "untrained" and not is_trained:
         return "is the same as ce: random weights"
-    return "needs a student with trained weights" if method.of == "student" else ""
+    return "needs a student with trained weights" if method.of == "student" and not is_trained else ""
 
 
 def obstacle(method: Method, config: RunConfig) -> str:
@@ -162,8 +149,7 @@ def obstacle(method: Method, config: RunConfig) -> str:
     Warns of a method for the teacher's own classes where nothing shows whether the student's are these.
     """
     if method.classes == "same":
-        reason = different_classes(config)
-        if reason:
+        if reason := different_classes(config):
             return reason
         if reason is None:
             logger.warning(
@@ -177,12 +163,10 @@ def obstacle(method: Method, config: RunConfig) -> str:
     refilled = [] if method.probe else [stage for stage in config.stages if stage.kind is not None]
     if has_no_memory and (refilled or method.probe == "ncm"):
         return "needs a sample of each class"
-    has_no_pairs = [stage for stage in refilled if stage.batch_sampler.get("samples_per_class", 1) == 1]
-    support = [kwargs for kwargs in _calls(config.tree, _FEW_SHOT) if kwargs.get("role") == "support"]
-    is_one_shot = any(kwargs["shots"] == 1 for kwargs in support)
-    if is_one_shot and any(stage.kind in ("embedding", "joint") for stage in has_no_pairs):
-        return "needs two shots or ClassBalancedBatchSampler"
-    return ""
+    tasks = [(kwargs.get("role"), kwargs.get("shots")) for kwargs in _calls(config.tree, _FEW_SHOT)]
+    paired = [stage for stage in refilled if stage.kind in ("embedding", "joint")]
+    has_no_pairs = any(stage.batch_sampler.get("samples_per_class", 1) == 1 for stage in paired)
+    return "needs two shots or ClassBalancedBatchSampler" if has_no_pairs and ("support", 1) in tasks else ""
 
 
 def different_classes(config: RunConfig) -> str | None:
