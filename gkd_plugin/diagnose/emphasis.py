@@ -12,7 +12,6 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from gkd_plugin.diagnose.figures import PALETTE, new_figure, save_figure
 from gkd_plugin.diagnose.restore import Images, LeftOut, RestoredRun
@@ -52,10 +51,8 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
     """``[C]``: whether the teacher knows each of the student's classes; by default what the training set says."""
     if given is None:
         if run.teacher_labels is None:
-            raise LeftOut(
-                "the training set does not say which classes the teacher knows; name the student's labels of them, "
-                "e.g. --known 0,1,2"
-            )
+            advice = "name the student's labels of them, e.g. --known 0,1,2"
+            raise LeftOut(f"the training set does not say which classes the teacher knows; {advice}")
         given = [label for label, own in enumerate(run.teacher_labels) if own is not None]
     mask = np.isin(np.arange(len(run.class_names)), given)
     if mask.all() or not mask.any():
@@ -63,7 +60,6 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
     return mask
 
 
-@torch.no_grad()
 def teacher_scores(
     run: RestoredRun, images: Images, batch_size: int, known: NDArray[np.bool_]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
@@ -75,13 +71,12 @@ def teacher_scores(
     generator = torch.Generator().manual_seed(run.seed)
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, generator=generator)
     rows, labels = [], []
-    for batch in tqdm(loader, desc=f"teacher, {images.name}", leave=False, disable=None):
-        with run.accelerator.autocast():
-            answers = run.teacher.answers(batch[0].to(run.accelerator.device))
+    for batch, of in run.batches(loader, f"teacher, {images.name}"):
+        answers = run.teacher.answers(batch)
         local = answers.local_classifier
         assert local is not None  # there are class centres
-        rows.append(sample_scores(local if answers.logits is None else answers.logits, local, batch[1], known))
-        labels.append(batch[1])
+        rows.append(sample_scores(local if answers.logits is None else answers.logits, local, of, known))
+        labels.append(of)
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, torch.cat(labels).numpy()
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,7 +21,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.diagnose.restore import LeftOut, RestoredRun, outputs
+from gkd_plugin.diagnose.restore import LeftOut, RestoredRun
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.accuracy import embedding_of
 
@@ -62,17 +61,13 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
             figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=metadata)
 
 
-# --- tuples: how much stage ``embedding`` had to compare -------------------------------------------------------------
-
-
 def report_tuples(metrics: Path, folder: Path) -> dict[str, list[float]]:
-    """``epoch`` (from 1, over all such stages), ``tuples`` and ``negatives`` of a run's ``metrics.jsonl``."""
+    """How much stage ``embedding`` had to compare: ``epoch`` (from 1), ``tuples``, ``negatives`` of a metrics file."""
     text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
     rows = [row for row in map(json.loads, text.splitlines()) if _COUNTS.keys() <= row.keys()]
     if not rows:
-        raise LeftOut(
-            f"no epoch in {metrics} counts tuples: only the criterion 'refilled', stages 'embedding' and 'joint', does"
-        )
+        counting = "the criterion 'refilled', stages 'embedding' and 'joint'"
+        raise LeftOut(f"no epoch in {metrics} counts tuples: only {counting}, does")
     epochs: list[float] = list(range(1, len(rows) + 1))
     counts = {key: [row[key] for row in rows] for key in _COUNTS}
     figure, ((*axes,),) = new_figure(8, 3.2, columns=2)
@@ -84,16 +79,13 @@ def report_tuples(metrics: Path, folder: Path) -> dict[str, list[float]]:
     return {"epoch": epochs, **counts}
 
 
-# --- confusion: which classes the final student takes for which ------------------------------------------------------
-
-
 def report_confusion(run: RestoredRun, folder: Path) -> dict[str, Any]:
     """Counts (true class, predicted class) of the final student, and the pairs that it confuses most."""
     images = run.test
     if images is None:
         raise LeftOut("there are no test images (test.test_data_loader) and no validation images")
     run.load_student(run.folder.student)
-    logits, labels = outputs(run.student, images, run.accelerator, "confusion")
+    logits, labels = run.outputs(run.student, images, "confusion")
     counts = confusion_matrix(labels.numpy(), logits.argmax(dim=1).numpy(), labels=np.arange(logits.shape[1]))
     names = [*run.class_names, *map(str, range(len(run.class_names), len(counts)))][: len(counts)]
     draw_confusion(counts, names, images.name, folder)
@@ -141,11 +133,8 @@ def draw_confusion(counts: NDArray[Any], names: list[str], split: str, folder: P
     save_figure(figure, folder, "confusion")
 
 
-# --- embedding: the validation images in two dimensions, of the student over time and of the teacher -----------------
-
-
 def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") -> dict[str, Any]:
-    """NCM accuracy and projected embedding at each moment; the student ends with its final weights."""
+    """NCM accuracy and projection of the validation images at each moment; the student ends with its final weights."""
     path, images = run.embedding_path, run.validation
     if path is None:
         raise LeftOut("the student's embedding is not known: it is no timm_model and no stage 'embedding' names it")
@@ -165,8 +154,9 @@ def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") ->
         else:
             run.load_student(weights)
             embed = embedding_of(run.student, path)
-            centres = _centres(embed, run)
-        embedding, labels = outputs(embed, images, run.accelerator, title)
+            batches = run.batches(run.train.loader, f"{title}, class centres")
+            centres = class_centres((embed(batch), labels) for batch, labels in batches).cpu()
+        embedding, labels = run.outputs(embed, images, title)
         ncm = 100 * float((nearest_class_mean(embedding, centres).argmax(dim=1) == labels).double().mean())
         shown = shown_samples(labels.numpy())
         points, explained = project(embedding[shown], projection, run.seed)
@@ -188,14 +178,6 @@ def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") ->
     save_figure(figure, folder, "embedding")
     classes = np.unique(shown_labels).tolist()
     return {"projection": projection, "on": images.name, "classes_shown": classes, "panels": panels}
-
-
-@torch.no_grad()
-def _centres(embed: Any, run: RestoredRun) -> Tensor:
-    """Class centres of the student's embedding of the training images, ``[C, D]``."""
-    device = run.accelerator.device
-    with run.accelerator.autocast():
-        return class_centres((embed(batch[0].to(device)), batch[1]) for batch in run.train.loader).cpu()
 
 
 def shown_samples(labels: NDArray[Any]) -> NDArray[Any]:

@@ -2,12 +2,11 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
@@ -105,16 +104,16 @@ class RestoredRun:
             classes = ", ".join(map(str, self.without_sample[:10]))
             raise LeftOut(f"not measured: class {classes} has no training sample")
 
+    def batches(self, loader: DataLoader[Any], title: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images on the device, labels), each batch to be used in the run's precision and without gradients."""
+        for batch in tqdm(loader, desc=title, leave=False, disable=None):
+            with torch.no_grad(), self.accelerator.autocast():
+                yield batch[0].to(self.accelerator.device), batch[1]
 
-@torch.no_grad()
-def outputs(score: Score, images: Images, accelerator: Accelerator, title: str) -> tuple[Tensor, Tensor]:
-    """``score`` (images → ``[B, D]``) of all images, ``[N, D]`` float32, and their labels ``[N]``, both on the CPU."""
-    found, labels = [], []
-    for batch in tqdm(images.loader, desc=title, leave=False, disable=None):
-        with accelerator.autocast():
-            found.append(score(batch[0].to(accelerator.device)).float().cpu())
-        labels.append(batch[1])
-    return torch.cat(found), torch.cat(labels)
+    def outputs(self, score: Score, images: Images, title: str) -> tuple[Tensor, Tensor]:
+        """``score`` (images → ``[B, D]``) of all images, ``[N, D]`` float32, and labels ``[N]``, both on the CPU."""
+        rows = [(score(batch).float().cpu(), labels) for batch, labels in self.batches(images.loader, title)]
+        return torch.cat([scores for scores, _ in rows]), torch.cat([labels for _, labels in rows])
 
 
 def _finished_summary(path: Path) -> dict[str, Any]:
@@ -134,16 +133,13 @@ def _stage_of_teacher(config: RunConfig) -> int:
     """The place of the last stage with the teacher wrapper."""
     if not has_teacher(config.tree):
         raise ConfigError("has no models.teacher_model: diagnose looks at what a teacher does for its student")
-    for number, stage in reversed(list(enumerate(config.stages))):
-        if stage.teacher is not None and stage.teacher.wrapper == "refilled_teacher":
-            return number
-    raise ConfigError(
-        "no stage has the teacher wrapper 'refilled_teacher' (teacher.auxiliary_model_wrapper.key), which diagnose asks"
-    )
+    wrappers = [stage.teacher and stage.teacher.wrapper for stage in config.stages]
+    if "refilled_teacher" not in wrappers:
+        place = "teacher.auxiliary_model_wrapper.key"
+        raise ConfigError(f"no stage has the teacher wrapper 'refilled_teacher' ({place}), which diagnose asks")
+    return max(number for number, wrapper in enumerate(wrappers) if wrapper == "refilled_teacher")
 
 
 def _held_out(name: str, loader: Any) -> Images | None:
     """The images of a loader made by torchdistill, all of them in order."""
-    if loader is None:
-        return None
-    return Images(name, in_order(unwrapped(loader.dataset), loader))
+    return None if loader is None else Images(name, in_order(unwrapped(loader.dataset), loader))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_plugin.config.config import RunConfig
-from gkd_plugin.diagnose.restore import Images, RestoredRun, _stage_of_teacher, outputs
+from gkd_plugin.diagnose.restore import Images, RestoredRun, _stage_of_teacher
 from tests.fakes import TinyImages
 from tests.runner.fakes import equal, refused
 
@@ -46,7 +46,7 @@ def test_another_seed_without_test_set_and_the_teacher_on_the_students_device(he
 
 def test_outputs_are_in_the_order_of_the_images(run):
     data = TinyImages(seed=1)
-    means, labels = outputs(lambda images: images.mean(dim=(2, 3)).double(), run.validation, run.accelerator, "mean")
+    means, labels = run.outputs(lambda images: images.mean(dim=(2, 3)).double(), run.validation, "mean")
     assert torch.equal(labels, torch.tensor(data.targets))
     assert means.dtype == torch.float32
     torch.testing.assert_close(means, data.images.mean(dim=(2, 3)))
