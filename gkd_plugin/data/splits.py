@@ -8,7 +8,7 @@ where a class is unknown, given twice or has too few samples, and where no sampl
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +67,16 @@ class ClassSubset(Dataset[Any]):
 def pick(dataset: Dataset[Any], classes: Sequence[int], samples: Sequence[Sequence[int]]) -> ClassSubset:
     """Chosen samples of chosen classes, in the order of the dataset, with what is known of the teacher's classes.
 
-    Args:
-        dataset: a torchvision-style map dataset.
-        classes: the old label of each new label.
-        samples: for each new label the positions of its samples in ``dataset``.
+    ``classes`` holds the old label of each new label, ``samples`` the positions of its samples in ``dataset``.
     """
     names, known = classes_of(dataset), teacher_labels_of(dataset)
     pairs = sorted((index, label) for label, indices in enumerate(samples) for index in indices)
-    return ClassSubset(
-        dataset,
-        [index for index, _ in pairs],
-        [label for _, label in pairs],
-        [names[old] for old in classes],
-        teacher_labels=None if known is None else [known[old] for old in classes if old < len(known)],
-        teacher_num_classes=None if known is None else teacher_num_classes_of(dataset),
-    )
+    indices, targets = [index for index, _ in pairs], [label for _, label in pairs]
+    subset = ClassSubset(dataset, indices, targets, [names[old] for old in classes])
+    if known is None:
+        return subset
+    own = [known[old] for old in classes if old < len(known)]
+    return replace(subset, teacher_labels=own, teacher_num_classes=teacher_num_classes_of(dataset))
 
 
 def class_subset(
@@ -181,8 +176,10 @@ def overlap_subset(
     classes = overlap_classes(
         num_classes, role, shift, overlap, class_order=class_order, seed=seed, total_classes=total, class_names=names
     )
+    subset = class_subset(dataset, classes, per_class, start)
     first = 0 if role == "teacher" else _shift(num_classes, shift, overlap)
-    return _with_teacher(class_subset(dataset, classes, per_class, start), num_classes, first)
+    labels = [label if label < num_classes else None for label in range(first, first + num_classes)]
+    return replace(subset, teacher_labels=labels, teacher_num_classes=num_classes)
 
 
 def class_split(
@@ -256,8 +253,8 @@ def incremental_subset(
         kept = sorted(index for indices in members.values() for index in indices)
         subset.indices = [subset.indices[index] for index in kept]
         subset.targets = [subset.targets[index] for index in kept]
-    subset.class_groups = {"old": list(range(old)), "new": list(range(old, total))}
-    return _with_teacher(subset, old)
+    groups = {"old": list(range(old)), "new": list(range(old, total))}
+    return replace(subset, class_groups=groups, teacher_labels=[*range(old), *[None] * new], teacher_num_classes=old)
 
 
 def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSubset:
@@ -273,9 +270,7 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
     for label, name in enumerate(names):
         _check_size(name, members[label], shots, f"shots={shots}")
     samples = [generator.permutation(members[label]).tolist()[:shots] for label in range(len(names))]
-    subset = pick(dataset, range(len(names)), samples)
-    subset.class_groups = class_groups_of(dataset)
-    return subset
+    return replace(pick(dataset, range(len(names)), samples), class_groups=class_groups_of(dataset))
 
 
 def few_shot_task(
@@ -380,14 +375,6 @@ def _shift(n: int, shift: int | None, overlap: float | None) -> int:
         near = " or ".join(f"{(n - m) / n:.4f} (shift={m})" for m in (below + 1, below))
         raise ConfigError(f"overlap={overlap} of {n} classes is not a whole number of classes; nearest allowed: {near}")
     return k
-
-
-def _with_teacher(subset: ClassSubset, num_classes: int, first: int = 0) -> ClassSubset:
-    """Says of a subset that its label i is label first + i of a teacher with ``num_classes`` classes."""
-    labels = range(first, first + len(subset.classes))
-    subset.teacher_labels = [label if label < num_classes else None for label in labels]
-    subset.teacher_num_classes = num_classes
-    return subset
 
 
 class ClassNames:

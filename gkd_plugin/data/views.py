@@ -1,7 +1,6 @@
 """Views of a training dataset: its samples without augmentation, and with a fixed number of augmentations each."""
 
 import copy
-import functools
 import hashlib
 import math
 import random
@@ -24,6 +23,7 @@ from gkd_plugin.errors import ConfigError, whole_number
 __all__ = ["DatasetWithView", "FixedViews", "evaluation_view", "seeded", "sketch", "with_evaluation_view"]
 
 _PIXELS = 4096
+_SIGNS = torch.from_numpy(2 * np.random.default_rng(0).integers(0, 2, (8, _PIXELS)) - 1).float()
 
 
 class DatasetWithView(Subset[Any]):
@@ -153,11 +153,5 @@ def sketch(image: Tensor) -> Tensor:
     """
     values = image.detach().reshape(-1).float()
     values = values[:: -(-len(values) // _PIXELS)]
-    sums: Tensor = (_signs()[:, : len(values)] * values).sum(1)
+    sums: Tensor = (_SIGNS[:, : len(values)] * values).sum(1)
     return sums / math.sqrt(len(values))
-
-
-@functools.cache
-def _signs() -> Tensor:
-    bits = np.random.default_rng(0).integers(0, 2, (8, _PIXELS))
-    return torch.from_numpy(2 * bits - 1).float()

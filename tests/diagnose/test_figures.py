@@ -22,9 +22,6 @@ def summary(run):
     return json.loads((run.folder.path / "summary.json").read_text("utf-8"))
 
 
-# --- files and legends -----------------------------------------------------------------------------------------------
-
-
 def line(folder, values):
     figure, ((axis,),) = figures.new_figure(3, 2)
     axis.plot(values)
@@ -58,9 +55,6 @@ def test_a_legend_lies_inside_the_figure_and_off_the_axes(panels, name, rows):
     assert figure.get_figheight() == pytest.approx(4.2 + 0.2 * (rows - 1))  # the axes do not shrink
 
 
-# --- what there is nothing for ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("report", "values", "reason"),
     [
@@ -76,9 +70,6 @@ def test_left_out(changed, tmp_path, report, values, reason):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- tuples ----------------------------------------------------------------------------------------------------------
-
-
 def test_rows_that_count_tuples_alone(tmp_path):
     counted, other = ({"tuples": 3.0, "negatives": 2.5, "loss": 1.0}, {"loss": 1.0})
     metrics = tmp_path / "metrics.jsonl"
@@ -89,9 +80,6 @@ def test_rows_that_count_tuples_alone(tmp_path):
     for file in (metrics, tmp_path / "nowhere.jsonl"):
         with pytest.raises(LeftOut, match=rf"^no epoch in {file} counts tuples: "):
             figures.report_tuples(file, tmp_path)
-
-
-# --- confusion -------------------------------------------------------------------------------------------------------
 
 
 def test_the_confusion_of_the_final_student(run, changed, summary, tmp_path):
@@ -121,9 +109,6 @@ def test_most_confused():
     pairs = [tuple(pair.values()) for pair in figures.most_confused(counts, list("abcd"))]
     assert pairs == [("b", "a", 1, 0.5), ("a", "b", 2, 0.2), ("c", "a", 3, 0.03)]
     assert len(figures.most_confused(1 - np.eye(6, dtype=int), list("abcdef"))) == 20
-
-
-# --- embedding -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("projection", ["pca", "tsne"])
