@@ -23,6 +23,7 @@ from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, o
 
 __all__ = ["ArrayImages", "ImageFiles", "TransformedImages", "cub200", "digits", "image_folder", "npz_images"]
 
+Labels = Sequence[int] | NDArray[Any]
 Transform = Callable[[Any], Any] | None
 
 _CUB_FLAGS = {"train": "1", "test": "0"}  # in train_test_split.txt: is_training_image
@@ -40,11 +41,7 @@ class TransformedImages(Dataset[Any], ABC):
     """
 
     def __init__(
-        self,
-        targets: Sequence[int] | NDArray[Any],
-        classes: Sequence[Any],
-        transform: Transform,
-        eval_transform: Transform,
+        self, targets: Labels, classes: Sequence[Any], transform: Transform, eval_transform: Transform
     ) -> None:
         self.targets = [int(label) for label in targets]
         self.classes = [str(name) for name in classes]
@@ -72,7 +69,7 @@ class ArrayImages(TransformedImages):
     def __init__(
         self,
         images: NDArray[np.uint8],
-        targets: Sequence[int] | NDArray[Any],
+        targets: Labels,
         classes: Sequence[str] | None = None,
         transform: Transform = None,
         eval_transform: Transform = None,

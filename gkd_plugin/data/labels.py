@@ -1,7 +1,7 @@
 """Labels and classes of a dataset, and what is known of them, read through its wrappers without loading an image.
 
-All raise ConfigError where there are no labels to find, or they are not one whole number for each sample; what counts
-classes also where there is no sample, or a negative label.
+All raise ConfigError where there is not one whole number as label for each sample; what counts classes also where there
+is no sample, or a negative label.
 """
 
 import inspect
@@ -90,8 +90,12 @@ def num_classes_of(dataset: Dataset[Any]) -> int:
 
 def classes_of(dataset: Dataset[Any]) -> list[Any]:
     """The names of the classes in the order of their labels; where it has none, the labels 0, 1, … themselves."""
-    count, names = num_classes_of(dataset), _class_names(dataset)
-    return names if names is not None and len(names) >= count else list(range(count))
+    count, dataset = num_classes_of(dataset), unwrapped(dataset)
+    while getattr(dataset, "classes", None) is None and isinstance(dataset, Subset):
+        dataset = unwrapped(dataset.dataset)
+    names = getattr(dataset, "classes", None)
+    listed = [] if names is None else list(names)
+    return listed if len(listed) >= count else list(range(count))
 
 
 def class_names_of(dataset: Dataset[Any]) -> list[str] | None:
@@ -100,12 +104,10 @@ def class_names_of(dataset: Dataset[Any]) -> list[str] | None:
     Numbers are no names. A class with several names (a tuple, as torchvision's ImageNet has) goes by the first.
     """
     try:
-        count, names = num_classes_of(dataset), _class_names(dataset)
+        names = [name[0] if isinstance(name, tuple) and name else name for name in classes_of(dataset)]
     except (ConfigError, TypeError):  # ``classes`` may be anything, in a dataset that is not torchvision's
         return None
-    names = [name[0] if isinstance(name, tuple) and name else name for name in names or ()]
-    are_names = len(names) >= count and all(isinstance(name, str) for name in names)
-    return [str(name) for name in names] if are_names else None
+    return [str(name) for name in names] if all(isinstance(name, str) for name in names) else None
 
 
 def keeps_labels(dataset: Any) -> bool:
@@ -136,9 +138,8 @@ def keeps_labels(dataset: Any) -> bool:
 def teacher_labels_of(dataset: Dataset[Any]) -> list[int | None] | None:
     """For each label of the dataset the teacher's own label of the same class; ``None`` where nothing is known.
 
-    A class that the teacher does not know has ``None``. Looks into whatever keeps labels as they are: wrappers,
-    ``Subset``, evaluation views, and concatenations whose parts agree. A wrapper with other labels or classes
-    (:func:`keeps_labels`) hides what is inside it; the log says so.
+    A class that the teacher does not know has ``None``. Looks into wrappers, ``Subset`` and concatenations whose parts
+    agree. A wrapper with other labels or classes (:func:`keeps_labels`) hides what is inside it; the log says so.
     """
     return cast("list[int | None] | None", _known(dataset, "teacher_labels"))
 
@@ -170,21 +171,12 @@ def _known(dataset: Any, name: str) -> Any:
     return None
 
 
-def _class_names(dataset: Dataset[Any]) -> list[Any] | None:
-    dataset = unwrapped(dataset)
-    names = getattr(dataset, "classes", None)
-    if names is None and isinstance(dataset, Subset):
-        return _class_names(dataset.dataset)
-    return None if names is None else list(names)
-
-
 def _raw_labels(dataset: Dataset[Any]) -> Iterable[Any] | None:
     for name in _LABEL_ATTRIBUTES:
         labels: Iterable[Any] | None = getattr(dataset, name, None)
         if labels is not None:
             return labels
-    for name in _PAIR_ATTRIBUTES:
-        pairs = getattr(dataset, name, None)
+    for pairs in (getattr(dataset, name, None) for name in _PAIR_ATTRIBUTES):
         if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
             return [label for _, label in pairs]
     return None
@@ -195,9 +187,8 @@ def _as_integers(dataset: Dataset[Any], labels: Iterable[Any]) -> list[int]:
     try:
         return [int(operator.index(value)) for value in values]
     except TypeError as error:
-        raise ConfigError(
-            f"dataset {type(dataset).__name__}: labels must be one whole number for each sample: {error}"
-        ) from error
+        needed = "labels must be one whole number for each sample"
+        raise ConfigError(f"dataset {type(dataset).__name__}: {needed}: {error}") from error
 
 
 def _transformed(dataset: Dataset[Any], labels: list[int]) -> list[int]:

@@ -3,7 +3,7 @@
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
@@ -76,31 +76,20 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         for index in order:
             members[self._labels[index]].append(index)
         self._check_classes(len(members))
-        decks = {label: cycle(indices) for label, indices in members.items()}
+        classes, decks = sorted(members), {label: cycle(indices) for label, indices in members.items()}
         draw = random.Random(zlib.crc32(np.asarray(order, dtype=np.int64).tobytes()))
-        rounds = _class_batches(sorted(members), self.classes_per_batch, draw)
-        for classes in islice(rounds, len(self)):
-            yield [index for label in classes for index in islice(decks[label], self.samples_per_class)]
+        waiting: list[int] = []  # classes are dealt from shuffled rounds of all of them
+        for _ in range(len(self)):
+            group, waiting = waiting[: self.classes_per_batch], waiting[self.classes_per_batch :]
+            missing = self.classes_per_batch - len(group)
+            if missing:  # classes that the group already has keep their place in the next round: none gets two ahead
+                fresh, taken = draw.sample(classes, len(classes)), set(group)
+                added = dict.fromkeys([label for label in fresh if label not in taken][:missing])
+                group, waiting = [*group, *added], [label for label in fresh if label not in added]
+            yield [index for label in group for index in islice(decks[label], self.samples_per_class)]
 
     def _check_classes(self, present: int) -> None:
         if present < self.classes_per_batch:
             raise ConfigError(
                 f"classes_per_batch={self.classes_per_batch}, but there are samples of {present} classes only"
             )
-
-
-def _class_batches(classes: Sequence[int], count: int, draw: random.Random) -> Iterator[list[int]]:
-    """Endless groups of ``count`` different classes, dealt from shuffled rounds of all classes.
-
-    A group that reaches over the end of a round skips classes it already has; these keep their place in the next round,
-    so no class is ever more than one visit ahead of another.
-    """
-    waiting: list[int] = []
-    while True:
-        group, waiting = waiting[:count], waiting[count:]
-        if len(group) < count:
-            fresh, taken = draw.sample(classes, len(classes)), set(group)
-            added = [label for label in fresh if label not in taken][: count - len(group)]
-            taken = set(added)
-            group, waiting = group + added, [label for label in fresh if label not in taken]
-        yield group

@@ -54,9 +54,8 @@ def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWi
 def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
     """The dataset's evaluation view and True, or the dataset itself and False where it offers none.
 
-    A dataset offers one as its attribute ``evaluation_view``; this package's image datasets offer one where they have
-    an ``eval_transform``. Looks into torchdistill's dataset wrappers (and returns what is inside them), ``Subset`` and
-    :class:`gkd_plugin.data.ClassSubset`.
+    A dataset offers one as its attribute ``evaluation_view``, this package's image datasets as ``eval_transform``.
+    Looks into torchdistill's dataset wrappers (and returns what is inside them), ``Subset`` and :class:`ClassSubset`.
     """
     dataset = unwrapped(dataset)
     if hasattr(dataset, "evaluation_view"):
@@ -76,15 +75,10 @@ def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
 class FixedViews(Dataset[Any]):
     """K random augmentations of each sample that are the same in every process, worker, order and run.
 
-    View v of sample i is ``dataset[i]`` with the global random states of ``random``, ``numpy.random`` and torch's
-    CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform that draws from a generator
-    of its own is out of reach. Samples are ``(image, label, {"bank_row": i * views + v, "sketch": …})``, see
-    :func:`sketch`; epoch e shows view v = (e + i) % views of sample i.
-
-    Args:
-        dataset: a map dataset of ``(image tensor, label)``.
-        views: K.
-        seed: of the augmentations.
+    View v of sample i is ``dataset[i]``, an (image tensor, label), with the global random states of ``random``,
+    ``numpy.random`` and torch's CPU generator seeded from (seed, i, v); afterwards all three are as before. A transform
+    that draws from a generator of its own is out of reach. Samples are ``(image, label, {"bank_row": i * views + v,
+    "sketch": …})``, see :func:`sketch`; epoch e shows view v = (e + i) % views of sample i. K is ``views``.
     """
 
     def __init__(self, dataset: Dataset[Any], views: int, seed: int = 0) -> None:
@@ -108,10 +102,7 @@ class FixedViews(Dataset[Any]):
         return image, label, {"bank_row": index * self.views + view, "sketch": sketch(image)}
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the views of an epoch, in DataLoader workers that already run too.
-
-        Batches that a worker fetched before are not fetched again, so call it before the loader is iterated.
-        """
+        """Chooses the views of an epoch, in running DataLoader workers too; call it before the loader is iterated."""
         self._epoch.fill_(epoch)
 
     def view(self, index: int, view: int) -> tuple[Tensor, Any]:
