@@ -105,16 +105,18 @@ def fit_discriminant(
     whole, *parts = _fits(rows, labels, outs, num_classes, len(labels) / total)
     targets = smoothed_targets(labels, num_classes, total)
 
-    def held_out(gamma: float) -> tuple[float, float, float, float, Tensor]:
+    def held_out(gamma: float) -> tuple[float, _Softmax, float, Tensor]:
         logits = rows.new_empty(len(rows), num_classes)
         for out, part in zip(outs, parts, strict=True):
             logits[out] = part.logits(gamma)
-        return *_best_scale(logits, targets), gamma, logits
+        agreement = float(torch.linalg.vecdot(targets, logits).mean())
+        best = _root(logits, lambda at: (at.mean - agreement, at.variance))  # where the cross-entropy is flat
+        return best.log_sum - best.scale * agreement, best, gamma, logits
 
-    nll, scale, entropy, gamma, logits = min(map(held_out, tried), key=lambda found: found[0])
+    nll, best, gamma, logits = min(map(held_out, tried), key=lambda found: found[0])
     accuracy = float((logits.argmax(dim=1) == labels).double().mean())
-    held_out_logits = (scale * logits).float()
-    scale = _scale_of_entropy(whole.logits(gamma), entropy)
+    held_out_logits = (best.scale * logits).float()
+    scale = _root(whole.logits(gamma), lambda at: (best.entropy - at.entropy, at.scale * at.variance)).scale
     weight, bias = whole.classifier(gamma)
     weight = scale / deviation * weight @ (whole.axes if span is None else span @ whole.axes).T
     bias = scale * bias - weight @ origin
@@ -192,50 +194,41 @@ def _fits(rows: Tensor, labels: Tensor, outs: list[Tensor], num_classes: int, vi
     return [gaussians(rows, *of_all), *(gaussians(rows[out], *part) for out, part in zip(outs, rest, strict=True))]
 
 
-def _best_scale(logits: Tensor, targets: Tensor) -> tuple[float, float, float]:
-    """(cross-entropy, s, mean entropy) for the s of the lowest cross-entropy; there is one minimum."""
-    agreement = float(torch.linalg.vecdot(targets, logits).mean())
+class _Softmax(NamedTuple):
+    """Of softmax(s · z), means over the rows z of log Σ exp(s · z), and of mean and variance of z."""
 
-    def slope(scale: float) -> tuple[float, float]:
-        _, mean, variance = _statistics(logits, scale)
-        return mean - agreement, variance
+    scale: float
+    log_sum: float
+    mean: float
+    variance: float
 
-    scale = _root(slope, logits)
-    log_sum, mean, _ = _statistics(logits, scale)
-    return log_sum - scale * agreement, scale, log_sum - scale * mean
+    @property
+    def entropy(self) -> float:
+        """In nats; it falls with s."""
+        return self.log_sum - self.scale * self.mean
 
-
-def _scale_of_entropy(logits: Tensor, entropy: float) -> float:
-    """The s at which the mean entropy of softmax(s · logits) is ``entropy``; it falls with s."""
-
-    def missing(scale: float) -> tuple[float, float]:
-        log_sum, mean, variance = _statistics(logits, scale)
-        return entropy - (log_sum - scale * mean), scale * variance
-
-    return _root(missing, logits)
-
-
-def _statistics(logits: Tensor, scale: float) -> list[float]:
-    """Means over the rows z of log Σ exp(s · z), and of mean and variance of z under softmax(s · z)."""
-    total = logits.new_zeros(3)
-    for z in torch.split(logits, max(_BLOCK // logits.shape[1], 1)):
-        p = (scale * z).exp_()
-        norm = p.sum(dim=1)
-        mean = torch.linalg.vecdot(p, z) / norm
-        variance = torch.linalg.vecdot(p.mul_(z), z) / norm - mean.square()
-        total += torch.stack([norm.log(), mean, variance]).sum(dim=1)
-    return (total / len(logits)).tolist()
+    @classmethod
+    def of(cls, logits: Tensor, scale: float) -> "_Softmax":
+        """At a scale s."""
+        total = logits.new_zeros(3)
+        for z in torch.split(logits, max(_BLOCK // logits.shape[1], 1)):
+            p = (scale * z).exp_()
+            norm = p.sum(dim=1)
+            mean = torch.linalg.vecdot(p, z) / norm
+            variance = torch.linalg.vecdot(p.mul_(z), z) / norm - mean.square()
+            total += torch.stack([norm.log(), mean, variance]).sum(dim=1)
+        return cls(scale, *(total / len(logits)).tolist())
 
 
-def _root(function: Callable[[float], tuple[float, float]], logits: Tensor) -> float:
-    """The s at which an increasing function is 0, from its values and slopes: Newton's method, kept in a bracket."""
+def _root(logits: Tensor, function: Callable[[_Softmax], tuple[float, float]]) -> _Softmax:
+    """Where an increasing function of s is 0, from its values and slopes: Newton's method, kept in a bracket."""
     spread = float((logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt()) or 1.0
     low, high = (limit / spread for limit in _SPREADS)
     following, scale = math.sqrt(low * high), math.inf
     while abs(following - scale) > 1e-4 * following:
         scale = following
-        value, slope = function(scale)
+        value, slope = function(_Softmax.of(logits, scale))
         low, high = (scale, high) if value < 0 else (low, scale)
         following = scale - value / slope if slope > 0 else low
         following = following if low < following < high else math.sqrt(low * high)
-    return following
+    return _Softmax.of(logits, following)
