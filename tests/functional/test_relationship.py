@@ -40,15 +40,19 @@ def assert_matches(found, want, tolerance):
     assert relative_error(gradient, want_gradient) < tolerance
 
 
+def assert_agrees(batch, tolerance, tiled=None, **choices):
+    """With the loops: the loss, and its gradient with respect to the embedding before normalisation."""
+    want = reference.relationship(*batch, **choices)
+    assert_matches(match_and_gradient(*batch, tiled=tiled, **choices), want, tolerance)
+
+
 @pytest.mark.parametrize("mining", ["semihard", "hard", "all"])
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 4.0])
 @pytest.mark.parametrize("max_negatives", [None, 1, 3, "smallest"])
 @DIGITS
 def test_matches_the_loops(mining, temperature, max_negatives, dtype, tolerance):
-    student, teacher, labels = batch(dtype=dtype)
     choices = {"temperature": temperature, "mining": mining, "max_negatives": max_negatives}
-    want = reference.relationship(student, teacher, labels, **choices)
-    assert_matches(match_and_gradient(student, teacher, labels, **choices), want, tolerance)
+    assert_agrees(batch(dtype=dtype), tolerance, **choices)
 
 
 @settings(deadline=None, max_examples=40)
@@ -99,20 +103,15 @@ def structured(kind):
 @pytest.mark.parametrize("temperature", [4.0, 0.5, 0.15, 0.1])
 @pytest.mark.parametrize("kind", ["imbalanced", "duplicated", "two classes", "behind a ReLU"])
 def test_float32_agrees_with_float64_loops(kind, temperature):
-    """Loss and gradient with respect to the embedding before normalisation, to 1e-5."""
-    student, teacher, labels = structured(kind)
-    want = reference.relationship(student, teacher, labels, temperature)
     for tiled in (False, True):
-        found = match_and_gradient(student, teacher, labels, temperature=temperature, tiled=tiled)
-        assert_matches(found, want, 1e-5)
+        assert_agrees(structured(kind), 1e-5, tiled, temperature=temperature)
 
 
 @pytest.mark.parametrize("mining", ["semihard", "hard", "all"])
 def test_equal_rows_of_different_classes_do_not_pull_at_each_other(mining):
     student, teacher, labels = batch(size=40, width=16, dtype=torch.float32)
     student[1::4] = student[::4]
-    want = reference.relationship(student, teacher, labels, 1.0, mining=mining)
-    assert_matches(match_and_gradient(student, teacher, labels, temperature=1.0, mining=mining), want, 1e-5)
+    assert_agrees((student, teacher, labels), 1e-5, temperature=1.0, mining=mining)
 
 
 @pytest.mark.parametrize("temperature", [4.0, 0.5, 0.15, 0.1, 0.02])
@@ -125,19 +124,15 @@ def test_a_teacher_that_spans_all_distances(temperature):
     turned = angle[torch.randperm(size, generator=generator)]
     teacher = torch.stack([turned.cos(), turned.sin()], dim=1)
     assert max(map(max, reference.distances(teacher))) > 1.9
-    labels = torch.arange(size) % 4
-    want = reference.relationship(student, teacher, labels, temperature)
-    assert_matches(match_and_gradient(student, teacher, labels, temperature=temperature), want, 1e-4)
+    assert_agrees((student, teacher, torch.arange(size) % 4), 1e-4, temperature=temperature)
 
 
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("elements", [1, 20 * 27, 10**6])
 @DIGITS
 def test_the_size_of_the_tiles_does_not_matter(tiled, elements, dtype, tolerance, monkeypatch):
-    student, teacher, labels = batch(size=27, dtype=dtype)
     monkeypatch.setattr(_engine, "_CPU_TILE", elements)
-    want = reference.relationship(student, teacher, labels)
-    assert_matches(match_and_gradient(student, teacher, labels, tiled=tiled), want, tolerance)
+    assert_agrees(batch(size=27, dtype=dtype), tolerance, tiled)
 
 
 @pytest.mark.parametrize("max_negatives", [None, 1, "smallest"])
@@ -272,7 +267,6 @@ def test_margins_beyond_every_distance_are_one():
         ({"margin": -0.1}, "margin: must be a number, at least 0, got -0.1"),
         ({"max_negatives": 0}, "max_negatives: must be None, 'smallest' or an integer ≥ 1, got 0"),
         ({"max_negatives": "all"}, "got 'all'"),
-        ({"temperature": float("inf")}, "temperature: must be .*, got inf"),
         ({"temperature": True}, "temperature: must be .*, got True"),
         ({"margin": "a"}, "margin: must be a number, at least 0, got 'a'"),
         ({"mining": []}, r"mining: \[\] is unknown; .*allowed: 'all', 'hard', 'semihard'"),
