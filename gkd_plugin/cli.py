@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -69,7 +69,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from gkd_plugin.config.config import load_config
     from gkd_plugin.runner.run import evaluate_checkpoint
 
-    config = load_config(options.config, options.overrides, needs_checkpoints=False)
+    config = load_config(options.config, options.overrides, produced=None)
     result = evaluate_checkpoint(config, options.checkpoint, options.device)
     if _is_main_process():
         shown = ", ".join(f"{key} {value:.2f} %" for key, value in result.items() if key != "samples")
@@ -169,28 +169,23 @@ def _version() -> str:
         return "0+unknown"
 
 
-def _whole(low: int, high: float, meaning: str) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isdecimal() and low <= int(text) <= high):
+def _within(convert: Callable[[str], float], low: float, high: float, meaning: str) -> Callable[[str], Any]:
+    def parse(text: str) -> float:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-        return int(text)
+        return value
 
     return parse
 
 
-_seed = _whole(0, 2**32 - 1, f"a whole number from 0 to {2**32 - 1}")  # numpy's generators take no others
-_count = _whole(1, math.inf, "a whole number of at least 1")
-_label = _whole(0, math.inf, "a class index; give a list such as 0,1,2")
-
-
-def _percentage(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100")
-    return value
+_seed = _within(int, 0, 2**32 - 1, f"a whole number from 0 to {2**32 - 1}")  # numpy's generators take no others
+_count = _within(int, 1, math.inf, "a whole number of at least 1")
+_label = _within(int, 0, math.inf, "a class index; give a list such as 0,1,2")
+_percentage = _within(float, 0, 100, "a percentage from 0 to 100")
 
 
 def _items(convert: Callable[[str], T]) -> Callable[[str], list[T]]:

@@ -74,7 +74,7 @@ def write_cifar100(folder):
 
 def overrides_for(path, stand_ins):
     """What makes the configuration buildable here: stand-in data, small batches and models, no trained weights."""
-    plain = load_config(path, needs_checkpoints=False).tree
+    plain = load_config(path, produced=None).tree
     family, sets = path.parts[1], ["device.default=cpu"]
 
     def put(key, value, *sections):
@@ -126,9 +126,9 @@ def test_its_own_command_trains_every_checkpoint_it_loads_and_schedules_end_with
     words = first.removeprefix("# refilled run ").split()
     assert first.startswith("# refilled run ")
     assert words[-1] == str(path)
-    written = [student_entry(load_config(word, needs_checkpoints=False).tree)[1]["dst_ckpt"] for word in words]
+    written = [student_entry(load_config(word, produced=None).tree)[1]["dst_ckpt"] for word in words]
     assert Path(written[-1]).parent == Path("runs") / path.stem
-    config = load_config(path, needs_checkpoints=False)
+    config = load_config(path, produced=None)
     for model in config.tree["models"].values():
         assert model.get("src_ckpt") in (None, *written[:-1])
     for stage in config.stages:

@@ -123,7 +123,7 @@ def test_commands_are_commands(words):
     for config in given if isinstance(given, list) else [given]:
         assert (ROOT / config).is_file()
         if options.overrides:
-            load_config(ROOT / config, options.overrides, needs_checkpoints=False)
+            load_config(ROOT / config, options.overrides, produced=None)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["two stages", "joint"])

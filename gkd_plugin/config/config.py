@@ -45,13 +45,11 @@ class RunConfig:
         return dict(build(self.tree))
 
 
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, produced: Collection[str] = (), needs_checkpoints: bool = True
-) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, produced: Collection[str] | None = ()) -> RunConfig:
     """Reads a torchdistill YAML, overrides (:func:`~gkd_plugin.config.overrides.apply_overrides`) and validates it.
 
-    A ``src_ckpt`` must exist, or be among those that configs before this one will have ``produced``, unless this one
-    runs without checkpoints.
+    A ``src_ckpt`` must exist, or be among those that configs before this one will have ``produced``; with ``None`` it
+    does not matter.
 
     Raises:
         ConfigError: the file cannot be read, an override does not apply, or there are problems (one line each).
@@ -59,19 +57,14 @@ def load_config(
     root = compose_file(path)
     notices = apply_overrides(root, overrides)
     tree = plain_tree(root, str(path))
-    return checked_config(Path(path), tree, notices, produced=produced, needs_checkpoints=needs_checkpoints)
+    return checked_config(Path(path), tree, notices, produced)
 
 
 def checked_config(
-    path: Path,
-    tree: Any,
-    notices: Sequence[str] = (),
-    *,
-    produced: Collection[str] = (),
-    needs_checkpoints: bool = True,
+    path: Path, tree: Any, notices: Sequence[str] = (), produced: Collection[str] | None = ()
 ) -> RunConfig:
     """The config of a tree, validated; arguments and errors as :func:`load_config`."""
-    found = problems(tree, produced=produced, needs_checkpoints=needs_checkpoints)
+    found = problems(tree, produced)
     if len(found) == 1:
         raise ConfigError(f"{path}: {found[0]}")
     if found:
@@ -79,14 +72,14 @@ def checked_config(
     return RunConfig(path, tree, tuple(notices))
 
 
-def problems(tree: Mapping[str, Any], *, produced: Collection[str] = (), needs_checkpoints: bool = True) -> list[str]:
+def problems(tree: Mapping[str, Any], produced: Collection[str] | None = ()) -> list[str]:
     """One line for each problem that can be known before anything is built: key path, what was given and is allowed.
 
     Imports what the config names. Nothing in the tree is changed.
     """
     import gkd_plugin  # noqa: F401  # registers its parts
 
-    report = Report(tree, {absolute(path) for path in produced} if needs_checkpoints else None)
+    report = Report(tree, None if produced is None else {absolute(path) for path in produced})
     listed, train = tree.get("dependencies") or [], tree.get("train")
     for index, dependency in enumerate(listed if isinstance(listed, list) else [listed]):
         with report.trial(f"dependencies.{index}"):

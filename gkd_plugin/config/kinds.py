@@ -18,7 +18,7 @@ from gkd_plugin.config.tree import Tagged, at, is_private, items, places, summar
 from gkd_plugin.errors import is_number, nearest
 
 _MISSING = object()
-_WORDS = {True: "true", False: "false", None: "nothing"}
+_WORDS = {"True": "true", "False": "false", "None": "nothing"}
 
 
 class Report:
@@ -45,8 +45,7 @@ class Report:
         """Notes what was given and what is allowed, unless more is known of the path already."""
         if any(line.startswith(f"{path}: ") for line in self.lines):
             return
-        text = "a section" if isinstance(given, Mapping) else repr(given)
-        text = _WORDS[given] if given is None or isinstance(given, bool) else text
+        text = "a section" if isinstance(given, Mapping) else _WORDS.get(repr(given), repr(given))
         self.add(path, f"missing; {allowed}" if given is _MISSING else f"{text} given; {allowed}")
 
     def is_clean(self, path: str, section: Any = None) -> bool:
@@ -58,7 +57,8 @@ class Report:
     def trial(self, path: str) -> Iterator[None]:
         """Around the building of a part: what it raises here it would raise later, perhaps after hours of training."""
         try:
-            with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+                warnings.simplefilter("ignore")
                 yield
         except Exception as error:  # a part may raise anything
             for line in summary(error).splitlines():
@@ -78,10 +78,9 @@ class Report:
     ) -> None:
         """Checks a call against the signature: unknown, doubled and missing arguments, and values of torch's types.
 
-        torchdistill passes ``supplied`` positional arguments itself, which go first, and those with these ``names``.
-        ``values`` are the kinds that torch's annotations do not tell. Losses of torchdistill ignore keywords that they
-        do not read: where it is known what they ``read``, all others are refused, otherwise those that are near to a
-        parameter. What has no signature takes everything.
+        torchdistill passes ``supplied`` arguments first, and those with these ``names``. ``values`` are kinds that
+        torch's annotations do not tell. torchdistill's losses ignore keywords that they do not read: all are refused
+        where it is known what they ``read``, otherwise those near to a parameter. No signature takes everything.
         """
         args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
         try:

@@ -15,14 +15,12 @@ KeyPath = tuple[str, ...]
 def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
     """Applies ``key.path=YAML value`` assignments in order; changes the graph.
 
-    An override changes only the path it names: a plain section that an anchor or a merge key shares is copied first,
-    its other users keep what they had. An object with a tag (``!import_call`` …) is one object for all its users, so
-    what is set inside it holds for all of them. A place that only holds an anchor (``x-…``, ``_…``) is set for all its
-    users, too.
+    An override changes only the path it names: a plain section that an anchor or a merge key shares is copied first.
+    An object with a tag (``!import_call`` …) stays one object for all its users, and a place that only holds an anchor
+    (``x-…``, ``_…``) is set for all its users, too.
 
-    List items go by index (``train.stage1.optimizer.kwargs.betas.0=0.8``). The value may hold ``=``; an empty one is
-    null, and ``1e-3`` is a number here (in a YAML file it is text). Keys that the file lacks are added, with the
-    sections above them; validation refuses those that nobody reads.
+    List items go by index (``train.optimizer.kwargs.betas.0=0.8``). An empty value is null, and ``1e-3`` is a number
+    here (in a YAML file it is text). Keys that the file lacks are added, with the sections above them.
 
     Returns:
         Notices for the user, one line each: where an override reaches further, or less far, than may be expected.
@@ -47,11 +45,10 @@ def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
 def _write(root: MappingNode, names: Sequence[str], value: Node) -> list[str]:
     node: Node = root
     path: KeyPath = ()
-    step, rest = _next(node, path, names)
-    while rest:
-        node = _descend(root, node, path := (*path, step))
-        step, rest = _next(node, path, rest)
-    path = (*path, step)
+    while names:
+        step, names = _next(node, path, names)
+        path = (*path, step)
+        node = _descend(root, node, path) if names else node
     old = _children(node).get(step)
     users = _paths_to(root, old)
     if old is not None and _is_for_anchor(path, users):
@@ -84,14 +81,14 @@ def _next(node: Node, path: KeyPath, rest: Sequence[str]) -> tuple[str, Sequence
 
 
 def _descend(root: Node, node: Node, path: KeyPath) -> Node:
-    """The child at ``path``: a new section where there is none, a copy where other paths share a plain one."""
+    """The child at ``path``: a new section where there is none; a copy of a plain one, which others may share."""
     step = path[-1]
     child = _children(node).get(step)
     if child is None or child.tag == f"{CORE}null":
         _put(node, step, section := MappingNode(f"{CORE}map", []))
         return section
-    is_shared = _uses(root, child) > _uses(root, node) and not _is_for_anchor(path, _paths_to(root, child))
-    if not is_shared or child.tag.startswith("!") or not isinstance(child, CollectionNode):
+    is_plain = isinstance(child, CollectionNode) and not child.tag.startswith("!")
+    if not is_plain or _is_for_anchor(path, _paths_to(root, child)):
         return child
     own = copy.copy(child)
     own.value = list(child.value)
@@ -104,9 +101,9 @@ def _put(node: Node, step: str, child: Node) -> None:
     if isinstance(node, SequenceNode):
         node.value[int(step)] = child
         return
-    own = [key for key, _ in node.value if key.value == step]
-    node.value = [(key, child if key in own else value) for key, value in node.value]
-    node.value += [] if own else [(ScalarNode(f"{CORE}str", step), child)]
+    node.value = [(key, child if key.value == step else value) for key, value in node.value]
+    if not any(value is child for _, value in node.value):
+        node.value.append((ScalarNode(f"{CORE}str", step), child))
 
 
 def _children(node: Node) -> dict[str, Node]:
@@ -122,12 +119,6 @@ def _paths_to(root: Node, target: Node | None) -> list[KeyPath]:
     for step, child in _children(root).items():
         found += [(step, *rest) for rest in _paths_to(child, target)]
     return found
-
-
-def _uses(root: Node, target: Node) -> int:
-    """How often the text has a node, aliases and merges of what holds it included."""
-    below = [value for _, value in root.value] if isinstance(root, MappingNode) else root.value
-    return (root is target) + sum(_uses(child, target) for child in below if isinstance(child, Node))
 
 
 def _is_for_anchor(path: KeyPath, users: Sequence[KeyPath]) -> bool:

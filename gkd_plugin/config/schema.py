@@ -196,9 +196,7 @@ _SECTION = section({}, has_others=True)
 _FILE = maybe(value("a text: the path of a file or folder", lambda x: isinstance(x, str) and x and "\0" not in x))
 _MODULES = value("a list of module paths, e.g. ['layer4', 'fc'], or []", list[str])
 _HOOKED = value("a list of module paths, e.g. ['embedding'], or []", list[str])
-_DEVICE = maybe(
-    value("auto, cpu, cuda, cuda:<number> or mps", lambda given: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(given)))
-)
+_DEVICE = value("auto, cpu, cuda, cuda:<number> or mps", lambda x: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(x)))
 
 _KWARGS = {"kwargs": _SECTION}
 _ARGS_KWARGS = {"args": maybe(_LIST), "kwargs": maybe(_SECTION)}
@@ -249,9 +247,8 @@ _LOADER = section(
 
 _MODULE = part(ChainMap(ADAPTATION_MODULE_DICT, MODULE_DICT), _KWARGS, _BOTH)
 _REDESIGN = {"sequential": maybe(_MODULES), "frozen_modules": _MODULES, "adaptations": maybe(each(_MODULE))}
-_WRAPPER = maybe(
-    one_of(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FullyShardedDataParallel2"))
-)
+_PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FullyShardedDataParallel2")
+_WRAPPER = maybe(one_of(_PARALLEL))
 _WRAPPER_SECTION = section({"key": _WRAPPER, "kwargs": maybe(_SECTION)})
 
 
@@ -262,8 +259,8 @@ def _wrapper(report: Report, path: str, given: Any) -> None:
 def _role(supplied: str) -> Kind:
     """``teacher``, ``student`` or ``model`` of a stage."""
     names = (supplied, "device", "device_ids", "distributed")
-    wrapper_key = maybe(one_of(AUXILIARY_MODEL_WRAPPER_DICT))
-    auxiliary = {"key": wrapper_key, "kwargs": maybe(_SECTION), **_REDESIGN}
+    wrappers = AUXILIARY_MODEL_WRAPPER_DICT
+    auxiliary = {"key": maybe(one_of(wrappers)), "kwargs": maybe(_SECTION), **_REDESIGN}
     keys = {
         "forward_proc": one_of(processes.FORWARD_PROC_FUNC_DICT),
         "requires_grad": FLAG,
@@ -272,9 +269,7 @@ def _role(supplied: str) -> Kind:
         **_REDESIGN,
         "wrapper": _wrapper,
         "forward_hook": section({"input": _HOOKED, "output": _HOOKED}),
-        "auxiliary_model_wrapper": part(
-            AUXILIARY_MODEL_WRAPPER_DICT, auxiliary, needs=(), then=_check_redesign, names=names
-        ),
+        "auxiliary_model_wrapper": part(wrappers, auxiliary, needs=(), then=_check_redesign, names=names),
     }
     return section(keys, (), _check_role)
 
@@ -372,8 +367,8 @@ def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
 
 _DEVICES = section(
     {
-        "default": _DEVICE,
-        "teacher": _DEVICE,
+        "default": maybe(_DEVICE),
+        "teacher": maybe(_DEVICE),
         "precision": maybe(one_of(("no", "bf16", "fp16")), None, False),  # YAML reads a bare no as false
         "teacher_dtype": maybe(one_of(tuple(DTYPES))),
         "channels_last": FLAG,
@@ -386,9 +381,8 @@ _NO_CACHE = never("there is no models.teacher_model whose answers could be kept;
 
 def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
     """The whole table, for a ``train`` with these keys of stages, in order, or without stages."""
-    student = _model("new", "extended", "centres")
-    teacher = _model("new", "extended")
-    models = {"teacher_model": maybe(teacher), "student_model": student, "model": student}
+    student, teacher = _model("new", "extended", "centres"), maybe(_model("new", "extended"))
+    models = {"teacher_model": teacher, "student_model": student, "model": student}
     keys = {
         "dependencies": _ANY,
         "models": section(models, then=_check_models),

@@ -22,20 +22,16 @@ class Role:
     @property
     def wrapper(self) -> str | None:
         """Key of the auxiliary wrapper, e.g. ``refilled_teacher``; ``None`` without one."""
-        return self._wrapper.get("key")
+        return (self.section.get("auxiliary_model_wrapper") or {}).get("key")
 
     @property
     def wrapper_kwargs(self) -> Mapping[str, Any]:
         """Keywords of the auxiliary wrapper."""
-        return self._wrapper.get("kwargs") or {}
+        return (self.section.get("auxiliary_model_wrapper") or {}).get("kwargs") or {}
 
     def hooks(self, io: str = "output") -> list[str]:
         """Module paths whose ``'input'`` or ``'output'`` torchdistill records."""
         return list((self.section.get("forward_hook") or {}).get(io) or [])
-
-    @property
-    def _wrapper(self) -> Mapping[str, Any]:
-        return self.section.get("auxiliary_model_wrapper") or {}
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,8 @@ def compose_file(path: str | Path) -> MappingNode:
 
     Raises:
         ConfigError: no such file, not YAML (with line and column), not a mapping, a key twice in one mapping (YAML
-            would silently take the last), an unknown tag, a scalar that does not fit its tag, or an alias that
-            contains itself.
+            would take the last), an unknown tag, a scalar that does not fit its tag, an alias that contains itself.
     """
-    if Path(path).is_dir():
-        raise ConfigError(f"{path}: is a directory, not a config file")
     try:
         with Path(path).open("rb") as stream:
             root = compose(stream, str(path))
@@ -229,8 +226,7 @@ def build(tree: Any, path: str = "", made: dict[int, Any] | None = None) -> Any:
     ``id`` of its part. Of a part of a config, messages name the key path ``path``.
 
     Raises:
-        ConfigError: an object could not be built; names its key path, the line and the reason. The exception itself
-            is the cause.
+        ConfigError: an object could not be built; names its key path, the line and the reason, which is the cause.
     """
     made = {} if made is None else made
     if id(tree) in made:

@@ -267,7 +267,7 @@ def test_checkpoints_that_exist_or_will(tmp_path, monkeypatch):
             f"{path}: no such file: ./runs/teacher.pt"
         ]
         assert found(PLAIN_TRAINING, change, produced=["runs/teacher.pt"]) == []
-        assert found(PLAIN_TRAINING, change, needs_checkpoints=False) == []
+        assert found(PLAIN_TRAINING, change, produced=None) == []
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "teacher.pt").touch()
     assert found(PLAIN_TRAINING, change) == []

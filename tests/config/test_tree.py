@@ -46,7 +46,7 @@ def test_refuses_unusable_files_in_one_line(tmp_path, text, message):
 def test_refuses_missing_files_folders_and_other_encodings(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         read(tmp_path / "nowhere.yaml")
-    with pytest.raises(ConfigError, match="is a directory, not a config file"):
+    with pytest.raises(ConfigError, match=": Is a directory"):
         read(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("a: größer".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.yaml"):
