@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -29,7 +28,7 @@ from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read, walk
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.run import run_config, run_probe
-from gkd_plugin.runner.run_folder import package_versions, write_atomically
+from gkd_plugin.runner.run_folder import package_versions, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, sc
     in_turn = ((cell, run_cell(cell, device)) for cell in waiting)
     with closing(in_turn if jobs == 1 else _at_once(waiting, device, jobs)) as running:
         for place, (cell, reason) in enumerate(running, 1):
-            summary = {} if reason else _read_json(cell.folder / "summary.json")
+            summary = {} if reason else read_json(cell.folder / "summary.json")
             results[id(cell)] = result = Result(cell, FAILED if reason else FINISHED, summary, reason)
             _log(result, score, f"[{place}/{len(waiting)}]")
             _log_warnings(result, told)
@@ -94,7 +93,7 @@ def _known(cell: Cell) -> Result | None:
     """The result of a cell that needs no run: not served, or finished with nothing changed since."""
     if cell.reason:
         return Result(cell, NOT_SERVED, reason=cell.reason)
-    summary, config_file = _read_json(cell.folder / "summary.json"), cell.folder / "config.yaml"
+    summary, config_file = read_json(cell.folder / "summary.json"), cell.folder / "config.yaml"
     if summary.get("status") != "finished" or not config_file.exists():
         return None
     if config_file.read_text("utf-8") != cell.config.read_text("utf-8") or summary.get("seed") != cell.seed:
@@ -105,15 +104,6 @@ def _known(cell: Cell) -> Result | None:
         logger.info("%s: %s; it runs again", cell.title, reason)
         return None
     return Result(cell, FINISHED, summary)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Empty where the file holds no object, or is not there."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _log(result: Result, score: str, place: str) -> None:
@@ -140,12 +130,12 @@ def _log_warnings(result: Result, told: set[str]) -> None:
 def run_cell(cell: Cell, device: str | None) -> str:
     """Trains a cell into its run folder, or fits its probe; says in one line why it failed, empty where it finished."""
     try:
-        text = json.dumps(inputs_of(cell), indent=2, ensure_ascii=False) + "\n"
+        inputs = inputs_of(cell)
         if cell.method.probe is None:
             run_config(load_config(cell.config), cell.folder, seed=cell.seed, device=device)
         else:
             run_probe(load_config(cell.config), cell.folder, cell.method.probe, seed=cell.seed, device=device)
-        write_atomically(cell.folder / _INPUTS, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(cell.folder / _INPUTS, inputs)
     except Exception as error:  # whatever it is, the other cells go on
         lines = str(error).strip().splitlines() or [""]
         return lines[0] if isinstance(error, ConfigError) else f"{type(error).__name__}: {lines[-1]}"
@@ -238,7 +228,7 @@ def stale_input(cell: Cell) -> str:
 
     A file that was not there when the run began does not count.
     """
-    kept, now = _read_json(cell.folder / _INPUTS), inputs_of(cell)
+    kept, now = read_json(cell.folder / _INPUTS), inputs_of(cell)
     if _PACKAGE not in kept:
         return "what it was made from is not on record"
     return next((f"{name} has changed since it ran" for name in kept if now.get(name) != kept[name]), "")

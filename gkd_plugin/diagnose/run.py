@@ -1,6 +1,5 @@
 """``refilled diagnose``: every part in turn, one file of figures, a short table."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from gkd_plugin.diagnose.emphasis import SCORES, report_emphasis
 from gkd_plugin.diagnose.figures import PROJECTIONS, SUFFIXES, report_confusion, report_embedding, report_tuples
 from gkd_plugin.diagnose.restore import LeftOut, RestoredRun
 from gkd_plugin.errors import ConfigError, one_of, whole_number
-from gkd_plugin.runner.run_folder import aligned, write_atomically
+from gkd_plugin.runner.run_folder import aligned, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,7 @@ def diagnose(
         except LeftOut as reason:
             report["left_out"][name] = str(reason)
             logger.warning("%s is left out: %s", name, reason)
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "diagnostics.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "diagnostics.json", report)
     logger.info("figures and pictures are in %s", folder)
     return report
 

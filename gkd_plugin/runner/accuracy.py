@@ -22,8 +22,7 @@ from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 
 logger = logging.getLogger(__name__)
 
-LAST_EPOCHS = 3
-"""Always validated; ``final.val_top1_last3`` is their mean."""
+LAST_EPOCHS = 3  # always validated; ``final.val_top1_last3`` is their mean
 Score = Callable[[Tensor], Tensor]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import default_collate
 from torchdistill.losses.mid_level import SimpleLossWrapper
 from torchdistill.losses.registry import get_high_level_loss
 
@@ -32,8 +32,7 @@ _WRAPPERS = {"refilled_teacher": RefilledTeacher, "projected_student": Projected
 _MOVES = {"teacher_device", "teacher_dtype"}  # of the wrapper: a check changes nothing
 _UPSTREAM_ONLY = re.compile(r"instance\(|\+|(.*\.)?-\d+(\..*)?$")
 """Paths beyond module names: 'instance(BatchNorm2d)', '+name' of a redesigned model, '-1' from a list's end."""
-_MANY = 0.02
-"""Share of a test set's images that may be training images, too, before that is told."""
+_MANY = 0.02  # share of a test set's images that may be training images, too, before that is told
 
 
 def check_hooks(stages: Sequence[Stage], teacher: nn.Module | None, student: nn.Module) -> None:
@@ -100,8 +99,7 @@ def _reads(loss: Any) -> Iterator[tuple[str, str, str]]:
 def first_images(dataset: Any) -> Tensor:
     """The first two images of a data set as a batch; random states stay as they were."""
     with torch.random.fork_rng(devices=[]):
-        loader = DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)
-        images: Tensor = next(iter(loader))[0]
+        images: Tensor = default_collate([dataset[index][0] for index in range(min(2, len(dataset)))])
     return images
 
 

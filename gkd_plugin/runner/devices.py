@@ -40,8 +40,7 @@ def read_placement(config: Mapping[str, Any], device: str | None = None) -> Plac
     precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
     _check_available("device.precision", precision, default)
     _check_available("device.teacher_dtype", dtype, teacher or default)
-    memory, compiled = section.get("channels_last", False), section.get("compile")
-    return Placement(default, teacher, precision, dtype, memory, compiled)
+    return Placement(default, teacher, precision, dtype, section.get("channels_last", False), section.get("compile"))
 
 
 def make_accelerator(placement: Placement) -> Accelerator:

@@ -24,8 +24,7 @@ from gkd_plugin.teacher import clean_loader
 logger = logging.getLogger(__name__)
 
 TEACHER = "models.teacher_model"
-SCALE = 10.0
-"""Logits per cosine at the start; classifiers on normalised embeddings usually learn about this factor."""
+SCALE = 10.0  # logits per cosine at the start; classifiers on normalised embeddings usually learn about this factor
 
 
 def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:

@@ -46,6 +46,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces the file in one step."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty where the file holds no object, or is not there."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
     """Refuses a file, and a folder that holds something other than an earlier run.
 
@@ -55,18 +70,9 @@ def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
         raise ConfigError(f"--output: {folder} is a file")
     paths = [path for path in folder.iterdir() if path.suffix != ".log"] if folder.exists() else []
     names = sorted(path.name for path in paths if path != checkpoint)
-    if names and not _holds_run(folder):
+    if names and "status" not in read_json(folder / _SUMMARY):
         shown = f"{', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
         raise ConfigError(f"--output: {folder} holds {shown} and no earlier run; name a new folder")
-
-
-def _holds_run(folder: Path) -> bool:
-    """Whether its ``summary.json`` is that of a run."""
-    try:
-        summary = json.loads((folder / _SUMMARY).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(summary, dict) and "status" in summary
 
 
 class RunFolder:
@@ -93,7 +99,7 @@ class RunFolder:
         """Makes the folder and writes the resolved configuration."""
         if not self.is_main:
             return
-        if _holds_run(self.path):
+        if "status" in read_json(self.path / _SUMMARY):
             previous = self.path.with_name(f"{self.path.name}.previous")
             if previous.exists():
                 _make_room(previous)
@@ -133,8 +139,7 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces ``summary.json``."""
         if self.is_main:
-            text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(self.path / _SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
+            write_json(self.path / _SUMMARY, summary)
 
 
 def _make_room(previous: Path) -> None:
