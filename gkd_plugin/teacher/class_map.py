@@ -77,8 +77,7 @@ class ClassMap:
         A written map goes before the names, and these before what the training set says. Names that have nothing in
         common may be spelt otherwise, so they tell nothing.
         """
-        ours: list[Any] = list(self.student_names or ())
-        theirs: list[Any] = list(self.teacher_names or ())
+        ours, theirs = list[Any](self.student_names or ()), list[Any](self.teacher_names or ())
         if self.written not in ("auto", None) or not set(ours) & set(theirs):
             if self.labels is None:
                 return None
@@ -93,10 +92,9 @@ class ClassMap:
             logger.warning("class_map: not used, this local classifier reads the class centres alone")
         if is_used and self.written is not None and self.labels != self.said and _any(self.said):
             logger.warning(
-                "class_map: the training set speaks of a teacher with %s classes, this one has %s, so no class is "
-                "shared; write the map {student class: teacher class}, or null for no shared class",
-                self.said_of,
-                self.teacher_size,
+                f"class_map: the training set speaks of a teacher with {self.said_of} classes, this one has "
+                f"{self.teacher_size}, so no class is shared; write the map {{student class: teacher class}}, or null "
+                "for no shared class"
             )
 
     def _check(self) -> None:
@@ -104,24 +102,20 @@ class ClassMap:
         names, theirs = self.student_names or (), list(self.teacher_names or ())
         known, given = set(theirs), Counter(label for label in self.said or () if label is not None)
         common = [name for name in names if name in known]
-        for label, times in given.items():
-            if times > 1:
-                raise ConfigError(f"class_map: class {label} of the teacher is given for two classes of the student")
+        if given.total() > len(given):
+            label = given.most_common(1)[0][0]
+            raise ConfigError(f"class_map: class {label} of the teacher is given for two classes of the student")
         if self.written == "auto" and self.said_of is None and not given and common:
             logger.info(
-                "class_map: %d classes have names of the teacher's (%s); stage 'joint' takes them to be its classes "
-                "with auxiliary_model_wrapper.kwargs.class_map: 'names'",
-                len(common),
-                _few(common),
+                f"class_map: {len(common)} classes have names of the teacher's ({_few(common)}); stage 'joint' takes "
+                "them to be its classes with auxiliary_model_wrapper.kwargs.class_map: 'names'"
             )
         if self.said_of is None or self.said_of != len(theirs):
             return
         if names and given and not common:
             logger.warning(
-                "class_map: the training set takes classes (%s, …) to be the teacher's, none of which has such a name "
-                "(%s, …): are they spelt otherwise, or is its class_order not the teacher's?",
-                names[0],
-                theirs[0],
+                f"class_map: the training set takes classes ({names[0]}, …) to be the teacher's, none of which has "
+                f"such a name ({theirs[0]}, …): are they spelt otherwise, or is its class_order not the teacher's?"
             )
             return
         pairs = list(zip(names, self.said or [None] * len(names), strict=False))
@@ -134,9 +128,8 @@ class ClassMap:
         missed = [name for name, said in pairs if said is None and name in known]
         if missed:
             logger.warning(
-                "class_map: the teacher has classes named %s too, which the training set does not take to be shared; "
-                "is its class_order the teacher's? (class_map: 'names' shares them)",
-                _few(missed),
+                f"class_map: the teacher has classes named {_few(missed)} too, which the training set does not take to "
+                "be shared; is its class_order the teacher's? (class_map: 'names' shares them)"
             )
 
 

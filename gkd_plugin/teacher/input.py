@@ -28,11 +28,10 @@ def is_first_time(teacher: nn.Module, what: str) -> bool:
 
 
 def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
-    """What the teacher was trained on.
+    """What the teacher was trained on: ``'pretrained'`` reads timm's ``pretrained_cfg``, ``'data'`` leaves all open.
 
-    ``preprocessing: 'pretrained'`` reads timm's ``pretrained_cfg``; 'auto' does so too, unless the weights came from a
-    checkpoint of this package, which says what they were trained with (the model's ``image_input``); 'data' leaves
-    everything open, so that images stay as they are. Raises ConfigError where it is none of these.
+    ``'auto'`` reads timm's unless a checkpoint of this package says what the weights were trained with (the model's
+    ``image_input``). Raises ConfigError where it is none of these.
     """
     one_of("preprocessing", preprocessing, ("auto", "pretrained", "data"))
     known: ImageInput | None = getattr(teacher, "image_input", None)
@@ -111,7 +110,7 @@ class TeacherInput(nn.Module):
             return
         steps, size = [], self._new_size(x)
         if size is not None:
-            before, after = (" × ".join(map(str, pixels)) for pixels in (x.shape[-2:], size))
+            before, after = (f"{height} × {width}" for height, width in (x.shape[-2:], size))
             steps.append(f"resized from {before} to {after} pixels (bicubic, antialias)")
         if self.affine is not None:
             steps.append(
@@ -121,13 +120,11 @@ class TeacherInput(nn.Module):
         if steps:
             is_guess = preprocessing == "auto" and hasattr(teacher, "has_weights_of_unknown_input")
             guess = " (the weights do not say what images they were trained with, so timm's pretrained_cfg is taken)"
-            logger.log(
-                logging.WARNING if is_guess else logging.INFO,
-                "the teacher's images are %s; auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as "
-                "they are%s",
-                " and ".join(steps),
-                guess if is_guess else "",
+            done = (
+                f"the teacher's images are {' and '.join(steps)}; auxiliary_model_wrapper.kwargs.preprocessing: 'data'"
             )
+            text = f"{done} leaves them as they are{guess if is_guess else ''}"
+            logger.log(logging.WARNING if is_guess else logging.INFO, text)
         if self.teacher == ImageInput() and preprocessing != "data":
             logger.info("the teacher does not say what images it was trained with: it gets those of the student")
         if self.teacher.mean is not None and self.data.mean is None:
@@ -156,10 +153,8 @@ def _affine(data: ImageInput, teacher: ImageInput) -> Tensor | None:
     try:
         mean_d, std_d, mean, std = np.broadcast_arrays(data.mean, data.std, teacher.mean, teacher.std)
     except ValueError as error:
-        raise ConfigError(
-            f"the teacher takes images of {len(teacher.mean)} channels (mean {_short(teacher.mean)}), the data has "
-            f"{len(data.mean)} (mean {_short(data.mean)})"
-        ) from error
+        theirs, ours = (f"{len(values)} channels (mean {_short(values)})" for values in (teacher.mean, data.mean))
+        raise ConfigError(f"the teacher takes images of {theirs}, the data has {ours}") from error
     scale, shift = std_d / std, (mean_d - mean) / std
     if np.allclose(scale, 1, rtol=0, atol=1e-5) and np.allclose(shift, 0, rtol=0, atol=1e-6):
         return None

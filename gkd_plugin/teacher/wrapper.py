@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,34 +28,29 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 class RefilledTeacher(AuxiliaryModelWrapper):
     """Wraps any teacher for ReFilled and holds its invariants whatever the training box does.
 
-    The teacher is frozen, always in eval mode (``train()`` cannot change that, so batch-norm statistics never
-    move) and runs without gradient. It may live on a device of its own: inputs go there, results come back. It sees
-    images with its own normalisation and size, whatever those of the student are; what is done to them is logged once.
+    The teacher is frozen, always in eval mode (``train()`` cannot change that, so batch-norm statistics never move) and
+    runs without gradient. It may live on a device of its own: inputs go there, results come back. It sees images with
+    its own normalisation and size, whatever the student's are; what is done to them is logged once.
 
-    Hook paths: ``embedding`` ``[B, D_t]``; ``local_classifier`` ``[B, C]``, C the student's classes, once the class
-    centres are known (the pre-epoch process ``refilled`` computes them). The output itself (``.``) is the
-    teacher's own logits ``[B, C_t]``; for a teacher with no classifier (timm's ``num_classes: 0``) it is the local
-    classifier's, which is said once in the log. All in float32. With a ``projection`` also ``projection``
-    ``[B, D']``, computed with gradient after each training step's forward pass: it alone is trained.
+    Hook paths, all in float32: ``embedding`` ``[B, D_t]``; ``local_classifier`` ``[B, C]``, C the student's classes,
+    once the pre-epoch process ``refilled`` has computed the class centres; the output itself (``.``), the teacher's own
+    logits ``[B, C_t]``, or the local classifier's where it has no classifier (timm's ``num_classes: 0``). With a
+    ``projection`` also ``projection`` ``[B, D']``, computed with gradient after each training step's forward pass.
 
     Args:
         teacher_model: the teacher; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
-        embedding: module path of the teacher's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
-            every ``timm_model``.
+        embedding: module path of the embedding, ``[B, D]`` or ``[B, D, 1, 1]``; every ``timm_model`` has the default.
         embedding_io: ``'output'`` of that module, or its ``'input'`` (torchvision's ViT: the input of ``'heads'``).
         local_classifier: ``'centres'`` (the paper's), ``'discriminant'`` (calibrated on held-out labels), or another
             readout; by default what the criterion's stage asks for.
-        local_features: module paths of earlier layers, which a ``'discriminant'`` reads beside the embedding, see
-            :class:`LocalFeatures`.
+        local_features: module paths of earlier layers, which a ``'discriminant'`` reads beside the embedding.
         class_map: which of the student's classes are the teacher's, for a ``'discriminant'``: ``'auto'`` (what the
             training set says of a teacher with as many classes), ``'names'``, ``{student's class: teacher's class}``
             or null, see :meth:`ClassMap.of`.
-        teacher_classes: the names of the teacher's classes, for ``class_map``; by default those in its checkpoint,
-            where this package wrote it.
+        teacher_classes: the names of the teacher's classes; by default those in its checkpoint, if this package's.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: ``'auto'`` (what its checkpoint says, otherwise
-            timm), ``'pretrained'`` (what timm says) or ``'data'`` (the student's, left as they are), see
-            :func:`own_input`.
+            timm), ``'pretrained'`` (what timm says) or ``'data'`` (the student's, left as they are).
         mean: the teacher's, of pixels in [0, 1]; by default that of ``preprocessing``.
         std: the teacher's; by default that of ``preprocessing``.
         input_size: the teacher's, in pixels or as [height, width]; by default that of ``preprocessing``.
@@ -63,9 +58,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         data_std: likewise.
         teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the student.
         teacher_dtype: what the teacher is held in: ``'float32'``, ``'bf16'`` or ``'fp16'``.
-        projection: ``{kind, in_features, out_features}`` of a map of the embedding that a loss reads, see
-            :class:`Projection`. One with weights is trained: it needs ``teacher.requires_grad: True`` (the teacher
-            itself stays frozen) and ``embedding`` among the hooks.
+        projection: ``{kind, in_features, out_features}`` of a map of the embedding, see :class:`Projection`. One with
+            weights is trained: it needs ``teacher.requires_grad: True`` (the teacher itself stays frozen) and
+            ``embedding`` among the hooks.
 
     Raises:
         ConfigError: the embedding path does not exist, or a setting is none of those allowed.
@@ -96,8 +91,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         distributed: bool = False,  # noqa: ARG002
     ) -> None:
         super().__init__()
-        _check_embedding(teacher_model, embedding)
         with told_at("auxiliary_model_wrapper.kwargs."):
+            _check_embedding(teacher_model, embedding)
             one_of("embedding_io", embedding_io, ("output", "input"))
             if local_classifier is not None:
                 one_of("local_classifier", local_classifier, READOUTS)
@@ -108,9 +103,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
                 raise ConfigError(f"local_features: {embedding!r} is the embedding, which is read already")
             own = given_input(mean, std, input_size, known=own_input(teacher_model, preprocessing))
             if (data_mean is None) != (data_std is None):
-                raise ConfigError(
-                    "data_mean: goes with data_std; give both, or neither to have them read from the data"
-                )
+                raise ConfigError("data_mean: goes with data_std; give both, or neither: the data shows them")
             data = given_input(data_mean, data_std, prefix="data_")
             if num_classes is not None:
                 whole_number("num_classes", num_classes, low=1)
@@ -121,12 +114,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.embedding = nn.Identity()
         self.local_classifier = LocalClassifier(local_classifier or "centres")
         self.projection = None if projection is None else make_projection(projection)
-        self.class_map = ClassMap()
-        self.num_classes = num_classes
+        self.class_map, self._written_map = ClassMap(), (class_map, teacher_classes)
+        self.num_classes, self._asks_for, self._preprocessing = num_classes, local_classifier, preprocessing
         self._dtype = None if teacher_dtype is None else DTYPES[teacher_dtype]
-        self._asks_for = local_classifier
-        self._written_map = (class_map, teacher_classes)
-        self._preprocessing = preprocessing
         self._embedding = (embedding, embedding_io)
         cfg = getattr(teacher_model, "pretrained_cfg", None) or {}
         self._channels: int | None = (cfg.get("input_size") or [None])[0]
@@ -193,7 +183,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What ``.to()`` and its kin call: a teacher with a device of its own stays there, as it is."""
+        """What ``.to()`` and its kin call: a teacher with a device of its own stays there."""
         if self._own_device is None:
             super()._apply(fn, recurse)
         elif self.projection is not None:
@@ -205,14 +195,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """``[B, …]`` images → the teacher's logits ``[B, C_t]``, on the device of the images."""
         given, self._given = self._given, None
         answers = self._with_local(given or self._ask(x))
-        output = self.embedding(_moved(answers.embedding, x.device))
+        output: Tensor = self.embedding(_moved(answers.embedding, x.device))
         if answers.local_classifier is not None:
             output = self.local_classifier(_moved(answers.local_classifier, x.device))
-        if answers.logits is not None:
-            return _moved(answers.logits, x.device)
-        if is_first_time(self.teacher, "classifier"):
+        if answers.logits is None and is_first_time(self.teacher, "classifier"):
             logger.info("the teacher has no classifier of its own: its confidence is the local classifier's")
-        return cast("Tensor", output)
+        return output if answers.logits is None else _moved(answers.logits, x.device)
 
     def secondary_forward(self, io_dict: Mapping[str, Mapping[str, Any]]) -> None:
         """The projection of the embedding, with gradient: torchdistill calls this after each training forward pass."""
@@ -262,11 +250,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         return answers._replace(local_classifier=self.local_classifier.logits(here))
 
     def adopt_centres(self, other: "RefilledTeacher") -> None:
-        """Takes over the local classifier of the previous stage's wrapper, fitted on the same training set.
-
-        Does nothing where teacher, readout, embedding, shared classes or the number of classes differ: it is then
-        fitted anew.
-        """
+        """Takes over the local classifier of the previous stage's wrapper, unless a fit would give another one."""
         if self.teacher is not other.teacher:
             return
         self.class_map.teacher_size = other.class_map.teacher_size
@@ -281,9 +265,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
     @torch.no_grad()
     def fit_centres(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        views: Iterable[tuple[Tensor, Tensor, Tensor]] | None = None,
+        self, batches: Iterable[tuple[Tensor, Tensor]], views: Iterable[tuple[Tensor, Tensor, Tensor]] | None = None
     ) -> None:
         """Fits the local classifier, and with it the class centres, to (images, labels) of the training set.
 
@@ -298,15 +280,14 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
 
 def _check_embedding(model: nn.Module, path: str) -> None:
-    where = "auxiliary_model_wrapper.kwargs.embedding"
     names = [name for name, _ in model.named_modules()]
     if path == "embedding" and path not in names:
         raise ConfigError(
-            f"{where}: {type(model).__name__} has no module 'embedding', as timm_model's models have; name the module "
-            "whose output is the embedding (embedding_io: 'input' takes its input); the last ones are "
+            f"embedding: {type(model).__name__} has no module 'embedding', as timm_model's models have; name the "
+            "module whose output is the embedding (embedding_io: 'input' takes its input); the last ones are "
             + ", ".join(map(repr, names[-4:]))
         )
-    check_module_path(model, path, where)
+    check_module_path(model, path, "embedding")
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -18,8 +18,6 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import ClassCentreAccumulator
 from gkd_plugin.teacher.class_map import ClassMap
 
-__all__ = ["READOUTS", "Answers", "LocalClassifier", "LocalFeatures", "Readout", "Seen", "pooled"]
-
 READOUTS: dict[str, "Readout"] = {}  # by name; every subclass of Readout enters itself
 
 _ALWAYS_SAVED = ("centres", "weight", "bias", "teacher_labels", "shared_factors")
@@ -30,8 +28,7 @@ class Answers(NamedTuple):
 
     Attributes:
         embedding: ``[B, D_t]``.
-        local_classifier: ``[B, C]``, logits over the student's classes, once the local classifier is fitted; ``None``
-            has the wrapper compute them.
+        local_classifier: ``[B, C]``, logits over the student's classes; where ``None``, the wrapper computes them.
         logits: ``[B, C_t]``, of the teacher's own classifier.
         features: ``[B, F]``, see :class:`LocalFeatures`.
     """
@@ -71,8 +68,7 @@ class Readout:
 
     Attributes:
         name: what the wrapper's keyword ``local_classifier`` calls it.
-        wants_views: whether :meth:`fit` gets training images, augmented as the student sees them. Class centres,
-            which are computed without augmentation, it gets in any case.
+        wants_views: whether :meth:`fit` gets training images as the student sees them, beside the class centres.
     """
 
     name: ClassVar[str]
@@ -136,7 +132,7 @@ class LocalClassifier(nn.Identity):
 
     @property
     def wants_views(self) -> bool:
-        """Whether the readout is fitted to images as the student sees them, beside the class centres."""
+        """As :attr:`Readout.wants_views`."""
         return READOUTS[self.kind].wants_views
 
     def logits(self, answers: Answers) -> Tensor:
@@ -159,11 +155,9 @@ class LocalClassifier(nn.Identity):
             if self.wants_views and views is None:
                 parts.append(_on_cpu(answers, labels, torch.arange(count, count + len(labels)), class_map))
             count += len(labels)
-        centres = accumulator.result()
+        centres, seen = accumulator.result(), None
         if self.wants_views:
             parts += [_on_cpu(*view, class_map) for view in views or ()]
-        seen = None
-        if parts:
             rows, logits, of, samples = map(torch.cat, zip(*parts, strict=True))
             seen = Seen(rows, logits if logits.shape[1] else None, of, samples, class_map.shared)
         fitted = READOUTS[self.kind].fit(centres, seen)
@@ -211,24 +205,23 @@ class LocalFeatures:
 
     def take(self) -> Tensor | None:
         """``[B, F]`` float32 of the teacher's last forward pass; ``None`` where no module is named."""
-        rows = []
-        for path, capture in zip(self.paths, self._captures, strict=True):
-            rows.append(pooled(capture.value, path))
+        rows = [pooled(capture.value, path) for path, capture in zip(self.paths, self._captures, strict=True)]
+        for capture in self._captures:
             capture.value = None
         return torch.cat(rows, dim=1) if rows else None
 
 
 def pooled(output: Any, path: str) -> Tensor:
-    """One float32 row a sample: mean and standard deviation over positions.
+    """One float32 row a sample, ``[B, 2 C]``: mean and standard deviation over positions.
 
-    A feature map ``[B, C, H, W]`` or tokens ``[B, N, C]`` give ``[B, 2 C]``; what has no positions, ``[B, C]`` or
-    ``[B, C, 1, 1]``, gives ``[B, C]``. Raises ConfigError, with the module's path, for anything else.
+    Of a feature map ``[B, C, H, W]`` or tokens ``[B, N, C]``; ``[B, C]`` of what has no positions, ``[B, C]`` or
+    ``[B, C, 1, 1]``. Raises ConfigError, with the module's path, for anything else.
     """
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
         shown = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"local_features: {path!r} gave {shown}, not a tensor [B, C], [B, N, C] or [B, C, H, W]")
     rows = output.float()
-    positions = rows.transpose(1, 2) if rows.ndim == 3 else rows.flatten(2) if rows.ndim == 4 else rows.unsqueeze(2)
+    positions = rows.transpose(1, 2) if rows.ndim == 3 else rows.reshape(*rows.shape[:2], -1)
     if positions.shape[2] == 1:
         return positions.squeeze(2)
     deviation, mean = torch.std_mean(positions, dim=2, correction=0)
