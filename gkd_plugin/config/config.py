@@ -109,4 +109,4 @@ def _check_call(report: Report, path: str, tagged: Tagged) -> None:
     TAGS[tagged.tag](report, path, tagged.value)
     init = tagged.value.get("init") or {}
     if callable(target) and tagged.tag != "!import_get" and isinstance(init, Mapping):
-        report.bind(f"{path}.init.kwargs", target, init.get("args"), init.get("kwargs"))
+        report.bind(f"{path}.init", target, init)

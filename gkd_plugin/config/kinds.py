@@ -68,20 +68,20 @@ class Report:
         self,
         path: str,
         function: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
+        section: Mapping[Any, Any],
         *,
         supplied: int = 0,
         names: Collection[str] = (),
         values: Mapping[str, "Kind"] | None = None,
         read: Collection[str] | None = None,
     ) -> None:
-        """Checks a call against the signature: unknown, doubled and missing arguments, and values of torch's types.
+        """Checks a section's ``args`` and ``kwargs`` against a signature: unknown, doubled, missing, of the wrong type.
 
         torchdistill passes ``supplied`` arguments first, and those with these ``names``. ``values`` are kinds that
         torch's annotations do not tell. torchdistill's losses ignore keywords that they do not read: all are refused
         where it is known what they ``read``, otherwise those near to a parameter. No signature takes everything.
         """
+        args, kwargs, path = section.get("args"), section.get("kwargs"), at(path, "kwargs")
         args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
         try:
             parameters = list(inspect.signature(function).parameters.values())
@@ -225,9 +225,9 @@ def part(
     """A section whose ``key`` names a registered part, with ``args`` and ``kwargs`` that fit it (``Report.bind``)."""
 
     def check_call(report: Report, path: str, given: Mapping[Any, Any]) -> None:
-        where, key = at(path, "kwargs"), given.get("key")
-        if isinstance(key, str) and key in registry and report.is_clean(where):
-            report.bind(where, registry[key], given.get("args"), given.get("kwargs"), **call)
+        key = given.get("key")
+        if isinstance(key, str) and key in registry and report.is_clean(at(path, "kwargs")):
+            report.bind(path, registry[key], given, **call)
         if then is not None:
             then(report, path, given)
 

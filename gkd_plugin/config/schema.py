@@ -63,7 +63,7 @@ def _check_model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     key, kwargs = entry.get("key"), entry.get("kwargs")
     report.check(at(path, "key"), key, one_of(functions))
     if isinstance(key, str) and key in functions and report.is_clean(at(path, "kwargs")):
-        report.bind(at(path, "kwargs"), functions[key], [], kwargs)
+        report.bind(path, functions[key], {"kwargs": kwargs})
     if key == "timm_model" and isinstance(kwargs, Mapping) and isinstance(kwargs.get("model_name"), str):
         with report.trial(at(path, "kwargs.model_name")):
             check_model_name(kwargs["model_name"])
@@ -95,7 +95,7 @@ def _check_loader(report: Report, path: str, section: Mapping[Any, Any]) -> None
     if not isinstance(kwargs, Mapping):
         return
     names, values = ("sampler", "batch_sampler", "collate_fn"), {"batch_size": count(), "num_workers": count(0)}
-    report.bind(where, DataLoader, [], kwargs, supplied=1, names=names, values=values)
+    report.bind(path, DataLoader, {"kwargs": kwargs}, supplied=1, names=names, values=values)
     batches: dict[str, Any] = {"sampler": [0]}
     if section.get("batch_sampler") is not None:
         batches = {"batch_sampler": [[0]]}
@@ -113,7 +113,7 @@ def _check_sampler(report: Report, path: str, section: Mapping[Any, Any]) -> Non
     target = section.get("class_or_func")
     if isinstance(target, Tagged) and target.tag == "!import_get":
         with contextlib.suppress(ConfigError):  # reported where all tags are
-            report.bind(at(path, "kwargs"), resolve_target(target), [], section.get("kwargs"), supplied=1)
+            report.bind(path, resolve_target(target), {"kwargs": section.get("kwargs")}, supplied=1)
 
 
 def _check_role(report: Report, path: str, section: Mapping[Any, Any]) -> None:
@@ -323,11 +323,14 @@ _OPTIMIZERS = {"a": _optimizer("module_wise_configs", is_teacher=FLAG), "no": _o
 """Where there is a teacher, or none: each of torchdistill's two boxes reads a key of its own."""
 
 
-def _stage(roles: Collection[str]) -> dict[str, Kind]:
-    """The keys of a stage."""
+def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
+    """One training, or stages that follow each other: then hardly anything is read of ``train`` itself.
+
+    Later stages may keep the data loaders and the optimizer of the one before.
+    """
     is_there = "a" if "teacher" in roles else "no"
     unread = never(f"is not read where there is {is_there} models.teacher_model; write {' and '.join(roles)}")
-    return {
+    first = {
         "num_epochs": count(),
         "train_data_loader": _LOADER,
         "val_data_loader": _LOADER,
@@ -340,20 +343,13 @@ def _stage(roles: Collection[str]) -> dict[str, Kind]:
         "post_forward_process": one_of(processes.POST_FORWARD_PROC_FUNC_DICT),
         "post_epoch_process": one_of(processes.POST_EPOCH_PROC_FUNC_DICT),
     }
-
-
-def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
-    """One training, or stages that follow each other: then hardly anything is read of ``train`` itself.
-
-    Later stages may keep the data loaders and the optimizer of the one before.
-    """
     needs = ("num_epochs", *roles, "criterion")
     needs_first = (*needs, "train_data_loader", "optimizer")
-    for_all, first = {"log_freq": count(), "val_freq": count()}, _stage(roles)
+    for_all = {"log_freq": count(), "val_freq": count()}
     if not stages:
         return section({**for_all, **first, "stage1": _ANY}, needs_first, _try_schedule)
-    without_gaps = [f"stage{number}" for number in range(1, len(stages) + 1)]
     later = {**first, "optimizer": maybe(first["optimizer"], {})}
+    without_gaps = [f"stage{number}" for number in range(1, len(stages) + 1)]
     keys = {
         **for_all,
         **dict.fromkeys(first, never(f"is not read where there are stages; put it into {', '.join(stages)}")),

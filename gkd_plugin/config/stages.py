@@ -88,11 +88,6 @@ class Stage:
         return Role(f"{self.path}.{name}", self.section.get(name) or {})
 
     @property
-    def roles(self) -> list[Role]:
-        """Teacher, if any, and student."""
-        return [role for role in (self.teacher, self.student) if role is not None]
-
-    @property
     def loader(self) -> Mapping[str, Any]:
         """The section of its training data."""
         return cast("Mapping[str, Any]", self.section["train_data_loader"])

@@ -233,22 +233,19 @@ def build(tree: Any, path: str = "", made: dict[int, Any] | None = None) -> Any:
         return made[id(tree)]
     built = tree
     if isinstance(tree, Tagged):
-        built = _object(tree, build(tree.value, path, made), path)
+        value = build(tree.value, path, made)
+        try:
+            resolve_target(tree)  # tells which part of a name cannot be imported
+            built = yaml.FullLoader.yaml_constructors[tree.tag](_Complete(), value)
+        except Exception as error:  # an object may raise anything
+            where = f"{path} ({tree.line})" if tree.line else path
+            raise ConfigError(f"{where}: {summary(error)}") from error
     elif isinstance(tree, dict):
         built = {key: build(item, at(path, key), made) for key, item in tree.items()}
     elif isinstance(tree, list | tuple):
         built = type(tree)(build(item, at(path, index), made) for index, item in enumerate(tree))
     made[id(tree)] = built
     return built
-
-
-def _object(tagged: Tagged, value: Any, path: str) -> Any:
-    try:
-        resolve_target(tagged)  # tells which part of a name cannot be imported
-        return yaml.FullLoader.yaml_constructors[tagged.tag](_Complete(), value)
-    except Exception as error:  # an object may raise anything
-        where = f"{path} ({tagged.line})" if tagged.line else path
-        raise ConfigError(f"{where}: {summary(error)}") from error
 
 
 def _takes(kind: type, name: str) -> Callable[..., Any]:

@@ -81,7 +81,7 @@ def build_box(
     stages = stages_of({"train": train_config})
     if teacher is not None:
         _place_teacher(stages, placement)
-    for role in (role for stage in stages for role in stage.roles):
+    for role in (role for stage in stages for role in (stage.teacher, stage.student) if role is not None):
         if role.section.get("src_ckpt") is not None:  # read safely, before torchdistill unpickles it
             read_weights(role.section["src_ckpt"], f"{role.path}.src_ckpt")
     common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)

@@ -15,25 +15,25 @@ from gkd_plugin.config.tree import Tagged
         (dict, [1, 2], {"x": 1}, {}, []),  # no signature
         (lambda a: None, Tagged("!x", 1), {}, {}, []),
         (lambda a: None, [], Tagged("!x", 1), {}, []),
-        (lambda a: None, [1, 2], None, {}, ["p: 2 positional arguments given, at most 1 fit"]),
-        (lambda a: None, [1], None, {"supplied": 1}, ["p: 1 positional arguments given, at most 0 fit"]),
+        (lambda a: None, [1, 2], None, {}, [": 2 positional arguments given, at most 1 fit"]),
+        (lambda a: None, [1], None, {"supplied": 1}, [": 1 positional arguments given, at most 0 fit"]),
         (
             lambda a, b: None, [1], {"a": 1}, {"names": ["b"]},
-            ["p.a: given already, by torchdistill or by position; remove it"],
+            [".a: given already, by torchdistill or by position; remove it"],
         ),
         (
             lambda params, lr, momentum=0.0: None, [], {"mometum": 1}, {"supplied": 1},
             [
-                "p.mometum: unknown argument; did you mean 'momentum'? (allowed: 'lr', 'momentum')",
-                "p: argument 'lr' is missing",
+                ".mometum: unknown argument; did you mean 'momentum'? (allowed: 'lr', 'momentum')",
+                ": argument 'lr' is missing",
             ],
         ),
     ],
 )  # fmt: skip
 def test_bind(function, args, kwargs, more, lines):
     report = Report({}, None)
-    report.bind("p", function, args, kwargs, **more)
-    assert report.lines == lines
+    report.bind("p", function, {"args": args, "kwargs": kwargs}, **more)
+    assert report.lines == [f"p.kwargs{line}" for line in lines]
 
 
 def test_a_section_is_clean_where_nothing_below_it_was_found():

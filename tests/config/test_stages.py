@@ -27,7 +27,7 @@ def test_a_training_of_one_stage_is_train_itself():
     train = {"num_epochs": 3, "model": {"forward_hook": None}, "criterion": {"key": "WeightedSumLoss"}}
     (stage,) = stages_of(config(train))
     assert (stage.name, stage.path, stage.epochs, stage.is_last) == ("train", "train", 3, True)
-    assert (stage.kind, stage.teacher, stage.val_loader, stage.roles) == (None, None, None, [stage.student])
+    assert (stage.kind, stage.teacher, stage.val_loader) == (None, None, None)
     assert (stage.student.path, stage.student.hooks(), stage.student.wrapper) == ("train.model", [], None)
 
 
@@ -48,7 +48,7 @@ def test_a_stage_keeps_the_loaders_of_the_one_before():
 def test_roles():
     train = {"stage1": {"teacher": TEACHER, "student": {}}}
     (stage,) = stages_of(config(train))
-    teacher, student = stage.roles
+    teacher, student = stage.teacher, stage.student
     assert (teacher.path, student.path) == ("train.stage1.teacher", "train.stage1.student")
     assert (teacher.wrapper, teacher.wrapper_kwargs) == ("refilled_teacher", {"embedding": "avgpool"})
     assert teacher.hooks() == ["embedding"]
