@@ -59,14 +59,11 @@ def test_other_arrays_are_refused(images, message):
         ArrayImages(images, [0, 1, 1])
 
 
-def test_an_archive_is_read_by_split(archive):
+@pytest.mark.parametrize("images", [RGB, GREY])
+def test_an_archive_is_read_by_split_and_pooling_is_the_rounded_mean_of_squares(archive, tmp_path, images):
     train, test = npz_images(archive), npz_images(str(archive), "test")
     assert (train.targets, test.targets) == ([0, 1, 1], [1])
     assert train.classes == test.classes == ["ant", "bee"]
-
-
-@pytest.mark.parametrize("images", [RGB, GREY])
-def test_pooling_is_the_rounded_mean_of_squares(tmp_path, images):
     np.savez(tmp_path / "plain.npz", x_val=images, y_val=[0, 1, 2])
     pooled = npz_images(tmp_path / "plain.npz", "val", pool=2)
     assert pooled.classes == ["0", "1", "2"]
@@ -120,7 +117,7 @@ def test_the_splits_of_the_digits_share_nothing_and_lose_nothing():
     assert all(abs(counts[0][k] - 2 * counts[1][k]) <= 2 for k in range(10))
 
 
-def test_digits_are_grey_and_use_the_whole_range():
+def test_digits_are_grey_and_use_the_whole_range_and_name_the_extra_that_they_need(monkeypatch):
     dataset = digits()
     assert np.array_equal(digits().data, dataset.data)
     assert not np.array_equal(digits(seed=1).data, dataset.data)
@@ -128,21 +125,15 @@ def test_digits_are_grey_and_use_the_whole_range():
     assert dataset.classes == list("0123456789")
     assert digits(size=16).data.shape == (1198, 16, 16)
     assert digits(rgb=True).data.shape == (1198, 8, 8, 3)
-
-
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ConfigError, match=r"pip install 'gkd-plugin\[digits\]'"):
         digits()
 
 
-def test_a_folder_has_the_samples_and_classes_of_torchvision(tree):
+def test_a_folder_is_read_as_by_torchvision_unless_it_is_missing_or_holds_no_classes_or_images(tree):
     dataset, reference = image_folder(tree), ImageFolder(str(tree))
     assert dataset.classes == ["ant", "cat"]
     assert samples(dataset) == samples(reference)
-
-
-def test_a_folder_that_is_missing_or_holds_no_classes_or_images_is_refused(tree, tmp_path):
     with pytest.raises(ConfigError, match=r"root: there is no folder .*trian; .*did you mean 'train'"):
         image_folder(tree.with_name("trian"))
     with pytest.raises(ConfigError, match=r"root: .*needs a folder of images for each class"):

@@ -4,18 +4,8 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin.data import (
-    FixedViews,
-    class_names_of,
-    classes_of,
-    few_shot_subset,
-    labels_of,
-    num_classes_of,
-    teacher_labels_of,
-    teacher_num_classes_of,
-    with_evaluation_view,
-)
-from gkd_plugin.data.labels import keeps_labels
+from gkd_plugin.data import FixedViews, few_shot_subset, labels_of, num_classes_of, with_evaluation_view
+from gkd_plugin.data.labels import class_names_of, classes_of, keeps_labels, teacher_labels_of, teacher_num_classes_of
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, known_by_a_teacher
 

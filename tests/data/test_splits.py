@@ -4,18 +4,8 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin.data import (
-    ClassSubset,
-    class_split,
-    class_subset,
-    few_shot_subset,
-    few_shot_task,
-    incremental_subset,
-    ordered_classes,
-    overlap_classes,
-    overlap_subset,
-    teacher_labels_of,
-)
+from gkd_plugin.data import ClassSubset, class_split, class_subset, few_shot_subset, few_shot_task, teacher_labels_of
+from gkd_plugin.data.splits import incremental_subset, ordered_classes, overlap_classes, overlap_subset
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, counted, known_by_a_teacher, samples
 
@@ -89,7 +79,7 @@ def test_the_work_grows_with_the_number_of_classes_and_not_with_its_square(kind,
     assert 0 < name.looks < 40 * count
 
 
-def test_teacher_labels_follow_the_classes():
+def test_teacher_labels_follow_the_classes_one_for_each():
     known = known_by_a_teacher(FakeImages(EIGHT, THREE))
     for dataset in (known, ConcatDataset([known, known])):
         subset = class_subset(dataset, [2, 1])
@@ -99,13 +89,9 @@ def test_teacher_labels_follow_the_classes():
     assert few_shot_subset(ConcatDataset([part]), shots=1).teacher_labels == [4, None]
     task = few_shot_task(known, 2, 1, 0, "support", queries=1)
     assert task.teacher_labels == [{"ant": 4, "bee": None, "cat": 1}[name] for name in task.classes]
-
-
-def test_teacher_labels_are_one_for_each_class():
-    short = known_by_a_teacher(FakeImages(EIGHT, THREE))
-    short.teacher_labels = [4]
+    known.teacher_labels = [4]
     with pytest.raises(ConfigError, match="teacher_labels must be one for each of 2 classes, got 1"):
-        class_subset(short, [0, 1])
+        class_subset(known, [0, 1])
     with pytest.raises(ConfigError, match="teacher_labels name class 5 of a teacher with 5 classes"):
         ClassSubset(FakeImages(EIGHT), [0], [0], ["ant"], teacher_labels=[5], teacher_num_classes=5)
 
@@ -175,9 +161,11 @@ def test_the_parts_follow_each_other_in_the_class_order(seed):
         assert_names_follow(part, LABELS)
 
 
-def test_a_part_takes_an_order_and_the_samples_to_draw_from():
+def test_a_split_takes_an_order_and_the_samples_to_draw_from():
     novel = class_split(IMAGES, "novel", SIZES, class_order=[5, 4, 3, 2, 1, 0], per_class=1, start=2)
     assert (novel.classes, novel.indices, novel.targets) == (["bee", "ant"], [12, 13], [1, 0])
+    exemplars = incremental_subset(IMAGES, 1, 1, 2, class_order=[5, 0, 1, 2, 3, 4], per_class=4, start=3)
+    assert (exemplars.indices, exemplars.targets) == ([18, 23, 24, 29, 30, 36], [1, 0, 1, 0, 1, 1])
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.one_of(st.none(), st.integers(0, 8)), st.one_of(st.none(), st.just(3)))
@@ -191,11 +179,6 @@ def test_old_classes_first_with_the_exemplars_that_memory_allows(old, new, memor
     assert subset.teacher_num_classes == old
     assert subset.class_groups == {"old": list(range(old)), "new": list(range(old, old + new))}
     assert subset.classes[:old] == overlap_subset(IMAGES, old, "teacher", shift=0, seed=seed).classes
-
-
-def test_exemplars_are_the_first_of_the_samples_to_draw_from():
-    subset = incremental_subset(IMAGES, 1, 1, 2, class_order=[5, 0, 1, 2, 3, 4], per_class=4, start=3)
-    assert (subset.indices, subset.targets) == ([18, 23, 24, 29, 30, 36], [1, 0, 1, 0, 1, 1])
 
 
 def test_few_shot_draws_the_same_number_of_every_class_by_the_seed_alone():
@@ -325,11 +308,6 @@ def test_a_file_holds_names_and_indices(write, text, total, names, order):
     assert ordered_classes(write(text), None, total, names) == order
 
 
-def test_a_missing_file_names_the_nearest_one(write):
-    with pytest.raises(ConfigError, match=r"class_order: .*ordr.txt; in its folder did you mean 'order.txt'"):
-        ordered_classes(write("0\n").replace("order.txt", "ordr.txt"), None, 1)
-
-
 @pytest.mark.parametrize(
     ("order", "message"),
     [
@@ -352,10 +330,14 @@ def test_an_unusable_order_is_refused(write, order, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_seed_draws_whatever_the_global_random_state():
+def test_an_order_is_drawn_by_the_seed_alone_or_read_from_a_file_that_exists(write):
     first = ordered_classes(None, 3, 50)
     assert ordered_classes(None, 3, 50) == first != ordered_classes(None, 4, 50)
     assert sorted(first) == list(range(50))
-    for order, seed, message in (([0], 0, r"got both \(seed=0\)"), (None, -1, "seed must be")):
+    for order, seed, message in (
+        ([0], 0, r"got both \(seed=0\)"),
+        (None, -1, "seed must be"),
+        (write("0\n").replace("der.txt", "dr.txt"), None, r"class_order: .*ordr.txt; .* did you mean 'order.txt'"),
+    ):
         with pytest.raises(ConfigError, match=message):
             ordered_classes(order, seed, 3)

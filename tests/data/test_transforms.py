@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from PIL import Image
@@ -34,17 +36,13 @@ def results(transform, image, count=20):
     return {tuple(transform(image).flatten().tolist()) for _ in range(count)}
 
 
-def test_evaluation_only_normalises_an_image_of_that_size():
+def test_every_image_gets_the_size_and_evaluation_only_normalises_one_that_has_it():
     image = Image.new("RGB", (4, 4), (255, 0, 51))
     tensor = image_transform(4, [0.5, 0.5, 0.2], [0.5, 0.25, 1.0])(image)
     expected = torch.tensor([1.0, -2.0, 0.0]).view(3, 1, 1).expand(3, 4, 4)
     assert torch.allclose(tensor, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("shape", [(4, 4), (16, 10), (9, 25)])
-def test_every_image_gets_the_size(shape, train):
-    assert grey(train=train)(Image.new("L", shape)).shape == (1, 8, 8)
+    for shape, train in itertools.product([(4, 4), (16, 10), (9, 25)], [False, True]):
+        assert grey(train=train)(Image.new("L", shape)).shape == (1, 8, 8)
 
 
 def test_padding_and_flip_augment():
@@ -115,9 +113,9 @@ def test_a_normalisation_is_found_in_wrappers_too(transform):
         assert (found.mean, found.std, found.size) == (pytest.approx(MEAN), pytest.approx(STD), None)
 
 
-@pytest.mark.parametrize("step", [transforms.ToTensor(), v2.ToDtype(torch.float32, scale=True)])
-def test_scaling_alone_is_mean_0_and_std_1(step):
-    assert normalisation_of(Images(step)) == ImageInput((0.0,), (1.0,))
+def test_scaling_alone_is_mean_0_and_std_1():
+    for step in (transforms.ToTensor(), v2.ToDtype(torch.float32, scale=True)):
+        assert normalisation_of(Images(step)) == ImageInput((0.0,), (1.0,))
 
 
 @pytest.mark.parametrize(

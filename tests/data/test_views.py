@@ -10,21 +10,10 @@ from torch.utils.data import DataLoader, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from torchvision import transforms
 
-from gkd_plugin.data import (
-    ArrayImages,
-    FixedViews,
-    class_groups_of,
-    class_split,
-    class_subset,
-    evaluation_view,
-    few_shot_subset,
-    incremental_subset,
-    labels_of,
-    seeded,
-    sketch,
-    teacher_labels_of,
-    with_evaluation_view,
-)
+from gkd_plugin.data.images import ArrayImages
+from gkd_plugin.data.labels import class_groups_of, labels_of, teacher_labels_of
+from gkd_plugin.data.splits import class_split, class_subset, few_shot_subset, incremental_subset
+from gkd_plugin.data.views import FixedViews, evaluation_view, seeded, sketch, with_evaluation_view
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, random_states, samples, with_view
 from tests.fakes import ViewedImages
@@ -188,21 +177,14 @@ def test_workers_of_a_copy_follow_the_copy_and_a_spawned_worker_the_original(cop
     assert received[0][2]["bank_row"] == 2
 
 
-@pytest.mark.parametrize(
-    ("dataset", "found"),
-    [
-        (BaseDatasetWrapper(FakeImages([0, 1])), r"BaseDatasetWrapper: .* sample 1 is \(str, int, dict\)"),
-        (ArrayImages(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]), r"ArrayImages: .* sample 1 is \(Image, int\)"),
-    ],
-)
-def test_other_samples_are_refused(dataset, found):
-    with pytest.raises(ConfigError, match=found):
-        FixedViews(dataset, 2)[1]
-
-
-def test_there_are_no_other_samples_or_views():
-    with pytest.raises(ConfigError, match="views must be a whole number from 1 up"):
-        FixedViews(Draws(LABELS), 0)
+def test_other_samples_and_views_are_refused():
+    for dataset, views, found in (
+        (BaseDatasetWrapper(FakeImages([0, 1])), 2, r"BaseDatasetWrapper: .* sample 1 is \(str, int, dict\)"),
+        (ArrayImages(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]), 2, r"ArrayImages: .* sample 1 is \(Image, int\)"),
+        (Draws(LABELS), 0, "views must be a whole number from 1 up"),
+    ):
+        with pytest.raises(ConfigError, match=found):
+            FixedViews(dataset, views)[1]
     for index, view in [(SAMPLES, 0), (-1, 0), (0, 2), (0, -1)]:
         with pytest.raises(IndexError, match="7 samples of 2 views"):
             FixedViews(Draws(LABELS), 2).view(index, view)

@@ -2,19 +2,17 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from gkd_plugin.diagnose import figures
+from gkd_plugin.diagnose.emphasis import report_emphasis
 from gkd_plugin.diagnose.restore import LeftOut
 from gkd_plugin.runner.run_folder import RunFolder
 from tests.fakes import TinyImages
-
-
-def names_in(folder):
-    return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -22,14 +20,17 @@ def summary(run):
     return json.loads((run.folder.path / "summary.json").read_text("utf-8"))
 
 
-def line(folder, values):
-    figure, ((axis,),) = figures.new_figure(3, 2)
-    axis.plot(values)
-    figures.save_figure(figure, folder, "line")
-    return [(folder / f"line.{suffix}").read_bytes() for suffix in ("png", "svg")]
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 def test_both_formats_and_the_same_bytes_and_no_window(tmp_path):
+    def line(folder, values):
+        figure, ((axis,),) = figures.new_figure(3, 2)
+        axis.plot(values)
+        figures.save_figure(figure, folder, "line")
+        return [(folder / f"line.{suffix}").read_bytes() for suffix in ("png", "svg")]
+
     png, svg = line(tmp_path, [1, 2])
     assert png.startswith(b"\x89PNG")
     assert b"<svg" in svg
@@ -62,6 +63,7 @@ def test_a_legend_lies_inside_the_figure_and_off_the_axes(panels, name, rows):
         (figures.report_embedding, {"embedding_path": None}, "the student's embedding is not known: "),
         (figures.report_embedding, {"validation": None}, r"there are no validation images \(val_data_loader\)"),
         (figures.report_embedding, {"without_sample": [3]}, "not measured: class 3 has no training sample$"),
+        (partial(report_emphasis, known=[0]), {"without_sample": [3]}, "not measured: class 3 has no training sample$"),
     ],
 )
 def test_left_out(changed, tmp_path, report, values, reason):

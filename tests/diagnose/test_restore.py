@@ -13,6 +13,8 @@ from gkd_plugin.diagnose.restore import Images, RestoredRun, _stage_of_teacher
 from tests.fakes import TinyImages
 from tests.runner.fakes import equal, refused
 
+CONFIG, TEACHER = "runs/student/config.yaml", "runs/teacher/teacher.pt"
+
 
 def test_the_students_first_weights_are_those_of_the_run(run, finished):
     for weights, expected in ((None, finished.initial), (run.folder.student, load_file(run.folder.student))):
@@ -78,10 +80,9 @@ def edit(name, old, new):
 
 
 def other_weights():
-    path = Path("runs/teacher/teacher.pt")
-    checkpoint = torch.load(path, weights_only=False)
+    checkpoint = torch.load(TEACHER, weights_only=False)
     checkpoint["model"] = {name: value + 1 for name, value in checkpoint["model"].items()}
-    torch.save(checkpoint, path)
+    torch.save(checkpoint, TEACHER)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +91,14 @@ def other_weights():
         (lambda: Path("runs/student").rename("runs/x"), "runs/student is not a run folder: it has no config"),
         (
             lambda: shutil.copytree("runs/teacher", "runs/student", dirs_exist_ok=True),
-            "runs/student/config.yaml: has no models.teacher_model: ",
+            f"{CONFIG}: has no models.teacher_",
         ),
-        (other_weights, "runs/student/config.yaml: models.teacher_model: has other weights than in the run"),
+        (other_weights, f"{CONFIG}: models.teacher_model: has other weights than in the run"),
         (Path("runs/student/summary.json").unlink, "runs/student is not a run folder: it has no summary.json"),
         (edit("summary.json", "{", "<"), "runs/student/summary.json: is not JSON: "),
         (edit("summary.json", '"finished"', '"stopped"'), "runs/student: the run is not finished (status: stopped)"),
         (Path("runs/student/student.safetensors").unlink, "runs/student: the student's weights are missing: "),
-        (
-            Path("runs/teacher/teacher.pt").unlink,
-            "runs/student/config.yaml: models.teacher_model.src_ckpt: no such file: runs/teacher/teacher.pt",
-        ),
+        (Path(TEACHER).unlink, f"{CONFIG}: models.teacher_model.src_ckpt: no such file: {TEACHER}"),
     ],
 )
 def test_what_cannot_be_restored(here, spoil, message):
