@@ -93,12 +93,11 @@ def build_box(
 
 def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:
     """Hands ``device.teacher`` and ``device.teacher_dtype`` to every stage's teacher wrapper, in place."""
-    device = None if placement.teacher_device is None else str(placement.teacher_device)
-    given = {"teacher_device": device, "teacher_dtype": placement.teacher_dtype}
-    given = {key: value for key, value in given.items() if value is not None}
+    wanted = {"teacher_device": placement.teacher_device, "teacher_dtype": placement.teacher_dtype}
+    given = {key: str(value) for key, value in wanted.items() if value is not None}
     for stage in stages if given else ():
         if stage.teacher is None or stage.teacher.wrapper != "refilled_teacher":
-            key = "device.teacher_dtype" if device is None else "device.teacher"
+            key = "device.teacher" if "teacher_device" in given else "device.teacher_dtype"
             place = f"{stage.path}.teacher.auxiliary_model_wrapper.key"
             raise ConfigError(f"{key}: only the wrapper 'refilled_teacher' can have its own; set {place} to it")
         stage.teacher.section["auxiliary_model_wrapper"]["kwargs"] = {**given, **stage.teacher.wrapper_kwargs}

@@ -91,18 +91,13 @@ def test_trap_3_accelerate_has_no_use_fp16():
         make_box(stage("embedding"), *models(), Accelerator(cpu=True))
 
 
-def test_the_student_is_ours_before_the_box_wraps_it():
+def test_the_student_is_ours_before_the_box_wraps_it(monkeypatch):
     """No part that a plugin registers is shown the student before it is wrapped: why the prepare hook exists."""
-    original = DistillationBox.setup_loss.__wrapped__
+    monkeypatch.setattr(DistillationBox, "setup_loss", DistillationBox.setup_loss.__wrapped__)
     teacher, student = models()
-    try:
-        DistillationBox.setup_loss = original
-        make_box(stage("embedding"), teacher, student)
-        assert all(p.requires_grad for p in student.get_classifier().parameters())
-    finally:
-        del DistillationBox.setup_loss
-        DistillationBox.setup_loss = original
-        install_prepare_hook()
+    make_box(stage("embedding"), teacher, student)
+    assert all(p.requires_grad for p in student.get_classifier().parameters())
+    install_prepare_hook()
     installed = DistillationBox.setup_loss
     install_prepare_hook()
     assert DistillationBox.setup_loss is installed  # twice wraps once
@@ -163,16 +158,10 @@ def box_with(accelerator, max_grad_norm, grad_accum_step=1, **kwargs):
     Accelerator(cpu=True)  # AcceleratedOptimizer reads its state
     parameter = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=1.0, **kwargs)
-    return SimpleNamespace(
-        accelerator=accelerator,
-        max_grad_norm=max_grad_norm,
-        grad_accum_step=grad_accum_step,
-        stage_grad_count=0,
-        lr_scheduler=None,
-        scheduling_step=0,
-        parameter=parameter,
-        optimizer=AcceleratedOptimizer(optimizer, device_placement=False, scaler=accelerator.scaler),
-    )
+    box = SimpleNamespace(accelerator=accelerator, max_grad_norm=max_grad_norm, parameter=parameter)
+    box.grad_accum_step, box.stage_grad_count, box.lr_scheduler, box.scheduling_step = grad_accum_step, 0, None, 0
+    box.optimizer = AcceleratedOptimizer(optimizer, device_placement=False, scaler=accelerator.scaler)
+    return box
 
 
 def step(box):

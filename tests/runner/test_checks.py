@@ -59,6 +59,7 @@ def wrapped(key, **kwargs):
 
 
 PROJECTED = wrapped("projected_student", projection={"kind": "linear", "in_features": 8, "out_features": 4})
+UNFINISHED = wrapped("projected_student", projection={"kind": "linear"})
 LOSS_INPUT = {"input": {"is_from_teacher": False, "module_path": ".", "io": "output"}, "target": {"uses_label": True}}
 OUTPUT, INPUT, KWARGS = "forward_hook.output", "forward_hook.input", "auxiliary_model_wrapper.kwargs"
 
@@ -71,10 +72,7 @@ OUTPUT, INPUT, KWARGS = "forward_hook.output", "forward_hook.input", "auxiliary_
         ({"teacher": hooks("local_classifier", input=["layer9"])}, f"teacher.{INPUT}", ["'layer9'"]),
         ({"teacher": wrapped("refilled_teacher", embedding="poool")}, f"teacher.{KWARGS}.embedding", ["'poool'"]),
         ({"student": PROJECTED | hooks("projecton")}, f"student.{OUTPUT}", ["ProjectedStudent", "'projection'"]),
-        (
-            {"student": wrapped("projected_student", projection={"kind": "linear"})},
-            f"student.{KWARGS}.projection.in_features", ["missing"],
-        ),
+        ({"student": UNFINISHED}, f"student.{KWARGS}.projection.in_features", ["missing"]),
         ({"student": {"frozen_modules": ["layer1", "layer7"]}}, "student.frozen_modules", ["'layer7'"]),
         ({"teacher": hooks("embedding")}, f"teacher.{OUTPUT}", ["stage 'classifier'", "'local_classifier'"]),
         ({"criterion": mse(("layer1", "output"), ("embedding", "output"))}, f"student.{OUTPUT}", ["extra", "'layer1'"]),
@@ -156,13 +154,13 @@ def refuses(images):
     raise ConfigError("channels")
 
 
+DEIT = timm_model("deit_tiny_patch16_224", num_classes=3, depth=1).eval()
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            timm_model("deit_tiny_patch16_224", num_classes=3, depth=1).eval(),
-            r"cannot take images of shape \[2, 3, 32, 32\]: Input height.* \(its kwargs.img_size: 32 builds it",
-        ),
+        (DEIT, r"cannot take images of shape \[2, 3, 32, 32\]: Input height.* \(its kwargs.img_size: 32 builds it"),
         (timm_model("test_resnet", num_classes=3, in_chans=1).eval(), r"cannot take .*1 channels?[^(]*$"),
         (refuses, "channels$"),  # what a model of ours says
     ],

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torchdistill.models.classification.resnet import resnet20
 
 import gkd_plugin  # noqa: F401
+from gkd_plugin.box.hooks import Capture
 from gkd_plugin.data import ImageInput
 from gkd_plugin.models import EmbeddingTap, timm_model
 from gkd_plugin.runner import models
@@ -120,13 +121,9 @@ def test_logits_are_scaled_similarities_to_class_centres(make, path):
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not any(module._forward_hooks for module in model.modules())
     (name, linear) = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    given = []
-    model.get_submodule(path or name).register_forward_hook(
-        lambda module, inputs, output: given.append(output if path else inputs[0])
-    )
-    with torch.no_grad():
+    with Capture.during(model, path or name, "output" if path else "input") as given, torch.no_grad():
         logits = model.eval()(data.images)
-    rows = given[0].double()
+    rows = given.value.double()
     centres = torch.tensor(reference.centres(rows, torch.tensor(data.targets), 4), dtype=torch.float64)
     want = rows @ centres.T * SCALE / rows.norm(dim=1).mean()
     torch.testing.assert_close(logits.double(), want, rtol=1e-4, atol=1e-4)

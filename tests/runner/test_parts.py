@@ -67,10 +67,9 @@ def test_what_cannot_be_built_is_told_with_its_key(accelerator, place, value, pl
 
 
 def test_the_test_loader(accelerator):
-    built = {**config(), "test": {"test_data_loader": loader("val")}}
-    assert len(build_test_loader(built, accelerator).dataset) == 24
-    assert build_test_loader(config(), accelerator) is None
-    assert build_test_loader({**config(), "test": None}, accelerator) is None
+    assert len(build_test_loader(config() | {"test": {"test_data_loader": loader("val")}}, accelerator).dataset) == 24
+    for without in ({}, {"test": None}):
+        assert build_test_loader(config() | without, accelerator) is None
 
 
 @pytest.fixture
