@@ -43,10 +43,8 @@ class TransformedImages(Dataset[Any], ABC):
     def __init__(
         self, targets: Labels, classes: Sequence[Any], transform: Transform, eval_transform: Transform
     ) -> None:
-        self.targets = [int(label) for label in targets]
-        self.classes = [str(name) for name in classes]
-        self.transform = transform
-        self.eval_transform = eval_transform
+        self.targets, self.classes = [int(label) for label in targets], [str(name) for name in classes]
+        self.transform, self.eval_transform = transform, eval_transform
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
@@ -61,10 +59,7 @@ class TransformedImages(Dataset[Any], ABC):
 
 
 class ArrayImages(TransformedImages):
-    """Images in memory: uint8 ``[N, H, W]`` (grey) or ``[N, H, W, 3]`` (RGB), with N labels.
-
-    Without ``classes`` the labels 0, 1, … are the names of the classes.
-    """
+    """Images in memory: uint8 ``[N, H, W]`` (grey) or ``[N, H, W, 3]`` (RGB); labels 0, 1, … where ``classes`` lack."""
 
     def __init__(
         self,
@@ -100,8 +95,7 @@ class ImageFiles(TransformedImages):
         eval_transform: Transform = None,
     ) -> None:
         super().__init__([label for _, label in samples], classes, transform, eval_transform)
-        self.samples = list(samples)
-        self.root = str(root)
+        self.samples, self.root = list(samples), str(root)
 
     def image(self, index: int) -> Image.Image:
         """Raises ConfigError: the file is gone, or no image that Pillow reads."""

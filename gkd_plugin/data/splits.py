@@ -279,9 +279,8 @@ def few_shot_task(
     """One part of one N-way K-shot task, its classes relabelled 0 … N − 1.
 
     ``seed`` and ``task`` alone draw the classes and, for each class, a permutation of its images: the support set is
-    cut from its front, the queries from its end. So the two are disjoint, and fewer shots are a subset of more shots
-    with the same queries. Where support set and queries come from two datasets with the same classes (training and
-    test images), give ``queries: 0`` for the support set and ``shots: 0`` for the queries.
+    cut from its front, the queries from its end. So fewer shots are a subset of more, with the same queries. To cut the
+    two from two datasets with the same classes, give ``queries: 0`` for the support set and ``shots: 0`` for the other.
 
     Args:
         dataset: a torchvision-style map dataset of the novel classes.

@@ -34,7 +34,7 @@ def image_transform(
 
     The shorter side is scaled to ``resize``. Then training takes a random crop, with ``padding`` black pixels on each
     side, and evaluation the centre. ``crop: 'resized'`` trains on a random part of the whole image instead, stretched
-    to the size, as is usual on ImageNet.
+    to the size, as is usual on ImageNet. Raises ConfigError where a number is out of range or arguments contradict.
 
     Args:
         size: height and width of the result.
@@ -46,9 +46,6 @@ def image_transform(
         crop: ``'random'``, or ``'resized'`` (``RandomResizedCrop``), which is only for ``train``.
         scale: the smallest and the largest part of the image's area that ``crop: 'resized'`` takes.
         resize: the shorter side before the crop, at least ``size``; ``None`` is ``size``.
-
-    Raises:
-        ConfigError: a number is out of range, ``mean`` and ``std`` differ in length, or arguments contradict.
     """
     whole_number("size", size, low=1)
     whole_number("padding", padding, low=0)
@@ -105,10 +102,9 @@ def trained_with(record: Mapping[str, Any]) -> ImageInput:
 def normalisation_of(dataset: Dataset[Any]) -> ImageInput:
     """The normalisation in a dataset's transforms, looked for in wrappers and subsets too; the size stays open.
 
-    Reads torchvision's ``Normalize`` (which timm's transforms use, too); a mean or std above 4 is taken to be of pixels
-    in [0, 255]. ``ToTensor`` and its kin alone give pixels in [0, 1]: mean 0 and std 1. Mean and std are ``None`` where
-    there is neither, where a later step may change the values (a ``Lambda``, a class of the user), and where the
-    parts of a concatenated dataset differ.
+    Reads torchvision's (and timm's) ``Normalize``; a mean or std above 4 is taken to be of pixels in [0, 255].
+    ``ToTensor`` and its kin alone are mean 0 and std 1. Both are ``None`` where there is none, where a later step may
+    change the values (a ``Lambda``, a class of the user), and where the parts of a concatenated dataset differ.
     """
     found = {known for known in map(_normalisation, layers_of(dataset)) if known is not None}
     return ImageInput(*found.pop()) if len(found) == 1 else ImageInput()

@@ -40,11 +40,10 @@ class Images(NamedTuple):
 
 
 class RestoredRun:
-    """A finished run, rebuilt from its folder as the runner built it; writes nothing.
+    """A finished run, rebuilt from its folder as the runner built it, with the teacher on the student's device.
 
-    The teacher goes to the student's device, wherever it was in training. A ConfigError says that this is no folder of
-    a finished run, that it has no teacher in the wrapper ``refilled_teacher``, or that weights or data are not there
-    any more or others.
+    A ConfigError says that this is no folder of a finished run, that it has no teacher in the wrapper
+    ``refilled_teacher``, or that weights or data are not there any more or others.
     """
 
     def __init__(self, path: Path, device: str | None = None) -> None:

@@ -91,7 +91,7 @@ def other_weights():
         (lambda: Path("runs/student").rename("runs/x"), "runs/student is not a run folder: it has no config"),
         (
             lambda: shutil.copytree("runs/teacher", "runs/student", dirs_exist_ok=True),
-            f"{CONFIG}: has no models.teacher_",
+            f"{CONFIG}: has no models.teacher_model: ",
         ),
         (other_weights, f"{CONFIG}: models.teacher_model: has other weights than in the run"),
         (Path("runs/student/summary.json").unlink, "runs/student is not a run folder: it has no summary.json"),
