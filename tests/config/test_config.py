@@ -29,12 +29,8 @@ def test_resolved_text_is_a_config_again(tmp_path):
     first = load_config(write(tmp_path, STAGES), ["train.stage1.teacher.wrapper=", "train.stage1.num_epochs=2"])
     again = load_config(write(tmp_path, first.text, "resolved.yaml"))
     assert again.tree == first.tree
-    assert first.notices == (
-        (
-            "train.stage1.teacher.wrapper: 3 other paths (train.stage1.student.wrapper, train.stage2.teacher.wrapper, "
-            "train.stage2.student.wrapper) keep the earlier value"
-        ),
-    )
+    [notice] = first.notices
+    assert notice.startswith("train.stage1.teacher.wrapper: 3 other paths (train.stage1.student.wrapper, train.stage2.")
     assert first.tree["train"]["stage2"]["teacher"]["wrapper"] == "DataParallel"
 
 
@@ -45,15 +41,6 @@ def test_one_problem_is_one_line_and_several_are_listed(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"x\.yaml: 2 problems\n  train\.log_freq: .*\n  train\.num_epochs: 0 "):
         load_config(path, ["train.num_epochs=0", "train.log_freq=0"])
-
-
-def test_calls_of_tags_are_held_against_signatures():
-    change = "datasets.d/train=!import_call {key: torch.utils.data.Subset, init: {kwargs: {a: 1}}}"
-    assert [line.partition(";")[0] for line in found(PLAIN_TRAINING, change)] == [
-        "datasets.d/train.init.kwargs.a: unknown argument",
-        "datasets.d/train.init.kwargs: argument 'dataset' is missing",
-        "datasets.d/train.init.kwargs: argument 'indices' is missing",
-    ]
 
 
 def test_all_problems_together_in_the_order_of_the_table():

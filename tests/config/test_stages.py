@@ -4,11 +4,6 @@ import pytest
 
 from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, student_entry
 
-TEACHER = {
-    "auxiliary_model_wrapper": {"key": "refilled_teacher", "kwargs": {"embedding": "avgpool"}},
-    "forward_hook": {"output": ["embedding"]},
-}
-
 
 def config(train, **models):
     return {"datasets": {"d": "images"}, "models": models, "train": train}
@@ -32,13 +27,11 @@ def test_a_training_of_one_stage_is_train_itself():
 
 
 def test_a_stage_keeps_the_loaders_of_the_one_before():
-    first = {
-        "train_data_loader": {"dataset_id": "d", "batch_sampler": {"kwargs": {"n": 2}}},
-        "val_data_loader": {"v": 1},
-    }
+    loader = {"dataset_id": "d", "batch_sampler": {"kwargs": {"n": 2}}}
+    first = {"train_data_loader": loader, "val_data_loader": {"v": 1}}
     train = {"stage1": first, "stage2": {"train_data_loader": None}, "stage3": {"val_data_loader": {"v": 2}}}
     stages = stages_of(config(train))
-    assert all(stage.loader is first["train_data_loader"] for stage in stages)
+    assert all(stage.loader is loader for stage in stages)
     assert [stage.val_loader for stage in stages] == [{"v": 1}, {"v": 1}, {"v": 2}]
     assert stages[1].batch_sampler == {"n": 2}
     assert stages[1].dataset(config(train)) == "images"
@@ -46,21 +39,20 @@ def test_a_stage_keeps_the_loaders_of_the_one_before():
 
 
 def test_roles():
-    train = {"stage1": {"teacher": TEACHER, "student": {}}}
-    (stage,) = stages_of(config(train))
+    wrapper = {"key": "refilled_teacher", "kwargs": {"embedding": "avgpool"}}
+    section = {"auxiliary_model_wrapper": wrapper, "forward_hook": {"output": ["embedding"]}}
+    (stage,) = stages_of(config({"stage1": {"teacher": section, "student": {}}}))
     teacher, student = stage.teacher, stage.student
     assert (teacher.path, student.path) == ("train.stage1.teacher", "train.stage1.student")
     assert (teacher.wrapper, teacher.wrapper_kwargs) == ("refilled_teacher", {"embedding": "avgpool"})
-    assert teacher.hooks() == ["embedding"]
-    assert teacher.hooks("input") == []
+    assert (teacher.hooks(), teacher.hooks("input")) == (["embedding"], [])
 
 
 def test_models():
     with_teacher = config({}, teacher_model={"key": "a"}, student_model={"key": "b"})
     assert student_entry(with_teacher) == ("models.student_model", {"key": "b"})
     assert student_entry(config({}, model={"key": "c"})) == ("models.model", {"key": "c"})
-    assert has_teacher(with_teacher)
-    assert not has_teacher(config({}, teacher_model=None))
+    assert (has_teacher(with_teacher), has_teacher(config({}, teacher_model=None))) == (True, False)
 
 
 def criterion(key="refilled", **kwargs):
