@@ -54,8 +54,18 @@ class TeacherCache:
         """
         train, datasets = dict(config["train"]), dict(config["datasets"])
         for where, stage in stages.items():
-            _check_stage(where, stage)
-            loader = stage["train_data_loader"]
+            loader, wrapper = stage["train_data_loader"], (stage.get("teacher") or {}).get("auxiliary_model_wrapper")
+            if (wrapper or {}).get("key") != "refilled_teacher":
+                raise ConfigError(
+                    "teacher_cache: only the wrapper 'refilled_teacher' can answer from a cache; set "
+                    f"{where}.teacher.auxiliary_model_wrapper.key to it"
+                )
+            for key in ("collate_fn", "dataset_wrapper"):
+                if loader.get(key) is not None:
+                    raise ConfigError(
+                        f"teacher_cache: {where}.train_data_loader.{key} may change images that the teacher has "
+                        "answered for; remove it, or the cache"
+                    )
             fixed = f"{loader['dataset_id']} (fixed views)"
             datasets[fixed] = FixedViews(unwrapped(datasets[loader["dataset_id"]]), self.views, self.seed)
             changed = {**stage, "train_data_loader": {**loader, "dataset_id": fixed, "requires_supp": False}}
@@ -93,12 +103,20 @@ class TeacherCache:
     def _find(self, path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> Records:
         start = time.perf_counter()
         accelerator.wait_for_everyone()  # no process looks while the main one puts the bank in place
-        bank = open_bank(path)
+        bank, data = open_bank(path), _AllViews(loader.dataset)
         was_there = bank is not None
-        if bank is not None:
-            _ask_again(path, bank, teacher, loader.dataset, accelerator)
+        if bank is not None:  # a few rows, spread evenly, are compared with what the teacher says now
+            rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
+            asked = _fields(teacher, torch.stack([data[int(row)] for row in rows]), accelerator)
+            for name, kept in read_bank(bank, rows).items():
+                now = asked[name].cpu()
+                error = (now - kept).norm() / now.norm().clamp_min(1e-6)
+                if not error < CLOSE:
+                    raise ConfigError(
+                        f"teacher_cache.folder: asked again, the teacher's {name} differs by {100 * error:.1f} % from "
+                        f"that in {path}: another teacher, precision or transform; delete the file"
+                    )
         elif accelerator.is_main_process:
-            data = _AllViews(loader.dataset)
             shown = tqdm(in_order(data, loader), desc="teacher cache", leave=False, disable=None)
             write_bank(path, len(data), (_fields(teacher, images, accelerator) for images in shown))
         accelerator.wait_for_everyone()
@@ -106,25 +124,10 @@ class TeacherCache:
         if bank is None:
             raise ConfigError(f"teacher_cache.folder: {self.folder} is not where the main process wrote; share one")
         seconds, size, how = time.perf_counter() - start, bank.nbytes, "found" if was_there else "computed"
-        about = {"file": str(path), "rows": len(bank), "bytes": size, "computed": not was_there}
-        self.reports.append({**about, "seconds": seconds})
+        report = {"file": str(path), "rows": len(bank), "bytes": size, "computed": not was_there, "seconds": seconds}
+        self.reports.append(report)
         logger.info("teacher cache: %d views, %.1f MiB, %s in %.1f s: %s", len(bank), size / 2**20, how, seconds, path)
         return bank
-
-
-def _check_stage(where: str, stage: Mapping[str, Any]) -> None:
-    wrapper = (stage.get("teacher") or {}).get("auxiliary_model_wrapper") or {}
-    if wrapper.get("key") != "refilled_teacher":
-        raise ConfigError(
-            f"teacher_cache: only the wrapper 'refilled_teacher' can answer from a cache; set "
-            f"{where}.teacher.auxiliary_model_wrapper.key to it"
-        )
-    for key in ("collate_fn", "dataset_wrapper"):
-        if stage["train_data_loader"].get(key) is not None:
-            raise ConfigError(
-                f"teacher_cache: {where}.train_data_loader.{key} may change images that the teacher has answered for; "
-                "remove it, or the cache"
-            )
 
 
 class _AllViews(Dataset[Any]):
@@ -148,20 +151,3 @@ def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) 
     fields = {name: value for name, value in answers._asdict().items() if value is not None}
     fields.pop("local_classifier", None)
     return {**fields, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
-
-
-def _ask_again(
-    path: Path, bank: Records, teacher: RefilledTeacher, views: FixedViews, accelerator: Accelerator
-) -> None:
-    """Compares a few rows of a bank that was there, spread evenly, with what the teacher says now."""
-    data = _AllViews(views)
-    rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
-    asked = _fields(teacher, torch.stack([data[int(row)] for row in rows]), accelerator)
-    for name, kept in read_bank(bank, rows).items():
-        now = asked[name].cpu()
-        error = (now - kept).norm() / now.norm().clamp_min(1e-6)
-        if not error < CLOSE:
-            raise ConfigError(
-                f"teacher_cache.folder: asked again, the teacher's {name} differs by {100 * error:.1f} % from that in "
-                f"{path}: another teacher, precision or transform; delete the file"
-            )

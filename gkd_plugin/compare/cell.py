@@ -59,7 +59,10 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
         if method.student == "untrained":  # a stage may load weights into the student, too
             without = {"student": {"src_ckpt": None}}
             stages = {kind: replace(stage, section=_merged(stage.section, without)) for kind, stage in stages.items()}
-        embedding = _embedding(stages["embedding"], method)
+        embedding = stages["embedding"].student_embedding
+        if method.student == "teacher":  # where the teacher's embedding is, if it is an output
+            kwargs = teacher.wrapper_kwargs if (teacher := stages["embedding"].teacher) else {}
+            embedding = None if kwargs.get("embedding_io") == "input" else str(kwargs.get("embedding", "embedding"))
         tree["models"] = _models(tree, method)
         if method.of == "student":
             tree["train"] |= {stage.name: _read_like_student(stage, embedding) for stage in stages.values()}
@@ -72,17 +75,6 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
         if is_wrapped or "teacher_model" not in tree["models"]:
             tree.pop("teacher_cache", None)  # its views are of the data set itself; the teacher answers in every step
         return checked_config(path, tree)
-
-
-def _embedding(stage: Stage, method: Method) -> str | None:
-    """Module path whose output is the student's embedding; ``None`` where no output is.
-
-    Where the student is the teacher's network, it is that of the teacher.
-    """
-    if method.student != "teacher":
-        return stage.student_embedding
-    kwargs = stage.teacher.wrapper_kwargs if stage.teacher else {}
-    return str(kwargs.get("embedding", "embedding")) if kwargs.get("embedding_io") != "input" else None
 
 
 def _models(tree: Tree, method: Method) -> Tree:

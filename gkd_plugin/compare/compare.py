@@ -78,19 +78,14 @@ def check_grid_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
     names = sorted(path.name for path in folder.iterdir() if path.suffix != ".log") if folder.exists() else []
-    if names and not _holds_grid(folder):
-        first, more = RESULTS if RESULTS in names else names[0], f" and {len(names) - 1} more" if names[1:] else ""
-        raise ConfigError(
-            f"--output: {folder} holds {first!r}{more}, which refilled compare did not write; name a new folder"
-        )
-
-
-def _holds_grid(folder: Path) -> bool:
     if (folder / RESULTS).is_file():
-        with (folder / RESULTS).open(encoding="utf-8", errors="replace") as file:
-            return file.readline().startswith(",".join(COLUMNS[:3]))
-    cells = ("*/*/config.yaml", "*/*/task*/config.yaml")  # <setting>/<method>, of few-shot tasks with task0 below
-    return any(next(folder.glob(cell), None) for cell in cells)
+        is_grid = (folder / RESULTS).read_text("utf-8", "replace").startswith(",".join(COLUMNS[:3]))
+    else:  # <setting>/<method>, of few-shot tasks with task0 below
+        is_grid = any(next(folder.glob(cell), None) for cell in ("*/*/config.yaml", "*/*/task*/config.yaml"))
+    if names and not is_grid:
+        first, more = RESULTS if RESULTS in names else names[0], f" and {len(names) - 1} more" if names[1:] else ""
+        held = f"{first!r}{more}, which refilled compare did not write"
+        raise ConfigError(f"--output: {folder} holds {held}; name a new folder")
 
 
 def _methods(names: Sequence[str]) -> list[Method]:

@@ -96,23 +96,20 @@ def _known(cell: Cell) -> Result | None:
     summary, config_file = read_json(cell.folder / "summary.json"), cell.folder / "config.yaml"
     if summary.get("status") != "finished" or not config_file.exists():
         return None
-    if config_file.read_text("utf-8") != cell.config.read_text("utf-8") or summary.get("seed") != cell.seed:
-        reason = "its configuration has changed since it ran"
-    else:
-        reason = stale_input(cell)
-    if reason:
+    is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
+    if reason := stale_input(cell) if is_same else "its configuration has changed since it ran":
         logger.info("%s: %s; it runs again", cell.title, reason)
         return None
     return Result(cell, FINISHED, summary)
 
 
 def _log(result: Result, score: str, place: str) -> None:
-    if result.status == FINISHED:
-        value = result.score(score)
-        shown = f"no {score}" if value is None else f"{score} {value:.2f} %"
-        logger.info("%s %s: %s (%.0f s)", place, result.cell.title, shown, result.summary["wall_seconds"])
-    else:
+    if result.status == FAILED:
         logger.error("%s %s: %s: %s", place, result.cell.title, result.status, result.reason)
+        return
+    value = result.score(score)
+    shown = f"no {score}" if value is None else f"{score} {value:.2f} %"
+    logger.info("%s %s: %s (%.0f s)", place, result.cell.title, shown, result.summary["wall_seconds"])
 
 
 def _log_warnings(result: Result, told: set[str]) -> None:
@@ -122,9 +119,6 @@ def _log_warnings(result: Result, told: set[str]) -> None:
         if kind not in told:
             told.add(kind)
             logger.warning("%s: %s", result.cell.title, text)
-
-
-# --- running cells ---------------------------------------------------------------------------------------------------
 
 
 def run_cell(cell: Cell, device: str | None) -> str:
@@ -209,9 +203,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-# --- what a cell's figures depend on besides its configuration -------------------------------------------------------
 
 
 def inputs_of(cell: Cell) -> dict[str, str | None]:

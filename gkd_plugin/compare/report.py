@@ -34,9 +34,6 @@ Scores = Mapping[tuple[int, "int | None"], float]
 """Seed and few-shot task (``None`` without tasks) → score."""
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Mean:
     """A mean over n seeds, or over n tasks."""
@@ -94,9 +91,6 @@ def _scores_of(results: Sequence[Result], method: str, setting: Setting, score: 
     }
 
 
-# --- table and CSV ---------------------------------------------------------------------------------------------------
-
-
 def comparison_table(results: Sequence[Result], score: str) -> str:
     """Methods down, settings across: mean ± error, then the difference from ``ce``; a last line says what these are."""
     methods = list(dict.fromkeys(result.cell.method for result in results))
@@ -141,11 +135,10 @@ def _text(mean: Mean, sign: str = "") -> str:
 
 def _error_of(results: Sequence[Result]) -> str:
     """What ``±`` is."""
-    has_tasks = any(result.cell.task is not None for result in results)
-    repetitions = {result.cell.task if has_tasks else result.cell.seed for result in results}
-    if len(repetitions) < 2:
-        return "one task" if has_tasks else "one seed"
-    return "mean ± 95 % confidence over tasks" if has_tasks else "mean ± standard error over seeds"
+    seeds, tasks = {result.cell.seed for result in results}, {result.cell.task for result in results} - {None}
+    if len(tasks or seeds) < 2:
+        return "one task" if tasks else "one seed"
+    return "mean ± 95 % confidence over tasks" if tasks else "mean ± standard error over seeds"
 
 
 def _teacher(results: Sequence[Result]) -> list[str]:
@@ -175,9 +168,6 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
         folder = "" if result.status == NOT_SERVED else cell.folder
         writer.writerow([*row, result.summary.get("wall_seconds"), result.reason, folder])
     write_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
-
-
-# --- plot ------------------------------------------------------------------------------------------------------------
 
 
 def draw_settings(results: Sequence[Result], score: str, folder: Path) -> Figure | None:

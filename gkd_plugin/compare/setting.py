@@ -130,9 +130,6 @@ def _calls(tree: Tree, key: str) -> Iterator[Tree]:
                 yield kwargs
 
 
-# --- what a method cannot serve --------------------------------------------------------------------------------------
-
-
 def untrained_student(method: Method, tree: dict[str, Any]) -> str:
     """Why a method that is about a student's trained weights has nothing to do; empty where it has."""
     student = student_entry(tree)[1]

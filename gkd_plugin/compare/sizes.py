@@ -83,15 +83,11 @@ def _built(data: _Part) -> Any:
 
 
 def _teacher_width(of: Measured) -> int:
-    kwargs = of.stage.teacher.wrapper_kwargs if of.stage.teacher else {}
-    return _width(
-        _Part.of(TEACHER, of.tree["models"]["teacher_model"]),
-        of.data,
-        kwargs.get("embedding", "embedding"),
-        kwargs.get("embedding_io", "output"),
-        kwargs.get("preprocessing", "auto"),
-        side=checked_size(kwargs.get("input_size")),
-    )
+    given = of.stage.teacher.wrapper_kwargs if of.stage.teacher else {}
+    kwargs = {"embedding": "embedding", "embedding_io": "output", "preprocessing": "auto", **given}
+    where = (kwargs[key] for key in ("embedding", "embedding_io", "preprocessing"))
+    entry = _Part.of(TEACHER, of.tree["models"]["teacher_model"])
+    return _width(entry, of.data, *where, side=checked_size(kwargs.get("input_size")))
 
 
 @functools.lru_cache(maxsize=64)

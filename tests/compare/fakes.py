@@ -129,8 +129,6 @@ def run_by_seed(cell: Cell, device: str | None) -> str:
     return write_summary(cell.folder, {"top1": float(cell.seed)})
 
 
-# --- results of a small made-up grid ---------------------------------------------------------------------------------
-
 CE, REFILLED, KD = (load_method(name) for name in ("ce", "refilled", "kd"))
 HALF, FULL = Setting(50.0), Setting(100.0)
 

@@ -26,9 +26,6 @@ def made(tree, method, overlap=None, memory=None):
     return cell_config(tree, load_method(method), Setting(overlap, memory=memory), Path("cell.yaml")).tree
 
 
-# --- the configuration that cells are made from ----------------------------------------------------------------------
-
-
 def test_both_stages_are_found_by_what_they_do(written):
     stages = base_stages(written(("stage1:", "stage9:"), ("stage2:", "stage1:")))
     assert (stages["embedding"].name, stages["classifier"].name) == ("stage9", "stage1")
@@ -48,9 +45,6 @@ def test_every_shipped_configuration_of_both_stages_can_be_compared(path, monkey
         model.pop("src_ckpt_classifier", None)
     for method in ("ce", "kd", "rkd", "refilled", "refilled-joint", "refilled-from-teacher", "finetune"):
         assert made(tree, method)["train"]
-
-
-# --- epochs, optimizer, schedule, criterion --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "epochs"), [("ce", [3]), ("refilled", [1, 2])])
@@ -119,9 +113,6 @@ def test_hooks_and_criteria_are_the_methods_own(written):
     assert "forward_hook" not in made(written(), "kd", 100.0)["train"]["teacher"]
 
 
-# --- the student's embedding, and numbers that are measured ----------------------------------------------------------
-
-
 def test_the_path_of_the_students_embedding_is_the_configurations_or_the_teachers(written):
     named = written(("{stage: 'embedding'}", "{stage: 'embedding', student_embedding: 'head.norm'}"))
     spkd = made(named, "spkd")["train"]["criterion"]["kwargs"]["sub_terms"]["spkd"]["criterion"]["kwargs"]
@@ -150,9 +141,6 @@ def test_numbers_of_data_and_models_are_filled_in(written):
         "student": {"key": "projected_student", "kwargs": {"embedding": "embedding", "projection": projection}},
     }
     assert {role: train[role]["auxiliary_model_wrapper"] for role in wrappers} == wrappers
-
-
-# --- where students start --------------------------------------------------------------------------------------------
 
 
 def with_student(tree, kwargs=None, **entry):
@@ -193,9 +181,6 @@ def test_a_student_that_begins_at_class_centres_does_so_whoever_it_is(written):
     assert made(tree, "student-ncm")["models"]["teacher_model"]["src_ckpt_classifier"] == "new"
 
 
-# --- incremental learning --------------------------------------------------------------------------------------------
-
-
 def test_in_incremental_learning_the_teachers_classifier_is_extended(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     models = made(read(write_incremental(tmp_path)), "lwf")["models"]
@@ -213,9 +198,6 @@ def test_joint_training_keeps_all_samples_whatever_the_memory():
     assert configs[0] == configs[1] == made(tree, "joint-training")
 
 
-# --- methods of one's own --------------------------------------------------------------------------------------------
-
-
 def test_changes_go_over_sections_key_by_key_and_null_takes_away(written, tmp_path):
     changes = "student: {forward_hook: null, src_ckpt: 'teacher.pt'}, train_data_loader: {kwargs: {batch_size: 2}}"
     (tmp_path / "mine.yaml").write_text(f"stages: [{{{changes}}}]", encoding="utf-8")
@@ -231,8 +213,6 @@ def test_several_stages_may_be_without_a_teacher(written, tmp_path):
     assert tree["models"].keys() == {"model"}
     assert [tree["train"][name]["num_epochs"] for name in ("stage1", "stage2")] == [1, 2]
 
-
-# --- what cannot be made ---------------------------------------------------------------------------------------------
 
 COSINE = "{key: 'CosineAnnealingLR', kwargs: {T_max: 2"
 OTHER_STAGE = "  stage7: {num_epochs: 7, criterion: {key: 'other'}}\n  stage2:"

@@ -138,9 +138,6 @@ def test_other_methods_serve_any_teacher_and_student(compared, here):
         assert checked["top1"] == result.score("top1")
 
 
-# --- the folder of a grid ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("files", "refused"),
     [

@@ -49,9 +49,6 @@ def new_cells(folder, *seeds):
     return [Cell(CE, FULL, seed, folder / "config.yaml", folder / f"seed{seed}") for seed in seeds]
 
 
-# --- what need not run -----------------------------------------------------------------------------------------------
-
-
 def test_a_cell_that_finished_or_cannot_be_served_is_not_run(cell, run):
     Path("not_there.pt").touch()  # a file that came later is not asked for
     assert "not_there.pt" in inputs_of(cell)
@@ -98,9 +95,6 @@ def test_another_probe_or_version(cell, name):
     assert inputs_of(replace(cell, method=load_method("teacher-ncm")))["probe"] == "ncm"
 
 
-# --- what the log says -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("score", "shown"), [("val_top1_last3", "val_top1_last3 41.50 %"), ("top5", "no top5")])
 def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(tmp_path, run, caplog, score, shown):
     final = {"top1": 50.0, "val_top1_last3": 41.5}
@@ -140,9 +134,6 @@ def test_why_a_cell_failed_is_one_line(cell, monkeypatch, error, reason):
     monkeypatch.setattr("gkd_plugin.compare.grid.load_config", fail)
     assert run_cell(replace(cell, folder=Path("new")), None) == reason
     assert not Path("new/inputs.json").exists()
-
-
-# --- several processes -----------------------------------------------------------------------------------------------
 
 
 def test_a_cell_that_ends_its_process_fails_alone_and_ctrl_c_ends_the_processes(tmp_path, monkeypatch):

@@ -17,9 +17,6 @@ def test_the_command_takes_these_scores():
     assert cli.SCORES == SCORES
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
-
-
 def seeds(*values):
     return {(seed, None): value for seed, value in enumerate(values)}
 
@@ -43,9 +40,6 @@ def test_no_p_value_of_one_pair_or_of_equal_differences():
     one, equal = paired_difference(seeds(2.0), seeds(1.0, 2.0)), paired_difference(seeds(26.7, 27.1), seeds(25.0, 25.4))
     assert (one.value, one.error, one.p_value) == (1.0, None, None)
     assert (equal.value, equal.p_value) == (pytest.approx(1.7), None)
-
-
-# --- table and CSV ---------------------------------------------------------------------------------------------------
 
 
 def test_the_table():
@@ -110,9 +104,6 @@ def test_csv(tmp_path):
     assert (failed["status"], failed["reason"], failed["top1"]) == ("failed", 'too small, "x"', "")
     (folder,) = {row["folder"] for row in rows if row["status"] == "not served"}
     assert folder == ""  # there is none
-
-
-# --- plot ------------------------------------------------------------------------------------------------------------
 
 
 def drawn(figure):

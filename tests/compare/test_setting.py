@@ -37,9 +37,6 @@ def test_names_and_titles(setting, name, title):
     assert (setting.name, setting.title) == (name, title)
 
 
-# --- the overlap -----------------------------------------------------------------------------------------------------
-
-
 def test_every_subset_of_the_student_gets_the_overlap_however_it_was_written():
     tree = parse(CONFIG.replace("role: 'student'", "role: 'teacher'", 1), "test")
     apply_setting(tree, Setting(75))
@@ -48,9 +45,6 @@ def test_every_subset_of_the_student_gets_the_overlap_however_it_was_written():
     for kwargs in students:
         assert kwargs["overlap"] == 0.75
         assert "shift" not in kwargs
-
-
-# --- few-shot tasks and incremental learning, in the digits' configurations ------------------------------------------
 
 
 @pytest.fixture
@@ -109,8 +103,6 @@ def test_settings_that_cannot_be(text, setting, task, message):
         apply_setting(parse(text, "test"), setting, task)
 
 
-# --- what a method cannot serve --------------------------------------------------------------------------------------
-
 REFILLED = [name for name in method_names() if name.startswith("refilled")]
 NO_OLD = dict.fromkeys(("lwf", "joint-training"), "needs old and new classes")
 SAME = dict.fromkeys(("kd", "dist", "srd"), "needs the same classes")
@@ -161,9 +153,6 @@ def test_methods_about_trained_weights_need_some(changes, is_trained):
     reasons = {name: untrained_student(load_method(name), tree) for name in method_names()}
     untrained = {"scratch": "is the same as ce: random weights", "student-ncm": "needs a student with trained weights"}
     assert {name: reason for name, reason in reasons.items() if reason} == ({} if is_trained else untrained)
-
-
-# --- the teacher's own classes ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -65,31 +65,31 @@ def test_a_map_that_is_left_out_is_warned_of(dataset, written, size, is_used, li
     assert [line in message for message in caplog.messages] == ([True] if line else [])
 
 
+SAME = {0: 0, 1: 1, 2: 2}
+
+
 @pytest.mark.parametrize(
-    ("written", "teacher", "size", "relation"),
+    ("dataset", "written", "teacher", "size", "relation"),
     [
-        ({0: 0, 1: 1, 2: 2}, None, 3, "same"),
-        ({0: 0, 1: 1, 2: 2}, None, None, "same"),
-        ({0: 0, 1: 1, 2: 2}, None, 4, "different"),
-        ({0: 0, 1: 2, 2: 1}, None, None, "reordered"),
-        ({0: 0, 1: 1}, ["cat", "dog", "newt"], 3, "different"),
-        ("auto", ["cat", "dog", "newt"], None, "same"),
-        ("auto", ["cat", "newt", "dog"], None, "reordered"),
-        ("auto", ["cat", "dog", "newt", "eft"], None, "different"),
-        ("auto", ["n01", "n02", "n03"], None, None),
-        ("auto", None, 3, None),
-        (None, ["cat", "newt", "dog"], None, "reordered"),
+        (pets(), SAME, None, 3, "same"),
+        (pets(), SAME, None, None, "same"),
+        (pets(), SAME, None, 4, "different"),
+        (pets(), {0: 0, 1: 2, 2: 1}, None, None, "reordered"),
+        (pets(), {0: 0, 1: 1}, ["cat", "dog", "newt"], 3, "different"),
+        (pets(), "auto", ["cat", "dog", "newt"], None, "same"),
+        (pets(), "auto", ["cat", "newt", "dog"], None, "reordered"),
+        (pets(), "auto", ["cat", "dog", "newt", "eft"], None, "different"),
+        (pets(), "auto", ["n01", "n02", "n03"], None, None),
+        (pets(), "auto", None, 3, None),
+        (pets(), None, ["cat", "newt", "dog"], None, "reordered"),
+        (overlapping(), "auto", None, None, "different"),
+        (overlapping(overlap=1.0), "auto", None, None, "same"),
+        (overlapping(overlap=1.0), "auto", None, 5, None),  # it speaks of another teacher
+        (overlapping("abcdef", overlap=1.0), None, list("abdc"), None, "reordered"),  # by the names
     ],
 )
-def test_whether_the_classes_are_the_teachers_own(written, teacher, size, relation):
-    assert ClassMap.of(pets(), written, teacher, size).relation == relation
-
-
-def test_what_the_training_set_says_of_the_same_classes():
-    assert ClassMap.of(overlapping()).relation == "different"
-    assert ClassMap.of(overlapping(overlap=1.0)).relation == "same"
-    assert ClassMap.of(overlapping(overlap=1.0), teacher_size=5).relation is None  # it speaks of another teacher
-    assert ClassMap.of(overlapping("abcdef", overlap=1.0), None, list("abdc")).relation == "reordered"  # by the names
+def test_whether_the_classes_are_the_teachers_own(dataset, written, teacher, size, relation):
+    assert ClassMap.of(dataset, written, teacher, size).relation == relation
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,7 @@ def test_what_cannot_be_a_map(written, teacher, message):
         (overlapping("abcdef"), "abcd", None),
         (overlapping("abcdef"), "xyz", None),  # three: of a teacher that the training set does not speak of
         (overlapping(), "abcd", None),  # names no classes
-        (
-            overlapping("abcdef"),
-            "wxyz",
-            "takes classes (c, …) to be the teacher's, none of which has such a name (w, …)",
-        ),
+        (overlapping("abcdef"), "wxyz", "classes (c, …) to be the teacher's, none of which has such a name (w, …)"),
         (overlapping("abcdef"), "eacd", "the teacher has classes named 'e' too"),
     ],
 )
@@ -136,12 +132,9 @@ def test_names_that_may_contradict_the_training_set_are_warned_of(dataset, names
     assert [line in message for message in caplog.messages] == ([True] if line else [])
 
 
-def test_names_of_which_none_is_shared_are_warned_of(caplog):
+def test_names_of_which_none_is_shared_are_warned_of_and_other_names_refused_unless_the_map_is_null(caplog):
     assert ClassMap.of(pets(), "names", ["Cat", "Dog"]).shared is None
     assert "no class of the student has the name of a class of the teacher" in caplog.text
-
-
-def test_a_shared_class_of_another_name_is_refused_unless_the_map_is_null():
     with pytest.raises(ConfigError, match=r"^class_map: .* class 'c' to be the teacher's class 2, which is 'd'"):
         ClassMap.of(overlapping("abcdef"), "auto", list("abdc"))
     assert ClassMap.of(overlapping("abcdef"), None, list("abdc")).shared is None

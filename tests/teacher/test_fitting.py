@@ -132,14 +132,10 @@ def test_the_pre_epoch_process_fits_once_and_leaves_the_teacher_frozen_in_eval_m
     assert all(torch.equal(before[key], value) for key, value in box.teacher_model.teacher.state_dict().items())
 
 
-def test_stage_embedding_needs_no_centres():
-    box = box_of(stage("embedding"))
+def test_stage_embedding_needs_no_centres_and_a_class_without_a_sample_is_named():
+    box, section = box_of(stage("embedding")), stage("classifier")
     box.pre_epoch_process(epoch=0)
     assert not box.teacher_model.local_classifier.is_ready
-
-
-def test_a_class_without_a_sample_is_named():
-    section = stage("classifier")
     section["teacher"]["auxiliary_model_wrapper"]["kwargs"]["num_classes"] = 5
     with pytest.raises(ConfigError, match="class centres: no sample of class 4"):
         box_of(section).pre_epoch_process(epoch=0)

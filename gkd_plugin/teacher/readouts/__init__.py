@@ -24,19 +24,12 @@ _ALWAYS_SAVED = ("centres", "weight", "bias", "teacher_labels", "shared_factors"
 
 
 class Answers(NamedTuple):
-    """What a teacher says of a batch, ``[B, …]`` each in float32; ``None`` where it has none.
+    """What a teacher says of a batch, ``[B, …]`` each in float32; ``None`` where it has none."""
 
-    Attributes:
-        embedding: ``[B, D_t]``.
-        local_classifier: ``[B, C]``, logits over the student's classes; where ``None``, the wrapper computes them.
-        logits: ``[B, C_t]``, of the teacher's own classifier.
-        features: ``[B, F]``, see :class:`LocalFeatures`.
-    """
-
-    embedding: Tensor
-    local_classifier: Tensor | None = None
-    logits: Tensor | None = None
-    features: Tensor | None = None
+    embedding: Tensor  # [B, D_t]
+    local_classifier: Tensor | None = None  # [B, C], logits over the student's classes; None: the wrapper computes them
+    logits: Tensor | None = None  # [B, C_t], of the teacher's own classifier
+    features: Tensor | None = None  # [B, F], see LocalFeatures
 
     @property
     def rows(self) -> Tensor:
@@ -46,33 +39,20 @@ class Answers(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Training images as the student sees them, for a readout to be fitted to; on the CPU in float32.
+    """Training images as the student sees them, for a readout to be fitted to; on the CPU in float32."""
 
-    Attributes:
-        rows: ``[N, D_t + F]``, see :attr:`Answers.rows`.
-        logits: ``[N, C_t]``, the teacher's own; ``None`` where it has none, or shares no class with the student.
-        labels: ``[N]``, the student's.
-        samples: ``[N]`` integers, equal for differently augmented images of one sample.
-        teacher_labels: see :attr:`ClassMap.shared`.
-    """
-
-    rows: Tensor
-    logits: Tensor | None
-    labels: Tensor
-    samples: Tensor
-    teacher_labels: Sequence[int | None] | None
+    rows: Tensor  # [N, D_t + F], see Answers.rows
+    logits: Tensor | None  # [N, C_t], the teacher's own; None where it has none, or shares no class with the student
+    labels: Tensor  # [N], the student's
+    samples: Tensor  # [N] integers, equal for differently augmented images of one sample
+    teacher_labels: Sequence[int | None] | None  # see ClassMap.shared
 
 
 class Readout:
-    """A way to read logits over the student's C classes off the teacher; it keeps no state of its own.
+    """A way to read logits over the student's C classes off the teacher; it keeps no state of its own."""
 
-    Attributes:
-        name: what the wrapper's keyword ``local_classifier`` calls it.
-        wants_views: whether :meth:`fit` gets training images as the student sees them, beside the class centres.
-    """
-
-    name: ClassVar[str]
-    wants_views: ClassVar[bool] = False
+    name: ClassVar[str]  # what the wrapper's keyword local_classifier calls it
+    wants_views: ClassVar[bool] = False  # whether fit gets images as the student sees them, beside the class centres
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -81,21 +61,15 @@ class Readout:
     def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:
         """Whatever tensors :meth:`logits` needs, by name; the wrapper keeps, moves and saves them.
 
-        Args:
-            centres: ``[C, D_t]``, class centres, on the teacher's device.
-            seen: training images; ``None`` unless ``wants_views``.
-
-        Raises:
-            ValueError: the images or the class map cannot be used.
+        The class centres ``[C, D_t]`` are on the teacher's device; there are no images unless ``wants_views``. Raises
+        ValueError where the images or the class map cannot be used.
         """
         raise NotImplementedError
 
     def logits(self, fitted: Mapping[str, Tensor], answers: Answers) -> Tensor:
         """``[B, C]`` float32; here rows · weightᵀ + bias, where ``weight`` may leave out the last columns of the rows.
 
-        Args:
-            fitted: the tensors that :meth:`fit` returned, and ``centres``, on the teacher's device.
-            answers: of a batch, on the same device.
+        ``fitted`` are the tensors that :meth:`fit` returned, and ``centres``, on the device of the answers.
         """
         weight = fitted["weight"]
         return functional.linear(answers.rows[:, : weight.shape[1]], weight, fitted["bias"])

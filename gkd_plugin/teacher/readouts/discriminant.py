@@ -50,14 +50,10 @@ class CalibratedDiscriminant(Readout):
         right, chance = 100 * (held_out.argmax(dim=1) == seen.labels).double().mean(), 100 / len(centres)
         logger.info("local classifier: held-out accuracy %.1f %% (chance: %.1f %%) from %s", right, chance, source)
         targets = smoothed_targets(seen.labels, len(centres), len(torch.unique(seen.samples))).float()
-        logger.debug(
-            "local classifier: labels cost %.2f of %.2f nats, shrinkage %g, scale %.3g, factors %s",
-            functional.cross_entropy(held_out, targets),
-            math.log(len(centres)),
-            fit.shrinkage,
-            fit.scale,
-            fitted["shared_factors"].tolist() if "shared_factors" in fitted else "none",
-        )
+        cost, most = functional.cross_entropy(held_out, targets), math.log(len(centres))
+        factors = fitted["shared_factors"].tolist() if "shared_factors" in fitted else "none"
+        text = "local classifier: labels cost %.2f of %.2f nats, shrinkage %g, scale %.3g, factors %s"
+        logger.debug(text, cost, most, fit.shrinkage, fit.scale, factors)
         return fitted
 
     def logits(self, fitted: Mapping[str, Tensor], answers: Answers) -> Tensor:
