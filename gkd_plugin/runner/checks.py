@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, Subset
 from torchdistill.losses.mid_level import SimpleLossWrapper
 from torchdistill.losses.registry import get_high_level_loss
 
@@ -99,7 +99,8 @@ def _reads(loss: Any) -> Iterator[tuple[str, str, str]]:
 def first_images(dataset: Any) -> Tensor:
     """The first two images of a data set as a batch; random states stay as they were."""
     with torch.random.fork_rng(devices=[]):
-        images: Tensor = default_collate([dataset[index][0] for index in range(min(2, len(dataset)))])
+        loader = DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)
+        images: Tensor = next(iter(loader))[0]
     return images
 
 

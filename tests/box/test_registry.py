@@ -39,27 +39,23 @@ def test_a_key_that_is_held_is_refused_and_both_are_named():
     assert register(MODEL_DICT, register_model, "timm_model")(held) is held  # the same object again
 
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def run(*lines):
+    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
 
 
 def test_a_foreign_holder_stops_the_import():
-    result = run(
-        "from torchdistill.models.registry import register_model\n"
-        "@register_model(key='timm_model')\n"
-        "def somebody_elses(): pass\n"
-        "import gkd_plugin"
-    )
+    foreign = "@register_model(key='timm_model')", "def somebody_elses(): pass"
+    result = run("from torchdistill.models.registry import register_model", *foreign, "import gkd_plugin")
     assert result.returncode != 0
     assert "'timm_model' is already held by __main__.somebody_elses" in result.stderr
 
 
 def test_the_functional_core_needs_neither_torchdistill_nor_timm():
     result = run(
-        "import sys, torch\n"
-        "sys.modules.update(dict.fromkeys(['torchdistill', 'timm', 'accelerate', 'torchvision']))\n"
-        "from gkd_plugin.functional import relationship_matching\n"
-        "print(relationship_matching(torch.eye(4), torch.eye(4), torch.tensor([0, 0, 1, 1])).loss.item())"
+        "import sys, torch",
+        "sys.modules.update(dict.fromkeys(['torchdistill', 'timm', 'accelerate', 'torchvision']))",
+        "from gkd_plugin.functional import relationship_matching",
+        "print(relationship_matching(torch.eye(4), torch.eye(4), torch.tensor([0, 0, 1, 1])).loss.item())",
     )
     assert result.stdout.strip() == "0.0", result.stderr
     assert "torchdistill and timm not installed" in result.stderr

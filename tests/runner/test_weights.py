@@ -123,28 +123,21 @@ def test_broken_files_are_one_line(tmp_path, content, name):
     refused(rf"^here: .*{name} (cannot be read as weights|holds no state_dict)", read_weights, path, "here")
 
 
-@pytest.mark.parametrize(
-    ("name", "about", "reason"),
-    [
-        ("w.pt", {"image_input": {"mean": "abc"}}, "no description of images: .*abc"),
-        ("w.safetensors", {"epochs": ["a", "b"]}, "'a'"),
-    ],
-)
-def test_broken_words_about_the_weights_are_told_with_the_file(tmp_path, name, about, reason):
-    path = save(TinyNet(), tmp_path / name, **about)
-    refused(rf"^here: .*{name} cannot be read as weights: .*{reason}", read_weights, path, "here")
+def test_broken_words_about_the_weights_are_told_with_the_file(tmp_path):
+    for path, reason in (
+        (save(TinyNet(), tmp_path / "w.pt", image_input={"mean": "abc"}), "no description of images: .*abc"),
+        (save(TinyNet(), tmp_path / "w.safetensors", epochs=["a", "b"]), "'a'"),
+    ):
+        refused(rf"^here: .*{path.name} cannot be read as weights: .*{reason}", read_weights, path, "here")
 
 
-@pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], {"model": {"a": "b"}}, torch.ones(2)])
-def test_files_without_weights(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    refused(r"^here: .*w\.pt holds no state_dict$", read_weights, tmp_path / "w.pt", "here")
+def test_files_without_weights_and_with_a_parameter_called_model(tmp_path):
+    for content in ({}, {"a": 1}, [1, 2], {"model": {"a": "b"}}, torch.ones(2)):
+        torch.save(content, tmp_path / "w.pt")
+        refused(r"^here: .*w\.pt holds no state_dict$", read_weights, tmp_path / "w.pt", "here")
     refused(r"^here: no such file: .*nowhere\.pt$", read_weights, tmp_path / "nowhere.pt", "here")
-
-
-def test_a_parameter_may_be_called_model(tmp_path):
-    save_file({"model": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert list(read_weights(tmp_path / "w.safetensors", "here").state) == ["model"]
+    named = saved(tmp_path / "w.safetensors", {"model": torch.ones(2)})
+    assert list(read_weights(named, "here").state) == ["model"]
 
 
 def test_shared_tensors_and_views_are_written(tmp_path):
@@ -193,15 +186,6 @@ def test_layouts_of_a_file(tmp_path, content, load):
         assert equal(again.state_dict(), source.state_dict())
 
 
-def test_a_teacher_without_classifier_leaves_heads_out_and_says_so(tmp_path, caplog):
-    source, model = resnet(9), student(0)
-    state = prefixed("module.")(source.state_dict()) | {"projector.0.weight": torch.zeros(2)}
-    with caplog.at_level(logging.INFO):
-        load_teacher_weights(model, saved(tmp_path / "w.pth", state), "models.teacher_model.src_ckpt")
-    assert equal(model.state_dict(), without("fc.", source.state_dict()))
-    assert "prefix 'module.' removed; left out: 3 unexpected: fc.bias, fc.weight, projector.0.weight" in caplog.text
-
-
 def tiny(num_classes):
     """With the attributes of a timm model."""
     model = TinyNet()
@@ -209,28 +193,29 @@ def tiny(num_classes):
     return model
 
 
-def test_a_teacher_that_claims_no_classes_needs_no_classifier_of_the_file(tmp_path):
+def test_a_teacher_without_classifier_leaves_heads_out_and_says_so_and_needs_none_of_the_file(tmp_path, caplog):
+    source, model = resnet(9), student(0)
+    state = prefixed("module.")(source.state_dict()) | {"projector.0.weight": torch.zeros(2)}
+    with caplog.at_level(logging.INFO):
+        load_teacher_weights(model, saved(tmp_path / "w.pth", state), "models.teacher_model.src_ckpt")
+    assert equal(model.state_dict(), without("fc.", source.state_dict()))
+    assert "prefix 'module.' removed; left out: 3 unexpected: fc.bias, fc.weight, projector.0.weight" in caplog.text
     source, model = TinyNet(), tiny(0)
     load_teacher_weights(model, saved(tmp_path / "w.pth", without("fc.", source.state_dict())), "here")
     assert torch.equal(model.conv.weight, source.conv.weight)
 
 
-@pytest.mark.parametrize("classes", [3, 4])
+@pytest.mark.parametrize("classes", [3, 4])  # as many, too, are other ones
 def test_a_new_classifier_keeps_nothing_of_the_files(tmp_path, classes):
-    """Also where it has as many classes: they are other ones."""
     source, model = resnet(), student(classes)
     expected = copied(model) | without("fc.", source.state_dict())
     load_backbone_weights(model, saved(tmp_path / "w.pth", source.state_dict()), "here")
     assert equal(model.state_dict(), expected)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # the last one is not timm's: its last Linear is the classifier
     ("source", "model", "prefix"),
-    [
-        (resnet(), student(6), ""),
-        (resnet(), student(6), "module."),
-        (wide(4), wide(6), ""),  # not timm's: its last Linear is the classifier
-    ],
+    [(resnet(), student(6), ""), (resnet(), student(6), "module."), (wide(4), wide(6), "")],
 )
 def test_an_extended_classifier_starts_with_the_files_rows(tmp_path, source, model, prefix, caplog):
     before = copied(model)
