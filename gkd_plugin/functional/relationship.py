@@ -165,11 +165,10 @@ class EmbeddingQueue:
             ValueError: shapes do not fit, or labels are not integers.
         """
         _check_batch((student, teacher, labels), "a queue")
-        leaving = max(0, len(self) + len(labels) - self.size)
-        student, teacher, labels = (tensor.detach()[-self.size :].clone() for tensor in (student, teacher, labels))
-        if self._content is not None:
-            pairs = zip(self._content, (student, teacher, labels), strict=True)
-            student, teacher, labels = (torch.cat([old[leaving:].to(new.device), new]) for old, new in pairs)
+        batch = student.detach(), teacher.detach(), labels
+        before = self._content or tuple(tensor[:0] for tensor in batch)
+        pairs = zip(before, batch, strict=True)
+        student, teacher, labels = (torch.cat([old.to(new.device), new])[-self.size :].clone() for old, new in pairs)
         self._content = student, teacher, labels
 
     def content(self) -> Embeddings | None:

@@ -44,10 +44,8 @@ def examine(name: str) -> Row:
         return Row(name, 0, "", f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}")
     width, path, wanted, verdict = model.head_hidden_size, model.pretrained_cfg.get("classifier") or "", CLASSES, BOTH
     if is_encoder(model):
-        wanted, verdict = (
-            width,
-            "teacher only: an encoder without a classifier, its embedding is the mean of its tokens",
-        )
+        wanted = width
+        verdict = "teacher only: an encoder without a classifier, its embedding is the mean of its tokens"
     if seen != [(2, width)] or tuple(output.shape) != (2, wanted):
         verdict = f"FAILED: embedding {seen}, not {[(2, width)]}; output {tuple(output.shape)}, not {(2, wanted)}"
     return Row(name, width, path if isinstance(path, str) else " ".join(path), verdict)

@@ -14,8 +14,8 @@ import ctypes
 import gc
 import statistics
 import timeit
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,6 @@ LARGEST = {"padded": 256, "truncated": 1024}
 ROUNDS = 15
 LONG = 0.1  # seconds, of a step that is run once in its turn
 SECONDS = 6.0  # per variant, after which it gets no further round (but two at least)
-
-# --- methods ---------------------------------------------------------------------------------------------------------
 
 
 def ours(student: Tensor, teacher: Tensor, labels: Tensor, **settings: Any) -> Tensor:
@@ -98,28 +96,22 @@ def _divergence(
 TILED = "ours, tiled"
 METHODS = {"ours": ours, TILED: partial(ours, tiled=True), "truncated": truncated, "RKD": rkd, "padded": padded}
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+
+Row = namedtuple("Row", "size classes width method seconds peak_bytes threads")  # of the sweep
 
 
-@dataclass
 class Batch:
     """Embeddings of both networks with some class structure, on the CPU."""
 
-    size: int
-    classes: int
-    width: int
-    student: Tensor = field(init=False)
-    teacher: Tensor = field(init=False)
-    labels: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, size: int, classes: int, width: int) -> None:
         generator = torch.Generator().manual_seed(0)
+        self.size, self.name = size, f"B {size}, {classes} classes, D {width}"
+        self.labels = torch.randint(classes, (size,), generator=generator)
 
         def clustered(spread: float) -> Tensor:
-            centres = torch.randn(self.classes, self.width, generator=generator)
-            return spread * centres[self.labels] + torch.randn(self.size, self.width, generator=generator)
+            centres = torch.randn(classes, width, generator=generator)
+            return spread * centres[self.labels] + torch.randn(size, width, generator=generator)
 
-        self.labels = torch.randint(self.classes, (self.size,), generator=generator)
         self.student, self.teacher = clustered(0.5).requires_grad_(), clustered(1.0)
 
     def step(self, method: str) -> Step:
@@ -137,17 +129,13 @@ def medians(steps: dict[str, Step]) -> dict[str, float]:
     torch.empty(31 * 2**18)  # glibc then keeps freed memory, as in a process that trains
     for step in steps.values():  # fills the caches
         step()
-    times: dict[str, list[float]] = {name: [_seconds(step)] for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [timeit.timeit(step, number=1)] for name, step in steps.items()}
     for _ in range(ROUNDS):
         for name, step in steps.items():
             if len(times[name]) >= 2 and sum(times[name]) > SECONDS:
                 continue
-            times[name] += [_seconds(step) for _ in range(1 if times[name][-1] > LONG else 5)]
+            times[name] += timeit.repeat(step, number=1, repeat=1 if times[name][-1] > LONG else 5)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def _seconds(step: Step) -> float:
-    return timeit.timeit(step, number=1)
 
 
 def peak_bytes(call: Step) -> int:
@@ -165,23 +153,18 @@ def _status(entry: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
 
 
-# --- figures and sweep -----------------------------------------------------------------------------------------------
-
-
-def compared(batch: Batch, against: str, goal: float | None = None) -> list[str]:
-    """How many times faster than another method; the ``goal`` is the least."""
-    seconds = medians({"ours": batch.step("ours"), against: batch.step(against)})
+def compared(
+    batch: Batch, against: str, goal: float | None = None, step: Step | None = None, faster: bool = False
+) -> list[str]:
+    """Our time in percent of another's, the ``goal`` is the most; or how many times ``faster`` we are, at least."""
+    seconds = medians({"ours": batch.step("ours"), against: step or batch.step(against)})
     ratio = seconds[against] / seconds["ours"]
-    wanted = [f"≥ {goal:g}×", "met" if ratio >= goal else "missed"] if goal else ["", ""]
-    return [_name(batch), against, f"{ratio:.3g}×", *wanted]
-
-
-def share_of(batch: Batch, against: str, step: Step, goal: float | None = None) -> list[str]:
-    """Our time in percent of another's; the ``goal`` is the most."""
-    seconds = medians({"ours": batch.step("ours"), against: step})
-    share = 100 * seconds["ours"] / seconds[against]
-    wanted = [f"≤ {goal:g} %", "met" if share <= goal else "missed"] if goal else ["", ""]
-    return [_name(batch), against, f"{share:.3g} %", *wanted]
+    measured, unit, sign = (ratio, "×", "≥") if faster else (100 / ratio, " %", "≤")
+    wanted = ["", ""]
+    if goal:
+        is_met = measured >= goal if faster else measured <= goal
+        wanted = [f"{sign} {goal:g}{unit}", "met" if is_met else "missed"]
+    return [f"ours, {batch.name}", against, f"{measured:.3g}{unit}", *wanted]
 
 
 def memory_of(batch: Batch, method: str = "ours") -> list[str]:
@@ -189,11 +172,7 @@ def memory_of(batch: Batch, method: str = "ours") -> list[str]:
     step = batch.step(method)
     step()
     peak = statistics.median(peak_bytes(step) for _ in range(5))
-    return [_name(batch, method), "memory", f"{peak / 4 / batch.size**2:.3g} B² floats", "", ""]
-
-
-def _name(batch: Batch, method: str = "ours") -> str:
-    return f"{method}, B {batch.size}, {batch.classes} classes, D {batch.width}"
+    return [f"{method}, {batch.name}", "memory", f"{peak / 4 / batch.size**2:.3g} B² floats", "", ""]
 
 
 def three_products(batch: Batch) -> Step:
@@ -218,23 +197,21 @@ def resnet_step(size: int) -> Step:
 def figures() -> Iterator[list[str]]:
     """(work, against, measured, goal, whether it is met), those without a goal at the end."""
     for size in (256, 1024):
-        yield share_of(Batch(size, 100, 512), "ResNet-18 step at 32 px", resnet_step(size), goal=1)
+        yield compared(Batch(size, 100, 512), "ResNet-18 step at 32 px", 1, resnet_step(size))
     for size in (256, 1024, 4096):
-        batch = Batch(size, 100, 512)
-        yield share_of(batch, "RKD", batch.step("RKD"), goal=100)
+        yield compared(Batch(size, 100, 512), "RKD", 100)
     for classes, goal in ((10, 36), (100, 7)):
-        yield compared(Batch(256, classes, 512), "truncated", goal=goal)
+        yield compared(Batch(256, classes, 512), "truncated", goal, faster=True)
     for classes in (10, 100):
-        yield compared(Batch(64, classes, 64), "truncated")
-        yield compared(Batch(1024, classes, 64), "truncated")
-        yield compared(Batch(256, classes, 64), "padded")
+        for size, method in ((64, "truncated"), (1024, "truncated"), (256, "padded")):
+            yield compared(Batch(size, classes, 64), method, faster=True)
         batch = Batch(1024, classes, 512)
-        yield share_of(batch, "three bare products", three_products(batch))
+        yield compared(batch, "three bare products", step=three_products(batch))
     for method, size in (("ours", 1024), ("ours", 4096), (TILED, 4096)):
         yield memory_of(Batch(size, 100, 64), method)
 
 
-def sweep(sizes: Iterable[int]) -> Iterator[dict[str, Any]]:
+def sweep(sizes: Iterable[int]) -> Iterator[Row]:
     """Time and peak memory of every method at every batch size it can stand."""
     for classes in (10, 100):
         for size in sizes:
@@ -242,11 +219,10 @@ def sweep(sizes: Iterable[int]) -> Iterator[dict[str, Any]]:
             steps = {name: batch.step(name) for name in METHODS if size <= LARGEST.get(name, size)}
             seconds = medians(steps)
             for name, step in steps.items():
-                row = {"size": size, "classes": classes, "width": 64, "method": name, "seconds": seconds[name]}
-                yield {**row, "peak_bytes": peak_bytes(step), "threads": torch.get_num_threads()}
+                yield Row(size, classes, 64, name, seconds[name], peak_bytes(step), torch.get_num_threads())
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Time and memory against B, log–log, 100 classes."""
     import matplotlib as mpl
 
@@ -257,10 +233,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     quantities = (("seconds", "time, ms", 1e3), ("peak_bytes", "peak memory above the inputs, MiB", 2**-20))
     for axis, (key, label, unit) in zip(axes, quantities, strict=True):
         for method in METHODS:
-            points = [row for row in rows if row["method"] == method and row["classes"] == 100 and row[key]]
-            heights = [unit * row[key] for row in points]
+            kept = [row for row in rows if row.method == method and row.classes == 100 and getattr(row, key)]
+            heights = [unit * getattr(row, key) for row in kept]
             style = "-" if method.startswith("ours") else "--"
-            axis.loglog([row["size"] for row in points], heights, style, marker=".", label=method)
+            axis.loglog([row.size for row in kept], heights, style, marker=".", label=method)
         axis.set(xlabel="batch size B", ylabel=label)
         axis.grid(visible=True, alpha=0.2)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
@@ -268,18 +244,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def written(rows: Iterable[Any], path: Path) -> list[Any]:
+def written(rows: Iterable[Any], path: Path, header: Sequence[str] = ()) -> list[Any]:
     """The rows, each printed and in the file as soon as it is measured."""
     kept = []
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
+        writer.writerows([header] if header else [])
         for row in rows:
-            if isinstance(row, dict) and not kept:
-                writer.writerow(row)
-            values = list(row.values()) if isinstance(row, dict) else row
-            writer.writerow(values)
+            writer.writerow(row)
             file.flush()
-            print(" | ".join(map(str, values)), flush=True)
+            print(" | ".join(map(str, row)), flush=True)
             kept.append(row)
     return kept
 
@@ -295,10 +269,8 @@ def main() -> None:
     if arguments.only != "sweep":
         written(figures(), arguments.output / "figures.csv")
     if arguments.only != "figures":
-        plot(
-            written(sweep(arguments.sizes), arguments.output / "relationship.csv"),
-            arguments.output / "relationship.png",
-        )
+        rows = written(sweep(arguments.sizes), arguments.output / "relationship.csv", Row._fields)
+        plot(rows, arguments.output / "relationship.png")
 
 
 if __name__ == "__main__":

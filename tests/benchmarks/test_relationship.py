@@ -31,10 +31,10 @@ def test_the_same_tuples_give_the_same_loss_and_gradient(method, settings):
 
 def test_the_sweep_measures_every_method_that_stands_the_size_and_keeps_each_row(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "LARGEST", {"padded": 16})
-    rows = benchmark.written(benchmark.sweep([32]), tmp_path / "rows.csv")
-    assert {row["method"] for row in rows} == set(benchmark.METHODS) - {"padded"}
-    assert all(row["seconds"] > 0 and row["peak_bytes"] >= 0 for row in rows)
-    assert {row["classes"] for row in rows} == {10, 100}
+    rows = benchmark.written(benchmark.sweep([32]), tmp_path / "rows.csv", benchmark.Row._fields)
+    assert {row.method for row in rows} == set(benchmark.METHODS) - {"padded"}
+    assert all(row.seconds > 0 and row.peak_bytes >= 0 for row in rows)
+    assert {row.classes for row in rows} == {10, 100}
     lines = (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("size,classes,width,method")
     assert len(lines) == 1 + len(rows)
@@ -43,9 +43,9 @@ def test_the_sweep_measures_every_method_that_stands_the_size_and_keeps_each_row
 def test_figures_compare_with_their_goal(monkeypatch):
     monkeypatch.setattr(benchmark, "medians", lambda steps: dict(zip(steps, (0.5, 1.5), strict=True)))
     made = benchmark.Batch(64, 10, 8)
-    assert benchmark.compared(made, "RKD", goal=3)[2:] == ["3×", "≥ 3×", "met"]
-    assert benchmark.compared(made, "RKD", goal=3.1)[-1] == "missed"
-    assert benchmark.share_of(made, "x", lambda: None, goal=30)[2:] == ["33.3 %", "≤ 30 %", "missed"]
+    assert benchmark.compared(made, "RKD", goal=3, faster=True)[2:] == ["3×", "≥ 3×", "met"]
+    assert benchmark.compared(made, "RKD", goal=3.1, faster=True)[-1] == "missed"
+    assert benchmark.compared(made, "x", 30, lambda: None)[2:] == ["33.3 %", "≤ 30 %", "missed"]
     monkeypatch.setattr(benchmark, "memory_of", lambda batch, method: [])
     goals = [row[3] for row in benchmark.figures() if row and row[3]]
     assert goals == ["≤ 1 %"] * 2 + ["≤ 100 %"] * 3 + ["≥ 36×", "≥ 7×"]
