@@ -1,15 +1,15 @@
 r"""A calibrated local classifier: Gaussian classes with one shared covariance. Not in the paper.
 
 The paper's local classifier (TPAMI 2023, section 4.2) measures an embedding against class centres, as if it varied
-alike in all directions and its logits were on the scale of the labels. With class means μ_k and the pooled
-within-class covariance Σ, Bayes' rule for classes of equal prior gives linear logits instead,
+alike in all directions and its scale suited the labels. With class means μ_k and the pooled within-class covariance Σ,
+Bayes' rule for classes of equal prior gives linear logits instead,
 
     z_k(φ) = s · (μ_kᵀ Σ_γ⁻¹ φ − ½ μ_kᵀ Σ_γ⁻¹ μ_k),    Σ_γ = (1 − γ) Σ + γ · v · I,    v the total variance / D.
 
-γ = 1 is the nearest class mean. K-fold cross-validation chooses γ: the one with the lowest cross-entropy of held-out
-training labels, each γ at its own best scale. The labels count as (1 − ε) · one-hot + ε / C with ε = C / (N + C), so
-that a few separable samples do not make the classifier certain. The final fit has seen the training samples and is too
-confident on them: s sets its mean entropy there to that of the held-out answers.
+γ = 1 is the nearest class mean. K-fold cross-validation chooses the γ with the lowest cross-entropy of held-out labels,
+each γ at its own best scale. The labels count as (1 − ε) · one-hot + ε / C, ε = C / (N + C), so that a few separable
+samples do not make the classifier certain. The final fit has seen the training samples and is too confident on them: s
+sets its mean entropy there to that of the held-out answers.
 """
 
 import math
@@ -62,16 +62,15 @@ def fit_discriminant(
 ) -> Discriminant:
     """Fits the classifier of this module's formula.
 
-    The i-th sample of each class is held out in fold i mod K. K is at most the size of the largest class, so every
-    training part has a sample of each class. A training part with fewer than two samples per class on average shows too
-    little spread within classes; then only γ = 1 is tried.
+    The i-th sample of each class is held out in fold i mod K, K at most the size of the largest class. A training part
+    with fewer than two samples per class on average shows too little spread within classes: then only γ = 1 is tried.
 
     Args:
         embedding: ``[N, D]``, the teacher's, not normalised.
         labels: ``[N]`` integers in [0, C).
         num_classes: C ≥ 2.
-        samples: ``[N]`` integers, equal for augmented views of one sample: they are held out together, and N in ε and
-            in the unbiased covariance is the number of samples. ``None`` where every row is a sample of its own.
+        samples: ``[N]`` integers, equal for augmented views of one sample, which are held out together and count as
+            one in ε and in the unbiased covariance. ``None`` where every row is a sample of its own.
         folds: K ≥ 2.
         shrinkages: the γ to try, each in (0, 1].
 
@@ -126,9 +125,8 @@ def fit_discriminant(
 def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = None) -> Tensor:
     """``[N, C]`` in float64: (1 − ε) · one-hot + ε / C with ε = C / (N + C), N the number of rows or of ``samples``."""
     epsilon = num_classes / ((len(labels) if samples is None else samples) + num_classes)
-    return (1 - epsilon) * functional.one_hot(labels.long(), num_classes).to(
-        exact_dtype(labels)
-    ) + epsilon / num_classes
+    one_hot = functional.one_hot(labels.long(), num_classes).to(exact_dtype(labels))
+    return (1 - epsilon) * one_hot + epsilon / num_classes
 
 
 def _check(embedding: Tensor, labels: Tensor, num_classes: int, folds: int, shrinkages: Sequence[float]) -> None:

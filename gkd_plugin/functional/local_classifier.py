@@ -22,9 +22,7 @@ __all__ = [
 
 
 class ClassCentreAccumulator:
-    r"""Class centres c_k = normalise(mean_{i: y_i = k} φ(x_i)) over batches that stream by.
-
-    Sums are kept in float64 (float32 on MPS), on the device of the first batch.
+    r"""Class centres c_k = normalise(mean_{i: y_i = k} φ(x_i)) over batches, summed in float64 (float32 on MPS).
 
     Args:
         num_classes: C; labels must lie in [0, C). ``None`` grows with the largest label seen.
@@ -97,18 +95,14 @@ def class_centres(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | N
 
 
 def nearest_class_mean(embedding: Tensor, centres: Tensor) -> Tensor:
-    r"""``[B, C]`` float32: the cosine of each embedding ``[B, D]`` with each class centre ``[C, D]`` of length 1.
-
-    The class of the largest score is the class of the nearest centre on the unit sphere.
-    """
+    r"""``[B, C]`` float32: the cosine of each embedding ``[B, D]`` with each class centre ``[C, D]`` of length 1."""
     return functional.normalize(embedding.float(), dim=1) @ centres.float().T
 
 
 def local_logits(embedding: Tensor, centres: Tensor) -> Tensor:
-    r"""The embedding-induced local classifier, z_ik = φ_T(x_i)·c_k; φ_T is *not* normalised.
+    r"""``[B, C]``, the local classifier z_ik = φ_T(x_i)·c_k; float32, or float64 for float64 embeddings.
 
-    From the teacher's embedding ``[B, D_t]`` and centres ``[C, D_t]``, rows of length 1: ``[B, C]`` float32 (float64
-    for float64 embeddings).
+    From the teacher's embedding ``[B, D_t]``, *not* normalised, and centres ``[C, D_t]``, rows of length 1.
     """
     with no_autocast(embedding):
         dtype = result_dtype(embedding)
@@ -174,10 +168,7 @@ def local_classifier_distillation(
 
 
 def confidence_cost(logits: Tensor) -> Tensor:
-    r"""u_i = −log max_c softmax(logits_i)_c ≥ 0, in nats: 0 where the classifier is certain.
-
-    From the logits ``[B, C_t]`` of the teacher's own classifier: ``[B]`` float64 (float32 on MPS).
-    """
+    r"""``[B]`` float64 (float32 on MPS): u_i = −log max_c softmax(logits_i)_c ≥ 0, in nats; logits ``[B, C_t]``."""
     with no_autocast(logits):
         exact = logits.to(exact_dtype(logits))
         top, index = exact.max(dim=1, keepdim=True)
@@ -188,8 +179,8 @@ def confidence_cost(logits: Tensor) -> Tensor:
 def emphasis_weights(logits: Tensor) -> Tensor:
     r"""ω_i = 2·sigmoid(−û_i) ∈ (0.53, 1], û the min–max normalised :func:`confidence_cost` of the batch.
 
-    Samples that the teacher knows weigh more. When all u_i are equal, ω_i = 1. No gradient is taken. From the logits
-    ``[B, C_t]`` of the teacher's own classifier: ``[B]`` float32 (float64 for float64 input).
+    ``[B]`` float32 (float64 for float64 input) from the logits ``[B, C_t]`` of the teacher's own classifier. What it
+    knows weighs more. When all u_i are equal, ω_i = 1. No gradient is taken.
 
     Example:
         >>> import torch

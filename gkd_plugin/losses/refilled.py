@@ -126,8 +126,8 @@ class _MatchesEmbeddings(RelationshipSettings):
 class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
     r"""Stage ``embedding``: w · relationship matching, TPAMI section 4.1.
 
-    The student's classifier takes no part. Where there are no further terms, every parameter that the embedding does
-    not depend on is frozen for the stage before the box wraps the models, so that DDP waits for no gradient of it.
+    Without further terms, every parameter that the embedding does not depend on (the student's classifier) is frozen
+    for the stage before the box wraps the models, so that DDP waits for no gradient of it.
 
     Args:
         weight: w, the factor of relationship matching.
@@ -192,10 +192,9 @@ class ClassifierStage(RefilledStage, LocalClassifierSettings):
 class JointStage(ClassifierStage, _MatchesEmbeddings):
     r"""Stage ``joint``: cross-entropy + λ · local classifier distillation + w · relationship matching, all the time.
 
-    Not in the paper, which trains the embedding first and the classifier after it. With both terms at once the
-    relationships are not forgotten while the classifier is learned. The teacher's local classifier is the calibrated
-    one (``refilled_teacher``'s ``local_classifier: 'discriminant'``, unless that keyword says otherwise) over all
-    classes. Where the teacher knows little, its logits are flat, so one λ serves every class space.
+    Not in the paper: with both terms at once the relationships are not forgotten while the classifier is learned. The
+    teacher's local classifier is the calibrated one (``local_classifier: 'discriminant'``, unless that keyword of
+    ``refilled_teacher`` says otherwise) over all classes; flat where the teacher knows little, so one λ serves all.
 
     Args:
         temperature: τ₂; 1 takes the local classifier as calibrated.
