@@ -101,19 +101,12 @@ def matched_distances(
 
 def _embedding_gradient(embedding: Tensor, gradient: list[list[float]]) -> Tensor:
     """From ∂L/∂D to ∂L/∂embedding, before normalisation; a distance of 0 has none."""
-    rows, lengths = _rows(embedding), [math.sqrt(sum(v * v for v in row)) for row in embedding.double().tolist()]
-    width = range(embedding.shape[1])
-    result = []
-    for i, row in enumerate(rows):
-        pull = [0.0 for _ in width]
-        for j, other in enumerate(rows):
-            far = _distance(row, other)
-            if far > 0:
-                share = (gradient[i][j] + gradient[j][i]) / far
-                pull = [pull[k] + share * (row[k] - other[k]) for k in width]
-        along = sum(pull[k] * row[k] for k in width)
-        result.append([(pull[k] - along * row[k]) / lengths[i] for k in width])
-    return torch.tensor(result, dtype=torch.float64)
+    leaf = embedding.detach().double().requires_grad_()
+    rows = torch.nn.functional.normalize(leaf)
+    squares = (rows.unsqueeze(1) - rows).square().sum(dim=2)
+    apart = squares > 0
+    (squares.where(apart, 1).sqrt() * apart * torch.tensor(gradient, dtype=torch.float64)).sum().backward()
+    return leaf.grad
 
 
 def centres(embedding: Tensor, labels: Tensor, num_classes: int) -> list[list[float]]:
