@@ -1,22 +1,11 @@
-"""The formulae of the paper written once more, as loops over Python floats: slow, independent, float64."""
+"""The formulae of the paper written once more, mostly as loops over Python floats: slow, independent, float64."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def _rows(embedding: Tensor) -> list[list[float]]:
-    rows = []
-    for row in embedding.double().tolist():
-        length = math.sqrt(sum(value * value for value in row))
-        rows.append([value / length if length > 0 else 0.0 for value in row])
-    return rows
-
-
-def _distance(first: list[float], second: list[float]) -> float:
-    return math.sqrt(sum((x - y) ** 2 for x, y in zip(first, second, strict=True)))
+from torch.nn import functional
 
 
 def log_softmax(logits: list[float]) -> list[float]:
@@ -38,10 +27,10 @@ def _kl(first: list[float], second: list[float]) -> float:
     return sum(math.exp(p) * (p - q) for p, q in zip(first, second, strict=True))
 
 
-def distances(embedding: Tensor) -> list[list[float]]:
-    """Between the normalised rows."""
-    rows = _rows(embedding)
-    return [[_distance(first, second) for second in rows] for first in rows]
+def distances(embedding: Tensor) -> Tensor:
+    """Between the normalised rows, from their differences."""
+    rows = functional.normalize(embedding.double())
+    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 WINDOWS = {
@@ -56,7 +45,7 @@ def relationship(
 ) -> tuple[float, int, float, Tensor]:
     """(loss, number of tuples, mean negatives per tuple, gradient of the loss with respect to the student)."""
     loss, tuples, negatives, pull = matched_distances(
-        distances(student), distances(teacher), labels.tolist(), temperature, margin, **choices
+        distances(student).tolist(), distances(teacher).tolist(), labels.tolist(), temperature, margin, **choices
     )
     return loss, tuples, negatives, _embedding_gradient(student, pull)
 
@@ -102,21 +91,16 @@ def matched_distances(
 def _embedding_gradient(embedding: Tensor, gradient: list[list[float]]) -> Tensor:
     """From ∂L/∂D to ∂L/∂embedding, before normalisation; a distance of 0 has none."""
     leaf = embedding.detach().double().requires_grad_()
-    rows = torch.nn.functional.normalize(leaf)
+    rows = functional.normalize(leaf)
     squares = (rows.unsqueeze(1) - rows).square().sum(dim=2)
     apart = squares > 0
     (squares.where(apart, 1).sqrt() * apart * torch.tensor(gradient, dtype=torch.float64)).sum().backward()
     return leaf.grad
 
 
-def centres(embedding: Tensor, labels: Tensor, num_classes: int) -> list[list[float]]:
-    result = []
-    for k in range(num_classes):
-        members = [row for row, y in zip(embedding.double().tolist(), labels.tolist(), strict=True) if y == k]
-        mean = [sum(column) / len(members) for column in zip(*members, strict=True)]
-        length = math.sqrt(sum(value * value for value in mean))
-        result.append([value / length for value in mean])
-    return result
+def centres(embedding: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    rows = embedding.double()
+    return functional.normalize(torch.stack([rows[labels == k].mean(dim=0) for k in range(num_classes)]))
 
 
 def emphasis(logits: Tensor) -> list[float]:

@@ -1,7 +1,7 @@
 r"""Distances between the rows of normalised embeddings, by matrix products, and the way back to the embeddings.
 
-D²_ij = ‖x_i‖² + ‖x_j‖² − 2·x_i·x_j loses digits where D is small against ‖x‖. Embeddings behind a ReLU are such: they
-lie in a narrow cone. Subtracting one vector from every row changes no distance, so the rows are centred first.
+D²_ij = ‖x_i‖² + ‖x_j‖² − 2·x_i·x_j loses digits where D is small against ‖x‖, as behind a ReLU, where embeddings lie in
+a narrow cone. Subtracting one vector from every row changes no distance, so the rows are centred first.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
-_ONE_AT_A_TIME = Lock()
+_ONE_AT_A_TIME = Lock()  # the switches are the process's: of two threads each would restore what the other has set
 
 
 @contextmanager
 def full_precision_products() -> Iterator[None]:
-    """float32 matrix products in float32, not in TF32 or bf16, whatever the user allows for the networks.
-
-    The switches belong to the process: without the lock, two threads would each restore what the other has set.
-    """
+    """float32 matrix products in float32, not in TF32 or bf16, whatever the user allows for the networks."""
     backends: Any = torch.backends
     switches = (backends.cuda.matmul, backends.mkldnn.matmul)
     with _ONE_AT_A_TIME:
@@ -45,8 +42,7 @@ class Distances:
     def __init__(self, embedding: Tensor, hold: bool, anchors: int = 0) -> None:
         limits = torch.finfo(embedding.dtype)
         largest = embedding.abs().amax(dim=1, keepdim=True).clamp_(min=limits.tiny / limits.eps**2)
-        # Powers of two that take the largest element of a row to [2, 4) change no digit, and the squares can neither
-        # overflow nor vanish.
+        # A power of two, which takes a row's largest element to [2, 4), changes no digit and keeps squares in range.
         self._scale = torch.exp2(1 - largest.log2_().floor_())
         scaled = embedding * self._scale
         self.lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)

@@ -1,7 +1,7 @@
 r"""The tuples (a, p, N) of a tile of anchors, and their loss as the paper has it: one softmax per tuple, in float64.
 
-That form serves where prefix sums lose digits (τ < 0.15) or do not apply (truncated tuples). With P positives and N
-columns it takes O(P·N) time for an anchor, O(N) memory.
+It serves where prefix sums lose digits (τ < 0.15) or do not apply (truncated tuples). With P positives and N columns an
+anchor takes O(P·N) time, O(N) memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,7 +59,7 @@ class Positives(NamedTuple):
 class ClassIndex:
     """Finds positives by one sort of the labels ``[N]`` of the columns; the anchors are the first columns.
 
-    ``wait``: the host may wait for the device to learn P, the size of the largest class. Otherwise P = N.
+    P is the size of the largest class where the host may ``wait`` for the device to learn it, otherwise N.
     """
 
     def __init__(self, labels: Tensor, wait: bool) -> None:

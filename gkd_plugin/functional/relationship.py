@@ -138,8 +138,7 @@ def check_matching(temperature: float, margin: float, mining: str, max_negatives
 class EmbeddingQueue:
     """The last ``size`` ≥ 1 samples' embeddings of both networks and their labels, first in, first out.
 
-    How full it is, is known on the host: reading it waits for no device. It is not part of any checkpoint; a run that
-    is resumed fills it again.
+    Reading it waits for no device. It is not part of any checkpoint; a run that is resumed fills it again.
 
     Example:
         >>> import torch

@@ -86,8 +86,7 @@ class OldClassDistillation(Term):
     r"""τ² · mean_i KL(softmax(t_i / τ) ‖ softmax(s_i[:C_t] / τ)), Learning without Forgetting (2017); no λ.
 
     t are the teacher's logits ``[B, C_t]`` and s[:C_t] the student's of the old classes, its first C_t, as
-    :func:`gkd_plugin.data.incremental_subset` numbers them. Computed in float32 at least, under autocast too. The
-    student's logits of new classes get no gradient.
+    :func:`gkd_plugin.data.incremental_subset` numbers them; the others get no gradient. In float32 at least.
 
     Args:
         temperature: τ > 0.

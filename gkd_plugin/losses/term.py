@@ -1,6 +1,5 @@
 """What every loss term of this package shares: it reads what hooks recorded of student and teacher."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -43,14 +42,7 @@ class Term(nn.Module):
             ("teacher", self.teacher_module_path, self.teacher_module_io),
         ]
 
-    def forward(
-        self,
-        student_io_dict: Mapping[str, Any],
-        teacher_io_dict: Mapping[str, Any],
-        targets: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
+    def forward(self, student_io_dict: Any, teacher_io_dict: Any, targets: Any = None, *_: Any, **__: Any) -> Tensor:
         """The loss of a batch, a scalar, on the student's device.
 
         Raises:

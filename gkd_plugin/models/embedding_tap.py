@@ -51,10 +51,9 @@ class EmbeddingTap(nn.Module):
 def tap_embedding(model: Any) -> nn.Module:
     """Gives a model made by ``timm.create_model`` its ``embedding`` submodule, in place; returns the same object.
 
-    The embedding is what the model's classifier is given, found through timm's ``get_classifier()``: no second pass
-    through the head, and in training the same dropout mask as the logits. Where the model has several classifiers, or
-    one fed by tokens, the embedding is put together as ``forward_head(…, pre_logits=True)`` does it. The width is
-    ``head_hidden_size``. Nothing is decided by the name of an architecture.
+    The embedding is what the classifier that timm's ``get_classifier()`` names is given: one pass through the head, and
+    in training the dropout mask of the logits. Of several classifiers, or one fed by tokens, it is put together as
+    ``forward_head(…, pre_logits=True)`` does it. The width is ``head_hidden_size``, whatever the architecture's name.
 
     Raises:
         ConfigError: the model is none that timm can classify or encode with (``features_only``), or is tapped already.
@@ -111,9 +110,8 @@ def _classifiers(found: Any) -> Iterator[nn.Module]:
 class _ClassifierInputs:
     """What the classifiers of a model were given in one forward pass, put together as the embedding.
 
-    Classifiers that are given the same tensor are given the embedding itself. Where each has its own input, timm's
-    ``pre_logits`` is their mean if each is as wide as the embedding (a class and a distillation token), and otherwise
-    one behind the other (one classifier for each branch or stage).
+    One tensor for all is the embedding itself. Distinct inputs are averaged if each is as wide as the embedding (class
+    and distillation tokens), otherwise put one behind the other (a classifier for each branch or stage).
     """
 
     embedding: Embedding

@@ -19,12 +19,11 @@ from gkd_plugin.models.embedding_tap import is_encoder, tap_embedding
 
 @register(MODEL_DICT, register_model, "timm_model")
 def timm_model(model_name: str, pretrained: bool = False, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
-    """A timm model with one addition: a parameterless submodule ``embedding``.
+    """A timm model with one addition: a submodule ``embedding`` without parameters, a hook path for every architecture.
 
-    Every forward passes the pre-classifier embedding, ``[B, D]`` with D = ``model.head_hidden_size``, through it, so
-    the hook path is ``embedding`` for every architecture. The model is timm's own: a ``state_dict`` saved from it
-    loads with plain ``timm.create_model(model_name, num_classes=…)``. Its ``pretrained_cfg['input_size']`` is the one
-    it was built for, with ``in_chans`` and ``img_size``.
+    Every forward passes the pre-classifier embedding, ``[B, D]`` with D = ``model.head_hidden_size``, through it. A
+    ``state_dict`` saved from the model loads with plain ``timm.create_model(model_name, num_classes=…)``. Its
+    ``pretrained_cfg['input_size']`` is the one it was built for, with ``in_chans`` and ``img_size``.
 
     Args:
         model_name: any timm name, with or without a pretrained tag (``resnet50.a1_in1k``), or

@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from gkd_plugin.functional._distances import Distances, full_precision_products
-
-
-def exact(rows):
-    rows = torch.nn.functional.normalize(rows.double())
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+from tests import reference
 
 
 @pytest.mark.parametrize("hold", [True, False])
@@ -19,7 +15,9 @@ def test_agree_with_differences_and_equal_rows_are_at_distance_zero(size, width,
     rows[-1] = rows[1]
     distances = Distances(rows, hold)
     got = torch.cat([distances.tile(0, 3), distances.tile(3, size)])
-    assert (got - exact(rows)).abs().max() < (1e-6 if hold else 1e-3)  # √ε where a tile rounds a square otherwise
+    assert (got - reference.distances(rows)).abs().max() < (
+        1e-6 if hold else 1e-3
+    )  # √ε where a tile rounds a square otherwise
     if hold:
         assert got[0, size // 2] == got[size // 2, 0] == got[1, -1] == 0
         torch.testing.assert_close(got, got.T, rtol=0, atol=1e-6)
@@ -31,7 +29,7 @@ def test_centring_keeps_the_digits_of_a_narrow_cone():
     rows = 1 + 0.01 * torch.rand(64, 128, generator=torch.Generator().manual_seed(0))
     got, directions = Distances(rows, hold=True).tile(0, 64), torch.nn.functional.normalize(rows)
     plain = (2 - 2 * directions @ directions.T).clamp(min=0).sqrt()
-    want, apart = exact(rows), ~torch.eye(64, dtype=torch.bool)
+    want, apart = reference.distances(rows), ~torch.eye(64, dtype=torch.bool)
     assert ((got - want).abs() / want)[apart].max() < 1e-5
     assert ((plain - want).abs() / want)[apart].max() > 1e-4
 

@@ -124,7 +124,7 @@ def test_logits_are_scaled_similarities_to_class_centres(make, path):
     with Capture.during(model, path or name, "output" if path else "input") as given, torch.no_grad():
         logits = model.eval()(data.images)
     rows = given.value.double()
-    centres = torch.tensor(reference.centres(rows, torch.tensor(data.targets), 4), dtype=torch.float64)
+    centres = reference.centres(rows, torch.tensor(data.targets), 4)
     want = rows @ centres.T * SCALE / rows.norm(dim=1).mean()
     torch.testing.assert_close(logits.double(), want, rtol=1e-4, atol=1e-4)
     assert linear.bias.abs().max() == 0
