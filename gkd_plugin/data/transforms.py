@@ -1,6 +1,6 @@
 """Image transforms: the usual ones in one call, and the normalisation that a dataset's transforms apply."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,13 +133,10 @@ def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] 
     return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 
-def _steps(transform: Any) -> Iterator[Any]:
+def _steps(transform: Any) -> list[Any]:
     """The single transforms of a composed one, in order; what is applied at random counts as one."""
-    inner = transform if type(transform) is nn.Sequential else None
+    inner: Any = transform if type(transform) is nn.Sequential else None
     if type(transform).__name__ == "Compose":
         inner = getattr(transform, "transforms", None)
-    if not isinstance(inner, Sequence | nn.ModuleList | nn.Sequential):
-        yield transform
-        return
-    for step in inner:
-        yield from _steps(step)
+    is_composed = isinstance(inner, Sequence | nn.ModuleList | nn.Sequential)
+    return [step for part in inner for step in _steps(part)] if is_composed else [transform]

@@ -84,8 +84,7 @@ class RestoredRun:
         # the teacher's own label of each class of the student, None where the teacher does not know it
         self.teacher_labels: Sequence[int | None] | None = self.teacher.class_map.labels
         self.student = student.to(self.accelerator.device)
-        stages = [stage.name for stage in config.stages if stage.kind == "embedding"]
-        self.embedding_stage = stages[-1] if stages else None
+        self.embedding_stage = next((stage.name for stage in config.stages[::-1] if stage.kind == "embedding"), None)
         embedding = student_embedding(config.tree) or "embedding"
         self.embedding_path = embedding if embedding in dict(student.named_modules()) else None
 

@@ -47,25 +47,25 @@ def test_by_default_an_epoch_has_as_many_samples_as_the_sampler():
     assert sorted(index for batch in batches for index in batch) == list(range(60))
 
 
-def test_the_sampler_alone_decides_the_batches():
+def test_the_sampler_alone_decides_the_batches_and_a_dataset_is_shuffled_anew_in_every_epoch():
     before, first = random_states(), list(ClassBalancedBatchSampler(seeded(seed=1), 2, 3))
     assert list(ClassBalancedBatchSampler(seeded(seed=1), 2, 3)) == first
     assert random_states() == before
     assert list(ClassBalancedBatchSampler(seeded(seed=2), 2, 3)) != first
-
-
-def test_a_dataset_is_shuffled_anew_in_every_epoch_and_its_classes_meet_in_every_combination():
     sampler = ClassBalancedBatchSampler(IMAGES, 2, 1, num_batches=200)
     first, second = list(sampler), list(sampler)
     assert first != second
-    assert len({frozenset(LABELS[index] for index in batch) for batch in first}) == 10
+    assert len({frozenset(LABELS[index] for index in batch) for batch in first}) == 10  # every pair of classes meets
 
 
-def test_each_distributed_rank_stays_in_its_shard():
+def test_each_distributed_rank_stays_in_its_shard_and_accelerate_deals_whole_batches():
     shards = [DistributedSampler(IMAGES, num_replicas=2, rank=rank) for rank in (0, 1)]
     drawn = [{i for batch in ClassBalancedBatchSampler(shard, 2, 3) for i in batch} for shard in shards]
     assert not drawn[0] & drawn[1]
     assert len(ClassBalancedBatchSampler(shards[0], 2, 3)) == 5
+    whole = list(ClassBalancedBatchSampler(seeded(), 3, 4))
+    for rank in (0, 1):
+        assert list(BatchSamplerShard(ClassBalancedBatchSampler(seeded(), 3, 4), 2, rank)) == whole[rank:4:2]
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,6 @@ def test_torchdistill_builds_a_loader_of_balanced_batches_and_accelerate_prepare
     prepared = Accelerator(cpu=True).prepare(build_data_loader(IMAGES, config, distributed=False))
     assert (prepared.total_batch_size, len(prepared)) == (12, 5)
     assert [list(Counter(labels.tolist()).values()) for _, labels, *_ in prepared] == [[4, 4, 4]] * 5
-
-
-def test_accelerate_deals_whole_batches_to_processes():
-    whole = list(ClassBalancedBatchSampler(seeded(), 3, 4))
-    for rank in (0, 1):
-        assert list(BatchSamplerShard(ClassBalancedBatchSampler(seeded(), 3, 4), 2, rank)) == whole[rank:4:2]
 
 
 def test_the_package_can_be_the_first_import_of_a_process():
