@@ -79,6 +79,9 @@ def test_modules_in_the_working_directory_can_be_named(here, monkeypatch):
     assert main(["run", "teacher.yaml", "--device", "cpu", *words]) == 0
 
 
+TEACHER = "models.teacher_model"
+
+
 def sets(*assignments):
     return ["run", "student.yaml", *(word for item in assignments for word in ("--set", item))]
 
@@ -98,9 +101,7 @@ def sets(*assignments):
             r"models\.teacher_model\.src_ckpt: runs/teacher/teacher\.pt does not fit EfficientNet: \d+ missing: ",
         ),
         (
-            sets(
-                "models.teacher_model.kwargs={model_name: test_vit, in_chans: 1}", "models.teacher_model.src_ckpt=null"
-            ),
+            sets(f"{TEACHER}.kwargs={{model_name: test_vit, in_chans: 1}}", f"{TEACHER}.src_ckpt=null"),
             r"models\.teacher_model: the teacher takes images of 1 channels, the data has 3; its kwargs\.in_chans ",
         ),
         (
@@ -244,14 +245,10 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
         (["--methods", "refiled"], "", "", r"--methods: there is no method 'refiled'; did you mean 'ref"),
         (["--set", "models.teacher_model.src_ckpt=no.pt"], "", "", r"one\.yaml: .*\.src_ckpt: no such file: no\.pt"),
         ([], "stage: 'embedding'", "stage: 'classifier'", r"one\.yaml: train: .* and stage 'embedding'"),
-        (
-            ["--overlap", "0"],
-            "classes: 8",
-            "classes: 7",
-            r"overlap 0 %: datasets\.train.*: num_classes=4 and shift=4 need 8 classes, there are 7",
-        ),
+        (["--overlap", "0"], "classes: 8", "classes: 7",
+         r"overlap 0 %: datasets\.train.*: num_classes=4 and shift=4 need 8 classes, there are 7"),
     ],
-)
+)  # fmt: skip
 def test_a_grid_that_cannot_be_is_told_before_anything_is_written(words, old, new, message, tiny, capsys):
     (tiny / "one.yaml").write_text(CONFIG.replace(old, new) if old else CONFIG, encoding="utf-8")
     assert main(grid_of(*words, config="one.yaml")) == 2
@@ -269,21 +266,16 @@ def test_a_grid_that_cannot_be_is_told_before_anything_is_written(words, old, ne
         (["evaluate", "student.yaml"], "the following arguments are required: --checkpoint"),
         (["run", "x", "--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
         (["diagnose", "x", "--known", "0,a"], "argument --known: 'a' is not a class index; give a list such as 0,1,2"),
-        *[
-            (grid_of(option, value), f"argument {option}: {message}")
-            for option, value, message in (
-                ("--seeds", "0,1,0", "'0,1,0' names something twice"),
-                ("--seeds", ",", "names nothing"),
-                ("--overlap", "101", "'101' is not a percentage from 0 to 100"),
-                ("--overlap", "half", "'half' is not a percentage from 0 to 100"),
-                ("--tasks", "0", "'0' is not a whole number of at least 1"),
-                ("--tasks", "1,x", "'x' is not a whole number from 0"),
-                ("--ways", "0", "'0' is not a whole number of at least 1"),
-                ("--shots", "1,1", "'1,1' names something twice"),
-                ("--memory", "-1", "'-1' is not a whole number from 0"),
-                ("--jobs", "0", "'0' is not a whole number of at least 1"),
-            )
-        ],
+        (grid_of("--seeds", "0,1,0"), "argument --seeds: '0,1,0' names something twice"),
+        (grid_of("--seeds", ","), "argument --seeds: names nothing"),
+        (grid_of("--overlap", "101"), "argument --overlap: '101' is not a percentage from 0 to 100"),
+        (grid_of("--overlap", "half"), "argument --overlap: 'half' is not a percentage from 0 to 100"),
+        (grid_of("--tasks", "0"), "argument --tasks: '0' is not a whole number of at least 1"),
+        (grid_of("--tasks", "1,x"), "argument --tasks: 'x' is not a whole number from 0"),
+        (grid_of("--ways", "0"), "argument --ways: '0' is not a whole number of at least 1"),
+        (grid_of("--shots", "1,1"), "argument --shots: '1,1' names something twice"),
+        (grid_of("--memory", "-1"), "argument --memory: '-1' is not a whole number from 0"),
+        (grid_of("--jobs", "0"), "argument --jobs: '0' is not a whole number of at least 1"),
     ],
 )
 def test_usage_errors(words, message, tmp_path, monkeypatch, capsys):

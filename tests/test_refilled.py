@@ -7,6 +7,7 @@ import pytest
 
 import gkd_plugin
 
+OPTIONS = {"capture_output": True, "text": True, "timeout": 60}
 STARTED = """
 import sys
 import refilled
@@ -32,14 +33,13 @@ except SystemExit as ended:
     ],
 )
 def test_no_heavy_import_before_there_is_something_to_do(words, code, shown):
-    command = [sys.executable, "-c", STARTED, *words]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-c", STARTED, *words], check=True, **OPTIONS)
     assert shown in result.stdout + result.stderr
     assert result.stdout.endswith(f"{code} []\n")
 
 
 def test_a_command_runs_in_the_package(tmp_path):
     command = [sys.executable, "-m", "refilled", "run", str(tmp_path / "nowhere.yaml")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 2
-    assert result.stderr == f"refilled: error: {tmp_path}/nowhere.yaml: No such file or directory\n"
+    result = subprocess.run(command, check=False, **OPTIONS)
+    line = f"refilled: error: {tmp_path}/nowhere.yaml: No such file or directory\n"
+    assert (result.returncode, result.stderr) == (2, line)

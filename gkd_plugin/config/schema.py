@@ -195,7 +195,6 @@ _LIST = value("a list", list)
 _SECTION = section({}, has_others=True)
 _FILE = maybe(value("a text: the path of a file or folder", lambda x: isinstance(x, str) and x and "\0" not in x))
 _MODULES = value("a list of module paths, e.g. ['layer4', 'fc'], or []", list[str])
-_HOOKED = value("a list of module paths, e.g. ['embedding'], or []", list[str])
 _DEVICE = value("auto, cpu, cuda, cuda:<number> or mps", lambda x: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(x)))
 
 _KWARGS = {"kwargs": _SECTION}
@@ -268,7 +267,7 @@ def _role(supplied: str) -> Kind:
         "dst_ckpt": _FILE,
         **_REDESIGN,
         "wrapper": _wrapper,
-        "forward_hook": section({"input": _HOOKED, "output": _HOOKED}),
+        "forward_hook": section({"input": _MODULES, "output": _MODULES}),
         "auxiliary_model_wrapper": part(wrappers, auxiliary, needs=(), then=_check_redesign, names=names),
     }
     return section(keys, (), _check_role)
