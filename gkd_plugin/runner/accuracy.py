@@ -110,8 +110,9 @@ def student_ncm(
     """NCM accuracy of the student: centres from the training set (clean view), predictions on the validation set."""
     embed, hidden = embedding_of(student, path), not accelerator.is_main_process or None
     batches = tqdm(clean_loader(train_loader), desc="NCM centres", leave=False, disable=hidden)
-    centres = class_centres((embed(batch[0].to(accelerator.device)), batch[1]) for batch in batches)
-    means = centres.to(accelerator.device)
+    means = class_centres((embed(batch[0].to(accelerator.device)), batch[1]) for batch in batches).to(
+        accelerator.device
+    )
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
 
 
@@ -122,9 +123,8 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     if parts.test_loader is not None:
         parts.student.eval()
         with parts.accelerator.autocast():  # the student was unwrapped at the end of its last stage
-            final |= evaluate(parts.student, parts.test_loader, parts.accelerator, "test").as_dict()
-            final |= _final_ncm(parts)
-        final["on"] = "test"
+            accuracy = evaluate(parts.student, parts.test_loader, parts.accelerator, "test")
+            final |= {**accuracy.as_dict(), **_final_ncm(parts), "on": "test"}
     elif "top1" in last[-1]:
         final |= {**{key: value for key, value in last[-1].items() if is_accuracy(key)}, "on": "validation"}
     tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]

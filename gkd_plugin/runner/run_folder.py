@@ -168,7 +168,9 @@ def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
         student, top1 = summary["student"], summary["final"].get("top1")
         name, classes = str(student["kwargs"].get("model_name", student["key"])), str(student["classes"] or "?")
         ncm = summary.get("teacher", {}).get("ncm_top1")
-        teacher = "none" if "teacher" not in summary else "yes" if ncm is None else f"NCM {ncm:.1f} %"
+        teacher = "yes" if "teacher" in summary else "none"
+        if ncm is not None:
+            teacher = f"NCM {ncm:.1f} %"
         epochs = "+".join(str(stage["num_epochs"]) for stage in summary["stages"].values())
         models = Path(summary["config"]).stem, name, f"{student['parameters']:,}", classes, teacher
         rows.append((*models, epochs, "–" if top1 is None else f"{top1:.2f}"))

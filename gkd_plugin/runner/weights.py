@@ -124,8 +124,8 @@ def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
 def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None:
     """Loads a teacher's weights: its backbone in full, and its classifier if it has one.
 
-    A log line tells what is left out: a classifier that the model lacks, a projection head, a decoder. ``image_input``
-    and ``trained_classes`` of the model are what the file says of its training.
+    A log line tells what is left out: a classifier that the model lacks, a projection head, a decoder. What the file
+    says of its training is then the model's ``image_input`` and ``trained_classes``.
     """
     fit, heads = _Fit(model, path, where), _timm_classifier_paths(model)
     in_head = {key for key in (*fit.missing, *fit.misshapen) if key.startswith(heads)}
@@ -151,7 +151,7 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, extends_classifier: bool = False) -> None:
-    """Loads a backbone in full under a classifier for other classes, as for fine-tuning, which stays as it is.
+    """Loads a backbone in full, as for fine-tuning; the model's classifier, for other classes, stays as it is.
 
     With ``extends_classifier`` the file's classes are the model's first ones, and their rows are loaded too.
     """

@@ -32,13 +32,8 @@ from tests.runner.fakes import cpu, equal, refused, student_config, teacher_conf
 FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
 
-def run(config, output, *overrides, seed=0, device="cpu"):
-    """Of a file by its stem, or of a tree."""
-    if isinstance(config, str):
-        config = load_config(f"{config}.yaml", overrides)
-    else:
-        config = checked_config(Path("changed.yaml"), config)
-    return run_config(config, Path(output), seed=seed, device=device)
+def run(stem, output, *overrides, seed=0):
+    return run_config(load_config(f"{stem}.yaml", overrides), Path(output), seed=seed, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +167,7 @@ def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
         kwargs = {"old": 2, "new": 2, "memory": memory, "dataset": tree["datasets"][name]}
         subset = {"key": "gkd_plugin.data.incremental_subset", "init": {"kwargs": kwargs}}
         tree["datasets"][name] = Tagged("!import_call", subset, "")
-    made = run(tree, "out")
+    made = run_config(checked_config(Path("changed.yaml"), tree), Path("out"), device="cpu")
     final = made["final"]
     assert final["top1"] == pytest.approx((final["old_top1"] + final["new_top1"]) / 2)
     assert final["old_top1"] == final["harmonic_mean"] == 0
