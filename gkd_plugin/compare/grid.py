@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
@@ -210,8 +210,14 @@ def inputs_of(cell: Cell) -> dict[str, str | None]:
 
     Folders of images, modules of the user's own and weights that a library downloads are not looked into.
     """
-    files = {text: _digest(file, file.stat().st_mtime_ns, file.stat().st_size) for text, file in _files(cell.config)}
-    return {_PACKAGE: _package(), "probe": cell.method.probe, **package_versions(), **files}
+    found: dict[str, str | None] = {_PACKAGE: _package(), "probe": cell.method.probe, **package_versions()}
+    for text in sorted({value for value in walk(read(cell.config)) if isinstance(value, str)}):
+        is_file, file = False, Path(text)
+        with suppress(OSError, ValueError, RuntimeError):  # too long for a path, a NUL, no home
+            is_file = (file := file.expanduser()).is_file()
+        if is_file:
+            found[text] = _digest(file, file.stat().st_mtime_ns, file.stat().st_size)
+    return found
 
 
 def stale_input(cell: Cell) -> str:
@@ -223,14 +229,6 @@ def stale_input(cell: Cell) -> str:
     if _PACKAGE not in kept:
         return "what it was made from is not on record"
     return next((f"{name} has changed since it ran" for name in kept if now.get(name) != kept[name]), "")
-
-
-def _files(config: Path) -> Iterator[tuple[str, Path]]:
-    for text in sorted({value for value in walk(read(config)) if isinstance(value, str)}):
-        with suppress(OSError, ValueError, RuntimeError):  # too long for a path, a NUL, no home
-            file = Path(text).expanduser()
-            if file.is_file():
-                yield text, file
 
 
 @functools.lru_cache(maxsize=256)

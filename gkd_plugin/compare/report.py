@@ -39,10 +39,8 @@ class Mean:
     """A mean over n seeds, or over n tasks."""
 
     value: float
-    error: float | None
-    """s/√n; over tasks the half-width of the 95 % confidence interval, t(0.975; n−1)·s/√n. ``None`` for n = 1."""
-    p_value: float | None = None
-    """Of the two-sided paired t-test; ``None`` for fewer than two pairs or differences that are all equal."""
+    error: float | None  # s/√n; over tasks half the 95 % confidence interval, t(0.975; n−1)·s/√n; None for n = 1
+    p_value: float | None = None  # of the two-sided paired t-test; None below two pairs and for equal differences
 
 
 def mean_of(values: Scores) -> Mean:

@@ -233,12 +233,7 @@ MISSPELT = "[{criterion: {key: 'refiled', kwargs: {}}}]"
         ("finetune", "kwargs: {lr: 0.01,", "kwargs: {", r"^method 'finetune': optimizer\.kwargs\.lr: missing"),
         ("refilled-joint", OPTIMIZER, "", "^method 'refilled-joint': optimizer: missing in the stage 'classifier'"),
         ("refilled-from-teacher", "{preprocessing:", READ_AT_INPUT, "^method 'refilled-from-teacher': .*embedding_io"),
-        (
-            "scratch",
-            "4}\n    dst_ckpt",
-            BAD_WEIGHTS,
-            r"^method .* models\.student_model\.kwargs\.checkpoint_path: names",
-        ),
+        ("scratch", "4}\n    dst_ckpt", BAD_WEIGHTS, r"^method .* models\.student_model\.kwargs\.checkpoint_path: na"),
         ("mine.yaml", MISSPELT, None, r"^method 'mine': .*criterion\.key: 'refiled' is not registered; did you mean"),
     ],
 )

@@ -207,10 +207,6 @@ def test_the_wrapper_then_names_of_both_sides_then_the_training_set_decide(digit
     assert different_classes(digits(classes, names, asked)) == reason
 
 
-def test_without_names_another_number_of_classes_shows_it(digits):
-    assert different_classes(digits(EVEN, "", size=5)) == OTHERS
-
-
 def test_weights_from_an_address_name_no_classes(digits, monkeypatch):
     config = digits(EVEN, "0246")
     asked = []
@@ -221,9 +217,10 @@ def test_weights_from_an_address_name_no_classes(digits, monkeypatch):
     assert asked == ["http://127.0.0.1:1/teacher.pt"]
 
 
-def test_a_checkpoint_written_anew_is_read_anew(digits):
+def test_a_checkpoint_written_anew_is_read_anew_and_without_names_the_number_of_classes_shows_it(digits):
     assert different_classes(digits(EVEN, "0246")) == ""
     assert different_classes(digits(EVEN, "0264")) == ORDER
+    assert different_classes(digits(EVEN, "", size=5)) == OTHERS
 
 
 def test_what_nothing_shows_is_warned_of(digits, caplog):
