@@ -117,7 +117,6 @@ class Report:
 
 
 Kind: TypeAlias = Callable[[Report, str, Any], None]
-Rule: TypeAlias = Callable[[Report, str, Mapping[Any, Any]], None]
 
 
 def value(allowed: str, fits: Any) -> Kind:
@@ -134,6 +133,7 @@ def _is_of(given: Any, kind: Any) -> bool:
 
 
 FLAG = value("true or false", bool)
+_ANY = value("anything", lambda _: True)
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:
@@ -191,9 +191,7 @@ def each(kind: Kind, of: type = Mapping) -> Kind:
     return check
 
 
-def section(
-    keys: Mapping[str, Kind], needs: Collection[str] = (), then: Rule | None = None, *, has_others: bool = False
-) -> Kind:
+def section(keys: Mapping[str, Kind], needs: Collection[str] = (), then: Kind = _ANY, has_others: bool = False) -> Kind:
     """A section with these keys, some of which it ``needs``, and a rule for what else must hold."""
 
     def check(report: Report, path: str, given: Any) -> None:
@@ -207,8 +205,7 @@ def section(
         for key, kind in keys.items():
             if key in given or key in needs:
                 report.check(at(path, key), given.get(key, _MISSING), kind)
-        if then is not None:
-            then(report, path, given)
+        then(report, path, given)
 
     return check
 
@@ -217,7 +214,7 @@ def part(
     registry: Mapping[str, Any],
     keys: Mapping[str, Kind],
     needs: Collection[str] = ("key",),
-    then: Rule | None = None,
+    then: Kind = _ANY,
     *,
     base: type = object,
     **call: Any,
@@ -228,8 +225,7 @@ def part(
         key = given.get("key")
         if isinstance(key, str) and key in registry and report.is_clean(at(path, "kwargs")):
             report.bind(path, registry[key], given, **call)
-        if then is not None:
-            then(report, path, given)
+        then(report, path, given)
 
     return section({"key": one_of(registry, base), **keys}, needs, check_call)
 
