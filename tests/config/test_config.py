@@ -36,9 +36,8 @@ def test_resolved_text_is_a_config_again(tmp_path):
 
 def test_one_problem_is_one_line_and_several_are_listed(tmp_path):
     path = write(tmp_path, PLAIN_TRAINING)
-    with pytest.raises(ConfigError, match=r"x\.yaml: train\.num_epochs: 0 given") as caught:
+    with pytest.raises(ConfigError, match=r"^[^\n]*x\.yaml: train\.num_epochs: 0 given[^\n]*$"):
         load_config(path, ["train.num_epochs=0"])
-    assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"x\.yaml: 2 problems\n  train\.log_freq: .*\n  train\.num_epochs: 0 "):
         load_config(path, ["train.num_epochs=0", "train.log_freq=0"])
 

@@ -27,6 +27,7 @@ ONE_CYCLE = "{key: OneCycleLR, kwargs: {max_lr: %s, total_steps: %s}}"
 AUXILIARY = f"{ONE}.student.auxiliary_model_wrapper"
 PROJECTED = "{key: projected_student, kwargs: {%s}}"
 SUBSET = "!import_call {key: torch.utils.data.Subset, init: {kwargs: {%s}}}"
+REFILLED, SGD = "{key: refilled, kwargs: {stage: classifier}}", "{key: %s, kwargs: {}}"
 NO_FILTER = "{key: SGD, kwargs: {}, filters_params: false}"
 BAD_NUMBERS = ("'0.1'", "true", "[1]", ".nan", ".inf", "")
 
@@ -160,6 +161,8 @@ REFUSED_IN_STAGES = [
     (f"{ONE}.optimizer.module_wise_kwargs=[]", "", "'module_wise_configs'"),
     (f"{TWO}.optimizer=", "", "nothing given"),
     (f"{TWO}.scheduler={{key: StepLR, kwargs: {{step_size: 0}}}}", f"{TWO}.scheduler", "ZeroDivisionError"),
+    (f"{TWO}.scheduler={ONE_CYCLE % ([0.1, 0.2], 9)}", f"{TWO}.scheduler", "ValueError"),
+    (f"{TWO}.criterion={REFILLED}", f"{TWO}.optimizer", "missing; every stage with criterion 'refilled' needs its own"),
     ("teacher_cache={views: 0}", "teacher_cache.views", "0 given", "whole number, 1 or more"),
     ("teacher_cache={folder: x}", "teacher_cache.views", "missing"),
     ("teacher_cache={views: 2, foldr: x}", "teacher_cache.foldr", "'folder'"),
@@ -236,7 +239,8 @@ ACCEPTED = [  # changes that do not touch each other
 ACCEPTED_IN_STAGES = [
     ("models.teacher_model.src_ckpt_classifier=", f"{STUDENT}.kwargs.drop_rate=0.1", f"{TWO}.optimizer={{}}"),
     (f"{STUDENT}.src_ckpt_classifier=centres", "teacher_cache={views: 1, seed: 0, folder: }"),
-    (f"{AUXILIARY}={PROJECTED % 'projection: 1'}",),
+    (f"{AUXILIARY}={PROJECTED % 'projection: 1'}", f"{TWO}.scheduler={ONE_CYCLE % ([0.1], 9)}"),
+    (f"{TWO}.criterion={REFILLED}", f"{TWO}.optimizer={SGD % 'SGD'}"),
     (f"{STUDENT}.kwargs.model_name=hf-hub:owner/model", "models.teacher_model.dst_ckpt=t.pt"),
 ]
 MAY_BE_LEFT_OUT = ["dependencies", "test", "train.val_data_loader", "train.log_freq", PLAN, f"{ROLE}.forward_hook"]
@@ -255,28 +259,26 @@ def test_what_is_accepted(text, changes, drop):
 def test_checkpoints_that_exist_or_will(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ("models.model.src_ckpt", "train.model.src_ckpt"):
-        change = f"{path}=./runs/teacher.pt"
-        [line] = found(PLAIN_TRAINING, change)
-        assert line.startswith(f"{path}: no such file: ./runs/teacher.pt; ")
-        assert found(PLAIN_TRAINING, change, produced=["runs/teacher.pt"]) == []
-        assert found(PLAIN_TRAINING, change, produced=None) == []
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "teacher.pt").touch()
-    assert found(PLAIN_TRAINING, change) == []
+        [line] = found(PLAIN_TRAINING, f"{path}=./teacher.pt")
+        assert line.startswith(f"{path}: no such file: ./teacher.pt; ")
+        for produced in (["teacher.pt"], None):
+            assert found(PLAIN_TRAINING, f"{path}=./teacher.pt", produced=produced) == []
+    (tmp_path / "teacher.pt").touch()
+    assert found(PLAIN_TRAINING, f"{path}=./teacher.pt") == []
 
 
 def test_batch_sampler_excludes_what_it_decides_itself():
     sampler = f"{LOAD}.batch_sampler={{key: BatchSampler, kwargs: {{batch_size: 2, drop_last: true}}}}"
     lines = found(PLAIN_TRAINING, sampler, f"{LOAD}.kwargs.shuffle=true")
     assert [line.partition(":")[0] for line in lines] == [f"{LOAD}.kwargs.batch_size", f"{LOAD}.kwargs.shuffle"]
-    alone = {"drop": [f"{LOAD}.kwargs.batch_size"]}
-    assert found(PLAIN_TRAINING, sampler, **alone) == []
-    for wrong, line in (
-        (sampler.replace(", drop_last: true", ""), "kwargs: argument 'drop_last' is missing"),
-        (sampler.replace("BatchSampler", "BatchSamplr"), "key: 'BatchSamplr' is not registered; did you mean 'BatchS"),
-        (sampler.replace("2", "0"), "kwargs.batch_size: 0 given"),
+    for old, new, line in (
+        (", drop_last: true", "", "kwargs: argument 'drop_last' is missing"),
+        ("BatchSampler", "BatchSamplr", "key: 'BatchSamplr' is not registered; did you mean 'BatchS"),
+        ("2", "0", "kwargs.batch_size: 0 given"),
     ):
-        assert found(PLAIN_TRAINING, wrong, **alone)[0].startswith(f"{LOAD}.batch_sampler.{line}")
+        lines = found(PLAIN_TRAINING, sampler.replace(old, new), drop=[f"{LOAD}.kwargs.batch_size"])
+        assert lines[0].startswith(f"{LOAD}.batch_sampler.{line}")
+    assert found(PLAIN_TRAINING, sampler, drop=[f"{LOAD}.kwargs.batch_size"]) == []
 
 
 def test_a_loss_checks_its_own_arguments(monkeypatch):
@@ -311,17 +313,6 @@ def test_trials_change_neither_the_tree_nor_the_seed(monkeypatch):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_later_stage_schedules_the_optimizer_that_it_keeps():
-    change = f"{TWO}.scheduler={ONE_CYCLE % ([0.1, 0.2], 9)}"
-    [line] = found(STAGES, change)
-    assert line.startswith(f"{TWO}.scheduler: ValueError: ")
-    assert found(STAGES, change.replace("[0.1, 0.2]", "[0.1]")) == []
-    [line] = found(STAGES, change, f"{TWO}.optimizer={{key: SDG, kwargs: {{}}}}")  # the kept one is not tried then
+def test_a_later_stage_schedules_the_optimizer_that_it_keeps_and_only_that():
+    [line] = found(STAGES, f"{TWO}.scheduler={ONE_CYCLE % ([0.1, 0.2], 9)}", f"{TWO}.optimizer={SGD % 'SDG'}")
     assert line.startswith(f"{TWO}.optimizer.key: ")
-
-
-def test_a_stage_of_refilled_needs_an_optimizer_of_its_own():
-    change = "train.stage2.criterion={key: refilled, kwargs: {stage: classifier}}"
-    [line] = found(STAGES, change)
-    assert line.startswith("train.stage2.optimizer: missing")
-    assert found(STAGES, change, "train.stage2.optimizer={key: SGD, kwargs: {}}") == []

@@ -81,16 +81,13 @@ def test_the_path_of_the_students_embedding(key, train, path):
     assert student_embedding(config(train, student_model={"key": key})) == path
 
 
-@pytest.mark.parametrize(
-    ("section", "kind", "trains"),
-    [
+def test_kind_is_that_of_our_criterion_and_says_whether_the_classifier_is_trained():
+    for section, kind, trains in (
         (criterion(stage="embedding"), "embedding", False),
         (criterion(stage="embedding", sub_terms={}), "embedding", False),
         (criterion(stage="embedding", sub_terms={"ce": {}}), "embedding", True),
         (criterion(stage="classifier"), "classifier", True),
         (criterion("WeightedSumLoss", stage="embedding"), None, True),
-    ],
-)
-def test_kind_is_that_of_our_criterion_and_says_whether_the_classifier_is_trained(section, kind, trains):
-    (stage,) = stages_of(config({"stage1": section}))
-    assert (stage.kind, stage.trains_classifier) == (kind, trains)
+    ):
+        (stage,) = stages_of(config({"stage1": section}))
+        assert (stage.kind, stage.trains_classifier) == (kind, trains)
