@@ -188,9 +188,7 @@ def digits(
 
 
 def image_folder(root: str | Path, transform: Transform = None, eval_transform: Transform = None) -> ImageFiles:
-    """A folder with a folder of images for each class: ``root/<class>/….jpg``, as torchvision's ``ImageFolder``.
-
-    The labels are the positions of the class folders in alphabetical order.
+    """A folder of images for each class, in alphabetical order: ``root/<class>/….jpg``, as torchvision reads it.
 
     Args:
         root: the folder; ``~`` is allowed.

@@ -109,16 +109,13 @@ def test_class_names_where_the_dataset_names_its_classes(classes, names):
         ({"targets": LABELS * 2, "classes": NAMES[::-1]}, False),
         ({"classes": NAMES}, True),
         ({"classes": NAMES[::-1]}, False),
+        ({"dataset": FakeImages(LABELS), "classes": NAMES}, True),  # nothing inside has names
+        ({"dataset": FakeImages(LABELS), "targets": LABELS * 2, "classes": NAMES}, False),
     ],
 )
 def test_whether_a_wrapper_keeps_the_labels_inside(attributes, kept):
-    assert keeps_labels(Wrapper(FakeImages(LABELS, NAMES), **attributes)) is kept
-    assert keeps_labels(Delegating(FakeImages(LABELS, NAMES), **attributes)) is kept
-
-
-def test_names_of_a_wrapper_count_where_nothing_inside_has_names():
-    assert keeps_labels(Wrapper(FakeImages(LABELS), classes=NAMES))
-    assert not keeps_labels(Wrapper(FakeImages(LABELS), targets=LABELS * 2, classes=NAMES))
+    for kind in (Wrapper, Delegating):
+        assert keeps_labels(kind(**{"dataset": FakeImages(LABELS, NAMES), **attributes})) is kept
 
 
 def test_teacher_labels_go_along_with_views_draws_and_wrappers_unless_parts_disagree():

@@ -134,15 +134,8 @@ def test_every_refused_overlap_names_allowed_ones(n, overlap):
             overlap_classes(n, "student", overlap=fraction)
 
 
-def test_an_overlap_subset_is_the_class_subset_of_these_classes():
-    student = overlap_subset(FakeImages(LABELS), 3, "student", overlap=1 / 3, seed=5, per_class=2, start=1)
-    classes = overlap_classes(3, "student", shift=2, seed=5, total_classes=6)
-    assert samples(student) == samples(class_subset(FakeImages(LABELS), classes, per_class=2, start=1))
-    assert student.classes == classes
-
-
 @pytest.mark.parametrize("shift", [0, 1, 3])
-def test_teacher_labels_name_the_same_class_in_the_teachers_subset(shift):
+def test_an_overlap_subset_has_these_classes_and_the_labels_of_the_teachers_subset(shift):
     teacher = overlap_subset(IMAGES, 3, "teacher", shift=shift, seed=7)
     student = overlap_subset(IMAGES, 3, "student", shift=shift, seed=7)
     assert teacher.teacher_labels == [0, 1, 2]
@@ -150,6 +143,10 @@ def test_teacher_labels_name_the_same_class_in_the_teachers_subset(shift):
     assert student.teacher_labels == expected
     assert teacher.teacher_num_classes == student.teacher_num_classes == 3
     assert expected.count(None) == shift
+    part = overlap_subset(FakeImages(LABELS), 3, "student", overlap=1 - shift / 3, seed=5, per_class=2, start=1)
+    classes = overlap_classes(3, "student", shift=shift, seed=5, total_classes=6)
+    assert samples(part) == samples(class_subset(FakeImages(LABELS), classes, per_class=2, start=1))
+    assert part.classes == classes
 
 
 @pytest.mark.parametrize("seed", [None, 0])
