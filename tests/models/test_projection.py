@@ -60,12 +60,6 @@ def test_sections_that_describe_none(section, message):
         make_projection(section)
 
 
-class NamedImages(TinyImages):
-    """With class names, as CRDDatasetWrapper needs them."""
-
-    classes = ("zero", "one", "two", "three")
-
-
 def method_stage(name, teacher_width=WIDTH):
     """The stage of a file of compare's methods, as a section of ``train``."""
     text = (METHODS / f"{name}.yaml").read_text(encoding="utf-8")
@@ -87,7 +81,7 @@ def method_stage(name, teacher_width=WIDTH):
 def box_of(monkeypatch):
     def make(section, teacher_classes=10):
         torch.manual_seed(0)
-        monkeypatch.setattr("tests.fakes.TinyImages", NamedImages)
+        monkeypatch.setattr(TinyImages, "classes", ("zero", "one", "two", "three"), raising=False)  # for CRD's data
         teacher = timm_model("test_resnet", num_classes=teacher_classes)
         return make_box(section, teacher, timm_model("test_resnet", num_classes=4))
 
