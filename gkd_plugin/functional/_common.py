@@ -18,11 +18,6 @@ def result_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
-    """A context in which autocast does not lower the precision of operations on the tensor's device."""
-    return torch.autocast(device_type=tensor.device.type, enabled=False)
-
-
 def log_softmax_without(logits: Tensor, absent: Tensor) -> Tensor:
     """Log-softmax of each row over the columns that are not ``absent``; 0 in those, so that nothing is ever NaN."""
     return logits.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._common import check_temperature, exact_dtype, log_softmax_without, no_autocast, result_dtype
+from gkd_plugin.functional._common import check_temperature, exact_dtype, log_softmax_without, result_dtype
 
 __all__ = [
     "ClassCentreAccumulator",
@@ -104,7 +104,7 @@ def local_logits(embedding: Tensor, centres: Tensor) -> Tensor:
 
     From the teacher's embedding ``[B, D_t]``, *not* normalised, and centres ``[C, D_t]``, rows of length 1.
     """
-    with no_autocast(embedding):
+    with torch.autocast(embedding.device.type, enabled=False):
         dtype = result_dtype(embedding)
         return embedding.to(dtype) @ centres.to(dtype).T
 
@@ -156,7 +156,7 @@ def local_classifier_distillation(
         raise ValueError(f"weights must be one for each sample, {list(labels.shape)}, got {list(weights.shape)}")
     check_temperature("temperature", temperature)
     check_temperature("student_temperature", student_temperature)
-    with no_autocast(student_logits):
+    with torch.autocast(student_logits.device.type, enabled=False):
         dtype, classes = exact_dtype(student_logits), student_logits.shape[1]
         absent = labels.new_zeros(classes, dtype=torch.bool) if all_classes else ~present_classes(labels, classes)
         student = log_softmax_without(student_logits.to(dtype) / student_temperature, absent)
@@ -169,7 +169,7 @@ def local_classifier_distillation(
 
 def confidence_cost(logits: Tensor) -> Tensor:
     r"""``[B]`` float64 (float32 on MPS): u_i = −log max_c softmax(logits_i)_c ≥ 0, in nats; logits ``[B, C_t]``."""
-    with no_autocast(logits):
+    with torch.autocast(logits.device.type, enabled=False):
         exact = logits.to(exact_dtype(logits))
         top, index = exact.max(dim=1, keepdim=True)
         others = (exact - top).exp().scatter(1, index, 0)  # log1p keeps the digits of a certain classifier

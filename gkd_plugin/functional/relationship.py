@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gkd_plugin.errors import is_number, one_of, whole_number
-from gkd_plugin.functional._common import check_temperature, no_autocast, result_dtype
+from gkd_plugin.functional._common import check_temperature, result_dtype
 from gkd_plugin.functional._engine import SMALLEST, relationship_operator
 from gkd_plugin.functional._tuples import MINING
 
@@ -87,7 +87,7 @@ def relationship_matching(
     """
     _check_batch((student_embedding, teacher_embedding, labels), "relationship matching")
     check_matching(temperature, margin, mining, max_negatives)
-    with no_autocast(student_embedding):
+    with torch.autocast(student_embedding.device.type, enabled=False):
         anchors, earlier_student = student_embedding.to(result_dtype(student_embedding)), None
         teacher, all_labels = teacher_embedding.detach().to(anchors), labels.to(torch.int64).contiguous()
         if earlier is not None:
