@@ -121,11 +121,8 @@ def local_classifier(
     student_temperature: float,
     weights: Tensor | None = None,
 ) -> float:
-    present = sorted(set(labels.tolist()))
-    rows = zip(student.double().tolist(), local.double().tolist(), strict=True)
-    total = 0.0
-    for i, (f, z) in enumerate(rows):
-        p = log_softmax([z[k] / temperature for k in present])
-        s = log_softmax([f[k] / student_temperature for k in present])
-        total += (1.0 if weights is None else weights[i].item()) * _kl(p, s)
-    return total / len(labels)
+    present = labels.unique()
+    pairs = ((local, temperature), (student, student_temperature))
+    p, s = ((logits.double()[:, present] / tau).log_softmax(1) for logits, tau in pairs)
+    divergence = (p.exp() * (p - s)).sum(1)
+    return (divergence if weights is None else weights * divergence).mean().item()

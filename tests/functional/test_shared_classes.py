@@ -1,6 +1,4 @@
-"""Own logits and local logits on one scale, against loops and a grid of factors."""
-
-import math
+"""Own logits and local logits on one scale, against the formula class by class and SciPy's best factors."""
 
 import pytest
 import torch
@@ -24,63 +22,41 @@ def samples(n=240, classes=4, teacher_labels=(2, -1, 0, -1), seed=0):
 
 
 def log_probabilities(local, own, teacher_labels, factors):
-    """In loops over one image: the formula of the module."""
+    """Of the classes among the known ones, of those among the others, and of (known, other): the module's formula."""
     a, b, a_other, g, h, c = factors
-    known = [k for k, t in enumerate(teacher_labels.tolist()) if t >= 0]
-    other = [k for k in range(len(teacher_labels)) if k not in known]
-    total = lambda values: math.log(sum(math.exp(v) for v in values))  # noqa: E731
-    log_p = {k: own[int(teacher_labels[k])].item() - total(own.tolist()) for k in known}
-    inside = {k: a * local[k].item() + b * log_p[k] for k in known}
-    outside = {k: a_other * local[k].item() for k in other}
-    found = [0.0] * len(teacher_labels)
-    side = math.inf
-    if other:
-        evidence = total([local[k].item() for k in known]) - total([local[k].item() for k in other])
-        side = g * evidence + h * total(log_p.values()) + c
-    for k in known:
-        found[k] = inside[k] - total(inside.values()) - math.log1p(math.exp(-side))
-    for k in other:
-        found[k] = outside[k] - total(outside.values()) - math.log1p(math.exp(side))
-    return found
+    known = teacher_labels >= 0
+    known_own, known_local, other_local = own.double()[:, known], local.double()[:, known], local.double()[:, ~known]
+    side = g * (known_local.logsumexp(1) - other_local.logsumexp(1)) + h * known_own.logsumexp(1) + c
+    sides = torch.stack([side, torch.zeros_like(side)], dim=1)
+    return [x.log_softmax(1) for x in (a * known_local + b * known_own, a_other * other_local, sides)]
 
 
 def costs(local, own, teacher_labels, labels, factors):
-    """What the factors cost in each of the three problems, in loops."""
-    a, b, a_other, g, h, c = factors
-    known = [k for k, t in enumerate(teacher_labels.tolist()) if t >= 0]
-    other = [k for k in range(len(teacher_labels)) if k not in known]
-    inside, outside, side = ([], []), ([], []), ([], [])
-    for x, p, label in zip(local.tolist(), own.tolist(), labels.tolist(), strict=True):
-        if label in known:
-            inside[0].append(reference.log_softmax([a * x[k] + b * p[k] for k in known]))
-            inside[1].append(known.index(label))
-        else:
-            outside[0].append(reference.log_softmax([a_other * x[k] for k in other]))
-            outside[1].append(other.index(label))
-        if other:
-            lse = [math.log(sum(math.exp(x[k]) for k in kind)) for kind in (known, other)]
-            evidence = g * (lse[0] - lse[1]) + h * math.log(sum(math.exp(p[k]) for k in known)) + c
-            side[0].append(reference.log_softmax([evidence, 0.0]))
-            side[1].append(int(label in other))
-    sizes = (len(known), len(other), 2)
+    """What the factors cost in each of the three problems."""
+    known = teacher_labels >= 0
+    mine, place = known[labels], torch.where(known, known.cumsum(0), (~known).cumsum(0))[labels] - 1
+    parts = log_probabilities(local, own, teacher_labels, factors)
+    kinds = ((mine, place), (~mine, place), ((~known).any().expand(len(labels)), (~mine).long()))
     return [
-        reference.smoothed_nll(*part, size) if part[0] else 0.0
-        for part, size in zip((inside, outside, side), sizes, strict=True)
+        reference.smoothed_nll(part[rows].tolist(), of[rows].tolist(), part.shape[1]) if rows.any() else 0
+        for part, (rows, of) in zip(parts, kinds, strict=True)
     ]
 
 
 @pytest.mark.parametrize("teacher_labels", [(2, -1, 0, -1), (2, 4, 0, 1), (-1, -1, 3, -1)])
 def test_the_formula(teacher_labels):
-    local, own, teacher_labels, _ = samples(20, teacher_labels=teacher_labels)
+    local, logits, teacher_labels, _ = samples(20, teacher_labels=teacher_labels)
+    known, own = teacher_labels >= 0, own_log_probabilities(logits, teacher_labels)
+    torch.testing.assert_close(own[:, known], logits.log_softmax(1)[:, teacher_labels[known]])
     factors = torch.tensor([0.3, 0.8, 1.2, 0.6, 0.4, -0.2])
-    found = shared_log_probabilities(local, own_log_probabilities(own, teacher_labels), teacher_labels, factors)
-    for i in range(20):
-        want = log_probabilities(local[i], own[i], teacher_labels, factors.tolist())
-        assert found[i].tolist() == pytest.approx(want, abs=1e-5)
+    found = shared_log_probabilities(local.requires_grad_(), own.requires_grad_(), teacher_labels, factors)
+    inside, outside, sides = log_probabilities(local, own, teacher_labels, factors)
+    want = torch.zeros(20, 4, dtype=torch.float64)
+    want[:, known] = inside if known.all() else inside + sides[:, :1]
+    want[:, ~known] = outside + sides[:, 1:]
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(20))
-    local.requires_grad_()
-    own = own_log_probabilities(own, teacher_labels).requires_grad_()
-    shared_log_probabilities(local, own, teacher_labels, factors)[:, 2].sum().backward()
+    found[:, 2].sum().backward()
     assert local.grad.isfinite().all()
     assert own.grad.isfinite().all()
 
