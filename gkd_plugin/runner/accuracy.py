@@ -110,9 +110,7 @@ def student_ncm(
     """NCM accuracy of the student: centres from the training set (clean view), predictions on the validation set."""
     embed, hidden = embedding_of(student, path), not accelerator.is_main_process or None
     batches = tqdm(clean_loader(train_loader), desc="NCM centres", leave=False, disable=hidden)
-    means = class_centres((embed(batch[0].to(accelerator.device)), batch[1]) for batch in batches).to(
-        accelerator.device
-    )
+    means = class_centres((embed(item[0].to(accelerator.device)), item[1]) for item in batches).to(accelerator.device)
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
 
 

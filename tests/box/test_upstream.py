@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +21,7 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.models import timm_model
 from tests.fakes import TinyNet, cross_entropy, make_box, stage, train_box
+from tests.runner.fakes import equal
 
 
 def models(student="test_resnet", **kwargs):
@@ -105,41 +105,29 @@ def test_the_student_is_ours_before_the_box_wraps_it(monkeypatch):
     assert not any(p.requires_grad for p in student.get_classifier().parameters())
 
 
-def run_rank(rank, port, queue):
-    """The weights after both stages, of a student with two classifiers; then trap 4."""
+def run_rank(rank, port, folder):
+    """Writes the weights after both stages, of a student with two classifiers; then trap 4."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    try:
-        torch.set_num_threads(1)
-        accelerator = Accelerator(cpu=True)
-        accelerator.state.use_fp16 = False
-        teacher, student = models("deit_tiny_distilled_patch16_224", img_size=32, depth=2)
-        stages = {"stage1": stage("embedding"), "stage2": stage("classifier")}
-        train_box(make_box(stages, teacher, student, accelerator))
-        EmbeddingStage.prepare = lambda self, box, stage_config: None
-        with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
-            train_box(make_box(stage("embedding", epochs=2), *models(), accelerator))
-        queue.put((rank, "ok", {key: value.double().sum().item() for key, value in student.named_parameters()}))
-    except BaseException:
-        queue.put((rank, "error", traceback.format_exc()))
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.use_fp16 = False
+    teacher, student = models("deit_tiny_distilled_patch16_224", img_size=32, depth=2)
+    stages = {"stage1": stage("embedding"), "stage2": stage("classifier")}
+    train_box(make_box(stages, teacher, student, accelerator))
+    torch.save(dict(student.named_parameters()), folder / str(rank))
+    EmbeddingStage.prepare = lambda self, box, stage_config: None
+    with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
+        train_box(make_box(stage("embedding", epochs=2), *models(), accelerator))
 
 
-def test_two_gloo_processes_train_both_stages_with_equal_weights_and_trap_4_without_freezing_ddp_stops():
+def test_two_gloo_processes_train_both_stages_with_equal_weights_and_trap_4_without_freezing_ddp_stops(tmp_path):
     """DDP through Accelerate; tests/test_cli.py has a student with batch norm."""
-    context = mp.get_context("spawn")
-    queue = context.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    processes = [context.Process(target=run_rank, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    first, second = sorted(queue.get(timeout=240) for _ in processes)
-    for process in processes:
-        process.join(timeout=30)
-        process.kill()
-    assert first[1] == second[1] == "ok", (first, second)
-    assert first[2] == second[2]
+    mp.spawn(run_rank, (port, tmp_path), nprocs=2)
+    assert equal(*(torch.load(tmp_path / rank) for rank in "01"))
 
 
 # --- clipping in float16 ---------------------------------------------------------------------------------------------
