@@ -101,9 +101,8 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="refilled", description="Knowledge distillation when teacher and student do not share their classes."
-    )
+    text = "Knowledge distillation when teacher and student do not share their classes."
+    parser = _Parser(prog="refilled", description=text)
     parser.add_argument("--version", action="version", version=f"refilled {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train each configuration in turn")

@@ -65,10 +65,9 @@ def checked_config(
 ) -> RunConfig:
     """The config of a tree, validated; arguments and errors as :func:`load_config`."""
     found = problems(tree, produced)
-    if len(found) == 1:
-        raise ConfigError(f"{path}: {found[0]}")
     if found:
-        raise ConfigError("\n".join([f"{path}: {len(found)} problems", *(f"  {line}" for line in found)]))
+        listing = "\n  ".join([f"{len(found)} problems", *found])
+        raise ConfigError(f"{path}: {found[0] if len(found) == 1 else listing}")
     return RunConfig(path, tree, tuple(notices))
 
 

@@ -81,8 +81,7 @@ class Report:
         torch's annotations do not tell. torchdistill's losses ignore keywords that they do not read: all are refused
         where it is known what they ``read``, otherwise those near to a parameter. No signature takes everything.
         """
-        args, kwargs, path = section.get("args"), section.get("kwargs"), at(path, "kwargs")
-        args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
+        args, kwargs, path = section.get("args") or [], section.get("kwargs") or {}, at(path, "kwargs")
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except (ValueError, TypeError):

@@ -28,7 +28,7 @@ from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT, get_optimize
 from torchvision import models as torchvision_models
 
 from gkd_plugin.config.kinds import FLAG, Kind, Report, count, each, maybe, never, number, one_of, part, section, value
-from gkd_plugin.config.tree import Tagged, at, is_private, resolve_target
+from gkd_plugin.config.tree import Tagged, at, is_private, items, resolve_target
 from gkd_plugin.errors import ConfigError, is_number, nearest
 from gkd_plugin.models.timm_model import check_model_name, unknown_keyword
 from gkd_plugin.teacher import DTYPES
@@ -134,8 +134,7 @@ def _check_redesign(report: Report, path: str, section: Mapping[Any, Any]) -> No
 
 def _check_sub_term(report: Report, path: str, term: Mapping[Any, Any]) -> None:
     """A loss of torch needs a wrapper that picks its inputs."""
-    section = term.get("criterion")
-    key = section.get("key") if isinstance(section, Mapping) else None
+    key = dict(items(term.get("criterion"))).get("key")
     is_low = key in [*losses.LOSS_DICT, *losses.LOW_LEVEL_LOSS_DICT] and key not in losses.MIDDLE_LEVEL_LOSS_DICT
     if is_low and not term.get("criterion_wrapper"):
         wrappers = nearest("", losses.LOSS_WRAPPER_DICT)
@@ -169,8 +168,7 @@ def _try_optimizer(report: Report, path: str, section: Mapping[Any, Any]) -> Non
 
 def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None:
     """Builds the schedule of the learning rate on trial; where an epoch is one step of it, it runs its course."""
-    loss, where = section.get("criterion"), at(path, "optimizer")
-    is_refilled = isinstance(loss, Mapping) and loss.get("key") == "refilled"
+    where, is_refilled = at(path, "optimizer"), dict(items(section.get("criterion"))).get("key") == "refilled"
     if is_refilled and not section.get("optimizer") and report.is_clean(where):  # losses.refilled refuses it later
         report.add(where, "missing; every stage with criterion 'refilled' needs its own")
     scheduler, where = section.get("scheduler"), at(path, "scheduler")

@@ -102,10 +102,6 @@ class Stage:
         """Keywords of the training data's batch sampler."""
         return (self.loader.get("batch_sampler") or {}).get("kwargs") or {}
 
-    def dataset(self, config: Mapping[str, Any]) -> Any:
-        """Its training set in ``config['datasets']``."""
-        return config["datasets"][self.loader["dataset_id"]]
-
 
 def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     """The stages in order; one without a loader of its own keeps that of the stage before, as torchdistill has it."""

@@ -35,7 +35,7 @@ class Parts:
     ) -> None:
         self.accelerator, self.cache = accelerator, cache
         self.stages = stages = stages_of(built)
-        first, last = stages[0].dataset(built), stages[-1].dataset(built)
+        first, last = (built["datasets"][stage.loader["dataset_id"]] for stage in (stages[0], stages[-1]))
         where, entry = self.student_path, self.student_entry = student_entry(built)
         self.student = student = build_model(where, entry)
         self.num_classes = num_classes_of(student, entry)

@@ -34,7 +34,6 @@ def test_a_stage_keeps_the_loaders_of_the_one_before():
     assert all(stage.loader is loader for stage in stages)
     assert [stage.val_loader for stage in stages] == [{"v": 1}, {"v": 1}, {"v": 2}]
     assert stages[1].batch_sampler == {"n": 2}
-    assert stages[1].dataset(config(train)) == "images"
     assert train["stage2"] == {"train_data_loader": None}, "the config is left as it was"
 
 
