@@ -103,8 +103,8 @@ def overlaps(draw):
     return n, k, draw(st.integers(n + k, 150))
 
 
-@given(overlaps(), st.one_of(st.none(), st.integers(0, 1000)))
-def test_teacher_and_student_share_exactly_the_overlap(split, seed):
+@given(overlaps(), st.one_of(st.none(), st.integers(0, 1000)), st.sampled_from([4, 6, 17]))
+def test_teacher_and_student_share_exactly_the_overlap_that_a_shift_or_a_rounded_fraction_gives(split, seed, decimals):
     n, k, total = split
     teacher = overlap_classes(n, "teacher", shift=k, seed=seed, total_classes=total)
     student = overlap_classes(n, "student", shift=k, seed=seed, total_classes=total)
@@ -112,14 +112,8 @@ def test_teacher_and_student_share_exactly_the_overlap(split, seed):
     assert len(set(teacher) & set(student)) == n - k
     assert teacher[k:] == student[: n - k]
     assert set(teacher) | set(student) <= set(range(total))
-
-
-@given(overlaps(), st.sampled_from([4, 6, 17]))
-def test_an_overlap_fraction_means_its_shift_even_when_rounded(split, decimals):
-    n, k, total = split
     fraction = round((n - k) / n, decimals)
-    given_fraction = overlap_classes(n, "student", overlap=fraction, total_classes=total)
-    assert given_fraction == overlap_classes(n, "student", shift=k, total_classes=total)
+    assert overlap_classes(n, "student", overlap=fraction, seed=seed, total_classes=total) == student
 
 
 @given(st.integers(2, 40), st.floats(0, 1))
