@@ -54,13 +54,11 @@ def relationship_operator(
             counts = [count_smallest(student.tile(*span), classes.positives(*span), window) for span in spans]
             max_negatives = int(torch.stack(counts).min()) if counts else None
         form = partial(score_densely, max_negatives=max_negatives) if is_dense else score_by_prefix_sums
-        score_tile = partial(form, need_gradient=need_gradient)
+        score_tile = partial(form, window=window, temperature=temperature, need_gradient=need_gradient)
         divergence = 0 * (student.lengths.sum() + of_teacher.lengths.sum()).to(exact)  # keeps NaN and infinity
         tuples, negatives = labels.new_zeros(()), labels.new_zeros(())
         for span in spans:
-            score = score_tile(
-                student.tile(*span), of_teacher.tile(*span), classes.positives(*span), window, temperature
-            )
+            score = score_tile(student.tile(*span), of_teacher.tile(*span), classes.positives(*span))
             divergence, tuples, negatives = divergence + score[0], tuples + score[1], negatives + score[2]
             if score[3] is not None:
                 student.add_pull(*span, score[3])

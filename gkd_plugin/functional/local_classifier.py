@@ -29,14 +29,6 @@ class ClassCentreAccumulator:
 
     Attributes:
         counts: ``[C]`` int64, samples seen of each class.
-
-    Example:
-        >>> import torch
-        >>> centres = ClassCentreAccumulator()
-        >>> centres.update(torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]))
-        >>> centres.result()
-        tensor([[1., 0.],
-                [0., 1.]])
     """
 
     def __init__(self, num_classes: int | None = None) -> None:

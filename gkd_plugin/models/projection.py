@@ -16,9 +16,7 @@ _KEYS = ("kind", "in_features", "out_features")
 
 
 class Projection(nn.Module):
-    r"""Embedding e ``[B, D]`` → ``[B, D']`` for a loss, in float32 also under autocast.
-
-    With z = We + b:
+    r"""Embedding e ``[B, D]`` → ``[B, D']`` for a loss, from z = We + b, in float32 also under autocast.
 
     - 'identity': e itself, for losses that take ``[B, D]`` alone and no ``[B, D, 1, 1]``, as that of PKT;
     - 'linear': z, as CCKD compares embeddings;
@@ -61,10 +59,9 @@ def make_projection(section: Any) -> Projection:
     with told_at("auxiliary_model_wrapper.kwargs.projection"):
         if not isinstance(section, Mapping):
             raise ConfigError(f": must be a section with {', '.join(_KEYS)}, got {section!r}")
-        for key in section:
+        for key in [*section, *_KEYS[:2]]:
             if key not in _KEYS:
                 raise ConfigError(f".{key}: unknown key; {nearest(key, _KEYS)}")
-        for key in _KEYS[:2]:
             if key not in section:
                 raise ConfigError(f".{key}: missing")
         with told_at("."):
