@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-LOADERS = ("train_data_loader", "val_data_loader")
 STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
 
 
@@ -109,7 +108,7 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     names, stages = stage_names(train), []
     loaders: dict[str, Any] = {}
     for name in names:
-        loaders |= {key: train[name][key] for key in LOADERS if train[name].get(key)}
+        loaders |= {key: train[name][key] for key in ("train_data_loader", "val_data_loader") if train[name].get(key)}
         stages.append(Stage(name, f"train.{name}", {**train[name], **loaders}, is_last=name == names[-1]))
     return stages or [Stage("train", "train", train)]
 

@@ -17,17 +17,11 @@ from gkd_plugin.config.tree import Tagged
         (lambda a: None, [], Tagged("!x", 1), {}, []),
         (lambda a: None, [1, 2], None, {}, [": 2 positional arguments given, at most 1 fit"]),
         (lambda a: None, [1], None, {"supplied": 1}, [": 1 positional arguments given, at most 0 fit"]),
-        (
-            lambda a, b: None, [1], {"a": 1}, {"names": ["b"]},
-            [".a: given already, by torchdistill or by position; remove it"],
-        ),
-        (
-            lambda params, lr, momentum=0.0: None, [], {"mometum": 1}, {"supplied": 1},
-            [
-                ".mometum: unknown argument; did you mean 'momentum'? (allowed: 'lr', 'momentum')",
-                ": argument 'lr' is missing",
-            ],
-        ),
+        (lambda a, b: None, [1], {"a": 1}, {"names": ["b"]},
+         [".a: given already, by torchdistill or by position; remove it"]),
+        (lambda params, lr, momentum=0.0: None, [], {"mometum": 1}, {"supplied": 1},
+         [".mometum: unknown argument; did you mean 'momentum'? (allowed: 'lr', 'momentum')",
+          ": argument 'lr' is missing"]),
     ],
 )  # fmt: skip
 def test_bind(function, args, kwargs, more, lines):

@@ -16,7 +16,6 @@ from tests.config.samples import PLAIN_TRAINING, STAGES, found, parse
 MODEL, LOAD, ROLE = "models.model", "train.train_data_loader", "train.model"
 OPTIM, PLAN, TERM = "train.optimizer", "train.scheduler", "train.criterion.kwargs.sub_terms.ce"
 OBJECT, WRAPPER = "datasets.d/train", f"{TERM}.criterion_wrapper"
-TEACHER = "train.stage1.teacher.auxiliary_model_wrapper"
 ONE, TWO, STUDENT = "train.stage1", "train.stage2", "models.student_model"
 KD = (
     "{key: KDLoss, kwargs: {student_module_path: '.', student_module_io: output, teacher_module_path: '.', "
@@ -24,7 +23,7 @@ KD = (
 )
 VID = "{key: VIDLoss, kwargs: {feature_pairs: {}, margin: %s}}"
 ONE_CYCLE = "{key: OneCycleLR, kwargs: {max_lr: %s, total_steps: %s}}"
-AUXILIARY = f"{ONE}.student.auxiliary_model_wrapper"
+TEACHER, AUXILIARY = (f"{ONE}.{role}.auxiliary_model_wrapper" for role in ("teacher", "student"))
 PROJECTED = "{key: projected_student, kwargs: {%s}}"
 SUBSET = "!import_call {key: torch.utils.data.Subset, init: {kwargs: {%s}}}"
 REFILLED, SGD = "{key: refilled, kwargs: {stage: classifier}}", "{key: %s, kwargs: {}}"
@@ -193,19 +192,15 @@ def test_what_is_refused(text, change, path, parts):
     assert [part for part in parts if part not in lines[0]] == [], lines
 
 
-@pytest.mark.parametrize(
-    ("path", "lacking"),
-    [
-        *((path, path) for path in ("models", "datasets", "train", f"{MODEL}.kwargs", "train.num_epochs", LOAD, ROLE)),
-        *((path, path) for path in (f"{LOAD}.kwargs", f"{ROLE}.forward_proc", "test.test_data_loader", OPTIM)),
-        *((path, path) for path in (f"{OPTIM}.kwargs", "train.criterion", f"{TERM}.criterion", f"{TERM}.weight")),
-        *((path, path) for path in (f"{TERM}.criterion.kwargs", f"{TERM}.criterion_wrapper.kwargs.input.io")),
-        *((path, path) for path in (f"{LOAD}.sampler", f"{PLAN}.kwargs", f"{OPTIM}.key", f"{LOAD}.dataset_id")),
-        (f"{LOAD}.sampler.class_or_func", f"{LOAD}.sampler.class_or_func"),
-        (MODEL, "models.student_model"),
-        ("datasets.d/train", "datasets"),
-    ],
-)
+NEEDED = f"""
+models datasets train {MODEL}.kwargs train.num_epochs {LOAD} {ROLE} {LOAD}.kwargs {ROLE}.forward_proc {OPTIM}
+test.test_data_loader {OPTIM}.kwargs {OPTIM}.key train.criterion {TERM}.criterion {TERM}.weight {TERM}.criterion.kwargs
+{WRAPPER}.kwargs.input.io {LOAD}.sampler {LOAD}.sampler.class_or_func {LOAD}.dataset_id {PLAN}.kwargs
+"""
+ALONE = [(MODEL, "models.student_model"), ("datasets.d/train", "datasets")]  # told at another path
+
+
+@pytest.mark.parametrize(("path", "lacking"), [*zip(NEEDED.split(), NEEDED.split(), strict=True), *ALONE])
 def test_what_must_be_there(path, lacking):
     lines = found(PLAIN_TRAINING, drop=[path])
     assert any(line.startswith(f"{lacking}: ") for line in lines), lines

@@ -6,16 +6,15 @@ from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, 
 
 
 def config(train, **models):
-    return {"datasets": {"d": "images"}, "models": models, "train": train}
+    return {"models": models, "train": train}
 
 
 def test_stages_come_in_the_order_of_their_numbers():
     train = {"stage10": {}, "stage2": {}, "stage1": {}, "log_freq": 1, "stages": 3}
-    assert [(s.name, s.path, s.is_last) for s in stages_of(config(train))] == [
-        ("stage1", "train.stage1", False),
-        ("stage2", "train.stage2", False),
-        ("stage10", "train.stage10", True),
-    ]
+    stages = stages_of(config(train))
+    assert [stage.name for stage in stages] == ["stage1", "stage2", "stage10"]
+    assert [stage.path for stage in stages] == ["train.stage1", "train.stage2", "train.stage10"]
+    assert [stage.is_last for stage in stages] == [False, False, True]
 
 
 def test_a_training_of_one_stage_is_train_itself():

@@ -22,7 +22,6 @@ SNAPSHOT = "tests.config.samples.snapshot"
         ("a:\n\t- 1\n", r"x\.yaml, line 2, column 1: "),
         ("a: *nobody\n", r"line 1, column 4: found undefined alias 'nobody'"),
         ("train:\n  lr: 1\n  wd: 2\n  lr: 3\n", r"line 4, column 3: key 'lr' twice in one mapping \(first in line 2\)"),
-        ("a: {b: {c: 1, c: 2}}\n", "key 'c' twice"),
         ("a: !import_cal {key: x.y}\n", r"unknown tag '!import_cal'; did you mean '!import_call'"),
         ("a: &a [1, *a]\n", "used inside itself"),
         ("a: &a {<<: *a}\n", "used inside itself"),
