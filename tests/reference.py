@@ -114,15 +114,10 @@ def emphasis(logits: Tensor) -> list[float]:
 
 
 def local_classifier(
-    student: Tensor,
-    local: Tensor,
-    labels: Tensor,
-    temperature: float,
-    student_temperature: float,
-    weights: Tensor | None = None,
+    student: Tensor, local: Tensor, labels: Tensor, tau: float, student_tau: float, weights: Tensor | None = None
 ) -> float:
     present = labels.unique()
-    pairs = ((local, temperature), (student, student_temperature))
-    p, s = ((logits.double()[:, present] / tau).log_softmax(1) for logits, tau in pairs)
+    pairs = ((local, tau), (student, student_tau))
+    p, s = ((logits.double()[:, present] / divisor).log_softmax(1) for logits, divisor in pairs)
     divergence = (p.exp() * (p - s)).sum(1)
     return (divergence if weights is None else weights * divergence).mean().item()
