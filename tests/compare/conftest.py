@@ -8,8 +8,9 @@ import torch
 
 from gkd_plugin.compare.compare import Comparison, compare
 from gkd_plugin.compare.method import method_names
-from gkd_plugin.config.tree import read
-from tests.compare.fakes import CONFIG, write_config
+from gkd_plugin.config.overrides import apply_overrides
+from gkd_plugin.config.tree import compose_file, plain_tree
+from tests.compare.fakes import TINY, write_config
 
 METHODS = [name for name in method_names() if name not in ("scratch", "student-ncm", "lwf", "joint-training")]
 Grid = namedtuple("Grid", "folder comparison table results")
@@ -38,14 +39,13 @@ def here(written, tmp_path):
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Writes a configuration (its text may be changed by (old, new) pairs) and its teacher, and gives its tree."""
+    """Writes a configuration and its teacher, and gives its tree with some overrides."""
     monkeypatch.chdir(tmp_path)
 
-    def make(*changes, text=CONFIG):
-        for old, new in changes:
-            assert old in text
-            text = text.replace(old, new)
-        return read(write_config(tmp_path, text))
+    def make(*overrides, tree=TINY):
+        root = compose_file(write_config(tmp_path, tree))
+        apply_overrides(root, overrides)
+        return plain_tree(root, "tiny.yaml")
 
     return make
 

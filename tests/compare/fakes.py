@@ -1,4 +1,4 @@
-"""A tiny configuration of both ReFilled stages, as text: 8 classes of 4 images, teacher and student know 4 each."""
+"""A tiny configuration of both ReFilled stages: 8 classes of 4 images, teacher and student know 4 each."""
 
 import json
 import os
@@ -11,103 +11,53 @@ import torch
 from gkd_plugin.compare.grid import Cell, Result
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.setting import Setting
+from gkd_plugin.config.tree import Tagged, dump
 from gkd_plugin.models import timm_model
+from tests.fakes import stage
+from tests.runner.fakes import config, loaders, model
 
 DIES, SLOW = 1, 9
 """Seeds of :func:`run_by_seed`."""
 
 
-def _loader(name: str, sampler: str = "Sequential") -> str:
-    return f"""
-      dataset_id: {name}
-      sampler: {{class_or_func: !import_get {{key: 'torch.utils.data.{sampler}Sampler'}}}}
-      kwargs: {{batch_size: 12, num_workers: 0}}
-"""
+def _call(key: str, **kwargs: Any) -> Tagged:
+    return Tagged("!import_call", {"key": key, "init": {"kwargs": kwargs}})
 
 
-def _dataset(name: str, seed: int, key: str, **kwargs: Any) -> str:
-    """A split of eight classes of four images each."""
-    tiny = f"{{classes: 8, per_class: 4, size: 32, seed: {seed}}}"
-    images = f"!import_call {{key: 'tests.fakes.TinyImages', init: {{kwargs: {tiny}}}}}"
-    given = "".join(f"{key}: {json.dumps(value)}, " for key, value in kwargs.items()).replace('"', "'")
-    init = f"{{kwargs: {{{given}dataset: {images}}}}}"
-    return f"\n  {name}: !import_call {{key: 'gkd_plugin.data.{key}', init: {init}}}"
+def _tree(key: str, splits: dict[str, dict[str, Any]], num_classes: int = 4) -> dict[str, Any]:
+    """Splits of eight classes of four images each."""
+    sets, stages = {}, {}
+    for seed, (name, kwargs) in enumerate(splits.items()):
+        images = _call("tests.fakes.TinyImages", classes=8, per_class=4, size=32, seed=seed)
+        sets[name] = _call(f"gkd_plugin.data.{key}", **kwargs, dataset=images)
+    for epochs, kind in enumerate(("embedding", "classifier"), 1):
+        optimizer = {"key": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9}}
+        scheduler = {"key": "CosineAnnealingLR", "kwargs": {"T_max": epochs, "eta_min": 0.001}}
+        stages[f"stage{epochs}"] = stage(kind, epochs, optimizer=optimizer, scheduler=scheduler, **loaders())
+    teacher = {**model("test_byobnet"), "src_ckpt": "teacher.pt"}
+    student = {**model("test_byobnet", num_classes=num_classes), "dst_ckpt": "somewhere/student.pt"}
+    return {**config({"teacher_model": teacher, "student_model": student}, stages), "datasets": sets}
 
 
-def _stage(kind: str, hooks: str, t_max: int) -> str:
-    return f"""
-    num_epochs: {t_max}
-    train_data_loader: {_loader("train", "Random")}
-    val_data_loader: {_loader("val")}
-    pre_epoch_process: 'refilled'
-    teacher:
-      forward_proc: 'forward_batch_only'
-      requires_grad: False
-      auxiliary_model_wrapper: {{key: 'refilled_teacher', kwargs: {{preprocessing: 'data'}}}}
-      forward_hook: {{output: {hooks}}}
-    student: {{forward_proc: 'forward_batch_only', forward_hook: {{output: ['embedding']}}}}
-    optimizer: {{key: 'SGD', kwargs: {{lr: 0.01, momentum: 0.9}}}}
-    scheduler: {{key: 'CosineAnnealingLR', kwargs: {{T_max: {t_max}, eta_min: 0.001}}}}
-    criterion: {{key: 'refilled', kwargs: {{stage: '{kind}'}}}}
-"""
+_STUDENT, _CLASSES = {"role": "student", "num_classes": 4}, {"old": 4, "new": 2}
+_SUPPORT = {"ways": 4, "task": 0, "role": "support", "shots": 3, "queries": 0}
+_QUERY = {"ways": 4, "task": 0, "role": "query", "shots": 0, "queries": None}
+_OVERLAP = {**_STUDENT, "overlap": 0.0}
+TINY = _tree("overlap_subset", {"train": _OVERLAP, "val": {**_STUDENT, "shift": 4}, "test": _OVERLAP})
+FEW_SHOT = _tree("few_shot_task", {"train": _SUPPORT, "val": _QUERY, "test": _QUERY})
+"""4-way 3-shot tasks of 8 classes; the queries are other images."""
+_MEMORY, _ALL = {**_CLASSES, "memory": 2}, {**_CLASSES, "memory": None}
+INCREMENTAL = _tree("incremental_subset", {"train": _MEMORY, "val": _ALL, "test": _ALL}, num_classes=6)
+"""The teacher knows 4 classes, the student learns 6."""
 
 
-def _config(sets: list[str], num_classes: int = 4) -> str:
-    return f"""
-dependencies:
-  - name: 'gkd_plugin'
-datasets: {"".join(sets)}
-models:
-  teacher_model:
-    key: 'timm_model'
-    kwargs: {{model_name: 'test_byobnet', num_classes: 4}}
-    src_ckpt: 'teacher.pt'
-  student_model:
-    key: 'timm_model'
-    kwargs: {{model_name: 'test_byobnet', num_classes: {num_classes}}}
-    dst_ckpt: 'somewhere/student.pt'
-train:
-  stage1: {_stage("embedding", "['embedding']", 1)}
-  stage2: {_stage("classifier", "['embedding', 'local_classifier']", 2)}
-test:
-  test_data_loader: {_loader("test")}
-"""
-
-
-CONFIG = _config(
-    [
-        _dataset("train", 0, "overlap_subset", role="student", num_classes=4, overlap=0.0),
-        _dataset("val", 1, "overlap_subset", role="student", num_classes=4, shift=4),
-        _dataset("test", 2, "overlap_subset", role="student", num_classes=4, overlap=0.0),
-    ]
-)
-
-
-def write_config(folder: Path, text: str = CONFIG) -> Path:
+def write_config(folder: Path, tree: dict[str, Any] = TINY) -> Path:
     """Writes tiny.yaml and the weights of an untrained teacher."""
     torch.manual_seed(0)
     torch.save(timm_model("test_byobnet", num_classes=4).state_dict(), folder / "teacher.pt")
     path = folder / "tiny.yaml"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(dump(tree), encoding="utf-8")
     return path
-
-
-def _write(folder: Path, key: str, train: dict[str, Any], others: dict[str, Any], num_classes: int) -> Path:
-    splits = {"train": train, "val": others, "test": others}
-    sets = [_dataset(name, seed, key, **kwargs) for seed, (name, kwargs) in enumerate(splits.items())]
-    return write_config(folder, _config(sets, num_classes))
-
-
-def write_incremental(folder: Path) -> Path:
-    """The teacher knows 4 classes, the student learns 6."""
-    classes = {"old": 4, "new": 2}
-    return _write(folder, "incremental_subset", {**classes, "memory": 2}, {**classes, "memory": None}, 6)
-
-
-def write_few_shot(folder: Path) -> Path:
-    """4-way 3-shot tasks of 8 classes; the queries are other images."""
-    support = {"ways": 4, "task": 0, "role": "support", "shots": 3, "queries": 0}
-    return _write(folder, "few_shot_task", support, {**support, "role": "query", "shots": 0, "queries": None}, 4)
 
 
 def write_summary(folder: Path, final: dict[str, float], **more: Any) -> str:

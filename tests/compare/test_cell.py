@@ -10,7 +10,7 @@ from gkd_plugin.compare.setting import Setting, keep_all_samples
 from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
-from tests.compare.fakes import CONFIG, write_incremental
+from tests.compare.fakes import INCREMENTAL
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = [
@@ -22,17 +22,28 @@ TINY = {"model_name": "test_byobnet", "num_classes": 4}
 WEIGHTS = {"src_ckpt": "teacher.pt", "src_ckpt_classifier": "new"}
 
 
+def in_stages(change):
+    """An override for both stages."""
+    return [f"train.stage{number}.{change}" for number in (1, 2)]
+
+
 def made(tree, method, overlap=None, memory=None):
     return cell_config(tree, load_method(method), Setting(overlap, memory=memory), Path("cell.yaml")).tree
 
 
 def test_both_stages_are_found_by_what_they_do(written):
-    stages = base_stages(written(("stage1:", "stage9:"), ("stage2:", "stage1:")))
+    tree = written()
+    tree["train"] = dict(zip(("stage9", "stage1"), tree["train"].values(), strict=True))
+    stages = base_stages(tree)
     assert (stages["embedding"].name, stages["classifier"].name) == ("stage9", "stage1")
+    tree["train"]["stage7"] = {"num_epochs": 7, "criterion": {"key": "other"}}
+    with pytest.raises(ConfigError, match=r"^train: has stage7 beside stages 'embedding' and 'classifier'"):
+        base_stages(tree)
 
 
 def test_the_model_to_train_may_be_called_model(written):
-    renamed = written(("student_model:", "model:"))
+    renamed = written()
+    renamed["models"]["model"] = renamed["models"].pop("student_model")
     assert made(renamed, "finetune")["models"] == made(written(), "finetune")["models"]
 
 
@@ -85,7 +96,7 @@ def test_a_schedule_of_as_many_epochs_stays(scheduler):
 def test_joint_bounds_the_gradient_where_the_configuration_does_not(written):
     ours, control = (made(written(), method)["train"]["optimizer"] for method in ("refilled-joint", "ce"))
     assert ours == {**control, "max_grad_norm": 2.0}
-    bounded = written(("{key: 'SGD',", "{key: 'SGD', max_grad_norm: 0.5,"))
+    bounded = written("train.stage2.optimizer.max_grad_norm=0.5")
     assert made(bounded, "refilled-joint")["train"]["optimizer"]["max_grad_norm"] == 0.5
 
 
@@ -99,7 +110,7 @@ def test_without_a_teacher_the_student_is_the_only_model(written, method, weight
 
 
 def test_without_a_teacher_or_with_a_wrapped_training_set_there_is_no_cache(written):
-    tree = written(text=f"{CONFIG}\nteacher_cache: {{views: 2}}\n")
+    tree = written("teacher_cache.views=2")
     kept = [method for method in ("ce", "crd", "cckd", "kd") if "teacher_cache" in made(tree, method, 100.0)]
     assert kept == ["cckd", "kd"]
 
@@ -114,10 +125,10 @@ def test_hooks_and_criteria_are_the_methods_own(written):
 
 
 def test_the_path_of_the_students_embedding_is_the_configurations_or_the_teachers(written):
-    named = written(("{stage: 'embedding'}", "{stage: 'embedding', student_embedding: 'head.norm'}"))
+    named = written("train.stage1.criterion.kwargs.student_embedding=head.norm")
     spkd = made(named, "spkd")["train"]["criterion"]["kwargs"]["sub_terms"]["spkd"]["criterion"]["kwargs"]
     assert (spkd["student_output_path"], spkd["teacher_output_path"]) == ("head.norm", "embedding")
-    teachers = written(("{preprocessing: 'data'}", "{embedding: 'global_pool'}"))
+    teachers = written(*in_stages("teacher.auxiliary_model_wrapper.kwargs={embedding: global_pool}"))
     for tree, method, path in (
         (named, "spkd", "head.norm"),
         (teachers, "refilled-joint", "embedding"),
@@ -162,6 +173,8 @@ def test_an_untrained_student_leaves_the_weights_out(written, kwargs, entry):
     assert tree["models"] == {"model": {"key": "timm_model", "kwargs": {**TINY, **dict.fromkeys(kwargs, False)}}}
     assert "src_ckpt" not in tree["train"]["model"]
     assert tree["train"]["optimizer"]["kwargs"]["lr"] == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match=r"^method 'scratch': models\.student_model\.kwargs\.checkpoint_path: names"):
+        made(with_student(written(), {"checkpoint_path": "x.pth"}), "scratch")
 
 
 def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(written):
@@ -181,9 +194,8 @@ def test_a_student_that_begins_at_class_centres_does_so_whoever_it_is(written):
     assert made(tree, "student-ncm")["models"]["teacher_model"]["src_ckpt_classifier"] == "new"
 
 
-def test_in_incremental_learning_the_teachers_classifier_is_extended(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    models = made(read(write_incremental(tmp_path)), "lwf")["models"]
+def test_in_incremental_learning_the_teachers_classifier_is_extended(written):
+    models = made(written(tree=INCREMENTAL), "lwf")["models"]
     extended = {"kwargs": {**TINY, "num_classes": 6}, "src_ckpt_classifier": "extended"}
     assert models["student_model"] == {**models["teacher_model"], **extended}
     assert "src_ckpt_classifier" not in models["teacher_model"]
@@ -214,31 +226,24 @@ def test_several_stages_may_be_without_a_teacher(written, tmp_path):
     assert [tree["train"][name]["num_epochs"] for name in ("stage1", "stage2")] == [1, 2]
 
 
-COSINE = "{key: 'CosineAnnealingLR', kwargs: {T_max: 2"
-OTHER_STAGE = "  stage7: {num_epochs: 7, criterion: {key: 'other'}}\n  stage2:"
-READ_AT_INPUT = "{embedding: 'fc', embedding_io: 'input', preprocessing:"
-BAD_WEIGHTS = "4, checkpoint_path: 'x.pth'}\n    dst_ckpt"
-OPTIMIZER = "optimizer: {key: 'SGD', kwargs: {lr: 0.01, momentum: 0.9}}"
-MISSPELT = "[{criterion: {key: 'refiled', kwargs: {}}}]"
+AT_INPUT = "teacher.auxiliary_model_wrapper.kwargs={embedding: fc, embedding_io: input}"
 
 
 @pytest.mark.parametrize(
-    ("method", "old", "new", "message"),
+    ("method", "change", "message"),
     [
-        ("ce", "stage: 'embedding'", "stage: 'classifier'", "^train: has no stage .*'refilled' and stage 'embedding';"),
-        ("ce", "{key: 'refilled', kwargs:", "{key: 'x', kwargs:", "^train: .*'refilled' and stage 'embedding' and 'cl"),
-        ("ce", "  stage2:", OTHER_STAGE, "^train: has stage7 beside stages 'embedding' and 'classifier'"),
-        ("ce", "CosineAnnealingLR", "CosineAnealingLR", "scheduler: 'CosineAnealingLR' .* did you mean 'CosineAnneali"),
-        ("ce", COSINE, "{key: 'StepLR', kwargs: {gamma: 0.9", r"scheduler\.kwargs: 'StepLR' has no 'step_size'"),
-        ("finetune", "kwargs: {lr: 0.01,", "kwargs: {", r"^method 'finetune': optimizer\.kwargs\.lr: missing"),
-        ("refilled-joint", OPTIMIZER, "", "^method 'refilled-joint': optimizer: missing in the stage 'classifier'"),
-        ("refilled-from-teacher", "{preprocessing:", READ_AT_INPUT, "^method 'refilled-from-teacher': .*embedding_io"),
-        ("scratch", "4}\n    dst_ckpt", BAD_WEIGHTS, r"^method .* models\.student_model\.kwargs\.checkpoint_path: na"),
-        ("mine.yaml", MISSPELT, None, r"^method 'mine': .*criterion\.key: 'refiled' is not registered; did you mean"),
+        ("ce", "criterion.kwargs.stage=classifier", "^train: has no stage .*'refilled' and stage 'embedding';"),
+        ("ce", "criterion.key=x", "^train: .*'refilled' and stage 'embedding' and 'classifier'"),
+        ("ce", "scheduler.key=CosineAnealingLR", "scheduler: 'CosineAnealingLR' .* did you mean 'CosineAnneali"),
+        ("ce", "scheduler={key: StepLR, kwargs: {gamma: 0.9}}", r"scheduler\.kwargs: 'StepLR' has no 'step_size'"),
+        ("finetune", "optimizer.kwargs={momentum: 0.9}", r"^method 'finetune': optimizer\.kwargs\.lr: missing"),
+        ("refilled-joint", "optimizer=", "^method 'refilled-joint': optimizer: missing in the stage 'classifier'"),
+        ("refilled-from-teacher", AT_INPUT, "^method 'refilled-from-teacher': .*embedding_io"),
+        ("mine.yaml", "num_epochs=1", r"^method 'mine': .*criterion\.key: 'refiled' is not registered; did you mean"),
     ],
 )
-def test_what_cannot_be_made(written, tmp_path, method, old, new, message):
-    (tmp_path / "mine.yaml").write_text(f"stages: {old}\n", encoding="utf-8")
-    tree = written() if new is None else written((old, new))
+def test_what_cannot_be_made(written, tmp_path, method, change, message):
+    (tmp_path / "mine.yaml").write_text("stages: [{criterion: {key: 'refiled', kwargs: {}}}]\n", encoding="utf-8")
+    tree = written(*in_stages(change))
     with pytest.raises(ConfigError, match=message):
         made(tree, method)

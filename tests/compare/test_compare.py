@@ -1,5 +1,5 @@
+import copy
 import csv
-import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
 from tests.compare.conftest import METHODS
-from tests.compare.fakes import CONFIG, RESULTS, write_config, write_few_shot, write_incremental
+from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, write_config
 
 
 def test_every_shipped_method_trains_where_the_classes_are_shared(grid):
@@ -55,7 +55,10 @@ def test_the_whole_grid_again_trains_nothing(grid, monkeypatch):
 def test_what_cannot_be_is_told_before_anything_is_written(compared, here, changes, reason):
     (here / "ce.yaml").write_text("stages: [{}]\n", encoding="utf-8")
     if changes.get("score") == "val_top1_last3":
-        write_config(here, re.sub(r"    val_data_loader: *\n(      .*\n)+", "", CONFIG))
+        tree = copy.deepcopy(TINY)
+        for stage in tree["train"].values():
+            del stage["val_data_loader"]
+        write_config(here, tree)
     with pytest.raises(ConfigError, match=reason):
         compared(**{"methods": ["ce"], **changes})
     assert not (here / "grid").exists()
@@ -70,7 +73,7 @@ def test_other_batches_in_the_second_stage_are_warned_of(compared, size, caplog,
 
 def test_few_shot_tasks(compared, here):
     """Two tasks, one and two shots; what needs pairs of one class says so."""
-    write_few_shot(here)
+    write_config(here, FEW_SHOT)
     table, results = compared(["ce", "refilled", "teacher-logreg"], ways=[3], shots=[1, 2], tasks=[0, 4])
     assert "3-way 1-shot" in table
     assert "mean ± 95 % confidence over tasks" in table
@@ -85,7 +88,7 @@ def test_few_shot_tasks(compared, here):
 
 
 def test_incremental_learning(compared, here):
-    write_incremental(here)
+    write_config(here, INCREMENTAL)
     methods = ["refilled", "lwf", "joint-training", "teacher-ncm", "teacher-logreg"]
     table, results = compared(methods, memories=[0, 2], score="harmonic_mean")
     assert "harmonic_mean in %" in table
@@ -97,11 +100,14 @@ def test_incremental_learning(compared, here):
 
 def test_a_student_that_starts_from_trained_weights(compared, here):
     """They are the teacher's, so that both have the same NCM accuracy before training."""
-    weights = "    src_ckpt: 'teacher.pt'\n    src_ckpt_classifier: 'new'\n"
-    write_config(here, CONFIG.replace("    dst_ckpt", f"{weights}    dst_ckpt", 1))
+    start = ["models.student_model.src_ckpt=teacher.pt", "models.student_model.src_ckpt_classifier=new"]
     torch.manual_seed(99)  # no seed of a run
     torch.save(timm_model("test_byobnet", num_classes=4).state_dict(), "teacher.pt")
-    _, results = compared(["scratch", "ce", "student-ncm", "teacher-ncm"], overlaps=[50.0])
+    _, results = compared(
+        ["scratch", "ce", "student-ncm", "teacher-ncm"],
+        overlaps=[50.0],
+        overrides=[*start, "train.stage2.num_epochs=1"],
+    )
     assert [result.status for result in results] == ["finished"] * 4
     assert results[2].score("top1") == results[3].score("top1")
     trained = (load_file(result.cell.folder / "student.safetensors") for result in results[:2])
@@ -113,18 +119,15 @@ def test_a_student_that_starts_from_trained_weights(compared, here):
 def test_other_methods_serve_any_teacher_and_student(compared, here):
     """A teacher of 10 classes, a student of 4 that is not timm's; what is saved and read out is the student alone."""
     wide = "depth: 10, k: 1, dropout_p: 0.0, pretrained: False, progress: False, num_classes: 4"
-    teacher, student = CONFIG.split("student_model:")
-    teacher = teacher.replace("num_classes: 4}\n    src_ckpt: 'teacher.pt'", "num_classes: 10}")
-    for old, new in (
-        ("'timm_model'", "'wide_resnet'"),
-        ("model_name: 'test_byobnet', num_classes: 4", wide),
-        ("['embedding']}}", "['avgpool']}}"),  # the student's
-        ("{stage: 'embedding'}", "{stage: 'embedding', student_embedding: 'avgpool'}"),
-    ):
-        assert old in student
-        student = student.replace(old, new)
-    write_config(here, f"{teacher}student_model:{student}".replace("fakes.TinyImages", "fakes.ViewedImages"))
-    *_, (first, *others) = compared(["srd", "cckd", "crd", "pkt", "rkd", "spkd"])
+    changes = [
+        "models.teacher_model={key: timm_model, kwargs: {model_name: test_byobnet, num_classes: 10}}",
+        f"models.student_model={{key: wide_resnet, kwargs: {{{wide}}}, dst_ckpt: somewhere/student.pt}}",
+        *(f"train.stage{number}.student.forward_hook.output=[avgpool]" for number in (1, 2)),
+        "train.stage1.criterion.kwargs.student_embedding=avgpool",
+        "train.stage2.num_epochs=1",
+        *(f"datasets.{name}.init.kwargs.dataset.key=tests.fakes.ViewedImages" for name in ("train", "val", "test")),
+    ]
+    *_, (first, *others) = compared(["srd", "cckd", "crd", "pkt", "rkd", "spkd"], overrides=changes)
     assert (first.status, first.reason) == ("not served", "needs the same classes")
     plain = wide_resnet(10, 1, 0.0, num_classes=4, pretrained=False, progress=False)
     for result in others:

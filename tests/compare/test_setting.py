@@ -1,5 +1,6 @@
 """What the options set, and what a method cannot serve."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.weights import WeightFile, save_student
-from tests.compare.fakes import CONFIG, write_config, write_few_shot, write_incremental
+from tests.compare.fakes import FEW_SHOT, INCREMENTAL, TINY, write_config
 from tests.config.samples import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
-NO_SUBSET = "datasets: {d/train: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {}}}}"
+NO_SUBSET = parse("datasets: {d/train: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {}}}}", "test")
 
 
 def subsets(tree):
@@ -38,7 +39,8 @@ def test_names_and_titles(setting, name, title):
 
 
 def test_every_subset_of_the_student_gets_the_overlap_however_it_was_written():
-    tree = parse(CONFIG.replace("role: 'student'", "role: 'teacher'", 1), "test")
+    tree = copy.deepcopy(TINY)
+    subsets(tree)["train"]["role"] = "teacher"
     apply_setting(tree, Setting(75))
     teachers, *students = subsets(tree).values()
     assert teachers["overlap"] == 0.0
@@ -90,17 +92,17 @@ def test_batches_hold_no_more_classes_than_the_task(few_shot, given, ways, expec
 
 
 @pytest.mark.parametrize(
-    ("text", "setting", "task", "message"),
+    ("tree", "setting", "task", "message"),
     [
         (NO_SUBSET, Setting(50), None, r"--overlap: .* gkd_plugin\.data\.overlap_subset with role 'student'"),
-        (CONFIG, Setting(ways=3), None, r"--ways: .* gkd_plugin\.data\.few_shot_task"),
-        (CONFIG, Setting(shots=1), 2, "--shots, --tasks: "),
-        (CONFIG, Setting(memory=0), None, r"--memory: .* gkd_plugin\.data\.incremental_subset with a memory"),
+        (TINY, Setting(ways=3), None, r"--ways: .* gkd_plugin\.data\.few_shot_task"),
+        (TINY, Setting(shots=1), 2, "--shots, --tasks: "),
+        (TINY, Setting(memory=0), None, r"--memory: .* gkd_plugin\.data\.incremental_subset with a memory"),
     ],
 )
-def test_settings_that_cannot_be(text, setting, task, message):
+def test_settings_that_cannot_be(tree, setting, task, message):
     with pytest.raises(ConfigError, match=message):
-        apply_setting(parse(text, "test"), setting, task)
+        apply_setting(copy.deepcopy(tree), setting, task)
 
 
 REFILLED = [name for name in method_names() if name.startswith("refilled")]
@@ -116,19 +118,19 @@ def made(tree, method, setting):
 
 
 @pytest.mark.parametrize(
-    ("write", "setting", "in_the_way"),
+    ("tree", "setting", "in_the_way"),
     [
-        (write_config, Setting(50.0), SAME | NO_OLD),
-        (write_config, Setting(100.0), NO_OLD),
-        (write_few_shot, Setting(shots=2), SAME | NO_OLD),
-        (write_few_shot, Setting(shots=1), SAME | NO_OLD | NO_PAIRS),
-        (write_incremental, Setting(memory=1), SAME),
-        (write_incremental, Setting(memory=0), SAME | NO_SAMPLE),
+        (TINY, Setting(50.0), SAME | NO_OLD),
+        (TINY, Setting(100.0), NO_OLD),
+        (FEW_SHOT, Setting(shots=2), SAME | NO_OLD),
+        (FEW_SHOT, Setting(shots=1), SAME | NO_OLD | NO_PAIRS),
+        (INCREMENTAL, Setting(memory=1), SAME),
+        (INCREMENTAL, Setting(memory=0), SAME | NO_SAMPLE),
     ],
 )
-def test_what_is_in_the_way(write, setting, in_the_way, tmp_path, monkeypatch):
+def test_what_is_in_the_way(tree, setting, in_the_way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tree = read(write(tmp_path))
+    tree = read(write_config(tmp_path, tree))
     reasons = {name: obstacle(load_method(name), made(tree, name, setting)) for name in method_names()}
     assert {name: reason for name, reason in reasons.items() if reason} == in_the_way
 

@@ -24,11 +24,11 @@ def _loader(name: str, sampler: str = "Sequential") -> dict[str, Any]:
     return loader(name, Tagged("!import_get", {"key": f"torch.utils.data.{sampler}Sampler"}))
 
 
-def _loaders() -> dict[str, Any]:
+def loaders() -> dict[str, Any]:
     return {"train_data_loader": _loader("train", "Random"), "val_data_loader": _loader("val")}
 
 
-def _config(models: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
+def config(models: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     kinds = {"train": "ViewedImages", "val": "TinyImages", "test": "TinyImages"}
     return {
         "dependencies": [{"name": "gkd_plugin"}],
@@ -39,25 +39,25 @@ def _config(models: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model(name: str, **kwargs: Any) -> dict[str, Any]:
+def model(name: str, **kwargs: Any) -> dict[str, Any]:
     return {"key": "timm_model", "kwargs": {"model_name": name, "num_classes": 4, **kwargs}}
 
 
 def teacher_config() -> dict[str, Any]:
     """A plain training of the teacher."""
-    section = stage("classifier", epochs=2, **_loaders()) | {"model": {"forward_proc": "forward_batch_only"}}
+    section = stage("classifier", epochs=2, **loaders()) | {"model": {"forward_proc": "forward_batch_only"}}
     for key in ("pre_epoch_process", "teacher", "student"):
         del section[key]
     section["criterion"] = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"cross_entropy": cross_entropy()}}}
-    return _config({"model": {**_model("test_resnet"), "dst_ckpt": "runs/teacher/teacher.pt"}}, section)
+    return config({"model": {**model("test_resnet"), "dst_ckpt": "runs/teacher/teacher.pt"}}, section)
 
 
 def student_config() -> dict[str, Any]:
     """Both stages of ReFilled with that teacher."""
-    teacher = {**_model("test_resnet"), "src_ckpt": "runs/teacher/teacher.pt"}
-    student = {**_model("test_vit", img_size=32), "dst_ckpt": "runs/student/student.pt"}
-    stages = {f"stage{number}": stage(kind, **_loaders()) for number, kind in enumerate(("embedding", "classifier"), 1)}
-    return _config({"teacher_model": teacher, "student_model": student}, stages)
+    teacher = {**model("test_resnet"), "src_ckpt": "runs/teacher/teacher.pt"}
+    student = {**model("test_vit", img_size=32), "dst_ckpt": "runs/student/student.pt"}
+    stages = {f"stage{number}": stage(kind, **loaders()) for number, kind in enumerate(("embedding", "classifier"), 1)}
+    return config({"teacher_model": teacher, "student_model": student}, stages)
 
 
 def write_configs(folder: Path) -> tuple[Path, Path]:
