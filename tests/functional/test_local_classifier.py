@@ -53,6 +53,10 @@ def test_long_streams_keep_their_digits():
         accumulator.update(torch.tensor([[1e4, 1e-3]]), torch.tensor([0]))
     assert accumulator.result()[0, 1].item() == pytest.approx(1e-7, rel=1e-6)
     assert accumulator.counts.tolist() == [200]
+    growing = ClassCentreAccumulator()
+    for labels in ([0, 0], [2, 1]):
+        growing.update(torch.eye(2), torch.tensor(labels))
+    assert growing.counts.tolist() == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
