@@ -54,7 +54,7 @@ class RestoredRun:
         config = load_config(path / "config.yaml")
         with told_at(f"{config.path}: "):
             number = _stage_of_teacher(config)
-            placement = read_placement({"device": {**(config.tree.get("device") or {}), "teacher": None}}, device)
+            placement = read_placement(config.tree, device, one_device=True)
             self.accelerator = make_accelerator(placement)
             if self.accelerator.num_processes > 1:
                 raise ConfigError("diagnose runs in one process")

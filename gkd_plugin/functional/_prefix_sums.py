@@ -57,9 +57,8 @@ def score_by_prefix_sums(
         second = torch.where(exist, scale / z_teacher.add_(v), 0)
         first = ratio.mul_(second)
         lo, hi = (ends.clamp_(max=keys.shape[1] - 1) for ends in (lo, hi))  # changes no tuple that exists
-        sorted_pull = (
-            _between(first, lo, hi, distance).sub_(_between(second, lo, hi, distance).mul_(growth)).mul_(weight)
-        )
+        of_second = _between(second, lo, hi, distance).mul_(growth)
+        sorted_pull = _between(first, lo, hi, distance).sub_(of_second).mul_(weight)
         sorted_pull = sorted_pull.div_(torch.threshold_(distance, SMALLEST_DISTANCE, torch.inf)).to(near.dtype)
         own_pull = first.sub_(own_growth.mul_(second)).mul_(own_weight).to(near.dtype)
         own_pull = own_pull.div_(torch.threshold_(near, SMALLEST_DISTANCE, torch.inf))

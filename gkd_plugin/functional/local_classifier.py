@@ -139,11 +139,10 @@ def local_classifier_distillation(
         ValueError: shapes do not fit, or a temperature is no finite number above 0.
     """
     if student_logits.shape != teacher_local_logits.shape or labels.shape != student_logits.shape[:1]:
-        raise ValueError(
-            "local classifier distillation takes logits [B, C] of both models over the same classes and labels [B], "
-            f"got student {list(student_logits.shape)}, teacher {list(teacher_local_logits.shape)}, "
-            f"labels {list(labels.shape)}"
-        )
+        wanted = "logits [B, C] of both models over the same classes and labels [B]"
+        of_models = f"student {list(student_logits.shape)}, teacher {list(teacher_local_logits.shape)}"
+        got = f"{of_models}, labels {list(labels.shape)}"
+        raise ValueError(f"local classifier distillation takes {wanted}, got {got}")
     if weights is not None and weights.shape != labels.shape:
         raise ValueError(f"weights must be one for each sample, {list(labels.shape)}, got {list(weights.shape)}")
     check_temperature("temperature", temperature)

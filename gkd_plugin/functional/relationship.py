@@ -112,10 +112,9 @@ def _check_batch(batch: Embeddings, name: str, widths: tuple[int, int] | None = 
     fits = student.ndim == teacher.ndim == 2 and student.shape[:1] == teacher.shape[:1] == labels.shape
     if not fits or (widths is not None and widths != (student.shape[1], teacher.shape[1])):
         of_student, of_teacher = widths or ("D_s", "D_t")
+        wanted = f"embeddings [B, {of_student}] and [B, {of_teacher}] and labels [B]"
         shapes = ", ".join(str(list(tensor.shape)) for tensor in batch)
-        raise ValueError(
-            f"{name} takes embeddings [B, {of_student}] and [B, {of_teacher}] and labels [B], got {shapes}"
-        )
+        raise ValueError(f"{name} takes {wanted}, got {shapes}")
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"{name} takes integer labels, got {labels.dtype}")
 

@@ -181,12 +181,9 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         row |= own.as_dict()
         logger.info("teacher: top-1 of its own classifier %.1f %% (the classes are shared)", own.top1)
     if best is not None and near_chance(best):
-        logger.warning(
-            "the teacher's accuracy, %.1f %%, is near chance (%.1f %%): are its weights loaded "
-            "(models.teacher_model.src_ckpt, or kwargs.pretrained)?",
-            best.top1,
-            100 / best.classes,
-        )
+        figures = f"{best.top1:.1f} %, is near chance ({100 / best.classes:.1f} %)"
+        hint = "are its weights loaded (models.teacher_model.src_ckpt, or kwargs.pretrained)?"
+        logger.warning("the teacher's accuracy, %s: %s", figures, hint)
     return row
 
 

@@ -171,10 +171,9 @@ def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | N
             classes = num_classes if stage.kind != "embedding" and num_classes else max(counts) + 1
             missing = [str(label) for label in range(classes) if label not in counts]
             if missing:
-                raise ConfigError(
-                    f"{name}: no sample of class {', '.join(missing[:10])}: stage {stage.kind!r} needs a class centre "
-                    f"for each of {classes} classes; are there so many ({where}.kwargs.num_classes)?"
-                )
+                needs = f"stage {stage.kind!r} needs a class centre for each of {classes} classes"
+                lacks = f"no sample of class {', '.join(missing[:10])}"
+                raise ConfigError(f"{name}: {lacks}: {needs}; are there so many ({where}.kwargs.num_classes)?")
 
 
 def _check_pairs(name: str, counts: Counter[int], stage: Stage) -> None:

@@ -31,12 +31,15 @@ def available_devices() -> list[str]:
     return ["cpu", *(["cuda", *cuda] if cuda else []), *mps]
 
 
-def read_placement(config: Mapping[str, Any], device: str | None = None) -> Placement:
-    """Reads the ``device:`` section of a valid config; ``--device`` goes before its ``default``."""
+def read_placement(config: Mapping[str, Any], device: str | None = None, *, one_device: bool = False) -> Placement:
+    """Reads the ``device:`` section of a valid config; ``--device`` goes before its ``default``.
+
+    With ``one_device`` the teacher is where the student is.
+    """
     section = config.get("device") or {}
     key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
     default = _find(key, name)
-    teacher = None if section.get("teacher") is None else _find("device.teacher", section["teacher"])
+    teacher = None if one_device or section.get("teacher") is None else _find("device.teacher", section["teacher"])
     precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
     _check_available("device.precision", precision, default)
     _check_available("device.teacher_dtype", dtype, teacher or default)

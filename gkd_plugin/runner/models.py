@@ -46,11 +46,10 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
             side, mean, std = int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std)
             model.image_input = ImageInput(mean, std, (side, side))  # type: ignore[assignment]
     except LocalEntryNotFoundError as error:
-        raise ConfigError(
-            f"{where}: what {kwargs.get('model_name', entry.get('key'))!r} needs of the Hugging Face hub is not in the "
-            "local cache, and there is no connection; download the file elsewhere and give it as src_ckpt, with "
-            "pretrained: False"
-        ) from error
+        name = kwargs.get("model_name", entry.get("key"))
+        lacks = f"what {name!r} needs of the Hugging Face hub is not in the local cache, and there is no connection"
+        cure = "download the file elsewhere and give it as src_ckpt, with pretrained: False"
+        raise ConfigError(f"{where}: {lacks}; {cure}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"{where}: {str(error) or 'a file that its kwargs name does not exist'}") from error
     except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:

@@ -105,9 +105,11 @@ def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:
         raise ConfigError("train: one teacher_dtype for all stages, which share the teacher; set device.teacher_dtype")
 
 
-def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator) -> Any:
-    """The loader of ``test.test_data_loader``, prepared; ``None`` where the config has none."""
+def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator, *, is_needed: bool = False) -> Any:
+    """The loader of ``test.test_data_loader``, prepared; ``None`` where the config has none and it is not needed."""
     section = (config.get("test") or {}).get("test_data_loader")
+    if section is None and is_needed:
+        raise ConfigError("has no test.test_data_loader to evaluate on")
     if section is None:
         return None
     loader = build_data_loader(config["datasets"][section["dataset_id"]], section, False, accelerator)

@@ -31,7 +31,6 @@ from gkd_plugin.teacher import RefilledTeacher
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-_NO_TEST_SET = "has no test.test_data_loader to evaluate on"
 
 
 def run_all(
@@ -228,14 +227,11 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None = None) -> dict[str, Any]:
     """Accuracy of a saved student on the test set of its configuration; its classes must be in the same order."""
     with told_at(f"{config.path}: "):
-        section = {**(config.tree.get("device") or {}), "teacher": None}
-        accelerator = make_accelerator(read_placement({"device": section}, device))
+        accelerator = make_accelerator(read_placement(config.tree, device, one_device=True))
         where, entry = student_entry(config.tree)
         student = build_model(where, {**entry, "src_ckpt": None})
         built = config.build()
-        loader = build_test_loader(built, accelerator)
-        if loader is None:
-            raise ConfigError(_NO_TEST_SET)
+        loader = build_test_loader(built, accelerator, is_needed=True)
     trained = load_weights(student, checkpoint, "--checkpoint").classes
     dataset_id = built["test"]["test_data_loader"]["dataset_id"]
     check_trained_classes(trained, dataset_id, built["datasets"][dataset_id], f"--checkpoint: {checkpoint}")
@@ -259,11 +255,9 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
         where, entry = student_entry(built)
         student, teacher = build_model(where, entry), build_model(TEACHER, built["models"]["teacher_model"])
         box = build_box(built, teacher, student, placement, accelerator)
-        loader = build_test_loader(built, accelerator)
+        loader = build_test_loader(built, accelerator, is_needed=True)
         if not isinstance(box.teacher_model, RefilledTeacher):
             raise ConfigError("the teacher has no wrapper 'refilled_teacher', which gives its embedding")
-        if loader is None:
-            raise ConfigError(_NO_TEST_SET)
         box.teacher_model.local_classifier.kind = "centres"  # a probe reads no other
         folder = RunFolder(output, accelerator.is_main_process)
         folder.create(config.text)

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -90,10 +90,9 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
                 bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{count / seconds:.0f}"})
             has_pairs = has_pairs or 1 < len(set(labels.tolist())) < len(labels)
     if not has_pairs:
-        raise ConfigError(
-            f"{title}: no batch held two samples of one class and one of another, so stage 'embedding' has nothing to "
-            "compare: shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
-        )
+        found = "no batch held two samples of one class and one of another, so stage 'embedding' has nothing to compare"
+        cures = "shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
+        raise ConfigError(f"{title}: {found}: {cures}")
     means = {name: total / step for name, total in sums.items()}
     return {"lr": lr, **means, "images_per_second": count / max(seconds, 1e-9), "seconds": seconds}
 
@@ -101,7 +100,7 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
 def _loss(box: Any, place: str, images: Tensor, labels: Tensor, more: Any = None, *_: Any) -> Tensor:
     """Of a batch; says where a model or loss refused its input."""
     try:
-        loss: Tensor = box.forward_process(images, labels, more)
+        return cast("Tensor", box.forward_process(images, labels, more))
     except ConfigError:
         raise
     except KeyError as error:
@@ -110,7 +109,6 @@ def _loss(box: Any, place: str, images: Tensor, labels: Tensor, more: Any = None
     except (ValueError, IndexError) as error:
         hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if len(images) == 1 else ""
         raise ConfigError(f"{place}: {error}{hint}") from error
-    return loss
 
 
 def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelerator: Accelerator) -> dict[str, Any]:

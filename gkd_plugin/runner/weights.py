@@ -132,11 +132,9 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
     other_heads = fit.heads(heads)
     fit.refuse(but=in_head | other_heads)
     if in_head and getattr(model, "num_classes", None) != 0:
-        raise ConfigError(
-            f"{where}: {path} fits the backbone of {type(model).__name__}, but not its classifier: "
-            f"{'; '.join(fit.problems(but=other_heads))}; give its kwargs.num_classes, or num_classes: 0 for "
-            "a teacher without classifier"
-        )
+        misfit = f"fits the backbone of {type(model).__name__}, but not its classifier"
+        cure = "give its kwargs.num_classes, or num_classes: 0 for a teacher without classifier"
+        raise ConfigError(f"{where}: {path} {misfit}: {'; '.join(fit.problems(but=other_heads))}; {cure}")
     model.load_state_dict(fit.state, strict=False)
     image_input, classes = fit.file.image_input, fit.file.classes
     if image_input is not None:
@@ -157,10 +155,8 @@ def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, ext
     """
     fit, heads = _Fit(model, path, where), classifier_paths(model)
     if not heads:
-        raise ConfigError(
-            f"{where}: {type(model).__name__} does not say which module is its classifier, as timm's models do, and "
-            "its last module with weights is no Linear"
-        )
+        lacks = "does not say which module is its classifier, as timm's models do, and its last module with weights"
+        raise ConfigError(f"{where}: {type(model).__name__} {lacks} is no Linear")
     own = model.state_dict()
     in_head = {key for key in own if key.startswith(heads)}
     fit.refuse(but=in_head | fit.heads(heads))

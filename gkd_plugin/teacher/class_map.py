@@ -91,11 +91,9 @@ class ClassMap:
         if not is_used and self.written not in ("auto", None):
             logger.warning("class_map: not used, this local classifier reads the class centres alone")
         if is_used and self.written is not None and self.labels != self.said and _any(self.said):
-            logger.warning(
-                f"class_map: the training set speaks of a teacher with {self.said_of} classes, this one has "
-                f"{self.teacher_size}, so no class is shared; write the map {{student class: teacher class}}, or null "
-                "for no shared class"
-            )
+            sizes = f"a teacher with {self.said_of} classes, this one has {self.teacher_size}, so no class is shared"
+            cure = "write the map {student class: teacher class}, or null for no shared class"
+            logger.warning("class_map: the training set speaks of %s; %s", sizes, cure)
 
     def _check(self) -> None:
         """Refuses labels that cannot be; compares the names with what the training set says."""
@@ -106,31 +104,27 @@ class ClassMap:
             label = given.most_common(1)[0][0]
             raise ConfigError(f"class_map: class {label} of the teacher is given for two classes of the student")
         if self.written == "auto" and self.said_of is None and not given and common:
-            logger.info(
-                f"class_map: {len(common)} classes have names of the teacher's ({_few(common)}); stage 'joint' takes "
-                "them to be its classes with auxiliary_model_wrapper.kwargs.class_map: 'names'"
-            )
+            alike = f"{len(common)} classes have names of the teacher's ({_few(common)})"
+            hint = "stage 'joint' takes them to be its classes with auxiliary_model_wrapper.kwargs.class_map: 'names'"
+            logger.info("class_map: %s; %s", alike, hint)
         if self.said_of is None or self.said_of != len(theirs):
             return
         if names and given and not common:
-            logger.warning(
-                f"class_map: the training set takes classes ({names[0]}, …) to be the teacher's, none of which has "
-                f"such a name ({theirs[0]}, …): are they spelt otherwise, or is its class_order not the teacher's?"
-            )
+            text = f"({names[0]}, …) to be the teacher's, none of which has such a name ({theirs[0]}, …)"
+            question = "are they spelt otherwise, or is its class_order not the teacher's?"
+            logger.warning("class_map: the training set takes classes %s: %s", text, question)
             return
         pairs = list(zip(names, self.said or [None] * len(names), strict=False))
         for name, said in pairs:
             if said is not None and said < len(theirs) and theirs[said] != name:
-                raise ConfigError(
-                    f"class_map: the training set takes its class {name!r} to be the teacher's class {said}, which is "
-                    f"{theirs[said]!r} by its names; give both one class_order, or class_map: 'names'"
-                )
+                taken = f"its class {name!r} to be the teacher's class {said}, which is {theirs[said]!r} by its names"
+                cure = "give both one class_order, or class_map: 'names'"
+                raise ConfigError(f"class_map: the training set takes {taken}; {cure}")
         missed = [name for name, said in pairs if said is None and name in known]
         if missed:
-            logger.warning(
-                f"class_map: the teacher has classes named {_few(missed)} too, which the training set does not take to "
-                "be shared; is its class_order the teacher's? (class_map: 'names' shares them)"
-            )
+            text = f"{_few(missed)} too, which the training set does not take to be shared"
+            hint = "is its class_order the teacher's? (class_map: 'names' shares them)"
+            logger.warning("class_map: the teacher has classes named %s; %s", text, hint)
 
 
 def _mapped(

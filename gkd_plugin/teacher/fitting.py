@@ -51,10 +51,9 @@ def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
     """The training samples once each, in order, on the evaluation view where the dataset offers one."""
     dataset, is_clean = evaluation_view(train_data_loader.dataset)
     if not is_clean:
-        logger.warning(
-            "the training set offers no evaluation view: class centres are computed on its training transform "
-            "(gkd_plugin.data.with_evaluation_view attaches a view)"
-        )
+        cure = "(gkd_plugin.data.with_evaluation_view attaches a view)"
+        text = "the training set offers no evaluation view: class centres are computed on its training transform %s"
+        logger.warning(text, cure)
     return in_order(dataset, train_data_loader)
 
 

@@ -113,25 +113,20 @@ class TeacherInput(nn.Module):
             before, after = (f"{height} × {width}" for height, width in (x.shape[-2:], size))
             steps.append(f"resized from {before} to {after} pixels (bicubic, antialias)")
         if self.affine is not None:
-            steps.append(
-                f"normalised with mean {_short(self.teacher.mean)} and std {_short(self.teacher.std)} instead of the "
-                f"student's {_short(self.data.mean)} and {_short(self.data.std)}"
-            )
+            own = f"mean {_short(self.teacher.mean)} and std {_short(self.teacher.std)}"
+            students = f"{_short(self.data.mean)} and {_short(self.data.std)}"
+            steps.append(f"normalised with {own} instead of the student's {students}")
         if steps:
             is_guess = preprocessing == "auto" and hasattr(teacher, "has_weights_of_unknown_input")
             guess = " (the weights do not say what images they were trained with, so timm's pretrained_cfg is taken)"
-            done = (
-                f"the teacher's images are {' and '.join(steps)}; auxiliary_model_wrapper.kwargs.preprocessing: 'data'"
-            )
-            text = f"{done} leaves them as they are{guess if is_guess else ''}"
-            logger.log(logging.WARNING if is_guess else logging.INFO, text)
+            done = f"the teacher's images are {' and '.join(steps)}"
+            hint = f"auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as they are{guess * is_guess}"
+            logger.log(logging.WARNING if is_guess else logging.INFO, "%s; %s", done, hint)
         if self.teacher == ImageInput() and preprocessing != "data":
             logger.info("the teacher does not say what images it was trained with: it gets those of the student")
         if self.teacher.mean is not None and self.data.mean is None:
-            logger.warning(
-                "the training set does not show how its images are normalised, so the teacher gets them as they are; "
-                "auxiliary_model_wrapper.kwargs.data_mean and data_std tell it"
-            )
+            found = "the training set does not show how its images are normalised, so the teacher gets them as they are"
+            logger.warning("%s; auxiliary_model_wrapper.kwargs.data_mean and data_std tell it", found)
 
     def _new_size(self, x: Tensor) -> tuple[int, int] | None:
         size = self.teacher.size

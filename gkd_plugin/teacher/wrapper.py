@@ -129,19 +129,16 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         if own_device is not None or device is not None:
             self.to(own_device or device)
         if self._dtype == torch.float16 and self.device.type == "cpu":
-            raise ConfigError(
-                "auxiliary_model_wrapper.kwargs.teacher_dtype: 'fp16' needs a GPU; use 'bf16' or 'float32'"
-            )
+            where = "auxiliary_model_wrapper.kwargs.teacher_dtype"
+            raise ConfigError(f"{where}: 'fp16' needs a GPU; use 'bf16' or 'float32'")
         self._own_device = own_device  # from here on .to() moves nothing
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Reads normalisation and shared classes off the training set; called once, before the box wraps the models."""
         if self.projection is not None and list(self.projection.parameters()):
             if not stage_config["teacher"].get("requires_grad", True):
-                raise ConfigError(
-                    "teacher.requires_grad: False freezes the teacher's projection too; True trains it, and the "
-                    "teacher stays frozen in the wrapper 'refilled_teacher'"
-                )
+                right = "True trains it, and the teacher stays frozen in the wrapper 'refilled_teacher'"
+                raise ConfigError(f"teacher.requires_grad: False freezes the teacher's projection too; {right}")
             if getattr(box.accelerator, "num_processes", 1) > 1:
                 raise ConfigError("teacher: a projection of its embedding is trained in one process, not in several")
         dataset = box.train_data_loader.dataset
@@ -226,10 +223,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     def _ask(self, x: Tensor) -> Answers:
         """What the teacher itself says, without the local classifier."""
         if self._channels is not None and x.ndim == 4 and x.shape[1] != self._channels:
-            raise ConfigError(
-                f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}; "
-                "its kwargs.in_chans builds it for others"
-            )
+            misfit = f"the teacher takes images of {self._channels} channels, the data has {x.shape[1]}"
+            raise ConfigError(f"{misfit}; its kwargs.in_chans builds it for others")
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))
         self.input.log(x, self.teacher, self._preprocessing)
@@ -282,11 +277,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 def _check_embedding(model: nn.Module, path: str) -> None:
     names = [name for name, _ in model.named_modules()]
     if path == "embedding" and path not in names:
-        raise ConfigError(
-            f"embedding: {type(model).__name__} has no module 'embedding', as timm_model's models have; name the "
-            "module whose output is the embedding (embedding_io: 'input' takes its input); the last ones are "
-            + ", ".join(map(repr, names[-4:]))
-        )
+        lacks = f"{type(model).__name__} has no module 'embedding', as timm_model's models have"
+        cure = "name the module whose output is the embedding (embedding_io: 'input' takes its input)"
+        raise ConfigError(f"embedding: {lacks}; {cure}; the last ones are {', '.join(map(repr, names[-4:]))}")
     check_module_path(model, path, "embedding")
 
 
@@ -294,9 +287,8 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise ConfigError(
-            f"teacher_device: there is no device {str(name)!r} here; cpu, cuda, cuda:<number> or mps may be"
-        ) from error
+        allowed = "cpu, cuda, cuda:<number> or mps may be"
+        raise ConfigError(f"teacher_device: there is no device {str(name)!r} here; {allowed}") from error
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
