@@ -12,7 +12,7 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner import training
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import loader, make_box, stage
+from tests.fakes import TinyImages, loader, make_box, stage
 from tests.runner.fakes import cpu, refused
 
 
@@ -129,14 +129,24 @@ def test_what_stops_an_epoch_is_told_with_its_place(section, message):
     refused(f"^{message}", train, section)
 
 
-@pytest.mark.parametrize(("data", "computed"), [("train", 1), ("val", 2)])
-def test_centres_are_computed_anew_for_other_data_alone(data, computed, monkeypatch):
+def saved_teacher(path):
+    """Another teacher as torchdistill saves it: the wrapper, with its own centres."""
+    teacher, images = RefilledTeacher(timm_model("test_resnet", num_classes=7)), TinyImages()
+    teacher.fit_centres([(images.images, torch.tensor(images.targets))])
+    torch.save({"model": teacher.state_dict()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("data", "has_weights", "fits"), [("train", False, 1), ("val", False, 2), ("train", True, 2)])
+def test_centres_are_kept_for_the_same_data_and_weights_alone(data, has_weights, fits, monkeypatch, tmp_path):
     """Each stage has a wrapper of its own."""
     fitted, fit, centres = [], RefilledTeacher.fit_centres, []
     monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda self, *args: (fitted.append(self), fit(self, *args))[1])
     second = stage("classifier", train_data_loader=loader(data))
+    if has_weights:
+        second["teacher"]["src_ckpt"] = saved_teacher(tmp_path / "teacher.pt")
     epochs, box = epochs_of({"stage1": stage("classifier"), "stage2": second})
     for _ in epochs:
         centres.append(box.teacher_model.local_classifier.centres.clone())
-    assert len(fitted) == computed
-    assert torch.equal(*centres) == (data == "train")
+    assert len(fitted) == fits
+    assert torch.equal(*centres) == (fits == 1)

@@ -91,6 +91,8 @@ def test_of_many_samples_the_first_of_each_class_are_seen(monkeypatch):
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert samples.tolist() == list(range(9))
     noise_of(images, [0, 1, 2, 12, 13, 14, 18, 19, 20])
+    monkeypatch.setattr(fitting, "MAX_ROWS", 4)  # two of each class are more, and seen all the same
+    assert recorded_fit(Augmented(), "discriminant", monkeypatch)[1][1].tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_first_of_each_class_at_least_two_however_many_classes():
