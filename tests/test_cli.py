@@ -245,7 +245,7 @@ OTHER_STAGE, SMALL = "train.stage1.criterion.kwargs.stage", "datasets.train.init
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--methods", "refiled"], r"--methods: there is no method 'refiled'; did you mean 'ref"),
+        (["--methods", "refiled"], r"--methods: there is no method 'refiled' or YAML file; did you mean 'ref"),
         (["--set", "models.teacher_model.src_ckpt=no.pt"], r"tiny\.yaml: .*\.src_ckpt: no such file: no\.pt"),
         (["--set", f"{OTHER_STAGE}=classifier"], r"tiny\.yaml: train: .* and stage 'embedding'"),
         (

@@ -60,17 +60,13 @@ def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: st
     recorded = io_dict.get(path, {})
     if io not in recorded:
         if path == "local_classifier":
-            raise ConfigError(
-                "the teacher's 'local_classifier' gave nothing: stage 'classifier' needs the teacher wrapper "
-                "'refilled_teacher' with forward_hook output 'local_classifier', and pre_epoch_process: 'refilled', "
-                "which computes the class centres before the first epoch"
-            )
+            hook = "the teacher wrapper 'refilled_teacher' with forward_hook output 'local_classifier'"
+            needed = f"{hook}, and pre_epoch_process: 'refilled'"
+            raise ConfigError(f"the teacher's 'local_classifier' gave nothing: stage 'classifier' needs {needed}")
         if not io_dict:
             raise ConfigError(f"there is no {model}: ReFilled needs models.teacher_model and models.student_model")
-        place, known = f"{model}.forward_hook.{io}", [key for key in io_dict if key != "."]
-        raise ConfigError(
-            f"the {model}'s {path!r}/{io} is not recorded: add it to the stage's {place}; {nearest(path, known)}"
-        )
+        known, place = nearest(path, [key for key in io_dict if key != "."]), f"{model}.forward_hook.{io}"
+        raise ConfigError(f"the {model}'s {path!r}/{io} is not recorded: add it to the stage's {place}; {known}")
     value = recorded[io]
     if not isinstance(value, Tensor):
         raise ConfigError(f"the {model}'s {path!r}/{io} is a {type(value).__name__}, not one tensor")

@@ -21,9 +21,7 @@ def register(registry: MutableMapping[str, Any], decorator: Callable[..., Any], 
     def decorate(part: Part) -> Part:
         holder = registry.get(key)
         if holder is not None and _name(holder) != _name(part):
-            raise ConfigError(
-                f"registry key {key!r} is already held by {_name(holder)}; {_name(part)} cannot be registered under it"
-            )
+            raise ConfigError(f"registry key {key!r} is already held by {_name(holder)}; {_name(part)} cannot have it")
         decorator(key=key)(part)
         return part
 

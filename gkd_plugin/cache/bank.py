@@ -34,9 +34,7 @@ def open_bank(path: Path) -> Records | None:
         return None
     except Exception as error:  # a damaged header makes numpy's parser raise anything
         reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"teacher_cache.folder: {path} cannot be used: {reason}; delete it to have it computed anew"
-        ) from error
+        raise ConfigError(f"teacher_cache.folder: {path} cannot be used: {reason}; delete it") from error
     return records
 
 
@@ -63,10 +61,8 @@ def write_bank(path: Path, rows: int, batches: Iterable[Mapping[str, Tensor]]) -
             if number == 0:
                 free, needed = shutil.disk_usage(folder).free, rows * records.itemsize
                 if needed > free:
-                    raise ConfigError(
-                        f"teacher_cache.folder: {folder} has {free / 1e9:.2f} GB free, the answers need "
-                        f"{needed / 1e9:.2f} GB"
-                    )
+                    space = f"{free / 1e9:.2f} GB free, the answers need {needed / 1e9:.2f} GB"
+                    raise ConfigError(f"teacher_cache.folder: {folder} has {space}")
                 checksum = _new_checksum(path, records.dtype)
                 header = {"descr": npy.dtype_to_descr(records.dtype), "fortran_order": False, "shape": (rows,)}
                 npy.write_array_header_1_0(file, header)
@@ -101,10 +97,9 @@ def _records(batch: Mapping[str, Tensor]) -> Records:
     halves = {name: values.detach().half().cpu() for name, values in batch.items()}
     for name, half in halves.items():
         if not half.isfinite().all():
-            raise ConfigError(
-                f"teacher_cache: the teacher's values of {name!r} reach {batch[name].abs().max():.6g}; "
-                f"they are kept in float16, finite and within ±{torch.finfo(torch.float16).max:.0f}"
-            )
+            given = f"the teacher's values of {name!r} reach {batch[name].abs().max():.6g}"
+            limit = f"finite and within ±{torch.finfo(torch.float16).max:.0f}"
+            raise ConfigError(f"teacher_cache: {given}; they are kept in float16, {limit}")
     fields = [(name, "<f2", half.shape[1:]) for name, half in halves.items()]
     records = np.empty(max(len(half) for half in halves.values()), fields)
     for name, half in halves.items():

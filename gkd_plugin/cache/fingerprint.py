@@ -67,10 +67,8 @@ def views_key(views: FixedViews, probes: int = 16) -> str:
     chosen = [(j * len(views) // count, j % views.views) for j in range(count)]
     first, second = ([digest(views.view(*row)[0]) for row in chosen] for _ in range(2))
     if first != second:
-        raise ConfigError(
-            f"dataset {type(views.dataset).__name__}: a fixed view is different each time it is drawn, so it cannot be "
-            "cached; its transform must draw from the global generators of random, numpy.random or torch"
-        )
+        advice = "its transform must draw from the global generators of random, numpy.random or torch"
+        raise ConfigError(f"dataset {type(views.dataset).__name__}: a fixed view is different each time; {advice}")
     steps = [getattr(layer, name, None) for layer in layers_of(views) for name in ("transforms", "transform")]
     return digest(views.views, views.seed, steps, first)
 

@@ -56,16 +56,12 @@ class TeacherCache:
         for where, stage in stages.items():
             loader, wrapper = stage["train_data_loader"], (stage.get("teacher") or {}).get("auxiliary_model_wrapper")
             if (wrapper or {}).get("key") != "refilled_teacher":
-                raise ConfigError(
-                    "teacher_cache: only the wrapper 'refilled_teacher' can answer from a cache; set "
-                    f"{where}.teacher.auxiliary_model_wrapper.key to it"
-                )
+                key = f"{where}.teacher.auxiliary_model_wrapper.key"
+                raise ConfigError(f"teacher_cache: only 'refilled_teacher' can answer from a cache; set it at {key}")
             for key in ("collate_fn", "dataset_wrapper"):
                 if loader.get(key) is not None:
-                    raise ConfigError(
-                        f"teacher_cache: {where}.train_data_loader.{key} may change images that the teacher has "
-                        "answered for; remove it, or the cache"
-                    )
+                    reason = "may change images that the teacher has answered for; remove it, or the cache"
+                    raise ConfigError(f"teacher_cache: {where}.train_data_loader.{key} {reason}")
             fixed = f"{loader['dataset_id']} (fixed views)"
             datasets[fixed] = FixedViews(unwrapped(datasets[loader["dataset_id"]]), self.views, self.seed)
             changed = {**stage, "train_data_loader": {**loader, "dataset_id": fixed, "requires_supp": False}}
@@ -91,10 +87,8 @@ class TeacherCache:
         def answer(teacher: RefilledTeacher, images: Tensor, targets: Any, supplement: Any, **more: Any) -> Any:
             found = read_bank(bank, supplement["bank_row"])
             if not torch.allclose(supplement["sketch"].cpu(), found.pop("sketch"), rtol=5e-3, atol=5e-3):
-                raise ConfigError(
-                    "teacher_cache: the images are not those that the teacher answered for: data or transform changed "
-                    f"in a way that the name of the kept answers does not show; delete them in {self.folder}"
-                )
+                advice = f"data or transform changed unseen; delete the kept answers in {self.folder}"
+                raise ConfigError(f"teacher_cache: the images are not those that the teacher answered for: {advice}")
             teacher.answer_with(Answers(**found))
             return forward(teacher, images, targets, supplement, **more)
 
@@ -112,10 +106,9 @@ class TeacherCache:
                 now = asked[name].cpu()
                 error = (now - kept).norm() / now.norm().clamp_min(1e-6)
                 if not error < CLOSE:
-                    raise ConfigError(
-                        f"teacher_cache.folder: asked again, the teacher's {name} differs by {100 * error:.1f} % from "
-                        f"that in {path}: another teacher, precision or transform; delete the file"
-                    )
+                    differs = f"asked again, the teacher's {name} differs by {100 * error:.1f} % from that in {path}"
+                    advice = "another teacher, precision or transform; delete the file"
+                    raise ConfigError(f"teacher_cache.folder: {differs}: {advice}")
         elif accelerator.is_main_process:
             shown = tqdm(in_order(data, loader), desc="teacher cache", leave=False, disable=None)
             write_bank(path, len(data), (_fields(teacher, images, accelerator) for images in shown))

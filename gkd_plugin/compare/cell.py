@@ -152,10 +152,8 @@ def fitted_scheduler(scheduler: Tree, longer: float, lr_factor: float) -> Tree:
     """The scheduler's section for ``longer`` ≥ 1 times as many epochs and ``lr_factor`` times the learning rate."""
     key, kwargs = scheduler["key"], dict(scheduler.get("kwargs") or {})
     if longer != 1 and key not in _IN_EPOCHS:
-        raise ConfigError(
-            f"scheduler: {key!r} cannot be stretched to the epochs of both stages, as single-stage methods need; "
-            f"{nearest(key, _IN_EPOCHS)}"
-        )
+        why = "cannot be stretched to the epochs of both stages, as single-stage methods need"
+        raise ConfigError(f"scheduler: {key!r} {why}; {nearest(key, _IN_EPOCHS)}")
     if longer != 1 and (argument := _IN_EPOCHS[key]):
         if argument not in kwargs:
             raise ConfigError(f"scheduler.kwargs: {key!r} has no {argument!r} to stretch")

@@ -56,10 +56,8 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         read_placement(config.tree, wanted.device)
         stages = base_stages(config.tree)
         if stages["embedding"].loader != stages["classifier"].loader:
-            logger.warning(
-                "train: the two stages' train_data_loader differ; methods of one stage take that of stage 'classifier' "
-                "for all epochs, so the number of their updates may be another"
-            )
+            effect = "methods of one stage take that of 'classifier', so the number of their updates may be another"
+            logger.warning("train: the two stages' train_data_loader differ; %s", effect)
         cells, configs = _plan(config.tree, methods, wanted)
     for path, made in configs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +129,7 @@ def _check_score(score: str, built: Mapping[str, Any]) -> None:
     loader = (built.get("test") or {}).get("test_data_loader")
     test = built["datasets"][loader["dataset_id"]] if loader else None
     if score in ("old_top1", "new_top1", "harmonic_mean") and not (test and class_groups_of(test)):
-        raise ConfigError(
-            f"--score {score}: the test set does not tell old classes from new, as incremental_subset does"
-        )
+        raise ConfigError(f"--score {score}: no test set tells old classes from new, as incremental_subset does")
     if score == "val_top1_last3" and not any(stage.val_loader for stage in stages_of(built)):
         raise ConfigError(f"--score {score}: no stage has a val_data_loader")
     classes = (student_entry(built)[1].get("kwargs") or {}).get("num_classes")

@@ -105,9 +105,7 @@ def load_method(name: str) -> Method:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in method_names():
-            raise ConfigError(
-                f"--methods: there is no method {name!r}; {nearest(name, method_names())}; or name a YAML file"
-            )
+            raise ConfigError(f"--methods: there is no method {name!r} or YAML file; {nearest(name, method_names())}")
         path = _FOLDER / f"{name}.yaml"
     given, report = read(path), Report({}, None)
     for place, found in places(given):  # tags may only be inside the sections of a stage

@@ -149,11 +149,9 @@ def obstacle(method: Method, config: RunConfig) -> str:
         if reason := different_classes(config):
             return reason
         if reason is None:
-            logger.warning(
-                "%s: nothing shows whether the student's classes are the teacher's, in the same order (no "
-                "overlap_subset, no names of classes on both sides); they are taken to be",
-                method.name,
-            )
+            unknown = "nothing shows whether the student's classes are the teacher's, in the same order"
+            looked = "no overlap_subset, no names of classes on both sides"
+            logger.warning("%s: %s (%s); they are taken to be", method.name, unknown, looked)
     if method.classes == "incremental" and not is_incremental(config.tree):
         return "needs old and new classes"
     has_no_memory = any(kwargs["memory"] == 0 for kwargs in _with_memory(config.tree))

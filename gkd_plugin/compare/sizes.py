@@ -46,10 +46,8 @@ class Measured:
     def student_embedding(self) -> str:
         """``embedding``, or a ConfigError where there is none."""
         if self.embedding is None:
-            raise ConfigError(
-                "the teacher's embedding is the input of a module (embedding_io), which cannot be read of a student; "
-                "name a module whose output it is (auxiliary_model_wrapper.kwargs.embedding)"
-            )
+            needed = "name a module whose output it is (auxiliary_model_wrapper.kwargs.embedding)"
+            raise ConfigError(f"the teacher's embedding is an input (embedding_io), which no student has; {needed}")
         return self.embedding
 
     @property
@@ -121,10 +119,8 @@ def _num_negatives(of: Measured) -> int:
     dataset = _built(of.data)
     lacks = " and no ".join(name for name in ("classes", "targets") if not hasattr(dataset, name))
     if lacks:
-        raise ConfigError(
-            f"the training set ({type(dataset).__name__}) has no {lacks}, where CRDDatasetWrapper finds the "
-            "negatives; gkd_plugin.data.with_evaluation_view and class_subset give it both"
-        )
+        which = f"the training set ({type(dataset).__name__}) has no {lacks}, which CRDDatasetWrapper reads"
+        raise ConfigError(f"{which}; gkd_plugin.data.with_evaluation_view and class_subset give it both")
     counts = Counter(labels_of(dataset))
     if len(counts) < 2:
         raise ConfigError(f"all {counts.total()} training samples are of one class; CRD needs negatives of another")

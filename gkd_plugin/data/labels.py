@@ -163,11 +163,9 @@ def _known(dataset: Any, name: str) -> Any:
     if known is None or keeps_labels(dataset):
         return known
     if name == "teacher_labels":
-        logger.warning(
-            "dataset %s has labels or classes of its own, so the teacher_labels of the dataset inside it are not used; "
-            "give it its own teacher_labels, or write a class_map",
-            type(dataset).__name__,
-        )
+        advice = "give it its own teacher_labels, or write a class_map"
+        own = f"dataset {type(dataset).__name__} has labels or classes of its own"
+        logger.warning("%s, so the teacher_labels of the dataset inside it are not used; %s", own, advice)
     return None
 
 

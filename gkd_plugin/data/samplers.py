@@ -57,10 +57,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             sources = (getattr(sampler, name, None) for name in ("data_source", "dataset"))
             dataset = next((source for source in sources if source is not None), None)
         if dataset is None:
-            raise ConfigError(
-                f"sampler {type(sampler).__name__} does not know its dataset; allowed: samplers with an attribute "
-                "'data_source' or 'dataset', such as RandomSampler, SequentialSampler and DistributedSampler"
-            )
+            allowed = "samplers with 'data_source' or 'dataset', as RandomSampler or DistributedSampler"
+            raise ConfigError(f"sampler {type(sampler).__name__} does not know its dataset; allowed: {allowed}")
         self._labels = labels_of(dataset)
         self._check_classes(len(set(self._labels)))
         self.sampler = sampler if isinstance(sampler, Sampler) else RandomSampler(sampler)  # type: ignore[arg-type]
@@ -88,6 +86,4 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     def _check_classes(self, present: int) -> None:
         if present < self.classes_per_batch:
-            raise ConfigError(
-                f"classes_per_batch={self.classes_per_batch}, but there are samples of {present} classes only"
-            )
+            raise ConfigError(f"classes_per_batch={self.classes_per_batch}, but there are samples of {present} classes")

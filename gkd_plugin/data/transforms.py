@@ -1,7 +1,7 @@
 """Image transforms: the usual ones in one call, and the normalisation that a dataset's transforms apply."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,13 +84,9 @@ class ImageInput:
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint; :func:`trained_with` reads it."""
-        return asdict(self)
-
 
 def trained_with(record: Mapping[str, Any]) -> ImageInput:
-    """The input that :meth:`ImageInput.as_dict` described; raises ConfigError where it is no such description."""
+    """The input whose fields a checkpoint holds as a dictionary; raises ConfigError where it is no such description."""
     try:
         mean, std, size = (record.get(key) for key in ("mean", "std", "size"))
         mean, std = (None if values is None else tuple(map(float, values)) for values in (mean, std))

@@ -44,10 +44,9 @@ def with_evaluation_view(dataset: Dataset[Any], view: Dataset[Any]) -> DatasetWi
     labels, view_labels = labels_of(dataset), labels_of(view)
     for index, (label, view_label) in enumerate(zip_longest(labels, view_labels)):
         if label != view_label:
-            raise ConfigError(
-                f"evaluation view: sample {index} has label {view_label}, but {label} in the training dataset; both "
-                f"must hold the same samples in the same order (the view {len(view_labels)}, the other {len(labels)})"
-            )
+            given = f"sample {index} has label {view_label}, but {label} in the training dataset"
+            counts = f"the view {len(view_labels)}, the other {len(labels)}"
+            raise ConfigError(f"evaluation view: {given}; both must hold the same samples in the same order ({counts})")
     return DatasetWithView(dataset, view)
 
 

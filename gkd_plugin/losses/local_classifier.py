@@ -108,10 +108,7 @@ class OldClassDistillation(Term):
         """The loss in nats, a scalar, of logits ``[B, C]`` and ``[B, C_t]``."""
         old, tau = teacher.shape[1], self.temperature
         if student.shape[1] < old:
-            raise ConfigError(
-                f"{self.key}: the student has {student.shape[1]} classes, fewer than the teacher's {old}, which are to "
-                "be its first ones"
-            )
+            raise ConfigError(f"{self.key}: the student has {student.shape[1]} classes, fewer than the teacher's {old}")
         no_labels = student.new_zeros(len(student))  # over all classes they do not matter
         return tau**2 * local_classifier_distillation(
             student[:, :old], teacher, no_labels, temperature=tau, student_temperature=tau, all_classes=True

@@ -77,14 +77,10 @@ class RefilledStage(AbstractLoss):
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Checks the stage's optimizer; called once, before the box wraps the models."""
         if not stage_config.get("optimizer"):
-            raise ConfigError(
-                f"optimizer: stage {self.stage!r} needs its own: an earlier stage's optimizer leaves out what was "
-                "frozen there (the student's classifier, in stage 'embedding')"
-            )
+            reason = "an earlier stage's leaves out what was frozen there (the student's classifier, in 'embedding')"
+            raise ConfigError(f"optimizer: stage {self.stage!r} needs its own: {reason}")
         if not isinstance(box.teacher_model, RefilledTeacher):
-            logger.warning(
-                "the teacher is not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics"
-            )
+            logger.warning("teacher not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics")
 
     def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:
         """The weighted loss of a batch, a scalar."""
@@ -182,10 +178,8 @@ class ClassifierStage(RefilledStage, LocalClassifierSettings):
         """Checks that the student can classify."""
         super().prepare(box, stage_config)
         if getattr(box.student_model, "num_classes", None) == 0:
-            raise ConfigError(
-                f"criterion: stage {self.stage!r} trains a classifier, but {type(box.student_model).__name__} has none "
-                "(num_classes 0): give models.student_model.kwargs.num_classes"
-            )
+            model, advice = type(box.student_model).__name__, "give models.student_model.kwargs.num_classes"
+            raise ConfigError(f"criterion: stage {self.stage!r} trains a classifier, but {model} has none: {advice}")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -60,10 +60,8 @@ def tap_embedding(model: Any) -> nn.Module:
     """
     for name in ("forward_features", "forward_head", "head_hidden_size"):
         if not hasattr(model, name):
-            raise ConfigError(
-                f"{type(model).__name__} has no {name}: only timm's classifiers and encoders have an embedding "
-                "(not features_only=True)"
-            )
+            needed = "only timm's classifiers and encoders have an embedding (not features_only=True)"
+            raise ConfigError(f"{type(model).__name__} has no {name}: {needed}")
     if hasattr(model, "embedding"):
         raise ConfigError(f"{type(model).__name__} already has an attribute 'embedding'")
     model.__class__ = _tapped_class(cast("Any", type(model)))

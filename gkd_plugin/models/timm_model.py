@@ -40,10 +40,8 @@ def timm_model(model_name: str, pretrained: bool = False, num_classes: int | Non
     model: Any = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
     tap_embedding(model)
     if is_encoder(model) and num_classes:
-        raise ConfigError(
-            f"timm's {model_name!r} is an encoder without a classifier, so it takes no num_classes ({num_classes}): it "
-            "can be a teacher, not a student"
-        )
+        reason = f"so it takes no num_classes ({num_classes}): it can be a teacher, not a student"
+        raise ConfigError(f"timm's {model_name!r} is an encoder without a classifier, {reason}")
     size = model.pretrained_cfg.get("input_size")
     if size is not None:  # timm leaves the architecture's own there, whatever the model was built for
         height, width = to_2tuple(kwargs.get("img_size") or size[-2:])

@@ -212,7 +212,7 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
     rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
     name = str(student["kwargs"].get("model_name", student["key"]))
     planned = sum(stage.epochs for stage in parts.stages)
-    about: dict[str, Any] = {"image_input": parts.image_input.as_dict(), "epochs": (len(rows), planned)}
+    about: dict[str, Any] = {"image_input": vars(parts.image_input), "epochs": (len(rows), planned)}
     if parts.class_names is not None:
         about["classes"] = parts.class_names
     save_student(parts.student, folder.student, {"model": name, **about})

@@ -140,7 +140,7 @@ def test_a_process_that_does_not_see_what_the_main_one_wrote_says_so(tmp_path, m
 
 
 def test_another_wrapper_and_loaders_that_may_change_images_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="teacher_cache: only the wrapper 'refilled_teacher' can answer"):
+    with pytest.raises(ConfigError, match="teacher_cache: only 'refilled_teacher' can answer"):
         build(tmp_path, teacher={"forward_proc": "forward_batch_only"})
     for key in ("collate_fn", "dataset_wrapper"):
         loader = {**stage("embedding")["train_data_loader"], key: {"key": "x"}}

@@ -71,7 +71,7 @@ def test_each_distributed_rank_stays_in_its_shard_and_accelerate_deals_whole_bat
 @pytest.mark.parametrize(
     ("source", "arguments", "message"),
     [
-        (IMAGES, {"classes_per_batch": 6}, "classes_per_batch=6, but there are samples of 5 classes only"),
+        (IMAGES, {"classes_per_batch": 6}, "classes_per_batch=6, but there are samples of 5 classes"),
         (IMAGES, {"classes_per_batch": 0}, "classes_per_batch must be a whole number from 1 up, got 0"),
         (IMAGES, {"samples_per_class": 0}, "samples_per_class must be"),
         (IMAGES, {"num_batches": 0}, "num_batches must be"),

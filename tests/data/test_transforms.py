@@ -138,7 +138,7 @@ def test_what_cannot_be_told_stays_open(dataset):
 
 def test_a_record_is_read_back():
     for known in (ImageInput((0.5,), (0.25,), (32, 48)), ImageInput()):
-        assert trained_with(known.as_dict()) == known
+        assert trained_with(vars(known)) == known
     for record in ({"mean": "x"}, {"size": [3]}, {"std": 1}):
         with pytest.raises(ConfigError, match="no description of images"):
             trained_with(record)

@@ -72,7 +72,7 @@ def save(model, path, **about):
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 def test_our_files_say_how_the_weights_were_trained(tmp_path, name):
     known, source, model = ImageInput((0.5,), (0.25,), (32, 32)), TinyNet(), TinyNet()
-    path = save(source, tmp_path / name, image_input=known.as_dict(), classes=["cat", "dog"], epochs=(3, 3))
+    path = save(source, tmp_path / name, image_input=vars(known), classes=["cat", "dog"], epochs=(3, 3))
     found = read_weights(path, "here")
     assert (found.image_input, found.classes, found.epochs) == (known, ["cat", "dog"], (3, 3))
     load_teacher_weights(model, path, "here")
