@@ -248,10 +248,7 @@ OTHER_STAGE, SMALL = "train.stage1.criterion.kwargs.stage", "datasets.train.init
         (["--methods", "refiled"], r"--methods: there is no method 'refiled' or YAML file; did you mean 'ref"),
         (["--set", "models.teacher_model.src_ckpt=no.pt"], r"tiny\.yaml: .*\.src_ckpt: no such file: no\.pt"),
         (["--set", f"{OTHER_STAGE}=classifier"], r"tiny\.yaml: train: .* and stage 'embedding'"),
-        (
-            ["--overlap", "0", "--set", SMALL],
-            r"overlap 0 %: datasets\.train.*: .*=4 need 8 classes, there are 7",
-        ),
+        (["--overlap", "0", "--set", SMALL], r"overlap 0 %: datasets\.train.*: .*=4 need 8 classes, there are 7"),
     ],
 )
 def test_a_grid_that_cannot_be_is_told_before_anything_is_written(words, message, tiny, capsys):

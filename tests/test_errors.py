@@ -56,8 +56,7 @@ def test_a_choice_that_is_not_offered_is_refused_with_a_value_error():
 
 
 @pytest.mark.parametrize(
-    ("modules", "names"),
-    [(["matplotlib"], "matplotlib"), (["matplotlib", "sklearn"], "matplotlib and scikit-learn")],
+    ("modules", "names"), [(["matplotlib"], "matplotlib"), (["matplotlib", "sklearn"], "matplotlib and scikit-learn")]
 )
 def test_a_missing_extra_is_named(monkeypatch, modules, names):
     require_report("diagnose")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_plugin.compare.method import Method, MethodStage
-from gkd_plugin.compare.setting import WEIGHTS, Setting, Tree, apply_setting, is_incremental, keep_all_samples
+from gkd_plugin.compare.setting import WEIGHTS, Setting, Tree, apply_setting, is_incremental, with_memory
 from gkd_plugin.compare.sizes import Measured, filled
 from gkd_plugin.config.config import RunConfig, checked_config
 from gkd_plugin.config.stages import Stage, stages_of, student_entry
@@ -52,7 +52,8 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
     tree = copy.deepcopy(tree)
     if method.memory is None:  # whatever the memory, which would also change how batches are balanced
         setting = replace(setting, memory=None)
-        keep_all_samples(tree)
+        for kwargs in with_memory(tree):
+            kwargs["memory"] = None
     apply_setting(tree, setting, task)
     stages = base_stages(tree)
     with told_at(f"method {method.name!r}: "):
@@ -100,7 +101,7 @@ def _models(tree: Tree, method: Method) -> Tree:
         changes |= {"src_ckpt": None, "src_ckpt_classifier": None}
         changes["kwargs"] = {"pretrained": False} if kwargs.get("pretrained") else {}
     student = _merged(student, changes)
-    if not (method.has_teacher or method.probe):
+    if not method.probe and all(stage.teacher is None for stage in method.stages):
         return {"model": student}
     if method.of == "student":
         teacher = student

@@ -11,7 +11,7 @@ from gkd_plugin.compare.cell import base_stages, cell_config
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.report import COLUMNS, comparison_table, draw_settings, write_csv
-from gkd_plugin.compare.setting import Setting, obstacle, untrained_student
+from gkd_plugin.compare.setting import Setting, Tree, obstacle, untrained_student
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import stages_of, student_entry
 from gkd_plugin.data import class_groups_of
@@ -96,9 +96,7 @@ def _methods(names: Sequence[str]) -> list[Method]:
     return methods
 
 
-def _plan(
-    tree: dict[str, Any], methods: Sequence[Method], wanted: Comparison
-) -> tuple[list[Cell], dict[Path, RunConfig]]:
+def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[list[Cell], dict[Path, RunConfig]]:
     """Every cell, and the configurations of those whose method can serve their setting, by the cells' files.
 
     Builds the data sets of each setting once: what they cannot give is told before anything trains.

@@ -51,11 +51,6 @@ class Method:
     probe: str | None = None
     of: str | None = None
 
-    @property
-    def has_teacher(self) -> bool:
-        """Whether any stage has a teacher."""
-        return any(stage.teacher is not None for stage in self.stages)
-
 
 def _check_method(report: Report, path: str, given: Mapping[Any, Any]) -> None:  # noqa: ARG001
     """What no key shows alone, and placeholders."""
@@ -121,9 +116,8 @@ def load_method(name: str) -> Method:
 
 def _stage(given: Mapping[str, Any]) -> MethodStage:
     """The stage, with the sub-term ``cross_entropy: WEIGHT`` written out: the loss of the student's own logits."""
-    changes = {
-        key: item for key, item in given.items() if (item is not None or key == "teacher") and not is_private(key)
-    }
+    own = {key: item for key, item in given.items() if not is_private(key)}
+    changes = {key: item for key, item in own.items() if item is not None or key == "teacher"}
     match changes.get("criterion"):
         case {"kwargs": {"sub_terms": {"cross_entropy": int() | float() as weight} as terms} as kwargs}:
             terms = {**terms, "cross_entropy": {**_CROSS_ENTROPY, "weight": weight}}

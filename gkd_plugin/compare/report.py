@@ -108,12 +108,10 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
 
 def _mean_and_difference(results: Sequence[Result], method: Method, setting: Setting, score: str) -> tuple[str, str]:
     values = _scores_of(results, method.name, setting, score)
-    here = (method, setting)
-    bad = [r for r in results if (r.cell.method, r.cell.setting) == here and r.status != FINISHED]
-    if not values and bad:
-        return "failed" if bad[0].status == FAILED else bad[0].reason, ""
+    bad = [r for r in results if (r.cell.method, r.cell.setting) == (method, setting) and r.status != FINISHED]
     if not values:
-        return f"no {score}", ""
+        reason = bad[0].reason if bad else f"no {score}"
+        return "failed" if bad and bad[0].status == FAILED else reason, ""
     failed = sum(result.status == FAILED for result in bad)
     mean = _text(mean_of(values)) + (f", {failed} failed" if failed else "")
     control = _scores_of(results, CONTROL, setting, score)

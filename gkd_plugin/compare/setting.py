@@ -77,7 +77,7 @@ def apply_setting(tree: Tree, setting: Setting, task: int | None = None) -> None
         student["kwargs"] = {**student["kwargs"], "num_classes": setting.ways}
         _balance(tree, setting.ways, before)
     if setting.memory is not None:
-        found = _needed("--memory", _with_memory(tree), f"{_INCREMENTAL} with a memory")
+        found = _needed("--memory", with_memory(tree), f"{_INCREMENTAL} with a memory")
         for kwargs in found:
             kwargs["memory"] = setting.memory
         if setting.memory == 0:  # only the new classes have samples
@@ -89,12 +89,6 @@ def _needed(option: str, found: Iterable[Tree], what: str) -> list[Tree]:
     if not needed:
         raise ConfigError(f"{option}: no data set is a {what}, so there is nothing to set")
     return needed
-
-
-def keep_all_samples(tree: Tree) -> None:
-    """Joint training: every training ``incremental_subset`` keeps all samples of the old classes, in place."""
-    for kwargs in _with_memory(tree):
-        kwargs["memory"] = None
 
 
 def is_incremental(tree: Tree) -> bool:
@@ -117,8 +111,8 @@ def _balance(tree: Tree, present: int, before: int | None = None) -> None:
                 kwargs["classes_per_batch"] = present
 
 
-def _with_memory(tree: Tree) -> list[Tree]:
-    """The incremental subsets that keep a memory; ``memory: null`` is a test set, or joint training."""
+def with_memory(tree: Tree) -> list[Tree]:
+    """Keywords of the incremental subsets that keep a memory; ``memory: null`` is a test set, or joint training."""
     return [kwargs for kwargs in _calls(tree, _INCREMENTAL) if kwargs.get("memory") is not None]
 
 
@@ -130,7 +124,7 @@ def _calls(tree: Tree, key: str) -> Iterator[Tree]:
                 yield kwargs
 
 
-def untrained_student(method: Method, tree: dict[str, Any]) -> str:
+def untrained_student(method: Method, tree: Tree) -> str:
     """Why a method that is about a student's trained weights has nothing to do; empty where it has."""
     student = student_entry(tree)[1]
     kwargs = student.get("kwargs") or {}
@@ -154,7 +148,7 @@ def obstacle(method: Method, config: RunConfig) -> str:
             logger.warning("%s: %s (%s); they are taken to be", method.name, unknown, looked)
     if method.classes == "incremental" and not is_incremental(config.tree):
         return "needs old and new classes"
-    has_no_memory = any(kwargs["memory"] == 0 for kwargs in _with_memory(config.tree))
+    has_no_memory = any(kwargs["memory"] == 0 for kwargs in with_memory(config.tree))
     refilled = [] if method.probe else [stage for stage in config.stages if stage.kind is not None]
     if has_no_memory and (refilled or method.probe == "ncm"):
         return "needs a sample of each class"

@@ -172,10 +172,8 @@ def overlap_subset(
     teacher of the same split: the student's label i is its label i + k, and it does not know those from n − k on.
     """
     names = classes_of(dataset)
-    total = len(names)
-    classes = overlap_classes(
-        num_classes, role, shift, overlap, class_order=class_order, seed=seed, total_classes=total, class_names=names
-    )
+    order = ordered_classes(class_order, seed, len(names), names)
+    classes = overlap_classes(num_classes, role, shift, overlap, class_order=order)
     subset = class_subset(dataset, classes, per_class, start)
     first = 0 if role == "teacher" else _shift(num_classes, shift, overlap)
     labels = [label if label < num_classes else None for label in range(first, first + num_classes)]

@@ -6,7 +6,7 @@ import torch
 
 from gkd_plugin.compare.cell import base_stages, cell_config, fitted_scheduler
 from gkd_plugin.compare.method import load_method
-from gkd_plugin.compare.setting import Setting, keep_all_samples
+from gkd_plugin.compare.setting import Setting, with_memory
 from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
@@ -206,7 +206,8 @@ def test_joint_training_keeps_all_samples_whatever_the_memory():
     tree = read(CONFIGS / "digits/digits_incremental_refilled.yaml")
     configs = [made(tree, "joint-training", memory=memory) for memory in (0, 2)]
     assert all(tag.value["init"]["kwargs"]["memory"] is None for tag in configs[0]["datasets"].values())
-    keep_all_samples(tree)
+    for kwargs in with_memory(tree):
+        kwargs["memory"] = None
     assert configs[0] == configs[1] == made(tree, "joint-training")
 
 
