@@ -33,12 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     from torch import distributed
 
-    from gkd_plugin.errors import ConfigError
+    from gkd_plugin.errors import ConfigError, require_report
 
     if str(Path.cwd()) not in sys.path:  # a YAML may name modules there, as with python -m gkd_plugin
         sys.path.append(str(Path.cwd()))
     with _console_log(options.log, logging.DEBUG if options.debug else logging.INFO):
         try:
+            if options.command in (_compare, _diagnose):
+                require_report(options.name)
             code: int = options.command(options)
             if distributed.is_initialized():  # by Accelerate, under torchrun
                 distributed.destroy_process_group()
@@ -78,9 +80,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from gkd_plugin.errors import require_report
-
-    require_report("compare")
     from gkd_plugin.compare.compare import Comparison, compare
     from gkd_plugin.compare.grid import FAILED
 
@@ -90,9 +89,6 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from gkd_plugin.errors import require_report
-
-    require_report("diagnose")
     from gkd_plugin.diagnose.run import diagnose, figures_table
 
     given = {name: getattr(options, name) for name in ("output", "device", "known", "projection")}
@@ -104,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "Knowledge distillation when teacher and student do not share their classes."
     parser = _Parser(prog="refilled", description=text)
     parser.add_argument("--version", action="version", version=f"refilled {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     run = commands.add_parser("run", help="train each configuration in turn")
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
@@ -113,8 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command, log="gkd_plugin", stopped="")
 
     run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-    text = "run folder (one CONFIG) or the folder of the run folders (several)"
-    run.add_argument("--output", type=Path, metavar="DIR", help=text)
+    run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or with several CONFIGs that of theirs")
     run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
 
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
@@ -138,8 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(log="gkd_plugin.compare", stopped=kept)  # each run has its own log.txt
 
     diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
-    text = "where the files go (default: RUN_FOLDER/diagnostics)"
-    diagnose.add_argument("--output", type=Path, metavar="DIR", help=text)
+    diagnose.add_argument("--output", type=Path, metavar="DIR", help="default: RUN_FOLDER/diagnostics")
     text = "the student's labels of the classes that the teacher knows"
     diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
     diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")

@@ -56,8 +56,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, produced: Co
     """
     root = compose_file(path)
     notices = apply_overrides(root, overrides)
-    tree = plain_tree(root, str(path))
-    return checked_config(Path(path), tree, notices, produced)
+    return checked_config(Path(path), plain_tree(root, str(path)), notices, produced)
 
 
 def checked_config(

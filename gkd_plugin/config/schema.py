@@ -35,7 +35,6 @@ from gkd_plugin.teacher import DTYPES
 
 
 def _check_datasets(report: Report, path: str, section: Mapping[Any, Any]) -> None:
-    """Objects, all of them."""
     for key, given in section.items():
         if not isinstance(given, Tagged) and not is_private(key):
             report.refuse(at(path, key), given, "must be a data set, e.g. !import_call {key: …}")
@@ -44,7 +43,6 @@ def _check_datasets(report: Report, path: str, section: Mapping[Any, Any]) -> No
 
 
 def _check_models(report: Report, path: str, section: Mapping[Any, Any]) -> None:
-    """One of them is trained."""
     if not {"student_model", "model"} & section.keys():
         report.add(at(path, "student_model"), "missing; name the model to train")
 
@@ -117,7 +115,6 @@ def _check_sampler(report: Report, path: str, section: Mapping[Any, Any]) -> Non
 
 
 def _check_role(report: Report, path: str, section: Mapping[Any, Any]) -> None:
-    """``teacher``, ``student`` or ``model`` of a stage."""
     if "forward_proc" not in section:
         report.add(at(path, "forward_proc"), "missing; write forward_proc: 'forward_batch_only'")
     _check_file(report, path, section)
@@ -142,7 +139,6 @@ def _check_sub_term(report: Report, path: str, term: Mapping[Any, Any]) -> None:
 
 
 def _try_criterion(report: Report, path: str, section: Mapping[Any, Any]) -> None:
-    """Builds the loss on trial."""
     if report.is_clean(path, section):
         with report.trial(path):
             losses.get_high_level_loss(copy.deepcopy(section))

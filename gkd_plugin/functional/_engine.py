@@ -70,9 +70,8 @@ def relationship_operator(
 
 @relationship_operator.register_fake
 def _shapes(anchors: Tensor, *settings: Any) -> Outputs:
-    need_gradient = settings[-1]
     counts = [anchors.new_empty((), dtype=torch.int64) for _ in range(2)]
-    return anchors.new_empty(()), counts[0], counts[1], anchors.new_empty(anchors.shape if need_gradient else 0)
+    return anchors.new_empty(()), counts[0], counts[1], anchors.new_empty(anchors.shape if settings[-1] else 0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:

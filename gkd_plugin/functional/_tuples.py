@@ -31,8 +31,7 @@ def largest_within_margin(distance: Tensor, margin: float) -> Tensor:
     bound, above = (torch.full_like(distance, value) for value in (margin, torch.inf))
     first = torch.nextafter(distance + bound, above)
     second = torch.nextafter(first, -above)
-    third = torch.nextafter(second, -above)
-    chosen = torch.where(second - distance <= bound, second, third)
+    chosen = torch.where(second - distance <= bound, second, torch.nextafter(second, -above))
     return torch.where(first - distance <= bound, first, chosen)
 
 

@@ -207,7 +207,6 @@ class _Softmax(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, scale: float) -> "_Softmax":
-        """At a scale s."""
         total = logits.new_zeros(3)
         for z in torch.split(logits, max(_BLOCK // logits.shape[1], 1)):
             p = (scale * z).exp_()

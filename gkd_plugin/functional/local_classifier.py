@@ -103,8 +103,7 @@ def local_logits(embedding: Tensor, centres: Tensor) -> Tensor:
 
 def present_classes(labels: Tensor, num_classes: int) -> Tensor:
     """K_b as a mask: ``[C]`` bool, True for the classes that occur in ``labels`` ``[B]``."""
-    mask = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
-    return mask.scatter(0, labels.long(), True)
+    return torch.zeros(num_classes, dtype=torch.bool, device=labels.device).scatter(0, labels.long(), True)
 
 
 def local_classifier_distillation(

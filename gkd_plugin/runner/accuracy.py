@@ -170,8 +170,7 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     if missing:
         logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
     elif isinstance(teacher, RefilledTeacher):
-        score = _nearest_class_mean(teacher, box.train_data_loader)
-        ncm = evaluate(score, loader, accelerator, "teacher NCM")
+        ncm = evaluate(_nearest_class_mean(teacher, box.train_data_loader), loader, accelerator, "teacher NCM")
         row |= ncm.as_dict("ncm_")
         is_poor = own is not None and (near_chance(own) or own.top1 < ncm.top1 / 2)
         own = None if is_poor and relation is None else own

@@ -99,8 +99,7 @@ def _reads(loss: Any) -> Iterator[tuple[str, str, str]]:
 def first_images(dataset: Any) -> Tensor:
     """The first two images of a data set as a batch; random states stay as they were."""
     with torch.random.fork_rng(devices=[]):
-        loader = DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)
-        images: Tensor = next(iter(loader))[0]
+        images: Tensor = next(iter(DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)))[0]
     return images
 
 

@@ -32,10 +32,7 @@ def available_devices() -> list[str]:
 
 
 def read_placement(config: Mapping[str, Any], device: str | None = None, *, one_device: bool = False) -> Placement:
-    """Reads the ``device:`` section of a valid config; ``--device`` goes before its ``default``.
-
-    With ``one_device`` the teacher is where the student is.
-    """
+    """Reads ``device:`` of a valid config; ``--device`` goes before ``default``, ``one_device`` before ``teacher``."""
     section = config.get("device") or {}
     key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
     default = _find(key, name)

@@ -149,5 +149,4 @@ def _warn(built: Mapping[str, Any], stages: Sequence[Stage]) -> None:
             epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
             logger.warning("%s: %s, but the stage has %s", place, length, epochs)
         elif name == "total_steps" and length == 1:
-            text = "%s: 1 step is the last of its cycle: almost nothing is learned; remove the scheduler"
-            logger.warning(text, place)
+            logger.warning(f"{place}: 1 step is the last of its cycle: almost nothing is learned; remove the scheduler")

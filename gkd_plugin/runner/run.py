@@ -262,13 +262,12 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
         folder = RunFolder(output, accelerator.is_main_process)
         folder.create(config.text)
         with folder.log_file(), accelerator.autocast():
-            num_classes = num_classes_of(student, entry)
-            score = PROBES[probe](box.teacher_model, box.train_data_loader, num_classes, accelerator)
+            score = PROBES[probe](box.teacher_model, box.train_data_loader, num_classes_of(student, entry), accelerator)
             final = evaluate(score, loader, accelerator, "test").as_dict()
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()
-    ended = {"status": "finished", "probe": probe, "warnings": folder.warnings, "stages": {}}
-    summary = {**_new_summary(config, seed, placement), **ended, "final": {**final, "on": "test"}}
-    summary["wall_seconds"] = round(time.perf_counter() - start, 3)
+    found = {"probe": probe, "warnings": folder.warnings, "stages": {}, "final": {**final, "on": "test"}}
+    ended = {"status": "finished", **found, "wall_seconds": round(time.perf_counter() - start, 3)}
+    summary = {**_new_summary(config, seed, placement), **ended}
     folder.write_summary(summary)
     return summary

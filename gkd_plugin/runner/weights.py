@@ -99,9 +99,8 @@ def save_student(model: nn.Module, path: Path, about: Mapping[str, Any]) -> None
     (Of several entries safetensors would choose the order at random; this way the same weights give the same bytes.)
     """
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
-    content = save(state, metadata={_METADATA: json.dumps(about)})
     # save_file() would make it readable by its owner only
-    write_atomically(path, lambda file: file.write_bytes(content))
+    write_atomically(path, lambda file: file.write_bytes(save(state, metadata={_METADATA: json.dumps(about)})))
 
 
 def save_upstream_checkpoint(model: nn.Module, box: Any, best: float, path: Path, about: Mapping[str, Any]) -> None:
@@ -191,9 +190,8 @@ class _Fit:
 
     def __init__(self, model: nn.Module, path: str | Path, where: str) -> None:
         self.file = read_weights(path, where)
-        if self.file.epochs is not None and self.file.epochs[0] < self.file.epochs[1]:
-            text = "%s: %s is of epoch %d of %d: the run that wrote it did not finish"
-            logger.warning(text, where, path, *self.file.epochs)
+        if (epochs := self.file.epochs) is not None and epochs[0] < epochs[1]:
+            logger.warning("%s: %s is of epoch %d of %d: the run that wrote it did not finish", where, path, *epochs)
         found, own = self.file.state, model.state_dict()
         with told_at(f"{where}: {path} "):
             self.prefix = _prefix(found, own)
@@ -222,9 +220,7 @@ class _Fit:
         return [f"{len(names)} {kind}: {shown[kind]}" for kind, names in kinds.items() if names]
 
     def refuse(self, but: Collection[str] = ()) -> None:
-        """Raises ConfigError where there are problems."""
-        problems = self.problems(but)
-        if problems:
+        if problems := self.problems(but):
             raise ConfigError(f"{self._title}: {'; '.join(problems)}")
 
     def heads(self, classifiers: tuple[str, ...]) -> set[str]:

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 Written = str | Mapping[Any, Any] | None
 Labels = list[int | None]
+Names = Sequence[str] | None
 
 
 @dataclass
@@ -27,17 +28,13 @@ class ClassMap:
     said: Labels | None = None  # of each class of the student the teacher's label, or None; None where nothing tells
     said_of: int | None = None  # how many classes the teacher has that the training set speaks of
     written: Written = "auto"  # the wrapper's keyword class_map
-    student_names: Sequence[str] | None = None
-    teacher_names: Sequence[str] | None = None  # in the order of its logits
+    student_names: Names = None
+    teacher_names: Names = None  # in the order of its logits
     teacher_size: int | None = None  # its number of classes; None where it is not known yet, or there are none
 
     @classmethod
     def of(
-        cls,
-        dataset: Any,
-        written: Written = "auto",
-        teacher_names: Sequence[str] | None = None,
-        teacher_size: int | None = None,
+        cls, dataset: Any, written: Written = "auto", teacher_names: Names = None, teacher_size: int | None = None
     ) -> "ClassMap":
         """The map for a student's training set; ``teacher_size`` is 0 for a teacher without a classifier.
 
@@ -127,9 +124,7 @@ class ClassMap:
             logger.warning("class_map: the teacher has classes named %s; %s", text, hint)
 
 
-def _mapped(
-    written: Any, names: Sequence[str], teacher_names: Sequence[str] | None, teacher_size: int | None
-) -> Labels:
+def _mapped(written: Any, names: Sequence[str], teacher_names: Names, teacher_size: int | None) -> Labels:
     """The labels that a map in the configuration means."""
     teacher = None if teacher_names is None else ClassNames(teacher_names)
     last = teacher_size - 1 if teacher_size else None

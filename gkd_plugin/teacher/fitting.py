@@ -40,9 +40,8 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:
     :data:`MAX_ROWS` samples. Raises ConfigError where a class has no sample.
     """
     labels: list[Tensor] = []  # of all samples, when the first pass is over
-    clean = _batches(clean_loader(train_data_loader), "class centres", labels)
     views = _views(train_data_loader, labels) if teacher.local_classifier.wants_views else None
-    teacher.fit_centres(clean, views)
+    teacher.fit_centres(_batches(clean_loader(train_data_loader), "class centres", labels), views)
     classes, width = teacher.local_classifier.centres.shape
     logger.info("class centres: %d classes, %d-dimensional", classes, width)
 
@@ -51,9 +50,8 @@ def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
     """The training samples once each, in order, on the evaluation view where the dataset offers one."""
     dataset, is_clean = evaluation_view(train_data_loader.dataset)
     if not is_clean:
-        cure = "(gkd_plugin.data.with_evaluation_view attaches a view)"
-        text = "the training set offers no evaluation view: class centres are computed on its training transform %s"
-        logger.warning(text, cure)
+        lacks = "no evaluation view: class centres are computed on its training transform"
+        logger.warning("the training set offers %s (gkd_plugin.data.with_evaluation_view attaches a view)", lacks)
     return in_order(dataset, train_data_loader)
 
 
@@ -79,11 +77,10 @@ def _views(train_data_loader: Any, labels: list[Tensor]) -> Iterator[tuple[Tenso
     if count > MAX_ROWS:
         chosen = first_of_each(torch.cat(labels), MAX_ROWS)
         dataset, count = Subset(dataset, chosen.tolist()), len(chosen)
-    loader = in_order(dataset, train_data_loader)
     with seeded("local classifier"):
         for _ in range(min(max(MAX_ROWS // count, 1), MAX_VIEWS)):
             numbers = torch.arange(count)
-            for images, of in _batches(loader, "local classifier", []):
+            for images, of in _batches(in_order(dataset, train_data_loader), "local classifier", []):
                 yield images, of, numbers[: len(of)]
                 numbers = numbers[len(of) :]
 
