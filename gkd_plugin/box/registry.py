@@ -14,8 +14,7 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 def register(registry: MutableMapping[str, Any], decorator: Callable[..., Any], key: str) -> Callable[[Part], Part]:
     """Decorator: registers a class or function under ``key`` through torchdistill's own ``decorator``.
 
-    Raises ConfigError where another object holds the key in its ``registry``; the same object may come again (a
-    reloaded module).
+    Raises ConfigError where another object holds the key in its ``registry``; a reloaded module's own may come again.
     """
 
     def decorate(part: Part) -> Part:

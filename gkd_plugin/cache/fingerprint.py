@@ -76,8 +76,7 @@ def views_key(views: FixedViews, probes: int = 16) -> str:
 def image_keys(dataset: Any) -> list[Path | str] | None:
     """What tells the images of a data set apart: each one's file, or a digest of its pixels before any transform.
 
-    Looks into wrappers, subsets and concatenations. ``None`` where images are neither listed files nor arrays in
-    memory.
+    Looks into wrappers, subsets and concatenations. ``None`` where images are neither listed files nor arrays.
     """
     parts = inner_datasets(dataset)
     if not parts:

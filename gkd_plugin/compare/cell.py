@@ -52,8 +52,8 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
     tree = copy.deepcopy(tree)
     if method.memory is None:  # whatever the memory, which would also change how batches are balanced
         setting = replace(setting, memory=None)
-        for kwargs in with_memory(tree):
-            kwargs["memory"] = None
+        for subset in with_memory(tree):
+            subset["memory"] = None
     apply_setting(tree, setting, task)
     stages = base_stages(tree)
     with told_at(f"method {method.name!r}: "):

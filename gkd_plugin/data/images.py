@@ -70,8 +70,7 @@ class ArrayImages(TransformedImages):
         eval_transform: Transform = None,
     ) -> None:
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-            given = f"{images.dtype} {list(images.shape)}"
-            raise ConfigError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {given}")
+            raise ConfigError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {images.shape}")
         if len(images) != len(targets):
             raise ConfigError(f"targets: {len(targets)} labels for {len(images)} images; one for each is needed")
         names = range(max(map(int, targets), default=-1) + 1) if classes is None else classes
@@ -126,8 +125,7 @@ def npz_images(
             held = archive.files
             images, labels, names = (archive.get(key) for key in (f"x_{split}", f"y_{split}", "class_names"))
     except (AttributeError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        wanted = ".npz file of several arrays, none of them damaged or pickled"
-        raise ConfigError(f"path: {file} is not a readable {wanted}") from error
+        raise ConfigError(f"path: {file} is no .npz file of arrays, or has damaged or pickled ones") from error
     if images is None or labels is None:
         hint = nearest(split, [key[2:] for key in held if key.startswith("x_") and f"y_{key[2:]}" in held])
         raise ConfigError(f"split: {file} has no x_{split} and y_{split}; {hint}; it holds {', '.join(sorted(held))}")

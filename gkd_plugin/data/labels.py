@@ -1,7 +1,6 @@
 """Labels and classes of a dataset, and what is known of them, read through its wrappers without loading an image.
 
-All raise ConfigError where there is not one whole number as label for each sample; what counts classes also where there
-is no sample, or a negative label.
+All raise ConfigError where a sample has no whole number as label; what counts classes also at no sample or label < 0.
 """
 
 import inspect

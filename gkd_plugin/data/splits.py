@@ -72,11 +72,9 @@ def pick(dataset: Dataset[Any], classes: Sequence[int], samples: Sequence[Sequen
     names, known = classes_of(dataset), teacher_labels_of(dataset)
     pairs = sorted((index, label) for label, indices in enumerate(samples) for index in indices)
     indices, targets = [index for index, _ in pairs], [label for _, label in pairs]
-    subset = ClassSubset(dataset, indices, targets, [names[old] for old in classes])
-    if known is None:
-        return subset
-    own = [known[old] for old in classes if old < len(known)]
-    return replace(subset, teacher_labels=own, teacher_num_classes=teacher_num_classes_of(dataset))
+    own = None if known is None else [known[old] for old in classes if old < len(known)]
+    subset = ClassSubset(dataset, indices, targets, [names[old] for old in classes], teacher_labels=own)
+    return subset if known is None else replace(subset, teacher_num_classes=teacher_num_classes_of(dataset))
 
 
 def class_subset(
@@ -196,8 +194,7 @@ def class_split(
 
     Args:
         part: which of ``sizes``.
-        sizes: name of a part → its number of classes; the parts follow each other in the class order, in this order.
-            Classes may be left over.
+        sizes: name of a part → its number of classes; cut from the class order in turn; some may be left over.
     """
     if not isinstance(sizes, Mapping):
         raise ConfigError(f"sizes must map the names of the parts to numbers of classes, got {sizes!r}")

@@ -56,8 +56,7 @@ def image_transform(
         raise ConfigError(f"padding={padding}, flip={flip} and crop={crop!r} augment, so they need train=True")
     if crop == "resized":
         if padding or resize is not None:
-            given = f"padding={padding}, resize={resize}"
-            raise ConfigError(f"crop='resized' has no use for padding and resize, got {given}")
+            raise ConfigError(f"crop='resized' has no use for padding and resize, got {padding} and {resize}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(f"scale must be two numbers with 0 < smallest <= largest <= 1, got {scale}")
         steps = [transforms.RandomResizedCrop(size, scale=tuple(scale))]

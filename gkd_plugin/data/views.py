@@ -113,8 +113,7 @@ class FixedViews(Dataset[Any]):
         parts = sample if isinstance(sample, (tuple, list)) else [sample]
         if len(parts) != 2 or not isinstance(parts[0], Tensor):
             found = f"sample {index} is ({', '.join(type(part).__name__ for part in parts)})"
-            name = type(self.dataset).__name__
-            raise ConfigError(f"dataset {name}: only samples of (image tensor, label) can be cached, {found}")
+            raise ConfigError(f"dataset {type(self.dataset).__name__}: only (tensor, label) can be cached, {found}")
         return parts[0], parts[1]
 
 

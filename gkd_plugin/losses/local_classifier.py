@@ -92,8 +92,7 @@ class OldClassDistillation(Term):
         temperature: τ > 0.
 
     Raises:
-        ConfigError: the temperature is not above 0; in training, a path is not recorded or the student has fewer
-            classes than the teacher.
+        ConfigError: a temperature not above 0; in training, a path not recorded, or a teacher with more classes.
     """
 
     key = "old_class_distillation"

@@ -81,8 +81,7 @@ def _tapped_class(base: Any) -> type[EmbeddingTap]:
 
 
 def _rebuild(base: Any) -> nn.Module:
-    tapped = _tapped_class(base)
-    return tapped.__new__(tapped)
+    return object.__new__(_tapped_class(base))
 
 
 def _attach(model: Any) -> None:

@@ -79,8 +79,7 @@ class ProjectedStudent(AuxiliaryModelWrapper):
     Args:
         student_model: the student; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
         projection: ``{kind, in_features, out_features}``, see :class:`gkd_plugin.models.projection.Projection`.
-        embedding: module path of the student's embedding, ``[B, D]`` or ``[B, D, 1, 1]``. The default is right for
-            every ``timm_model``.
+        embedding: module path of its embedding, ``[B, D]`` or ``[B, D, 1, 1]``; ``timm_model`` has the default.
 
     Raises:
         ConfigError: the embedding path does not exist, or the projection is not one.
