@@ -17,8 +17,6 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["main"]
-
 T = TypeVar("T")
 
 EXIT_FAILED_CELLS = 1

@@ -48,8 +48,7 @@ class RunConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, produced: Collection[str] | None = ()) -> RunConfig:
     """Reads a torchdistill YAML, overrides (:func:`~gkd_plugin.config.overrides.apply_overrides`) and validates it.
 
-    A ``src_ckpt`` must exist, or be among those that configs before this one will have ``produced``; with ``None`` it
-    does not matter.
+    A ``src_ckpt`` must exist, or be ``produced`` by the configs before this one; with ``None`` it does not matter.
 
     Raises:
         ConfigError: the file cannot be read, an override does not apply, or there are problems (one line each).

@@ -16,8 +16,7 @@ def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
     """Applies ``key.path=YAML value`` assignments in order; changes the graph.
 
     An override changes only the path it names: a plain section that an anchor or a merge key shares is copied first.
-    An object with a tag (``!import_call`` …) stays one object for all its users, and a place that only holds an anchor
-    (``x-…``, ``_…``) is set for all its users, too.
+    An object with a tag (``!import_call`` …), or a place that only holds an anchor (``x-…``, ``_…``), is one for all.
 
     List items go by index (``train.optimizer.kwargs.betas.0=0.8``). An empty value is null, and ``1e-3`` is a number
     here (in a YAML file it is text). Keys that the file lacks are added, with the sections above them.
@@ -26,8 +25,7 @@ def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
         Notices for the user, one line each: where an override reaches further, or less far, than may be expected.
 
     Raises:
-        ConfigError: no ``=``, a value that is not YAML, a path through a value, or a new data set, model, stage or
-            anchor place (names the nearest keys).
+        ConfigError: no ``=``, no YAML, a path through a value, or a new data set, model, stage or anchor.
     """
     notices = []
     for assignment in assignments:

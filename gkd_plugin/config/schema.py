@@ -1,8 +1,7 @@
 """The table of a configuration: the keys that torchdistill 1.1.5 and our runner read, and what each may hold.
 
 torchdistill ignores what it does not read, so a key that is missing here is a misspelling. Before the table stand the
-rules that no table holds. Losses, optimizers, schedules and data loaders check what they are given: one of each is
-built on trial, and thrown away.
+rules that no table holds. Losses, optimizers, schedules and data loaders check themselves: each is built on trial.
 """
 
 import contextlib

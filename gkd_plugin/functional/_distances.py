@@ -70,8 +70,7 @@ class Distances:
     def gradient(self) -> Tensor:
         """``[B, D]``, ∂L/∂embedding of the anchors, once all pulls are in; 0 for rows of (nearly) zeros.
 
-        For a centred row it is Σ_j H_ij·(x_i − x_j), H the pull plus its transpose: one product where all distances are
-        held, otherwise two for each tile.
+        For a centred row it is Σ_j H_ij·(x_i − x_j), H the pull plus its transpose: one product, or two for each tile.
         """
         gradient = self._gradient
         if self._products is not None:

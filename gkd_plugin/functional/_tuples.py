@@ -25,8 +25,7 @@ the pull ``[R, N]``, ∂ΣKL/∂D^S_an ÷ D^S_an, where a gradient is needed."""
 def largest_within_margin(distance: Tensor, margin: float) -> Tensor:
     r"""θ(d): the largest representable x for which the difference x − d, rounded, is at most ``margin``; for d ≥ 0.
 
-    ``d + margin`` is off by one unit in the last place where either operation rounds; comparing with θ(d) selects
-    exactly what ``x - d <= margin`` selects.
+    ``d + margin`` may be off by one unit in the last place; ``x <= θ(d)`` selects what ``x - d <= margin`` selects.
     """
     bound, above = (torch.full_like(distance, value) for value in (margin, torch.inf))
     first = torch.nextafter(distance + bound, above)

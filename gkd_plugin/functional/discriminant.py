@@ -75,8 +75,7 @@ def fit_discriminant(
         shrinkages: the γ to try, each in (0, 1].
 
     Raises:
-        ValueError: shapes do not fit, values are not finite, a label is out of range, a class has fewer than two
-            samples, or folds or shrinkages are not as above.
+        ValueError: shapes do not fit, values are not finite or out of range, or a class has fewer than two samples.
 
     Example:
         >>> import torch

@@ -1,7 +1,6 @@
 r"""Relationship matching: the loss of stage ``embedding`` (TPAMI 2023, section 4.1), and embeddings of earlier batches.
 
-One sort and prefix sums serve all tuples of an anchor (``_prefix_sums``), O(B² log B) for the batch; the form of the
-paper, one softmax per tuple, is in ``_tuples``.
+Prefix sums serve all tuples of an anchor (``_prefix_sums``), O(B² log B) a batch; ``_tuples`` has the paper's form.
 """
 
 from typing import NamedTuple

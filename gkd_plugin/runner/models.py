@@ -30,8 +30,7 @@ SCALE = 10.0  # logits per cosine at the start; classifiers on normalised embedd
 def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
     """The model that ``entry`` names, with ``src_ckpt`` loaded into it; ``where`` is the key path of the entry.
 
-    ``src_ckpt_classifier`` 'new' and 'centres' take the file's backbone alone, 'extended' also its classifier as the
-    first classes.
+    ``src_ckpt_classifier`` 'new' and 'centres' take the file's backbone alone, 'extended' its classes as the first.
     """
     kwargs, source = entry.get("kwargs") or {}, entry.get("src_ckpt")
     hub_log = logging.getLogger("huggingface_hub")
@@ -69,9 +68,8 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     r"""Sets every classifier of the student to z_k = 10 · φᵀc_k / m, with no bias.
 
     φ is the classifier's input, c_k the normalised mean of φ over the training samples of class k (evaluation view), m
-    the mean length of φ. No untrained classifier spoils the embedding in the first steps then (Qi, Brown and Lowe,
-    "Low-Shot Learning with Imprinted Weights", CVPR 2018). Not in the ReFilled paper. Random states stay as they were;
-    the student is in eval mode afterwards.
+    the mean length of φ. So no untrained classifier spoils the embedding (Qi, Brown and Lowe, "Low-Shot Learning with
+    Imprinted Weights", CVPR 2018). Not in the ReFilled paper. Random states stay; the student ends in eval mode.
     """
     place = f"{where}.src_ckpt_classifier: 'centres'"
     student.eval()

@@ -71,8 +71,7 @@ class ClassMap:
     def relation(self) -> Literal["same", "reordered", "different"] | None:
         """Whether the student's classes are the teacher's own, in the same order; ``None`` where nothing tells.
 
-        A written map goes before the names, and these before what the training set says. Names that have nothing in
-        common may be spelt otherwise, so they tell nothing.
+        A written map goes before the names, if any is common, and these before what the training set says.
         """
         ours, theirs = list[Any](self.student_names or ()), list[Any](self.teacher_names or ())
         if self.written not in ("auto", None) or not set(ours) & set(theirs):

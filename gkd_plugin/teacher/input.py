@@ -16,6 +16,7 @@ from gkd_plugin.errors import ConfigError, is_number, one_of
 
 logger = logging.getLogger(__name__)
 
+_UNKNOWN = ImageInput()
 _TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # wrappers come and go with the stages
 
 
@@ -39,7 +40,7 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
         return known
     cfg: Any = getattr(teacher, "pretrained_cfg", None)
     if preprocessing == "data" or not isinstance(cfg, dict) or cfg.get("input_size") is None:
-        return ImageInput()
+        return _UNKNOWN
     channels, height, width = cfg["input_size"]
     mean, std = cfg.get("mean"), cfg.get("std")
     if mean is None or std is None or {len(mean), len(std)} - {1, channels}:
@@ -47,11 +48,8 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
     return ImageInput(tuple(mean), tuple(std), (height, width))
 
 
-def given_input(
-    mean: Any, std: Any, size: Any = None, *, known: ImageInput | None = None, prefix: str = ""
-) -> ImageInput:
+def given_input(mean: Any, std: Any, size: Any = None, *, known: ImageInput = _UNKNOWN, prefix: str = "") -> ImageInput:
     """What the wrapper's keywords (named in messages with ``prefix``) say; ``known`` where they say nothing."""
-    known = known or ImageInput()
     return ImageInput(
         mean=_listed(f"{prefix}mean", mean, float, "a number for each channel") or known.mean,
         std=_listed(f"{prefix}std", std, float, "a number above 0 for each channel", above_zero=True) or known.std,
@@ -122,7 +120,7 @@ class TeacherInput(nn.Module):
             done = f"the teacher's images are {' and '.join(steps)}"
             hint = f"auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as they are{guess * is_guess}"
             logger.log(logging.WARNING if is_guess else logging.INFO, "%s; %s", done, hint)
-        if self.teacher == ImageInput() and preprocessing != "data":
+        if self.teacher == _UNKNOWN and preprocessing != "data":
             logger.info("the teacher does not say what images it was trained with: it gets those of the student")
         if self.teacher.mean is not None and self.data.mean is None:
             found = "the training set does not show how its images are normalised, so the teacher gets them as they are"

@@ -59,8 +59,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         teacher_device: device of the teacher alone, e.g. ``'cuda:1'``; by default that of the student.
         teacher_dtype: what the teacher is held in: ``'float32'``, ``'bf16'`` or ``'fp16'``.
         projection: ``{kind, in_features, out_features}`` of a map of the embedding, see :class:`Projection`. One with
-            weights is trained: it needs ``teacher.requires_grad: True`` (the teacher itself stays frozen) and
-            ``embedding`` among the hooks.
+            weights is trained (the teacher is not): needs ``teacher.requires_grad: True`` and the hook ``embedding``.
 
     Raises:
         ConfigError: the embedding path does not exist, or a setting is none of those allowed.

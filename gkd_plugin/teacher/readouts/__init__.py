@@ -1,7 +1,6 @@
 """The hook path ``local_classifier``: logits over the student's classes from what the teacher says, by a readout.
 
-The paper's is here. Every other module of this folder is imported: a file with a subclass of :class:`Readout` is a new
-readout.
+The paper's is here. Every other module of this folder is imported: a subclass of :class:`Readout` is a new readout.
 """
 
 import importlib
