@@ -91,6 +91,7 @@ def sets(*assignments):
     [
         (["run", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
         (["run", "student.yaml", "--device", "cuda:99"], r"--device: .*'cuda:99' .*: auto, cpu"),
+        (["compare", "student.yaml", "--output", "grid", "--methods", "refiled"], r"--methods: .*; did you mean 'ref"),
         (["evaluate", "student.yaml", "--checkpoint", "nowhere.pt"], r"--checkpoint: no such file: nowhere\.pt"),
         (
             sets("models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}"),
@@ -237,26 +238,6 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
     for line in (r"fails +failed", r"failed: as configured, fails, seed 0: .*'embeding'.*", r"cross-entropy +\d+\.\d"):
         assert re.search(f"^{line}$", out, re.MULTILINE), line
     assert re.search(r"^error: \[1/2\] as configured, fails, seed 0: failed: .*'embeding'", err, re.MULTILINE)
-
-
-OTHER_STAGE, SMALL = "train.stage1.criterion.kwargs.stage", "datasets.train.init.kwargs.dataset.init.kwargs.classes=7"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--methods", "refiled"], r"--methods: there is no method 'refiled' or YAML file; did you mean 'ref"),
-        (["--set", "models.teacher_model.src_ckpt=no.pt"], r"tiny\.yaml: .*\.src_ckpt: no such file: no\.pt"),
-        (["--set", f"{OTHER_STAGE}=classifier"], r"tiny\.yaml: train: .* and stage 'embedding'"),
-        (["--overlap", "0", "--set", SMALL], r"overlap 0 %: datasets\.train.*: .*=4 need 8 classes, there are 7"),
-    ],
-)
-def test_a_grid_that_cannot_be_is_told_before_anything_is_written(words, message, tiny, capsys):
-    assert main(grid_of(*words)) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert re.fullmatch(rf"refilled: error: .*{message}.*\n", err), err
-    assert {path.name for path in tiny.iterdir()} == {"tiny.yaml", "teacher.pt"}
 
 
 @pytest.mark.parametrize(

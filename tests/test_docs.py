@@ -18,9 +18,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 METHODS = sorted(path.stem for path in (ROOT / "gkd_plugin/compare/methods").glob("*.yaml"))
 DATASETS = "datasets: {own: !import_call {key: 'gkd_plugin.data.image_folder', init: {kwargs: {root: 'data/own'}}}}\n"
-LOADER = (
-    "{dataset_id: 'own', sampler: {class_or_func: !import_get {key: 'torch.utils.data.RandomSampler'}}, kwargs: {}}"
-)
+SAMPLER = "{class_or_func: !import_get {key: 'torch.utils.data.RandomSampler'}}"
+LOADER = f"{{dataset_id: 'own', sampler: {SAMPLER}, kwargs: {{}}}}"
 """What ``{...}`` stands for in the examples."""
 
 
@@ -67,14 +66,10 @@ def test_readme_is_one_screen_and_a_bit():
     assert len(text_of(ROOT / "README.md").splitlines()) <= 150
 
 
-def test_table_of_keywords_is_current():
+def test_table_of_keywords_is_current_and_explains_every_one():
     tables = script("make_tables")
     assert tables.with_table(text_of(tables.PAGE)) == text_of(tables.PAGE), "run python docs/make_tables.py"
-
-
-def test_every_keyword_is_explained():
-    rows = [row for row in script("make_tables").table().splitlines() if row.endswith("|  |")]
-    assert rows == []
+    assert [row for row in tables.table().splitlines() if row.endswith("|  |")] == []
 
 
 def test_data_functions_of_the_configurations_are_in_the_table():
@@ -92,16 +87,13 @@ def test_every_method_is_in_the_table(method):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere_and_yaml_blocks_are_yaml(page):
     targets = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page))
     for path, anchor in targets:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), path
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
 
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_yaml_blocks_are_yaml(page):
     for block in blocks(page, "yaml"):
         assert isinstance(yaml.compose(block), yaml.MappingNode)
 

@@ -21,25 +21,24 @@ def seeds(*values):
     return {(seed, None): value for seed, value in enumerate(values)}
 
 
-def test_only_seeds_that_both_have_are_paired():
-    difference = paired_difference(seeds(5.0, 7.0, 100.0), {(1, None): 4.0, (0, None): 4.0, (3, None): -100.0})
-    assert (difference.value, difference.error) == (2.0, pytest.approx(1.0))
+OURS, CONTROL = {(0, 0): 11.0, (1, 0): 13.0, (0, 1): 15.0}, {(0, 0): 10.0, (1, 0): 10.0, (0, 1): 10.0, (1, 1): 0.0}
+
+
+@pytest.mark.parametrize(
+    ("ours", "control", "differences", "error"),
+    [
+        (seeds(5.0, 7.0, 100.0), {(1, None): 4.0, (0, None): 4.0, (3, None): -100.0}, [1.0, 3.0], 1.0),
+        (OURS, CONTROL, [2.0, 5.0], 1.5 * stats.t.ppf(0.975, 1)),  # task 0: 1 and 3; task 1: 5, its other seed failed
+        (seeds(2.0), seeds(1.0, 2.0), [1.0], None),
+        (seeds(26.7, 27.1), seeds(25.0, 25.4), [1.7, 1.7], 0.0),  # equal, whatever their last bits say
+    ],
+)
+def test_what_both_have_is_paired_and_a_p_value_needs_two_that_differ(ours, control, differences, error):
+    found = paired_difference(ours, control)
+    assert (found.value, found.error) == (pytest.approx(np.mean(differences)), pytest.approx(error))
+    expected = stats.ttest_1samp(differences, 0).pvalue if len(set(differences)) > 1 else None
+    assert found.p_value == pytest.approx(expected)
     assert paired_difference({(0, None): 1.0}, {(1, None): 1.0}) is None
-
-
-def test_tasks_are_paired_with_their_seeds():
-    """Differences: task 0: 1 and 3, task 1: 5 (its other seed failed): 2 and 5."""
-    ours = {(0, 0): 11.0, (1, 0): 13.0, (0, 1): 15.0}
-    difference = paired_difference(ours, {(0, 0): 10.0, (1, 0): 10.0, (0, 1): 10.0, (1, 1): 0.0})
-    assert difference.value == 3.5
-    assert difference.p_value == pytest.approx(stats.ttest_1samp([2.0, 5.0], 0).pvalue)
-
-
-def test_no_p_value_of_one_pair_or_of_equal_differences():
-    """Equal, whatever their last bits say."""
-    one, equal = paired_difference(seeds(2.0), seeds(1.0, 2.0)), paired_difference(seeds(26.7, 27.1), seeds(25.0, 25.4))
-    assert (one.value, one.error, one.p_value) == (1.0, None, None)
-    assert (equal.value, equal.p_value) == (pytest.approx(1.7), None)
 
 
 def test_the_table():
@@ -54,37 +53,32 @@ the teacher's NCM accuracy on validation images in %: overlap 50 % 33.3, overlap
 failed: overlap 100 %, refilled, seed 1 and 1 more: too small, "x"
 failed: overlap 100 %, kd, seed 0 and 2 more: no weights
 """
-    lines = comparison_table(RESULTS, "top1").splitlines()
-    assert [line.split() for line in lines if "---" not in line] == [
-        line.split() for line in expected.split("\n")[1:-1]
-    ]
+    shown, wanted = comparison_table(RESULTS, "top1").splitlines(), expected.splitlines()[1:]
+    assert [line.split() for line in shown if "---" not in line] == [line.split() for line in wanted]
 
 
-def test_without_the_control_there_is_no_difference():
-    table = comparison_table([result for result in RESULTS if result.cell.method is not CE], "top1")
-    assert "− ce" not in table
-    assert "\ntop1 in %, mean ± standard error over seeds (the teacher is the same in all)\n" in table
-    assert table.splitlines()[0].split("  ")[0] == "method"
+NOTE = "mean ± standard error over seeds (the teacher is the same in all)"
+LOST = [result for result in ONE_SETTING if (result.cell.method, result.cell.seed) != (CE, 2)]
+# tasks of 60, 64 and 68 after the mean of two seeds: 64 ± 4.303 · 4/√3
+TASKS = [finished(CE, HALF, seed, 59.0 + 4 * task + 2 * seed, task) for task in range(3) for seed in (0, 1)]
 
 
-def test_another_score():
-    table = comparison_table(RESULTS, "ncm_top1")
-    assert "31.0 ± 0.6" in table
-    assert "no ncm_top1" in table
-
-
-def test_lost_pairs_are_told():
-    lost = [result for result in ONE_SETTING if (result.cell.method, result.cell.seed) != (CE, 2)]
-    assert "2 of 3 paired" in comparison_table(lost, "top1")
-    assert "paired" not in comparison_table(ONE_SETTING, "top1").splitlines()[3]
-
-
-def test_tasks_are_told_with_their_confidence_interval():
-    """Tasks of 60, 64 and 68 after the mean of two seeds: 64 ± 4.303 · 4/√3."""
-    tops = [(task, seed, top1 + 2 * seed - 1) for task, top1 in enumerate([60.0, 64.0, 68.0]) for seed in (0, 1)]
-    table = comparison_table([finished(CE, HALF, seed, top1, task) for task, seed, top1 in tops], "top1")
-    assert "64.0 ± 9.9" in table
-    assert "mean ± 95 % confidence over tasks" in table
+@pytest.mark.parametrize(
+    ("results", "score", "shown", "absent"),
+    [
+        ([result for result in RESULTS if result.cell.method is not CE], "top1", [f"\ntop1 in %, {NOTE}\n"], "− ce"),
+        (RESULTS, "ncm_top1", ["31.0 ± 0.6", "no ncm_top1"], "64.0"),
+        (LOST, "top1", ["2 of 3 paired"], None),
+        (ONE_SETTING, "top1", ["paired difference"], "of 3 paired"),
+        (TASKS, "top1", ["64.0 ± 9.9", "mean ± 95 % confidence over tasks"], "standard error"),
+    ],
+    ids=["without the control", "another score", "lost pairs", "no lost pairs", "tasks"],
+)
+def test_other_tables(results, score, shown, absent):
+    table = comparison_table(results, score)
+    assert table.startswith("method  ")
+    assert all(text in table for text in shown)
+    assert absent is None or absent not in table
 
 
 @pytest.mark.parametrize(("task", "note"), [(None, "one seed"), (0, "one task")])
