@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gkd_plugin.config.overrides import apply_overrides
 from gkd_plugin.config.tree import build, compose, dump, items, places, plain_tree
-from gkd_plugin.errors import ConfigError
 from tests.config.samples import parse
+from tests.runner.fakes import refused
 
 CONFIG = """\
 datasets:
@@ -145,16 +145,14 @@ def test_replacing_a_whole_object_changes_one_path():
     ],
 )
 def test_refuses_what_does_not_apply(assignment, message):
-    with pytest.raises(ConfigError, match=message):
-        override(assignment)
+    refused(message, override, assignment)
 
 
 def test_names_the_option_where_its_value_does_not_work():
-    with pytest.raises(ConfigError, match=r"^--set x-o, line 1, column 1: '<<' takes a mapping"):
-        override("x-o=3", text="x-o: &o {lr: 1}\na: {<<: *o}\n")
+    text = "x-o: &o {lr: 1}\na: {<<: *o}\n"
+    refused("^--set x-o, line 1, column 1: '<<' takes a mapping", override, "x-o=3", text=text)
     tree, _ = override("train.stage3.cls=!import_call {key: builtins.nix}")
-    with pytest.raises(ConfigError, match=r"^train\.stage3\.cls \(--set train\.stage3\.cls\): builtins\.nix: no such"):
-        build(tree)
+    refused(r"^train\.stage3\.cls \(--set train\.stage3\.cls\): builtins\.nix: no such", build, tree)
 
 
 @given(

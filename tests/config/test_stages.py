@@ -12,9 +12,8 @@ def config(train, **models):
 def test_stages_come_in_the_order_of_their_numbers():
     train = {"stage10": {}, "stage2": {}, "stage1": {}, "log_freq": 1, "stages": 3}
     stages = stages_of(config(train))
-    assert [stage.name for stage in stages] == ["stage1", "stage2", "stage10"]
-    assert [stage.path for stage in stages] == ["train.stage1", "train.stage2", "train.stage10"]
-    assert [stage.is_last for stage in stages] == [False, False, True]
+    want = [(name, f"train.{name}", name == "stage10") for name in ("stage1", "stage2", "stage10")]
+    assert [(stage.name, stage.path, stage.is_last) for stage in stages] == want
 
 
 def test_a_training_of_one_stage_is_train_itself():

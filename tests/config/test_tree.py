@@ -11,6 +11,7 @@ from torchdistill.common.yaml_util import load_yaml_file
 from gkd_plugin.config.tree import Tagged, build, dump, read, resolve_target
 from gkd_plugin.errors import ConfigError
 from tests.config.samples import RICH, parse, write
+from tests.runner.fakes import refused
 
 SNAPSHOT = "tests.config.samples.snapshot"
 
@@ -18,8 +19,8 @@ SNAPSHOT = "tests.config.samples.snapshot"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: [1, 2\nc: 3\n", r"x\.yaml, line 3, column 2: "),
-        ("a:\n\t- 1\n", r"x\.yaml, line 2, column 1: "),
+        ("a: 1\nb: [1, 2\nc: 3\n", ", line 3, column 2: "),
+        ("a:\n\t- 1\n", ", line 2, column 1: "),
         ("a: *nobody\n", r"line 1, column 4: found undefined alias 'nobody'"),
         ("train:\n  lr: 1\n  wd: 2\n  lr: 3\n", r"line 4, column 3: key 'lr' twice in one mapping \(first in line 2\)"),
         ("a: !import_cal {key: x.y}\n", r"unknown tag '!import_cal'; did you mean '!import_call'"),
@@ -35,17 +36,13 @@ SNAPSHOT = "tests.config.samples.snapshot"
     ],
 )
 def test_refuses_unusable_files_in_one_line(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        read(write(tmp_path, text))
-    assert "\n" not in str(caught.value)
-    assert "x.yaml" in str(caught.value)
+    refused(rf"x\.yaml.*{message}", read, write(tmp_path, text))
 
 
 def test_refuses_missing_files_folders_and_other_encodings(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("a: größer".encode("latin-1"))
     for name, message in (("no.yaml", r"no\.yaml: No such file"), (".", ": Is a directory"), ("latin.yaml", "latin")):
-        with pytest.raises(ConfigError, match=message):
-            read(tmp_path / name)
+        refused(message, read, tmp_path / name)
 
 
 def test_aliases_merges_and_scalars(tmp_path):
@@ -126,8 +123,8 @@ def test_names_the_innermost_object_that_failed(tmp_path, entry, message):
 def test_module_that_fails_to_import(tmp_path, monkeypatch):
     write(tmp_path, "import module_nobody_has\n", "breaks_on_import.py")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"breaks_on_import cannot be imported: ModuleNotFoundError: .*nobody_has"):
-        resolve_target(Tagged("!import_get", {"key": "breaks_on_import.x"}))
+    message = "breaks_on_import cannot be imported: ModuleNotFoundError: .*nobody_has"
+    refused(message, resolve_target, Tagged("!import_get", {"key": "breaks_on_import.x"}))
 
 
 def test_torchdistill_still_passes_a_late_alias_as_an_empty_list(tmp_path):

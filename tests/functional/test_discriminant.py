@@ -40,8 +40,7 @@ def reference(rows, labels, classes, gamma, variance, views=1):
     covariance /= len(rows) - views * classes
     shrunk = (1 - gamma) * covariance + gamma * variance * torch.eye(rows.shape[1], dtype=torch.float64)
     inverse = torch.linalg.inv(shrunk)
-    weight = torch.stack([inverse @ mean for mean in means])
-    return weight, torch.stack([-mean @ inverse @ mean / 2 for mean in means])
+    return torch.stack([inverse @ mean for mean in means]), torch.stack([-mean @ inverse @ mean / 2 for mean in means])
 
 
 def total_variance(rows):

@@ -15,9 +15,8 @@ def test_agree_with_differences_and_equal_rows_are_at_distance_zero(size, width,
     rows[-1] = rows[1]
     distances = Distances(rows, hold)
     got = torch.cat([distances.tile(0, 3), distances.tile(3, size)])
-    assert (got - reference.distances(rows)).abs().max() < (
-        1e-6 if hold else 1e-3
-    )  # √ε where a tile rounds a square otherwise
+    limit = 1e-6 if hold else 1e-3  # √ε where a tile rounds a square otherwise
+    assert (got - reference.distances(rows)).abs().max() < limit
     if hold:
         assert got[0, size // 2] == got[size // 2, 0] == got[1, -1] == 0
         torch.testing.assert_close(got, got.T, rtol=0, atol=1e-6)

@@ -63,8 +63,7 @@ def test_a_margin_that_rounds(form):
     gap = student.unsqueeze(1) - student.unsqueeze(2)  # [anchor, positive, negative]
     same = labels.unsqueeze(1) == labels
     pair, other = same & ~torch.eye(40, dtype=torch.bool), ~same.unsqueeze(1)
-    negatives = score(form, student, student, labels)[2]
-    assert negatives == ((gap > 0) & (gap <= margin) & pair.unsqueeze(2) & other).sum()
+    assert score(form, student, student, labels)[2] == ((gap > 0) & (gap <= margin) & pair.unsqueeze(2) & other).sum()
 
 
 def test_the_way_of_adding_at_columns_on_a_gpu():

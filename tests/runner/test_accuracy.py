@@ -83,8 +83,7 @@ def test_groups_count_the_samples_of_all_processes():
     second = torch.cat([wrong, wrong]), torch.tensor([0, 1])
     first = SimpleNamespace(device=right.device, is_main_process=False)
     first.gather_for_metrics = lambda own: map(torch.cat, zip(own, second, strict=True))
-    found = evaluate(lambda x: x, grouped(right, [0], {"old": [0], "new": [1]}), first)
-    assert found.groups == {"old": 50, "new": 100}
+    assert evaluate(lambda x: x, grouped(right, [0], {"old": [0], "new": [1]}), first).groups == {"old": 50, "new": 100}
 
 
 def test_near_chance():
@@ -237,8 +236,7 @@ def test_names_tell_whether_the_classes_are_shared(accelerator, names, row):
 def test_without_the_wrapper_its_own_classifier_is_measured(accelerator, caplog):
     section = stage("embedding")["teacher"] | {"auxiliary_model_wrapper": {}}
     for teacher, expected in ((Knowing(), 100.0), (Knowing(shift=1), 0.0)):
-        box = box_of(teacher, accelerator, teacher=section)
-        assert check_teacher(box, 4, accelerator) == {"top1": expected}
+        assert check_teacher(box_of(teacher, accelerator, teacher=section), 4, accelerator) == {"top1": expected}
         assert ("is near chance (25.0 %)" in caplog.text) == (expected == 0)
 
 

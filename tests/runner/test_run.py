@@ -362,6 +362,5 @@ def test_folders_that_cannot_be_used(configs, planned):
         refused(r"^--output: \.+ holds the working directory", run_all, configs[:1], output=Path(output))
     for output, message in (("file", "file is a file"), ("mine", r"mine holds 'config\.yaml' and no earlier run")):
         refused(f"^--output: {message}", run_all, configs[:1], output=Path(output))
-    twins = [configs[0], Path("elsewhere/teacher.yaml")]
-    refused("two configurations would write to runs/teacher", run_all, twins)
+    refused("two configurations would write to runs/teacher", run_all, [configs[0], Path("elsewhere/teacher.yaml")])
     assert planned == []

@@ -134,8 +134,7 @@ def test_files_without_weights_and_with_a_parameter_called_model(tmp_path):
         torch.save(content, tmp_path / "w.pt")
         refused(r"^here: .*w\.pt holds no state_dict$", read_weights, tmp_path / "w.pt", "here")
     refused(r"^here: no such file: .*nowhere\.pt$", read_weights, tmp_path / "nowhere.pt", "here")
-    named = saved(tmp_path / "w.safetensors", {"model": torch.ones(2)})
-    assert list(read_weights(named, "here").state) == ["model"]
+    assert list(read_weights(saved(tmp_path / "w.safetensors", {"model": torch.ones(2)}), "here").state) == ["model"]
 
 
 def test_shared_tensors_and_views_are_written(tmp_path):

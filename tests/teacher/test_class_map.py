@@ -2,11 +2,11 @@
 
 import pytest
 
-from gkd_plugin import ConfigError
 from gkd_plugin.data import overlap_subset
 from gkd_plugin.teacher import ClassMap
 from tests.data.fakes import counted
 from tests.fakes import TinyImages
+from tests.runner.fakes import refused
 
 
 def pets(names=("cat", "dog", "newt")):
@@ -112,8 +112,7 @@ def test_whether_the_classes_are_the_teachers_own(dataset, written, teacher, siz
     ],
 )
 def test_what_cannot_be_a_map(written, teacher, message):
-    with pytest.raises(ConfigError, match=message):
-        ClassMap.of(pets(), written, teacher, 9)
+    refused(message, ClassMap.of, pets(), written, teacher, 9)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +134,9 @@ def test_names_that_may_contradict_the_training_set_are_warned_of(dataset, names
 def test_names_of_which_none_is_shared_are_warned_of_and_other_names_refused_unless_the_map_is_null(caplog):
     assert ClassMap.of(pets(), "names", ["Cat", "Dog"]).shared is None
     assert "no class of the student has the name of a class of the teacher" in caplog.text
-    with pytest.raises(ConfigError, match=r"^class_map: .* class 'c' to be the teacher's class 2, which is 'd'"):
-        ClassMap.of(overlapping("abcdef"), "auto", list("abdc"))
-    assert ClassMap.of(overlapping("abcdef"), None, list("abdc")).shared is None
+    message, data = "^class_map: .* class 'c' to be the teacher's class 2, which is 'd'", overlapping("abcdef")
+    refused(message, ClassMap.of, data, "auto", list("abdc"))
+    assert ClassMap.of(data, None, list("abdc")).shared is None
 
 
 @pytest.mark.parametrize("written", ["auto", None])

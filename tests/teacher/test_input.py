@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import transforms
 
-from gkd_plugin import ConfigError
 from gkd_plugin.data import ImageInput
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher.input import TeacherInput, checked_size, given_input, own_input
 from tests.fakes import TinyNet
+from tests.runner.fakes import refused
 
 IMAGENET = ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ImageInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -47,8 +47,7 @@ def test_one_number_for_all_channels(data):
 def test_sizes_are_changed_as_torchvision_does_before_or_after_the_normalisation(size):
     x = given_as(HALF)
     resized = transforms.functional.resize(x, [size, size], transforms.InterpolationMode.BICUBIC, antialias=True)
-    got = TeacherInput(HALF, ImageInput(HALF.mean, HALF.std, (size, size)))(x)
-    torch.testing.assert_close(got, resized)
+    torch.testing.assert_close(TeacherInput(HALF, ImageInput(HALF.mean, HALF.std, (size, size)))(x), resized)
     both = TeacherInput(HALF, ImageInput(IMAGENET.mean, IMAGENET.std, (size, size)))
     torch.testing.assert_close(both(x), TeacherInput(HALF, IMAGENET)(resized), rtol=1e-4, atol=1e-5)
     assert both(x.bfloat16()).dtype == torch.float32
@@ -73,10 +72,9 @@ def test_nothing_is_done_where_nothing_differs(data, teacher, caplog):
 
 
 def test_other_channels_are_refused():
-    with pytest.raises(ConfigError, match=r"takes images of 3 channels \(mean .*\), the data has 2"):
-        TeacherInput(ImageInput((0.0, 0.0), (1.0, 1.0)), IMAGENET)
-    with pytest.raises(ConfigError, match="takes images of 3 channels, the data has 1"):
-        TeacherInput(GREY, IMAGENET)(torch.zeros(1, 1, 8, 8))
+    two = ImageInput((0.0, 0.0), (1.0, 1.0))
+    refused(r"takes images of 3 channels \(mean .*\), the data has 2", TeacherInput, two, IMAGENET)
+    refused("of 3 channels, the data has 1", TeacherInput(GREY, IMAGENET), torch.zeros(1, 1, 8, 8))
     assert torch.equal(TeacherInput(GREY, ImageInput((1.5,), (1.0,)))(torch.zeros(1, 3, 8, 8)), -torch.ones(1, 3, 8, 8))
 
 
@@ -95,11 +93,10 @@ def test_own_input_of_timms_and_other_models():
 
 def test_settings_are_read_and_numbers_that_are_none_are_refused():
     for name, value in (("mean", "x"), ("mean", []), ("std", [0.0]), ("std", -1), ("mean", [True]), ("mean", [None])):
-        with pytest.raises(ConfigError, match=f"^data_{name}: must be a number.* for each channel"):
-            given_input(**{"mean": None, "std": None, name: value}, prefix="data_")
+        given = {"mean": None, "std": None, name: value}
+        refused(f"^data_{name}: must be a number.* for each channel", given_input, **given, prefix="data_")
     for size in ("224", 0, [1, 2, 3], [1.5, 2], True):
-        with pytest.raises(ConfigError, match="input_size: must be a number of pixels or"):
-            checked_size(size)
+        refused("input_size: must be a number of pixels or", checked_size, size)
     assert given_input(0.5, [1, 2.0], 32) == ImageInput((0.5,), (1.0, 2.0), (32, 32))
     known = ImageInput((0.1,), (0.2,), (8, 8))
     assert given_input(None, None, known=known) == known

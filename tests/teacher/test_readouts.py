@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres
 from gkd_plugin.teacher import Answers, ClassMap, readouts
 from gkd_plugin.teacher.readouts import READOUTS, LocalClassifier, LocalFeatures, pooled
+from tests.runner.fakes import refused
 from tests.teacher.fakes import SHARED, batches, make_teacher, said
 
 
@@ -54,8 +54,7 @@ def test_the_papers_measures_embeddings_against_class_centres_whatever_else_the_
     answers, labels = said()
     answers = answers._replace(features=torch.ones(len(labels), 2))
     classifier = LocalClassifier("centres")
-    views = (pytest.fail("asked for views") for _ in range(1))
-    classifier.fit([(answers, labels)], None, views, SHARED)
+    classifier.fit([(answers, labels)], None, (pytest.fail("asked for views") for _ in range(1)), SHARED)
     centres = class_centres([(answers.embedding, labels)])
     torch.testing.assert_close(classifier.centres, centres)
     torch.testing.assert_close(classifier.logits(answers), answers.embedding @ centres.T)
@@ -92,8 +91,7 @@ def test_maps_and_tokens_are_pooled_by_mean_and_deviation():
     ("output", "shown"), [(None, "a NoneType"), (torch.zeros(3), r"\[3\]"), ((torch.zeros(2, 3),), "a tuple")]
 )
 def test_other_outputs_are_refused(output, shown):
-    with pytest.raises(ConfigError, match=f"local_features: 'layer' gave {shown}, not a tensor"):
-        pooled(output, "layer")
+    refused(f"local_features: 'layer' gave {shown}, not a tensor", pooled, output, "layer")
 
 
 def test_modules_stand_side_by_side_in_the_order_given():
@@ -103,8 +101,7 @@ def test_modules_stand_side_by_side_in_the_order_given():
     want = torch.cat([model(x), pooled(model[0](x), "0")], dim=1)
     model(x)
     torch.testing.assert_close(features.take(), want)
-    with pytest.raises(ConfigError, match="'2' gave a NoneType"):  # of another forward pass there is nothing
-        features.take()
+    refused("'2' gave a NoneType", features.take)  # of another forward pass there is nothing
     assert none.take() is None
 
 
@@ -118,5 +115,4 @@ def test_modules_stand_side_by_side_in_the_order_given():
     ],
 )
 def test_features_that_cannot_be_read_are_refused(paths, message):
-    with pytest.raises(ConfigError, match=f"local_features: {message}"):
-        LocalFeatures(nn.Sequential(nn.Linear(1, 1)), paths)
+    refused(f"local_features: {message}", LocalFeatures, nn.Sequential(nn.Linear(1, 1)), paths)
