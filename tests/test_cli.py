@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -189,10 +190,7 @@ def test_the_lines_of_an_error(error, lines):
 
 
 def test_ctrl_c(here, capsys, monkeypatch):
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("gkd_plugin.runner.run.run_all", stop)
+    monkeypatch.setattr("gkd_plugin.runner.run.run_all", Mock(side_effect=KeyboardInterrupt))
     assert main(["run", "student.yaml"]) == 130
     assert capsys.readouterr().err == "refilled: stopped\n"
 

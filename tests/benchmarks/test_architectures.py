@@ -15,7 +15,8 @@ def test_one_of_each_family(name):
     assert not examine(name).verdict.startswith("FAILED")
 
 
-def test_a_stopped_sweep_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_sweep_goes_on_and_what_fails_is_a_row(tmp_path, monkeypatch):
+    assert examine("resnet51").verdict.startswith("FAILED: ConfigError: timm has no model 'resnet51'")
     path = tmp_path / "table.csv"
     sweep(["test_resnet"], path)
     asked = []
@@ -26,10 +27,6 @@ def test_a_stopped_sweep_goes_on(tmp_path, monkeypatch):
     assert asked == ["test_vit"]
     assert rows == list(read(path))
     assert rows[0] == Row("test_resnet", rows[0].embedding_width, "fc", "teacher and student")
-
-
-def test_what_fails_is_a_row_and_not_the_end():
-    assert examine("resnet51").verdict.startswith("FAILED: ConfigError: timm has no model 'resnet51'")
 
 
 @pytest.mark.slow

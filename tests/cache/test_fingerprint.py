@@ -47,15 +47,12 @@ def test_parts_do_not_run_together_and_type_shape_and_every_value_of_an_array_co
 
 
 def test_weights_statistics_precision_class_and_settings_change_the_teacher_and_the_place_in_memory_does_not():
-    class Other(TinyNet):
-        pass
-
     def changed(name):
         model = tiny()
         model.state_dict()[name].view(-1)[-1:].add_(1)
         return model
 
-    other, pooled = tiny(Other), tiny()
+    other, pooled = tiny(type("Other", (TinyNet,), {})), tiny()
     pooled.pool = nn.AdaptiveMaxPool2d(1)  # has no weights
     models = [tiny(), tiny().half(), tiny().bfloat16(), other, pooled, *map(changed, tiny().state_dict())]
     assert len({teacher_key(model) for model in models}) == len(models)

@@ -128,10 +128,7 @@ def test_warnings_of_cells_are_told_once(tmp_path, run, caplog):
     ],
 )
 def test_why_a_cell_failed_is_one_line(cell, monkeypatch, error, reason):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr("gkd_plugin.compare.grid.load_config", fail)
+    monkeypatch.setattr("gkd_plugin.compare.grid.load_config", Mock(side_effect=error))
     assert run_cell(replace(cell, folder=Path("new")), None) == reason
     assert not Path("new/inputs.json").exists()
 

@@ -86,15 +86,10 @@ def test_unusable_arguments_are_refused(source, arguments, message):
         list(ClassBalancedBatchSampler(source, **{"classes_per_batch": 2, "samples_per_class": 2, **arguments}))
 
 
-@pytest.mark.parametrize(("requires_supp", "sampler"), [(False, RandomSampler), (True, SequentialSampler)])
-def test_torchdistill_builds_a_loader_of_balanced_batches_and_accelerate_prepares_it(requires_supp, sampler):
-    kwargs = {"classes_per_batch": 3, "samples_per_class": 4}
-    config = {
-        "requires_supp": requires_supp,
-        "sampler": {"class_or_func": sampler},
-        "batch_sampler": {"key": "ClassBalancedBatchSampler", "kwargs": kwargs},
-        "kwargs": {},
-    }
+@pytest.mark.parametrize(("supp", "sampler"), [(False, RandomSampler), (True, SequentialSampler)])
+def test_torchdistill_builds_a_loader_of_balanced_batches_and_accelerate_prepares_it(supp, sampler):
+    balanced = {"key": "ClassBalancedBatchSampler", "kwargs": {"classes_per_batch": 3, "samples_per_class": 4}}
+    config = {"sampler": {"class_or_func": sampler}, "batch_sampler": balanced, "requires_supp": supp, "kwargs": {}}
     prepared = Accelerator(cpu=True).prepare(build_data_loader(IMAGES, config, distributed=False))
     assert (prepared.total_batch_size, len(prepared)) == (12, 5)
     assert [list(Counter(labels.tolist()).values()) for _, labels, *_ in prepared] == [[4, 4, 4]] * 5

@@ -1,8 +1,8 @@
 """A run comes back as it was built, and what cannot come back is said in one line."""
 
 import re
-import shutil
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from gkd_plugin.diagnose.restore import Images, RestoredRun, _stage_of_teacher
 from tests.fakes import TinyImages
 from tests.runner.fakes import equal, refused
 
-CONFIG, TEACHER = "runs/student/config.yaml", "runs/teacher/teacher.pt"
+STUDENT, CONFIG, TEACHER = Path("runs/student"), "runs/student/config.yaml", "runs/teacher/teacher.pt"
 
 
 def test_the_students_first_weights_are_those_of_the_run(run, finished):
@@ -40,7 +40,7 @@ def test_another_seed_without_test_set_and_the_teacher_on_the_students_device(he
     path = Path("runs/student/config.yaml")
     text, _, _ = path.read_text("utf-8").partition("\ntest:")
     path.write_text(f"{text}\ndevice: {{teacher: 'cuda:7'}}\n", encoding="utf-8")
-    restored = RestoredRun(Path("runs/student"), "cpu")
+    restored = RestoredRun(STUDENT, "cpu")
     assert (restored.validation.name, restored.test.name) == ("validation", "validation")
     assert restored.teacher.device.type == "cpu"
     assert not equal(restored.initial, finished.initial)
@@ -58,13 +58,13 @@ def test_a_last_look_at_stages_and_names(here, monkeypatch):
     """A student whose embedding no stage names, a stage ``embedding`` that there is not, and synonyms as names."""
     monkeypatch.setattr(TinyImages, "classes", [("tench", "Tinca tinca"), "b", "c", "d"], raising=False)
     edit("config.yaml", "stage: embedding", "stage: joint")()
-    restored = RestoredRun(Path("runs/student"), "cpu")
+    restored = RestoredRun(STUDENT, "cpu")
     assert (restored.embedding_stage, restored.embedding_path) == (None, "embedding")
     assert restored.class_names == ["tench", "b", "c", "d"]
     monkeypatch.setattr("gkd_plugin.diagnose.restore.student_embedding", lambda _: "nowhere")
     held_out = {"test": Images("test", [])}
     monkeypatch.setattr("gkd_plugin.diagnose.restore._held_out", lambda name, _: held_out.get(name))
-    restored = RestoredRun(Path("runs/student"), "cpu")
+    restored = RestoredRun(STUDENT, "cpu")
     assert restored.embedding_path is None
     assert (restored.validation.name, restored.test.name) == ("test", "test")
 
@@ -88,11 +88,8 @@ def other_weights():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda: Path("runs/student").rename("runs/x"), "runs/student is not a run folder: it has no config"),
-        (
-            lambda: shutil.copytree("runs/teacher", "runs/student", dirs_exist_ok=True),
-            f"{CONFIG}: has no models.teacher_model: ",
-        ),
+        (lambda: STUDENT.rename("runs/x"), "runs/student is not a run folder: it has no config"),
+        (lambda: copytree("runs/teacher", STUDENT, dirs_exist_ok=True), f"{CONFIG}: has no models.teacher_model: "),
         (other_weights, f"{CONFIG}: models.teacher_model: has other weights than in the run"),
         (Path("runs/student/summary.json").unlink, "runs/student is not a run folder: it has no summary.json"),
         (edit("summary.json", "{", "<"), "runs/student/summary.json: is not JSON: "),
@@ -103,7 +100,7 @@ def other_weights():
 )
 def test_what_cannot_be_restored(here, spoil, message):
     spoil()
-    refused(f"^{re.escape(message)}", RestoredRun, Path("runs/student"), "cpu")
+    refused(f"^{re.escape(message)}", RestoredRun, STUDENT, "cpu")
 
 
 def test_no_stage_with_the_teachers_wrapper():
@@ -115,4 +112,4 @@ def test_no_stage_with_the_teachers_wrapper():
 
 
 def test_a_device_that_does_not_exist(here):
-    refused(r"^runs/student/config\.yaml: --device: .* 'cuda:99'", RestoredRun, Path("runs/student"), "cuda:99")
+    refused(r"^runs/student/config\.yaml: --device: .* 'cuda:99'", RestoredRun, STUDENT, "cuda:99")

@@ -155,16 +155,17 @@ def test_stage_embedding_leaves_the_classifier_alone_unless_further_terms_train_
     assert all(p.requires_grad == bool(terms) for p in student.get_classifier().parameters())
 
 
-def test_a_student_without_a_classifier_is_refused():
+def test_a_stage_without_classifier_pre_epoch_process_or_optimizer_is_refused():
+    """Stage 1's optimizer holds no classifier, so stage 2 would never train it."""
     with pytest.raises(ConfigError, match="stage 'classifier' trains a classifier, but ResNet has none"):
         make_box(stage("classifier"), *models(classes=0))
-
-
-def test_stage_classifier_without_its_pre_epoch_process_says_what_is_missing():
     without = stage("classifier")
     del without["pre_epoch_process"]
     with pytest.raises(ConfigError, match="pre_epoch_process: 'refilled'"):
         train_box(make_box(without, *models()))
+    box = make_box({"stage1": stage("embedding"), "stage2": stage("classifier", optimizer=None)}, *models())
+    with pytest.raises(ConfigError, match="optimizer: stage 'classifier' needs its own"):
+        box.advance_to_next_stage()
 
 
 def test_an_unwrapped_teacher_is_warned_about(caplog):
@@ -173,10 +174,3 @@ def test_an_unwrapped_teacher_is_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
         make_box(bare, *models())
     assert "not wrapped in 'refilled_teacher'" in caplog.text
-
-
-def test_a_stage_without_its_own_optimizer_is_refused():
-    """Stage 1's optimizer holds no classifier, so stage 2 would never train it."""
-    box = make_box({"stage1": stage("embedding"), "stage2": stage("classifier", optimizer=None)}, *models())
-    with pytest.raises(ConfigError, match="optimizer: stage 'classifier' needs its own"):
-        box.advance_to_next_stage()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -72,10 +73,7 @@ def test_in_training_it_has_the_dropout_mask_of_the_logits(name):
 @torch.no_grad()
 def test_an_aborted_forward_leaves_nothing_behind():
     model, x, seen = made(DEIT)
-
-    def stop(*_):
-        raise RuntimeError("stopped")
-
+    stop = Mock(side_effect=RuntimeError("stopped"))
     handle = model.get_classifier()[-1].register_forward_pre_hook(stop, prepend=True)
     with pytest.raises(RuntimeError, match="stopped"):
         model(x)
@@ -128,14 +126,11 @@ def test_an_encoders_embedding_is_the_mean_of_its_tokens():
     torch.testing.assert_close(_pooled(maps, 6), maps.mean((2, 3)))
 
 
-def test_inputs_that_do_not_make_the_embedding_are_refused():
+def test_what_cannot_be_tapped_and_inputs_that_do_not_make_the_embedding():
     inputs = _ClassifierInputs(Embedding(), 8, 2)
     inputs.hook(0, False, None, [torch.zeros(1, 3)])
     with pytest.raises(ConfigError, match=r"widths \[3, 4\] do not make an embedding of width 8"):
         inputs.hook(1, False, None, [torch.zeros(1, 4)])
-
-
-def test_what_cannot_be_tapped():
     with pytest.raises(ConfigError, match="only timm's classifiers and encoders"):
         tap_embedding(timm.create_model("test_resnet", features_only=True))
     with pytest.raises(ConfigError, match="already has an attribute 'embedding'"):
