@@ -155,7 +155,7 @@ REFUSED_IN_STAGES = [
     (
         f"{TEACHER}={{key: refilled_teacher, kwargs: {{teacher_model: 1}}}}",
         f"{TEACHER}.kwargs.teacher_model",
-        "given al",
+        "already",
     ),
     (f"{ONE}.optimizer.module_wise_kwargs=[]", "", "'module_wise_configs'"),
     (f"{TWO}.optimizer=", "", "nothing given"),

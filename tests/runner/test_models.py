@@ -1,6 +1,7 @@
 """From an entry of ``models`` to a model with its weights, and a classifier that starts at class centres."""
 
 import logging
+from functools import partial
 
 import pytest
 import timm
@@ -19,11 +20,9 @@ from gkd_plugin.runner import models
 from gkd_plugin.runner.models import SCALE, build_model, start_at_centres
 from tests import reference
 from tests.fakes import TinyImages
-from tests.runner.fakes import cpu, equal, refused
+from tests.runner.fakes import cpu, equal, model, refused
 
-
-def timm_entry(**kwargs):
-    return {"key": "timm_model", "kwargs": {"model_name": "test_resnet", "num_classes": 4, **kwargs}}
+timm_entry = partial(model, "test_resnet")
 
 
 def test_models_of_timm_torchvision_and_torchdistill():

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import stat
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -231,14 +232,11 @@ def two_models():
     return {f"{role}.{key}": value for role in ("student", "teacher") for key, value in resnet().state_dict().items()}
 
 
-def load_extended_weights(*args):
-    load_backbone_weights(*args, extends_classifier=True)
-
-
 def with_zeros(model, key):
     return {**model.state_dict(), key: torch.zeros(2)}
 
 
+load_extended_weights = partial(load_backbone_weights, extends_classifier=True)
 PAIR = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
 HEADLESS = "fits the backbone of {}, but not its classifier: 2 .*num_classes: 0"
 

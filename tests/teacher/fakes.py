@@ -8,9 +8,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from gkd_plugin.data import ArrayImages
+from gkd_plugin.data import ArrayImages, overlap_subset
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import Answers, ClassMap, RefilledTeacher
+from tests.fakes import TinyImages
 
 SHARED = ClassMap(said=[0, None, 2, None])
 
@@ -34,6 +35,17 @@ def normalised(mean, std):
     """A training set whose transform ends so."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     return ArrayImages(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], transform=transform)
+
+
+def pets(names=("cat", "dog", "newt")):
+    data = TinyImages(classes=len(names))
+    data.classes = list(names)
+    return data
+
+
+def overlapping(names=None, overlap=0.5):
+    """Four classes, of which a teacher of the first four of six has two, too."""
+    return overlap_subset(pets(names) if names else TinyImages(classes=6), 4, "student", overlap=overlap)
 
 
 def record(model, *paths):

@@ -7,17 +7,7 @@ from gkd_plugin.teacher import ClassMap
 from tests.data.fakes import counted
 from tests.fakes import TinyImages
 from tests.runner.fakes import refused
-
-
-def pets(names=("cat", "dog", "newt")):
-    data = TinyImages(classes=len(names))
-    data.classes = list(names)
-    return data
-
-
-def overlapping(names=None, overlap=0.5):
-    """Four classes, of which a teacher of the first four of six has two, too."""
-    return overlap_subset(pets(names) if names else TinyImages(classes=6), 4, "student", overlap=overlap)
+from tests.teacher.fakes import overlapping, pets
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,13 @@ from torch.nn import functional
 from torchdistill.models.classification.resnet import resnet20
 from torchvision import transforms
 
-from gkd_plugin.data import overlap_subset
 from gkd_plugin.functional import class_centres
 from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import Answers, RefilledTeacher
 from gkd_plugin.teacher.readouts import pooled
 from tests.fakes import TinyImages, TinyNet
 from tests.runner.fakes import equal, refused
-from tests.teacher.fakes import batches, box_over, make_teacher, normalised, record
+from tests.teacher.fakes import batches, box_over, make_teacher, normalised, overlapping, record
 
 IMAGES = batches()[0][0]
 PROJECTION = {"kind": "standardised", "in_features": 96, "out_features": 6}
@@ -31,11 +30,6 @@ def fitted(own=None, of=5, **kwargs):
     teacher.prepare(box_over(own or TinyImages(classes=4)), {})
     teacher.fit_centres(batches())
     return teacher
-
-
-def overlapping():
-    """Four classes, the first two are the last two of a teacher's four."""
-    return overlap_subset(TinyImages(classes=6), 4, "student", overlap=0.5)
 
 
 def test_it_stays_frozen_and_in_eval_mode_whatever_is_done_to_it_or_to_the_inner_model():
@@ -61,9 +55,8 @@ def test_hook_paths_and_class_centres():
     centres = class_centres([(teacher.embed(images), labels) for images, labels in batches()])
     torch.testing.assert_close(teacher.local_classifier.centres, centres)
     torch.testing.assert_close(seen["local_classifier"], seen["embedding"] @ centres.T)
-    assert {key for key in teacher.state_dict() if not key.startswith("teacher.")} == {
-        f"local_classifier.{name}" for name in ("centres", "weight", "bias", "teacher_labels", "shared_factors")
-    }
+    kept = {f"local_classifier.{name}" for name in ("centres", "weight", "bias", "teacher_labels", "shared_factors")}
+    assert {key for key in teacher.state_dict() if not key.startswith("teacher.")} == kept
 
 
 def test_a_teacher_without_classifier_gives_the_local_one_and_says_so_once(caplog):
@@ -242,21 +235,12 @@ def test_names_that_the_weights_were_trained_with_and_those_given():
 ADOPTING = {"preprocessing": "data", "local_classifier": "discriminant", "class_map": {0: 1}}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"embedding": "global_pool"},
-        {"num_classes": 4},
-        {"input_size": 64},
-        {"mean": [0.5], "std": [1]},
-        {"local_features": ["layer1"]},
-        {"local_classifier": "centres"},
-        {"class_map": {0: 2}},
-        {"class_map": None},
-        {"teacher_model": make_teacher().teacher},
-    ],
-)
+OTHER = [("embedding", "global_pool"), ("num_classes", 4), ("input_size", 64), ("local_features", ["layer1"])]
+OTHER += [("local_classifier", "centres"), ("class_map", {0: 2}), ("class_map", None)]
+OTHER += [("teacher_model", make_teacher().teacher)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"mean": [0.5], "std": [1]}, *({key: value} for key, value in OTHER)])
 def test_a_local_classifier_is_adopted_only_where_it_would_be_fitted_the_same(changes):
     first = fitted(**ADOPTING)
     other = RefilledTeacher(**{"teacher_model": first.teacher, **ADOPTING, **changes})
@@ -330,8 +314,5 @@ def test_settings_that_do_not_exist_are_refused(kwargs, message):
 
 def test_an_embedding_that_cannot_be_read():
     refused(r"not \[B, D\] or \[B, D, 1, 1\]", make_teacher(embedding="layer2").embed, IMAGES)
-    resnet, message = (
-        torchvision.models.resnet18(),
-        "ResNet has no module 'embedding', as timm_model's .* are .*'avgpool'",
-    )
-    refused(message, RefilledTeacher, resnet)
+    message = "ResNet has no module 'embedding', as timm_model's .* are .*'avgpool'"
+    refused(message, RefilledTeacher, torchvision.models.resnet18())
