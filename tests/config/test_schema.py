@@ -152,11 +152,7 @@ REFUSED_IN_STAGES = [
     (f"{AUXILIARY}={PROJECTED % ''}", f"{AUXILIARY}.kwargs", "'projection' is missing"),
     (f"{AUXILIARY}={PROJECTED % 'projection: 1, device: cpu'}", f"{AUXILIARY}.kwargs.device", "given already"),
     (f"{AUXILIARY}={PROJECTED % 'projection: 1, x: 1'}", f"{AUXILIARY}.kwargs.x", "allowed: 'embedding', 'projection'"),
-    (
-        f"{TEACHER}={{key: refilled_teacher, kwargs: {{teacher_model: 1}}}}",
-        f"{TEACHER}.kwargs.teacher_model",
-        "already",
-    ),
+    (f"{TEACHER}={{key: refilled_teacher, kwargs: {{teacher_model: 1}}}}", f"{TEACHER}.kwargs.teacher_model", "given"),
     (f"{ONE}.optimizer.module_wise_kwargs=[]", "", "'module_wise_configs'"),
     (f"{TWO}.optimizer=", "", "nothing given"),
     (f"{TWO}.scheduler={{key: StepLR, kwargs: {{step_size: 0}}}}", f"{TWO}.scheduler", "ZeroDivisionError"),

@@ -91,9 +91,8 @@ def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
             (tmp_path / "x/stages/mine.txt").write_text(str(number))
             (tmp_path / "x/stages/stage1.safetensors").touch()
     assert names(tmp_path) == ["x", "x.previous", "x.previous2", "x.previous3"]
-    assert (tmp_path / "x.previous2/dst_ckpt").read_text() == "1"
-    assert (tmp_path / "x.previous3/stages/mine.txt").read_text() == "2"
-    assert (tmp_path / "x.previous/teacher.pt").read_text() == "3"
+    for name, kept in (("2/dst_ckpt", "1"), ("3/stages/mine.txt", "2"), ("/teacher.pt", "3")):
+        assert (tmp_path / f"x.previous{name}").read_text() == kept
     assert caplog.text.count("which no run has written: it is kept as") == 2
 
 
