@@ -160,6 +160,11 @@ def _version() -> str:
         return "0+unknown"
 
 
+def _whole(text: str) -> float:
+    """A number in plain digits; ``int`` would read 1_0, +3 and ' 5 ' too."""
+    return int(text) if text.isdecimal() else math.nan
+
+
 def _within(convert: Callable[[str], float], low: float, high: float, meaning: str) -> Callable[[str], Any]:
     def parse(text: str) -> float:
         try:
@@ -173,9 +178,9 @@ def _within(convert: Callable[[str], float], low: float, high: float, meaning: s
     return parse
 
 
-_seed = _within(int, 0, 2**32 - 1, f"a whole number from 0 to {2**32 - 1}")  # numpy's generators take no others
-_count = _within(int, 1, math.inf, "a whole number of at least 1")
-_label = _within(int, 0, math.inf, "a class index; give a list such as 0,1,2")
+_seed = _within(_whole, 0, 2**32 - 1, f"a whole number from 0 to {2**32 - 1}")  # numpy's generators take no others
+_count = _within(_whole, 1, math.inf, "a whole number of at least 1")
+_label = _within(_whole, 0, math.inf, "a class index; give a list such as 0,1,2")
 _percentage = _within(float, 0, 100, "a percentage from 0 to 100")
 
 

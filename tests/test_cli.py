@@ -249,6 +249,7 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
         (grid_of("--overlap", "half"), "argument --overlap: 'half' is not a percentage from 0 to 100"),
         (grid_of("--tasks", "0"), "argument --tasks: '0' is not a whole number of at least 1"),
         (grid_of("--tasks", "1,x"), "argument --tasks: 'x' is not a whole number from 0"),
+        *((["run", "x", "--seed", n], f"argument --seed: {n!r} is not a whole") for n in ("1_0", " 5 ", "+3")),
         (grid_of("--ways", "0"), "argument --ways: '0' is not a whole number of at least 1"),
         (grid_of("--shots", "1,1"), "argument --shots: '1,1' names something twice"),
         (grid_of("--memory", "-1"), "argument --memory: '-1' is not a whole number from 0"),

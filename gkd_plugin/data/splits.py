@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from gkd_plugin.data.labels import class_groups_of, classes_of, labels_of, teacher_labels_of, teacher_num_classes_of
+from gkd_plugin.data.labels import (
+    class_groups_of,
+    classes_of,
+    labels_of,
+    teacher_labels_of,
+    teacher_num_classes_of,
+    unwrapped,
+)
 from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, one_of, told_at, whole_number
 
 __all__ = ["ClassNames", "ClassOrder", "ClassSubset", "class_split", "class_subset", "few_shot_subset", "few_shot_task"]
@@ -36,8 +43,9 @@ class ClassSubset(Dataset[Any]):
         indices: the positions of the samples in ``dataset``.
         targets: the new labels, one for each index, each a position in ``classes``.
         classes: the names (or indices in ``dataset``) of the classes, in the order of the new labels.
-        teacher_labels: the teacher's own label of each class, ``None`` where the teacher does not know the class.
-        teacher_num_classes: how many classes the teacher has.
+        teacher_labels: the teacher's own label of each class, ``None`` where the teacher does not know the class;
+            ``None`` as a whole where nothing is known.
+        teacher_num_classes: how many classes the teacher has; ``None`` where it is not known.
         class_groups: name → new labels, for groups of classes whose accuracies are shown apart.
     """
 
@@ -69,6 +77,7 @@ def pick(dataset: Dataset[Any], classes: Sequence[int], samples: Sequence[Sequen
 
     ``classes`` holds the old label of each new label, ``samples`` the positions of its samples in ``dataset``.
     """
+    dataset = unwrapped(dataset)
     names, known = classes_of(dataset), teacher_labels_of(dataset)
     pairs = sorted((index, label) for label, indices in enumerate(samples) for index in indices)
     indices, targets = [index for index, _ in pairs], [label for _, label in pairs]

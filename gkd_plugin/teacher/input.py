@@ -118,8 +118,8 @@ class TeacherInput(nn.Module):
             is_guess = preprocessing == "auto" and hasattr(teacher, "has_weights_of_unknown_input")
             guess = " (the weights do not say what images they were trained with, so timm's pretrained_cfg is taken)"
             done = f"the teacher's images are {' and '.join(steps)}"
-            hint = f"auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as they are{guess * is_guess}"
-            logger.log(logging.WARNING if is_guess else logging.INFO, "%s; %s", done, hint)
+            hint = "auxiliary_model_wrapper.kwargs.preprocessing: 'data' leaves them as they are"
+            logger.log(logging.WARNING if is_guess else logging.INFO, "%s; %s%s", done, hint, guess if is_guess else "")
         if self.teacher == _UNKNOWN and preprocessing != "data":
             logger.info("the teacher does not say what images it was trained with: it gets those of the student")
         if self.teacher.mean is not None and self.data.mean is None:

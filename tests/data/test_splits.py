@@ -56,10 +56,11 @@ def test_synonyms_of_imagenet_classes_are_names():
 
 def test_subsets_of_subsets_and_wrappers_are_looked_through():
     assert class_subset(FakeImages(EIGHT), [2, 1]).classes == [2, 1]  # the indices, where there are no names
-    inner = class_subset(BaseDatasetWrapper(FakeImages(EIGHT, THREE)), ["cat", "bee"])
+    images = FakeImages(EIGHT, THREE)
+    inner = class_subset(BaseDatasetWrapper(images), ["cat", "bee"])
+    assert inner.dataset is images  # the wrapper does nothing to its samples
     outer = class_subset(inner, ["bee"])
-    assert outer.classes == ["bee"]
-    assert samples(outer) == [("image1", 0), ("image4", 0), ("image7", 0)]
+    assert (outer.classes, samples(outer)) == (["bee"], [("image1", 0), ("image4", 0), ("image7", 0)])
 
 
 def test_per_class_and_start_cut_each_class_without_overlap():

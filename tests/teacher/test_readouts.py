@@ -85,6 +85,7 @@ def test_maps_and_tokens_are_pooled_by_mean_and_deviation():
     rows = torch.randn(2, 3, dtype=torch.float64)  # no positions
     assert torch.equal(pooled(rows, "head"), rows.float())
     assert torch.equal(pooled(rows[:, :, None, None], "pool"), rows.float())
+    assert [pooled(empty[:0], "layer").shape for empty in (images, rows)] == [(0, 6), (0, 3)]
 
 
 @pytest.mark.parametrize(

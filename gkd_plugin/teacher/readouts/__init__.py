@@ -194,7 +194,7 @@ def pooled(output: Any, path: str) -> Tensor:
         shown = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"local_features: {path!r} gave {shown}, not a tensor [B, C], [B, N, C] or [B, C, H, W]")
     rows = output.float()
-    positions = rows.transpose(1, 2) if rows.ndim == 3 else rows.reshape(*rows.shape[:2], -1)
+    positions = rows.transpose(1, 2) if rows.ndim == 3 else rows.unsqueeze(2).flatten(2)
     if positions.shape[2] == 1:
         return positions.squeeze(2)
     deviation, mean = torch.std_mean(positions, dim=2, correction=0)
