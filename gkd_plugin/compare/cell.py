@@ -62,7 +62,8 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
             stages = {kind: replace(stage, section=_merged(stage.section, without)) for kind, stage in stages.items()}
         embedding = stages["embedding"].student_embedding
         if method.student == "teacher":  # where the teacher's embedding is, if it is an output
-            kwargs = teacher.wrapper_kwargs if (teacher := stages["embedding"].teacher) else {}
+            teacher = stages["embedding"].teacher
+            kwargs = teacher.wrapper_kwargs if teacher else {}
             embedding = None if kwargs.get("embedding_io") == "input" else str(kwargs.get("embedding", "embedding"))
         tree["models"] = _models(tree, method)
         if method.of == "student":

@@ -105,21 +105,22 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
     settings = [Setting(*values) for values in product(*(axis or (None,) for axis in axes))]
     cells: list[Cell] = []
     configs: dict[Path, RunConfig] = {}
-    checked = set()
+    with_data: dict[tuple[Setting, bool], RunConfig] = {}
     for method, setting, task in product(methods, settings, wanted.tasks or (None,)):
         folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
         path = folder / "config.yaml"
         reason = untrained_student(method, tree)
         if not reason:
-            config, data = cell_config(tree, method, setting, path, task), (setting, method.memory is None)
+            config = cell_config(tree, method, setting, path, task)
             with told_at(f"{setting.title}: "):
                 reason = obstacle(method, config)
-                if not reason:
-                    configs[path] = config
-                    if data not in checked:
-                        _check_score(wanted.score, config.build())
-                    checked.add(data)
+            if not reason:
+                configs[path] = config
+                with_data.setdefault((setting, method.memory is None), config)
         cells += [Cell(method, setting, seed, path, folder / f"seed{seed}", reason, task) for seed in wanted.seeds]
+    for (setting, _), config in with_data.items():
+        with told_at(f"{setting.title}: "):
+            _check_score(wanted.score, config.build())
     return cells, configs
 
 

@@ -97,7 +97,8 @@ def _known(cell: Cell) -> Result | None:
     if summary.get("status") != "finished" or not config_file.exists():
         return None
     is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
-    if reason := stale_input(cell) if is_same else "its configuration has changed since it ran":
+    reason = stale_input(cell) if is_same else "its configuration has changed since it ran"
+    if reason:
         logger.info("%s: %s; it runs again", cell.title, reason)
         return None
     return Result(cell, FINISHED, summary)
@@ -212,9 +213,11 @@ def inputs_of(cell: Cell) -> dict[str, str | None]:
     """
     found: dict[str, str | None] = {_PACKAGE: _package(), "probe": cell.method.probe, **package_versions()}
     for text in sorted({value for value in walk(read(cell.config)) if isinstance(value, str)}):
-        is_file, file = False, Path(text)
-        with suppress(OSError, ValueError, RuntimeError):  # too long for a path, a NUL, no home
-            is_file = (file := file.expanduser()).is_file()
+        try:
+            file = Path(text).expanduser()
+            is_file = file.is_file()
+        except (OSError, ValueError, RuntimeError):  # too long for a path, a NUL, no home
+            continue
         if is_file:
             found[text] = _digest(file, file.stat().st_mtime_ns, file.stat().st_size)
     return found

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gkd_plugin.compare.sizes import EMBEDDING, PLACEHOLDERS
-from gkd_plugin.config.kinds import Report, each, maybe, one_of, section, value
-from gkd_plugin.config.tree import Tagged, is_private, places, read
+from gkd_plugin.config.kinds import Kind, Report, each, maybe, section, value
+from gkd_plugin.config.tree import Tagged, places, read
 from gkd_plugin.errors import ConfigError, is_number, nearest
 
 CONTROL = "ce"
@@ -67,24 +67,32 @@ def _check_method(report: Report, path: str, given: Mapping[Any, Any]) -> None: 
                 report.add(place, f"{part!r} in {found!r}; {nearest(part, [*PLACEHOLDERS, EMBEDDING])}")
 
 
+def _choice(*names: str | None) -> Kind:
+    """One of a few names; or the key is left out."""
+    shown = ["null" if name is None else name for name in names]
+    return lambda report, path, given: (
+        None if given in names else report.refuse(path, given, f"{nearest(given, shown)}, or leave it out")
+    )
+
+
 _FACTOR = maybe(value("a finite number above 0", lambda given: is_number(given) and 0 < given < math.inf))
 _STAGE = section(
     {
-        "like": one_of(("embedding", "classifier")),
-        "epochs": maybe(one_of(("all",))),
+        "like": _choice("embedding", "classifier"),
+        "epochs": _choice(None, "all"),
         **dict.fromkeys(("teacher", "student", "train_data_loader", "criterion"), maybe(section({}, has_others=True))),
         **dict.fromkeys(("lr_factor", "max_grad_norm"), _FACTOR),
     }
 )
 _METHOD = section(
     {
-        "title": value("a text", str),
+        "title": value("a text", of=str),
         "stages": each(_STAGE, list),
-        "classes": one_of(("any", "same", "incremental")),
-        "student": one_of(("teacher", "untrained")),
-        "memory": value("null, or left out", lambda given: given is None),
-        "probe": one_of(("ncm", "logistic_regression")),
-        "of": one_of(("student",)),
+        "classes": _choice("any", "same", "incremental"),
+        "student": _choice("teacher", "untrained"),
+        "memory": _choice(None),
+        "probe": _choice("ncm", "logistic_regression"),
+        "of": _choice("student"),
     },
     then=_check_method,
 )
@@ -102,22 +110,21 @@ def load_method(name: str) -> Method:
         if name not in method_names():
             raise ConfigError(f"--methods: there is no method {name!r} or YAML file; {nearest(name, method_names())}")
         path = _FOLDER / f"{name}.yaml"
-    given, report = read(path), Report({}, None)
+    given, report = read(path), Report({}, None, has_anchors=False)
     for place, found in places(given):  # tags may only be inside the sections of a stage
         if isinstance(found, Tagged) and place.count(".") < 3:
             report.refuse(place, found.tag, "must be plain")
     report.check("", given, _METHOD)
     if report.lines:
         raise ConfigError(f"{path}: {report.lines[0]}")
-    own = {key: item for key, item in given.items() if not is_private(key)}
     stages = tuple(_stage(stage) for stage in given.get("stages", ()))
-    return Method(**{"title": path.stem, **own, "name": path.stem, "stages": stages})
+    return Method(**{"title": path.stem, **given, "name": path.stem, "stages": stages})
 
 
 def _stage(given: Mapping[str, Any]) -> MethodStage:
     """The stage, with the sub-term ``cross_entropy: WEIGHT`` written out: the loss of the student's own logits."""
-    own = {key: item for key, item in given.items() if not is_private(key)}
-    changes = {key: item for key, item in own.items() if item is not None or key == "teacher"}
+    changes = {key: item for key, item in given.items() if item is not None or key == "teacher"}
+    changes |= {key: float(changes[key]) for key in ("lr_factor", "max_grad_norm") if key in changes}
     match changes.get("criterion"):
         case {"kwargs": {"sub_terms": {"cross_entropy": int() | float() as weight} as terms} as kwargs}:
             terms = {**terms, "cross_entropy": {**_CROSS_ENTROPY, "weight": weight}}

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args, get_origin
 
 import torch
 
@@ -24,9 +24,10 @@ _WORDS = {"True": "true", "False": "false", "None": "nothing"}
 class Report:
     """Collects the problems, one line each."""
 
-    def __init__(self, tree: Mapping[str, Any], produced: Collection[str] | None) -> None:
+    def __init__(self, tree: Mapping[str, Any], produced: Collection[str] | None, has_anchors: bool = True) -> None:
         self.tree = tree
         self.produced = produced  # checkpoints that will exist; None where they do not matter
+        self.has_anchors = has_anchors  # whether keys may be mere places for them
         self.optimizer: Any = None  # the stage's, built on trial; later stages may keep it
         self.lines: list[str] = []
 
@@ -81,7 +82,8 @@ class Report:
         torch's annotations do not tell. torchdistill's losses ignore keywords that they do not read: all are refused
         where it is known what they ``read``, otherwise those near to a parameter. No signature takes everything.
         """
-        args, kwargs, path = section.get("args") or [], section.get("kwargs") or {}, at(path, "kwargs")
+        args = [] if section.get("args") is None else section["args"]
+        kwargs, path = {} if section.get("kwargs") is None else section["kwargs"], at(path, "kwargs")
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except (ValueError, TypeError):
@@ -118,21 +120,25 @@ class Report:
 Kind: TypeAlias = Callable[[Report, str, Any], None]
 
 
-def value(allowed: str, fits: Any) -> Kind:
-    """A value of a type that ``fits``, or that fits a test; in words, what is ``allowed``."""
-    test = fits if inspect.isfunction(fits) else lambda given: _is_of(given, fits)
-    return lambda report, path, given: None if test(given) else report.refuse(path, given, f"must be {allowed}")
+def value(allowed: str, fits: Callable[[Any], Any] = lambda _: True, *, of: Any = object) -> Kind:
+    """A value of a type, ``str`` or ``list[int]``, that ``fits``; in words, what is ``allowed``."""
+
+    def check(report: Report, path: str, given: Any) -> None:
+        if not (_is_of(given, of) and fits(given)):
+            report.refuse(path, given, f"must be {allowed}")
+
+    return check
 
 
 def _is_of(given: Any, kind: Any) -> bool:
-    """Whether it is of a type: ``str``, ``list[int]``. ``true`` is no number."""
-    if items := get_args(kind):
-        return isinstance(given, list) and all(_is_of(item, items[0]) for item in given)
-    return isinstance(given, kind) and (kind is bool or not isinstance(given, bool))
+    """Whether it is of a type. ``true`` is no number."""
+    if get_origin(kind) is list:
+        return isinstance(given, list) and all(_is_of(item, *get_args(kind)) for item in given)
+    return isinstance(given, kind) and not (kind is int and isinstance(given, bool))
 
 
-FLAG = value("true or false", bool)
-_ANY = value("anything", lambda _: True)
+FLAG = value("true or false", of=bool)
+_ANY = value("anything")
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:
@@ -144,7 +150,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Kind:
 
 def count(least: int = 1) -> Kind:
     """A whole number from ``least`` up."""
-    return value(f"a whole number, {least} or more", lambda given: _is_of(given, int) and given >= least)
+    return value(f"a whole number, {least} or more", lambda given: given >= least, of=int)
 
 
 def one_of(names: Collection[str], base: type = object) -> Kind:
@@ -199,7 +205,7 @@ def section(keys: Mapping[str, Kind], needs: Collection[str] = (), then: Kind = 
             report.refuse(path, given, f"must be a section {names}")
             return
         for key in given:
-            if not (key in keys or has_others or is_private(key)):
+            if not (key in keys or has_others or (report.has_anchors and is_private(key))):
                 report.add(at(path, key), f"unknown key; {nearest(key, keys)}")
         for key, kind in keys.items():
             if key in given or key in needs:
@@ -231,9 +237,9 @@ def part(
 
 _ANNOTATIONS = {
     "bool": FLAG,
-    "int": value("a whole number", int),
+    "int": value("a whole number", of=int),
     "float": number(),
-    "Iterable[int]": value("a list of whole numbers", list[int]),
+    "Iterable[int]": value("a list of whole numbers", of=list[int]),
 }
 
 

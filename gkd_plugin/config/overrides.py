@@ -55,10 +55,8 @@ def _write(root: MappingNode, names: Sequence[str], value: Node) -> list[str]:
         return _notice("changes {}, which use{} it", users, "path")
     _put(node, step, value)
     others = [other for other in _paths_to(root, value) if other != path]
-    return [
-        *_notice("also changes {}, which share{} the object", others),
-        *_notice("{} keep{} the earlier value", _paths_to(root, old)),
-    ]
+    sharing = _notice("also changes {}, which share{} the object", others)
+    return [*sharing, *_notice("{} keep{} the earlier value", _paths_to(root, old))]
 
 
 def _next(node: Node, path: KeyPath, rest: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +182,13 @@ def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None
             schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
 
 
-_ANY = value("a section", lambda _: True)
-_TEXT = value("a text", str)
-_LIST = value("a list", list)
+_ANY = value("a section")
+_TEXT = value("a text", of=str)
+_LIST = value("a list", of=list)
 _SECTION = section({}, has_others=True)
 _FILE = maybe(value("a text: the path of a file or folder", lambda x: isinstance(x, str) and x and "\0" not in x))
-_MODULES = value("a list of module paths, e.g. ['layer4', 'fc'], or []", list[str])
+_MODULES = value("a list of module paths, e.g. ['layer4', 'fc'], or []", of=list[str])
+_HOOKED = value("a list of module paths, e.g. ['embedding'], or []", of=list[str])
 _DEVICE = value("auto, cpu, cuda, cuda:<number> or mps", lambda x: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(x)))
 
 _KWARGS = {"kwargs": _SECTION}
@@ -260,7 +261,7 @@ def _role(supplied: str) -> Kind:
         "dst_ckpt": _FILE,
         **_REDESIGN,
         "wrapper": _wrapper,
-        "forward_hook": section({"input": _MODULES, "output": _MODULES}),
+        "forward_hook": section({"input": _HOOKED, "output": _HOOKED}),
         "auxiliary_model_wrapper": part(wrappers, auxiliary, needs=(), then=_check_redesign, names=names),
     }
     return section(keys, (), _check_role)
@@ -272,8 +273,9 @@ _RATES = {"lr": number(0), "momentum": number(0, 1), "weight_decay": number(0)}
 _MAX_GRAD_NORM = value("a number above 0, or null for no bound", lambda x: is_number(x) and 0 < x < math.inf)
 
 
-def _optimizer(name: str, **more: Kind) -> Kind:
-    """Of a stage. ``name`` is the key of settings for single modules."""
+def _optimizer(*, has_teacher: bool) -> Kind:
+    """Of a stage. For settings of single modules, each of torchdistill's two boxes reads a key of its own."""
+    name, more = ("module_wise_configs", {"is_teacher": FLAG}) if has_teacher else ("module_wise_kwargs", {})
     module = {"module": _TEXT, "kwargs": maybe(section(_RATES, has_others=True)), **more}
     keys = {
         "kwargs": _SECTION,
@@ -291,12 +293,11 @@ _TEMPERATURES = dict.fromkeys(("temperature", "kl_temp", "ss_temp", "tf_temp", "
 _LOSSES = ChainMap(losses.MIDDLE_LEVEL_LOSS_DICT, losses.LOSS_DICT, losses.LOW_LEVEL_LOSS_DICT)
 _HOOK = {"is_from_teacher": FLAG, "module_path": _TEXT, "io": one_of(("input", "output"))}
 _WRAPPED = {"input": section(_HOOK, _HOOK), "target": section({"uses_label": FLAG, **_HOOK})}
+_LOSS_WRAPPER = part(losses.LOSS_WRAPPER_DICT, _ARGS_KWARGS, supplied=1, values=_WRAPPED, read=_WRAPPED)
 _SUB_TERM = section(
     {
         "criterion": part(_LOSSES, _KWARGS, _BOTH, base=nn.Module, values=_TEMPERATURES),
-        "criterion_wrapper": maybe(
-            part(losses.LOSS_WRAPPER_DICT, _ARGS_KWARGS, supplied=1, values=_WRAPPED, read=_WRAPPED), None, {}
-        ),
+        "criterion_wrapper": maybe(_LOSS_WRAPPER, None, {}),
         "weight": number(),
     },
     ("criterion", "weight"),
@@ -311,23 +312,19 @@ _CRITERION = part(
 )
 
 
-_OPTIMIZERS = {"a": _optimizer("module_wise_configs", is_teacher=FLAG), "no": _optimizer("module_wise_kwargs")}
-"""Where there is a teacher, or none: each of torchdistill's two boxes reads a key of its own."""
-
-
-def _train(stages: Sequence[str], roles: Collection[str]) -> Kind:
+def _train(stages: Sequence[str], *, has_teacher: bool) -> Kind:
     """One training, or stages that follow each other: then hardly anything is read of ``train`` itself.
 
     Later stages may keep the data loaders and the optimizer of the one before.
     """
-    is_there = "a" if "teacher" in roles else "no"
-    unread = never(f"is not read where there is {is_there} models.teacher_model; write {' and '.join(roles)}")
+    roles, article = (("teacher", "student"), "a") if has_teacher else (("model",), "no")
+    unread = never(f"is not read where there is {article} models.teacher_model; write {' and '.join(roles)}")
     first = {
         "num_epochs": count(),
         "train_data_loader": _LOADER,
         "val_data_loader": _LOADER,
         **{role: kind if role in roles else unread for role, kind in _ROLES.items()},
-        "optimizer": _OPTIMIZERS[is_there],
+        "optimizer": _optimizer(has_teacher=has_teacher),
         "scheduler": maybe(_SCHEDULER, None, {}),
         "criterion": _CRITERION,
         "pre_epoch_process": one_of(processes.PRE_EPOCH_PROC_FUNC_DICT),
@@ -375,7 +372,7 @@ def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
         "dependencies": _ANY,
         "models": section(models, then=_check_models),
         "datasets": section({}, has_others=True, then=_check_datasets),
-        "train": _train(stages, ("teacher", "student") if has_teacher else ("model",)),
+        "train": _train(stages, has_teacher=has_teacher),
         "test": section({"test_data_loader": _LOADER, "log_freq": count()}, ("test_data_loader",)),
         "device": maybe(_DEVICES),
         "teacher_cache": maybe(_CACHE if has_teacher else _NO_CACHE),

@@ -190,7 +190,14 @@ def places(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def walk(tree: Any) -> list[Any]:
     """The tree and everything below it, parents first; what is shared once."""
-    return list({id(value): value for _, value in places(tree)}.values())
+    found: dict[int, Any] = {}
+    waiting = [tree]
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in found:
+            found[id(value)] = value
+            waiting += [item for _, item in reversed(list(items(value)))]
+    return list(found.values())
 
 
 def dump(tree: Any) -> str:
@@ -276,7 +283,7 @@ def resolve_target(tagged: Tagged) -> Any:
     entry, is_method = tagged.value, tagged.tag == "!import_call_method"
     needed = "package" if is_method else "key"
     if not isinstance(entry, Mapping) or not isinstance(entry.get(needed), str):
-        raise ConfigError(f"{entry!r} given; {tagged.tag} takes a section with {needed!r}, a dotted name")
+        raise ConfigError(f"{tagged.tag} takes a section with {needed!r}, a dotted name, which is missing or no text")
     keys = ("package", "class_name", "method_name") if is_method else ("package", "key")
     dotted = ".".join(entry[key] for key in keys if entry.get(key))
     parts = dotted.split(".")

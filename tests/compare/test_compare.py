@@ -19,9 +19,8 @@ from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, write_conf
 
 
 def test_every_shipped_method_trains_where_the_classes_are_shared(grid):
-    assert [(r.cell.method.name, r.status, r.reason) for r in grid.results] == [
-        (name, "finished", "") for name in METHODS
-    ]
+    found = [(result.cell.method.name, result.status, result.reason) for result in grid.results]
+    assert found == [(name, "finished", "") for name in METHODS]
     for result in grid.results:
         assert 0 <= result.score("top1") <= 100
         is_trained = result.cell.method.probe is None
@@ -51,6 +50,7 @@ SMALL = "datasets.train.init.kwargs.dataset.init.kwargs.classes=7"
         ({"overrides": ["models.teacher_model.src_ckpt=no.pt"]}, r"tiny\.yaml: .*\.src_ckpt: no such file: no\.pt"),
         ({"overrides": ["train.stage1.criterion.kwargs.stage=classifier"]}, r"tiny\.yaml: train: .* stage 'embedding'"),
         ({"overlaps": [0], "overrides": [SMALL]}, r"overlap 0 %: datasets\.train.*: .*=4 need 8 classes, there are 7"),
+        ({"methods": ["ce", "bad.yaml"], "overlaps": [0], "overrides": [SMALL]}, r"tiny\.yaml: method 'bad': "),
         ({"methods": ["ce", "ce.yaml"]}, "--methods: 'ce' has the name of another method, 'ce'; rename the file"),
         ({"output": Path("tiny.yaml")}, r"^--output: tiny\.yaml is a file$"),
         ({"device": "cud"}, "--device: there is no device 'cud'"),
@@ -60,7 +60,8 @@ SMALL = "datasets.train.init.kwargs.dataset.init.kwargs.classes=7"
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_written(compared, here, changes, reason):
-    (here / "ce.yaml").write_text("stages: [{}]\n", encoding="utf-8")
+    for name, text in (("ce.yaml", "{}"), ("bad.yaml", "{student: {requires: 1}}")):
+        (here / name).write_text(f"stages: [{text}]\n", encoding="utf-8")
     if changes.get("score") == "val_top1_last3":
         tree = copy.deepcopy(TINY)
         for stage in tree["train"].values():
@@ -110,11 +111,8 @@ def test_a_student_that_starts_from_trained_weights(compared, here):
     start = ["models.student_model.src_ckpt=teacher.pt", "models.student_model.src_ckpt_classifier=new"]
     torch.manual_seed(99)  # no seed of a run
     torch.save(timm_model("test_byobnet", num_classes=4).state_dict(), "teacher.pt")
-    _, results = compared(
-        ["scratch", "ce", "student-ncm", "teacher-ncm"],
-        overlaps=[50.0],
-        overrides=[*start, "train.stage2.num_epochs=1"],
-    )
+    changes = [*start, "train.stage2.num_epochs=1"]
+    _, results = compared(["scratch", "ce", "student-ncm", "teacher-ncm"], overlaps=[50.0], overrides=changes)
     assert [result.status for result in results] == ["finished"] * 4
     assert results[2].score("top1") == results[3].score("top1")
     trained = (load_file(result.cell.folder / "student.safetensors") for result in results[:2])

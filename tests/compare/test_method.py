@@ -30,9 +30,10 @@ def test_a_file_of_ones_own(mine):
     assert (method.student, method.memory, method.probe, method.of) == (None, "as configured", None, None)
 
 
-def test_keys_without_a_value_are_as_if_left_out_and_so_are_places_for_anchors(mine):
-    text = "stages: [{x-place: 1, epochs: null, student: null, criterion: null, lr_factor: null, max_grad_norm: null}]"
-    assert mine(f"_place: 1\n{text}").stages == (MethodStage(),)
+def test_keys_without_a_value_are_as_if_left_out_and_factors_are_floats(mine):
+    text = "stages: [{epochs: null, student: null, criterion: null, lr_factor: null, max_grad_norm: null}]"
+    assert mine(text).stages == (MethodStage(),)
+    assert repr(mine("stages: [{lr_factor: 2}]").stages) == repr((MethodStage(lr_factor=2.0),))
 
 
 def test_cross_entropy_may_be_written_as_its_weight(mine):
@@ -53,25 +54,27 @@ def test_other_criteria_stay_as_they_are(criterion, mine):
         ("title: 'x'", "stages: nothing given; must be a list of stages"),
         ("stages: 'all'", "stages: 'all' given; must be a list"),
         ("stages: [3]", r"stages\.0: 3 given; must be a section with criterion, epochs, like, "),
+        ("{_place: 1, stages: [{}]}", "_place: unknown key; allowed: "),
+        ("stages: [{x-place: 1}]", r"stages\.0\.x-place: unknown key; allowed: "),
         ("stage: []", "stage: unknown key; did you mean 'stages'"),
         ("stages: [{lik: 'embedding'}]", r"stages\.0\.lik: unknown key; did you mean 'like'"),
         ("stages: [{like: 'embeding'}]", r"stages\.0\.like: 'embeding' given; did you mean 'embedding'"),
-        ("stages: [{epochs: 3}]", r"stages\.0\.epochs: 3 given; allowed: 'all'"),
+        ("stages: [{epochs: 3}]", r"stages\.0\.epochs: 3 given; allowed: 'all', 'null', or leave it out"),
         ("stages: [{}, {teacher: 3}]", r"stages\.1\.teacher: 3 given; must be a section"),
         ("stages: [{train_data_loader: 5}]", r"stages\.0\.train_data_loader: 5 given; must be a section"),
         ("stages: [{max_grad_norm: -2}]", r"stages\.0\.max_grad_norm: -2 given; must be a finite number above 0"),
         ("stages: [{criterion: 'refilled'}]", r"stages\.0\.criterion: 'refilled' given; must be a section"),
-        ("{classes: 'sam', stages: [{}]}", "classes: 'sam' given; did you mean 'same'"),
+        ("{classes: 'sam', stages: [{}]}", "classes: 'sam' given; did you mean 'same'.*, or leave it out$"),
         ("{student: 'techer', stages: [{}]}", "student: 'techer' given; did you mean 'teacher'"),
-        ("{student: null, stages: [{}]}", "student: nothing given; allowed: 'teacher', 'untrained'"),
+        ("{student: null, stages: [{}]}", "student: nothing given; allowed: 'teacher', 'untrained', or leave it out"),
         ("{of: 'student', stages: [{}]}", "of: says whose embedding a probe reads, and there is no probe"),
-        ("{of: 'teacher', probe: 'ncm'}", "of: 'teacher' given; allowed: 'student'"),
+        ("{of: 'teacher', probe: 'ncm'}", "of: 'teacher' given; allowed: 'student', or leave it out"),
         ("stages: [{teacher: {a: ['{student_embeding}']}}]", r"'\{student_embeding\}' in .*; did you mean"),
         ("stages: [{teacher: {a: '{student_width}.fc'}}]", r"'\{student_width\}' in '\{student_width\}\.fc'"),
         ("probe: 'nc'", "probe: 'nc' given; did you mean 'ncm'"),
         ("{probe: 'ncm', stages: [{}]}", "probe: trains nothing; remove stages and student"),
         ("{probe: 'ncm', student: 'teacher'}", "probe: trains nothing; remove stages and student"),
-        ("{memory: 5, stages: [{}]}", "memory: 5 given; must be null, or left out"),
+        ("{memory: 5, stages: [{}]}", "memory: 5 given; allowed: 'null', or leave it out"),
         ("stages: [{lr_factor: .inf}]", r"stages\.0\.lr_factor: inf given; must be a finite number above 0"),
         ("stages: [{lr_factor: 0}]", r"stages\.0\.lr_factor: 0 given; must be a finite number above 0"),
         ("stages: [{like: !import_get {key: 'a.b'}}]", r"stages\.0\.like: '!import_get' given; must be plain"),

@@ -15,6 +15,7 @@ from gkd_plugin.config.tree import Tagged
         (dict, [1, 2], {"x": 1}, {}, []),  # no signature
         (lambda a: None, Tagged("!x", 1), {}, {}, []),
         (lambda a: None, [], Tagged("!x", 1), {}, []),
+        *((lambda a: None, args, kwargs, {}, []) for args, kwargs in ((0, {}), ([], 0), ([], ""), ([], False))),
         (lambda a: None, [1, 2], None, {}, [": 2 positional arguments given, at most 1 fit"]),
         (lambda a: None, [1], None, {"supplied": 1}, [": 1 positional arguments given, at most 0 fit"]),
         (lambda a, b: None, [1], {"a": 1}, {"names": ["b"]},

@@ -57,8 +57,8 @@ at most 1e+09           : {OPTIM}.kwargs.lr=1.0e+30 {OPTIM}.kwargs.weight_decay=
 a number from 0 to 1    : {OPTIM}.kwargs.momentum=-1 {OPTIM}.kwargs.momentum=5 {OPTIM}.kwargs.momentum=x
 a number above 0        : {OPTIM}.max_grad_norm=two {OPTIM}.max_grad_norm=-2.0 {OPTIM}.max_grad_norm=0
 a number above 0        : {OPTIM}.max_grad_norm=true {OPTIM}.max_grad_norm=.nan {OPTIM}.max_grad_norm=.inf
-list of module paths    : {ROLE}.forward_hook.output=embedding {ROLE}.forward_hook.input= {ROLE}.forward_hook.input=[1]
-list of module paths    : {ROLE}.frozen_modules=
+e.g. ['embedding']      : {ROLE}.forward_hook.output=embedding {ROLE}.forward_hook.input= {ROLE}.forward_hook.input=[1]
+e.g. ['layer4', 'fc']   : {ROLE}.frozen_modules=
 a list                  : {OPTIM}.module_wise_kwargs=3 {OBJECT}.init.args=3
 section                 : {OBJECT}.init=3 {OBJECT}.init.kwargs=
 a text                  : {OPTIM}.module_wise_kwargs.0.module=

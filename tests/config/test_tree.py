@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchdistill.common.yaml_util import load_yaml_file
 
-from gkd_plugin.config.tree import Tagged, build, dump, read, resolve_target
+from gkd_plugin.config.tree import Tagged, build, dump, read, resolve_target, walk
 from gkd_plugin.errors import ConfigError
 from tests.config.samples import RICH, parse, write
 from tests.runner.fakes import refused
@@ -99,7 +99,7 @@ def test_what_is_built_and_what_is_written_is_what_torchdistill_builds(tmp_path)
         ("{key: basname, package: os.path}", "did you mean 'basename'"),
         ("{key: nothing_of_this_name.x}", "no module named 'nothing_of_this_name'"),
         ("{key: ImageFolder}", "'ImageFolder' must be a full dotted name"),
-        ("{kee: os.sep}", "takes a section with 'key'"),
+        ("{kee: [!import_get {key: os.sep}]}", r"3\): !import_call takes a section with 'key', a dotted name, which"),
         ("[os.sep]", "takes a section"),
         ("{key: os.sep}", r"\(line 3\): TypeError: 'str' object is not callable"),
         ("{key: tests.config.samples.refuse}", r"\(line 3\): the images are missing; download them first$"),
@@ -125,6 +125,13 @@ def test_module_that_fails_to_import(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     message = "breaks_on_import cannot be imported: ModuleNotFoundError: .*nobody_has"
     refused(message, resolve_target, Tagged("!import_get", {"key": "breaks_on_import.x"}))
+
+
+def test_what_aliases_share_is_walked_once():
+    tree: object = "x"
+    for _ in range(60):
+        tree = [tree, tree]
+    assert len(walk(tree)) == 61
 
 
 def test_torchdistill_still_passes_a_late_alias_as_an_empty_list(tmp_path):
