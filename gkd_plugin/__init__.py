@@ -21,11 +21,8 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 _missing = [name for name in ("torchdistill", "timm") if importlib.util.find_spec(name) is None]
 if _missing:
-    warnings.warn(
-        f"{' and '.join(_missing)} not installed: nothing is registered with torchdistill, only "
-        "gkd_plugin.functional works",
-        stacklevel=2,
-    )
+    _effect = "nothing is registered with torchdistill, only gkd_plugin.functional works"
+    warnings.warn(f"{' and '.join(_missing)} not installed: {_effect}", stacklevel=2)
 else:
     from gkd_plugin import data, losses, models, teacher
     from gkd_plugin.box.upstream import install_prepare_hook

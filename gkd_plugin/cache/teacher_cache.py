@@ -133,8 +133,7 @@ class _AllViews(Dataset[Any]):
         return len(self.views) * self.views.views
 
     def __getitem__(self, row: int) -> Tensor:
-        image: Tensor = self.views.view(*divmod(row, self.views.views))[0]
-        return image
+        return self.views.view(*divmod(row, self.views.views))[0]
 
 
 def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:

@@ -59,9 +59,10 @@ def make_projection(section: Any) -> Projection:
     with told_at("auxiliary_model_wrapper.kwargs.projection"):
         if not isinstance(section, Mapping):
             raise ConfigError(f": must be a section with {', '.join(_KEYS)}, got {section!r}")
-        for key in [*section, *_KEYS[:2]]:
+        for key in section:
             if key not in _KEYS:
                 raise ConfigError(f".{key}: unknown key; {nearest(key, _KEYS)}")
+        for key in _KEYS[:2]:
             if key not in section:
                 raise ConfigError(f".{key}: missing")
         with told_at("."):

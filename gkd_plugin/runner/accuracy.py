@@ -221,9 +221,7 @@ def _logistic_regression(
     """
     from sklearn.linear_model import LogisticRegression
 
-    batches = [
-        (normalize(teacher.embed(batch[0].to(accelerator.device))), batch[1]) for batch in clean_loader(train_loader)
-    ]
+    batches = [(normalize(teacher.embed(x.to(accelerator.device))), y) for x, y, *_ in clean_loader(train_loader)]
     embeddings, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
     model = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced")
     model.fit(embeddings.double().numpy(), labels.numpy())

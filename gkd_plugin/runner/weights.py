@@ -202,20 +202,14 @@ class _Fit:
         missing = own.keys() - given.keys()
         self.missing = {key for key in missing if not key.endswith(".num_batches_tracked")}  # old files lack them
         self.unexpected = given.keys() - own.keys()
-        self.misshapen = {
-            key: f"{key} {list(given[key].shape)} (model: {list(own[key].shape)})"
-            for key in own.keys() & given.keys()
-            if own[key].shape != given[key].shape
-        }
+        misshapen = [key for key in own.keys() & given.keys() if own[key].shape != given[key].shape]
+        self.misshapen = {key: f"{key} {list(given[key].shape)} (model: {list(own[key].shape)})" for key in misshapen}
         self.state = {key: value for key, value in given.items() if key in own and key not in self.misshapen}
 
     def problems(self, but: Collection[str] = ()) -> list[str]:
         """One phrase for each kind."""
-        kinds = {
-            "missing": self.missing - {*but},
-            "unexpected": self.unexpected - {*but},
-            "of another shape": {text for key, text in self.misshapen.items() if key not in but},
-        }
+        shapes = {text for key, text in self.misshapen.items() if key not in but}
+        kinds = {"missing": self.missing - {*but}, "unexpected": self.unexpected - {*but}, "of another shape": shapes}
         shown = {kind: ", ".join(sorted(names)[:4]) + ", …" * (len(names) > 4) for kind, names in kinds.items()}
         return [f"{len(names)} {kind}: {shown[kind]}" for kind, names in kinds.items() if names]
 
