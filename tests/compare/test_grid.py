@@ -103,11 +103,8 @@ def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(tmp_path, run, caplo
         failed, finished = run_grid(new_cells(tmp_path, 0, 1), score=score)
     assert (failed.status, failed.reason, failed.score("top1")) == ("failed", "x.yaml: too small", None)
     assert (finished.status, finished.score("top1")) == ("finished", 50.0)
-    assert caplog.messages == [
-        "cells: 2 to run",
-        "[1/2] overlap 100 %, ce, seed 0: failed: x.yaml: too small",
-        f"[2/2] overlap 100 %, ce, seed 1: {shown} (2 s)",
-    ]
+    failure = "[1/2] overlap 100 %, ce, seed 0: failed: x.yaml: too small"
+    assert caplog.messages == ["cells: 2 to run", failure, f"[2/2] overlap 100 %, ce, seed 1: {shown} (2 s)"]
 
 
 def test_warnings_of_cells_are_told_once(tmp_path, run, caplog):

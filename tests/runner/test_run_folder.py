@@ -158,11 +158,8 @@ def summary(name, top1, teacher=None, **student):
 
 
 def test_the_table_has_one_line_per_run():
-    made = [
-        summary("teacher", 99.0, kwargs={"model_name": "resnet10t"}),
-        summary("student", 87.654, {"ncm_top1": 62.36}, key="wide_resnet", classes=None),
-        summary("other", None, {}),
-    ]
+    student = summary("student", 87.654, {"ncm_top1": 62.36}, key="wide_resnet", classes=None)
+    made = [summary("teacher", 99.0, kwargs={"model_name": "resnet10t"}), student, summary("other", None, {})]
     assert results_table(made).splitlines() == [
         "run      student      parameters  classes  teacher     epochs  top-1 %",
         "----------------------------------------------------------------------",
