@@ -4,11 +4,12 @@ Imports nothing but the standard library, so every layer may use it.
 """
 
 import difflib
+import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 
 class ConfigError(ValueError):
@@ -83,6 +84,17 @@ def whole_number(argument: str, value: object, *, low: int, high: int | None = N
         allowed = f"a whole number from {low} up" if high is None else f"a whole number in {low} … {high}"
         raise ConfigError(f"{argument} must be {allowed}, got {value!r}")
     return value
+
+
+def listed(name: str, value: Any, kind: type, what: str, *, above_zero: bool = False, most: int = 99) -> Any:
+    """The numbers given, or the only one, as a tuple of that kind; ``None`` for ``None``. Raises ConfigError."""
+    if value is None:
+        return None
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    fit = [x for x in values if is_number(x) and math.isfinite(x) and (kind is float or isinstance(x, int))]
+    if not values or fit != values or len(values) > most or (above_zero and min(fit) <= 0):
+        raise ConfigError(f"{name}: must be {what}, got {value!r}")
+    return tuple(map(kind, values))
 
 
 def require_report(command: str) -> None:

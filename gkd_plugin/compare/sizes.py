@@ -12,10 +12,11 @@ from gkd_plugin.box.hooks import Capture, check_module_path
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.config.tree import build, dump
 from gkd_plugin.data import labels_of
+from gkd_plugin.data.transforms import checked_size
 from gkd_plugin.errors import ConfigError, first_line, told_at
 from gkd_plugin.runner.checks import first_images
 from gkd_plugin.runner.models import TEACHER, build_model
-from gkd_plugin.teacher.input import checked_size, own_input
+from gkd_plugin.teacher.input import own_input
 
 EMBEDDING = "{student_embedding}"
 """Stands for the module path of the student's embedding."""

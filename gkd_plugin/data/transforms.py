@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset
 from torchvision import transforms
 
 from gkd_plugin.data.labels import layers_of
-from gkd_plugin.errors import ConfigError, one_of, whole_number
+from gkd_plugin.errors import ConfigError, listed, one_of, whole_number
 
 __all__ = ["ImageInput", "image_transform", "normalisation_of", "trained_with"]
 
@@ -82,6 +83,19 @@ class ImageInput:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
+
+
+def checked_size(value: object) -> tuple[int, int] | None:
+    """(height, width) from a number of pixels or a pair, or ``None``; raises ConfigError for something else."""
+    sides = listed("input_size", value, int, "a number of pixels or [height, width]", above_zero=True, most=2)
+    return None if sides is None else (sides[0], sides[-1])
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[B, C, H, W]`` → ``[B, C, h, w]`` in float32, bicubic with antialiasing; nothing where they have the size."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return functional.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def trained_with(record: Mapping[str, Any]) -> ImageInput:

@@ -2,34 +2,44 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import timm
 import torch
 from timm.layers.helpers import to_2tuple
 from timm.models import get_arch_name, is_model, model_entrypoint, parse_model_name
-from torch import nn
+from torch import Tensor, nn
 from torchdistill.models.registry import MODEL_DICT, register_model
 
 from gkd_plugin.box.registry import register
+from gkd_plugin.data.transforms import checked_size, resized
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.embedding_tap import is_encoder, tap_embedding
 
 
 @register(MODEL_DICT, register_model, "timm_model")
-def timm_model(model_name: str, pretrained: bool = False, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
+def timm_model(
+    model_name: str,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    input_size: int | Sequence[int] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """A timm model with one addition: a submodule ``embedding`` without parameters, a hook path for every architecture.
 
     Every forward passes the pre-classifier embedding, ``[B, D]`` with D = ``model.head_hidden_size``, through it. A
     ``state_dict`` saved from the model loads with plain ``timm.create_model(model_name, num_classes=…)``. Its
-    ``pretrained_cfg['input_size']`` is the one it was built for, with ``in_chans`` and ``img_size``.
+    ``pretrained_cfg['input_size']`` is the one it works at, with ``in_chans``, ``img_size`` and ``input_size``.
 
     Args:
         model_name: any timm name, with or without a pretrained tag (``resnet50.a1_in1k``), or
             ``hf-hub:…`` / ``local-dir:…`` as timm takes them.
         pretrained: load timm's pretrained weights.
         num_classes: size of the classifier; 0 for none; ``None`` for the architecture's own.
+        input_size: pixels, or [height, width], that the model works at: images of another size are resized on its
+            device (bicubic, antialias), so that one view serves a large teacher and a small student. ``None`` takes
+            images as they come.
         kwargs: passed on to ``timm.create_model`` (``in_chans``, ``img_size``, ``drop_rate``, …).
 
     Raises:
@@ -42,11 +52,18 @@ def timm_model(model_name: str, pretrained: bool = False, num_classes: int | Non
     if is_encoder(model) and num_classes:
         reason = f"so it takes no num_classes ({num_classes}): it can be a teacher, not a student"
         raise ConfigError(f"timm's {model_name!r} is an encoder without a classifier, {reason}")
-    size = model.pretrained_cfg.get("input_size")
+    own_size, size = checked_size(input_size), model.pretrained_cfg.get("input_size")
+    if own_size is not None:
+        model.own_size = own_size
+        model.register_forward_pre_hook(_at_own_size)
     if size is not None:  # timm leaves the architecture's own there, whatever the model was built for
-        height, width = to_2tuple(kwargs.get("img_size") or size[-2:])
+        height, width = own_size or to_2tuple(kwargs.get("img_size") or size[-2:])
         model.pretrained_cfg["input_size"] = (kwargs.get("in_chans") or size[0], height, width)
     return cast("nn.Module", model)
+
+
+def _at_own_size(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return resized(inputs[0], cast("tuple[int, int]", model.own_size)), *inputs[1:]
 
 
 def check_model_name(model_name: str) -> None:

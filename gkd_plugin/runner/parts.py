@@ -63,7 +63,8 @@ class Parts:
         _warn(built, stages)
         names = class_names_of(last)
         self.class_names = names if names is not None and len(names) == self.num_classes else None
-        self.image_input = replace(normalisation_of(last), size=(images.shape[-2], images.shape[-1]))
+        size = getattr(student, "own_size", None) or (images.shape[-2], images.shape[-1])
+        self.image_input = replace(normalisation_of(last), size=size)
         self.embedding_path = student_embedding(built)
         self.val_freq: int = built["train"].get("val_freq", 1)
         self.test_loader = build_test_loader(built, accelerator)

@@ -1,7 +1,6 @@
 """The teacher's own view of the images: from the student's normalisation and size to the teacher's."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,10 +8,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gkd_plugin.data import ImageInput
-from gkd_plugin.errors import ConfigError, is_number, one_of
+from gkd_plugin.data.transforms import checked_size, resized
+from gkd_plugin.errors import ConfigError, listed, one_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,27 +50,10 @@ def own_input(teacher: nn.Module, preprocessing: str) -> ImageInput:
 def given_input(mean: Any, std: Any, size: Any = None, *, known: ImageInput = _UNKNOWN, prefix: str = "") -> ImageInput:
     """What the wrapper's keywords (named in messages with ``prefix``) say; ``known`` where they say nothing."""
     return ImageInput(
-        mean=_listed(f"{prefix}mean", mean, float, "a number for each channel") or known.mean,
-        std=_listed(f"{prefix}std", std, float, "a number above 0 for each channel", above_zero=True) or known.std,
+        mean=listed(f"{prefix}mean", mean, float, "a number for each channel") or known.mean,
+        std=listed(f"{prefix}std", std, float, "a number above 0 for each channel", above_zero=True) or known.std,
         size=checked_size(size) or known.size,
     )
-
-
-def checked_size(value: object) -> tuple[int, int] | None:
-    """(height, width) from a number of pixels or a pair, or ``None``; raises ConfigError for something else."""
-    sides = _listed("input_size", value, int, "a number of pixels or [height, width]", above_zero=True, most=2)
-    return None if sides is None else (sides[0], sides[-1])
-
-
-def _listed(name: str, value: Any, kind: type, what: str, *, above_zero: bool = False, most: int = 99) -> Any:
-    """The numbers given, or the only one, as a tuple of that kind; ``None`` where nothing is given."""
-    if value is None:
-        return None
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    fit = [x for x in values if is_number(x) and math.isfinite(x) and (kind is float or isinstance(x, int))]
-    if not values or fit != values or len(values) > most or (above_zero and min(fit) <= 0):
-        raise ConfigError(f"{name}: must be {what}, got {value!r}")
-    return tuple(map(kind, values))
 
 
 class TeacherInput(nn.Module):
@@ -99,7 +81,7 @@ class TeacherInput(nn.Module):
             return self._normalised(x)
         grows = size[0] * size[1] > x.shape[-2] * x.shape[-1]  # normalises the smaller of the two
         x = self._normalised(x) if grows else x
-        x = functional.interpolate(x.float(), size, mode="bicubic", antialias=True, align_corners=False)
+        x = resized(x, size)
         return x if grows else self._normalised(x)
 
     def log(self, x: Tensor, teacher: nn.Module, preprocessing: str) -> None:

@@ -128,6 +128,8 @@ def test_what_a_plain_training_is_built_from(accelerator, caplog):
     assert not hasattr(made.box, "teacher_model")
     assert not Path("runs").exists()
     assert "not read by refilled" not in caplog.text
+    small = load_config("teacher.yaml", ["models.model.kwargs.input_size=24"]).build()
+    assert Parts(small, CPU, accelerator, None).image_input.size == (24, 24)
     built["tracker"], built["models"]["model"]["sync_bn"] = {"key": "x"}, True
     Parts(built, CPU, accelerator, None)
     for key in ("tracker", "models.model.sync_bn"):
