@@ -15,8 +15,8 @@ def log_softmax(logits: list[float]) -> list[float]:
 
 
 def smoothed_nll(rows: list[list[float]], labels: list[int], classes: int, samples: int | None = None) -> float:
-    """Mean cross-entropy of log-probabilities; ε = C / (N + C) of each label is spread over all, N the samples."""
-    epsilon, total = classes / ((samples or len(labels)) + classes), 0.0
+    """Mean cross-entropy of log-probabilities; ε = 1 / (N + 1) of each label is spread over all, N the samples."""
+    epsilon, total = 1 / ((samples or len(labels)) + 1), 0.0
     for row, label in zip(rows, labels, strict=True):
         total -= (1 - epsilon) * row[label] + epsilon * sum(row) / classes
     return total / len(labels)

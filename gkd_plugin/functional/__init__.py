@@ -5,5 +5,6 @@ Notation: B batch size, D embedding width, C number of the student's classes, K_
 
 from gkd_plugin.functional.discriminant import *
 from gkd_plugin.functional.local_classifier import *
+from gkd_plugin.functional.probe import *
 from gkd_plugin.functional.relationship import *
 from gkd_plugin.functional.shared_classes import *

@@ -2,14 +2,15 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from gkd_plugin.functional import fit_discriminant, fit_shared_classes, own_log_probabilities, shared_log_probabilities
-from gkd_plugin.functional.discriminant import smoothed_targets
+from gkd_plugin.functional._linear import LinearFit, smoothed_targets
 from gkd_plugin.teacher.readouts import READOUTS, Answers, Readout, Seen
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class CalibratedDiscriminant(Readout):
     See :mod:`gkd_plugin.functional.discriminant`, and :mod:`gkd_plugin.functional.shared_classes` for classes that the
     teacher has itself. With features of earlier layers it reads φ_T(x) and these side by side, each direction divided
     by its standard deviation over the training samples. Where a class has a single sample, which cannot be held out,
-    it falls back to class centres. Not in the paper.
+    it falls back to class centres. Not in the paper. A subclass has another ``family`` of linear classifiers.
 
     What it keeps: ``weight`` ``[C, D_t + F]``, ``bias`` ``[C]``, and with shared classes ``teacher_labels`` ``[C]`` (−1
     for a class that the teacher does not have) and ``shared_factors`` ``[6]``.
@@ -29,6 +30,7 @@ class CalibratedDiscriminant(Readout):
 
     name = "discriminant"
     wants_views = True
+    family: ClassVar[Callable[..., LinearFit]] = staticmethod(fit_discriminant)
 
     def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:
         """The classifier with the best held-out likelihood; the log says how good it is."""
@@ -40,7 +42,7 @@ class CalibratedDiscriminant(Readout):
         has_features = seen.rows.shape[1] > centres.shape[1]
         deviation = seen.rows.std(dim=0, correction=0)
         spread = torch.where(deviation > 0, deviation, 1) if has_features else torch.ones(1)
-        fit = fit_discriminant(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
+        fit = self.family(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
         fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias}, fit.held_out_logits
         source = "the embedding" + (" and local features" if has_features else "")
         if seen.logits is not None and seen.teacher_labels is not None:
@@ -52,8 +54,8 @@ class CalibratedDiscriminant(Readout):
         targets = smoothed_targets(seen.labels, len(centres), len(torch.unique(seen.samples))).float()
         cost, most = functional.cross_entropy(held_out, targets), math.log(len(centres))
         factors = fitted["shared_factors"].tolist() if "shared_factors" in fitted else "none"
-        text = "local classifier: labels cost %.2f of %.2f nats, shrinkage %g, scale %.3g, factors %s"
-        logger.debug(text, cost, most, fit.shrinkage, fit.scale, factors)
+        text = "local classifier: labels cost %.2f of %.2f nats, regularisation %g, scale %.3g, factors %s"
+        logger.debug(text, cost, most, fit.strength, fit.scale, factors)
         return fitted
 
     def logits(self, fitted: Mapping[str, Tensor], answers: Answers) -> Tensor:

@@ -77,7 +77,7 @@ def test_one_sample_of_a_class_leaves_class_centres(views, caplog):
 def test_local_features_stand_beside_the_embedding_each_direction_on_one_scale():
     answers, labels = said()
     features = torch.randn(48, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1e3, 1.0, 0.0]) + 5
-    features[:, 0] += 1e3 * labels
+    features[:, 0] += 3e3 * labels
     classifier = fitted(given=(answers._replace(features=features), labels))
     rows = torch.cat([answers.embedding, features], dim=1)
     scaled = rows / torch.tensor([float(column.std(correction=0)) or 1 for column in rows.T])

@@ -1,0 +1,94 @@
+r"""A linear probe: multinomial logistic regression on the frozen teacher's embedding. Not in the paper.
+
+With φ̃ the embedding, centred and divided by the root of v (its total variance / D), weights W and biases b minimise
+
+    mean over rows of −log softmax(W φ̃ + b)_y + (α / 2) · ‖W‖²,    and z = s · (W φ̃ + b).
+
+K-fold cross-validation chooses the penalty α with the lowest cross-entropy of held-out labels, each α at its own best
+scale s, which the final fit keeps; held-out labels are smoothed as in :mod:`gkd_plugin.functional.discriminant`. A
+teacher that is probed and then distilled is a strong baseline (Marrie et al., TMLR 2024, arXiv 2402.11305).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gkd_plugin.functional._linear import LinearFit, Samples, best_of
+
+__all__ = ["fit_probe"]
+
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # the α that are tried, each from the weights of the one before
+_WORSE = 1.02  # times the best cross-entropy ends the search: smaller penalties fit the training samples more closely
+
+
+def fit_probe(
+    embedding: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    samples: Tensor | None = None,
+    folds: int = 5,
+    penalties: Sequence[float] = PENALTIES,
+) -> LinearFit:
+    """Fits the classifier of this module's formula in float32 by L-BFGS; its ``strength`` is α.
+
+    Args:
+        embedding: ``[N, D]``, the teacher's, not normalised.
+        labels: ``[N]`` integers in [0, C).
+        num_classes: C ≥ 2.
+        samples: as for :func:`fit_discriminant`, and so are the folds.
+        folds: K ≥ 2.
+        penalties: the α to try, above 0, the largest first.
+
+    Raises:
+        ValueError: as :func:`fit_discriminant`; or penalties are not as above.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 1.0], [0.2, 3.0], [0.1, 2.0], [3.0, 1.5], [2.8, 2.5], [3.1, 0.5]])
+        >>> fit = fit_probe(x, torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+        >>> (x @ fit.weight.T + fit.bias).argmax(dim=1)
+        tensor([0, 0, 0, 1, 1, 1])
+    """
+    if not penalties or min(penalties) <= 0 or sorted(penalties, reverse=True) != list(penalties):
+        raise ValueError(f"penalties must be above 0, at least one, the largest first, got {list(penalties)}")
+    given = Samples.of("probe", embedding, labels, num_classes, samples=samples, folds=folds)
+    return best_of(_Regression(given), given, penalties, worse=_WORSE)
+
+
+class _Regression:
+    """Logistic regression of all samples, and of all but a fold's."""
+
+    def __init__(self, samples: Samples) -> None:
+        ones = torch.ones_like(samples.rows[:, :1], dtype=torch.float32)
+        self._rows, self._samples = torch.cat([samples.rows.float(), ones], dim=1), samples
+        self._found: dict[int | None, Tensor] = {}
+
+    def classifier(self, out: int | None, strength: float) -> tuple[Tensor, Tensor]:
+        """Weight ``[C, R]`` and bias ``[C]`` for α = ``strength``, from those found last for the same rows."""
+        kept = slice(None) if out is None else ~self._samples.outs[out]
+        rows, labels = self._rows[kept], self._samples.labels[kept]
+        start = self._found.get(out, rows.new_zeros(self._samples.num_classes, rows.shape[1]))
+        found = self._found[out] = _minimum(rows, labels, strength, start)
+        return found[:, :-1].to(self._samples.rows), found[:, -1].to(self._samples.rows)
+
+
+@torch.enable_grad()
+def _minimum(rows: Tensor, labels: Tensor, penalty: float, start: Tensor) -> Tensor:
+    """Weights, the biases in the last column, with the lowest cost."""
+    both = start.clone().requires_grad_()
+    search = torch.optim.LBFGS(
+        [both], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def cost() -> Tensor:
+        search.zero_grad()
+        nll = functional.cross_entropy(rows @ both.T, labels)
+        value = nll + penalty / 2 * both[:, :-1].square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    search.step(cost)  # type: ignore[no-untyped-call]
+    return both.detach()
