@@ -113,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
 
-    compare.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages")
+    compare.add_argument(
+        "config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages, or joint"
+    )
     for name, field, convert, default, metavar, text in (
         ("--methods", "methods", _items(str), ["ce", "refilled"], "M,…", "names or YAML files (default: ce,refilled)"),
         ("--overlap", "overlaps", _items(_percentage), [], "P,…", "shares of common classes in per cent"),

@@ -14,9 +14,11 @@ def log_softmax(logits: list[float]) -> list[float]:
     return [value - rest for value in logits]
 
 
-def smoothed_nll(rows: list[list[float]], labels: list[int], classes: int, samples: int | None = None) -> float:
-    """Mean cross-entropy of log-probabilities; ε = 1 / (N + 1) of each label is spread over all, N the samples."""
-    epsilon, total = 1 / ((samples or len(labels)) + 1), 0.0
+def smoothed_nll(
+    rows: list[list[float]], labels: list[int], classes: int, samples: int | None = None, unknown: int = 1
+) -> float:
+    """Mean cross-entropy of log-probabilities; u / (N + u) of each label is spread over all, N the samples."""
+    epsilon, total = unknown / ((samples or len(labels)) + unknown), 0.0
     for row, label in zip(rows, labels, strict=True):
         total -= (1 - epsilon) * row[label] + epsilon * sum(row) / classes
     return total / len(labels)

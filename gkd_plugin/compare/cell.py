@@ -29,18 +29,29 @@ _IN_EPOCHS = {
 
 
 def base_stages(tree: Tree) -> dict[str, Stage]:
-    """The stages 'embedding' and 'classifier' of the configuration that cells are made from."""
+    """The stages 'embedding' and 'classifier' of the configuration that cells are made from.
+
+    Where the configuration has one stage, with criterion ``refilled``, it is both of them: see :func:`lacks_stages`.
+    """
     stages = stages_of(tree)
     kinds = ("embedding", "classifier")
+    if len(stages) == 1 and stages[0].kind in ("classifier", "joint"):
+        return dict.fromkeys(kinds, stages[0])
     found = {kind: stage for stage in reversed(stages) if (kind := stage.kind) in kinds}
     missing = " and ".join(repr(kind) for kind in kinds if kind not in found)
     others = " and ".join(stage.name for stage in stages if stage not in found.values())
-    purpose = "compare takes a configuration of both stages and makes the other methods from it"
+    purpose = "compare takes a configuration of both stages, or of stage 'joint', and makes the other methods from it"
     if missing:
         raise ConfigError(f"train: has no stage with criterion 'refilled' and stage {missing}; {purpose}")
     if others:
         raise ConfigError(f"train: has {others} beside stages 'embedding' and 'classifier'; {purpose}")
     return found
+
+
+def lacks_stages(method: Method, tree: Tree) -> str:
+    """Why a method of several stages cannot be made from a configuration of one; empty where it can."""
+    has_one = len(stages_of(tree)) == 1
+    return "needs both stages" if has_one and len(method.stages) > 1 and not method.is_as_configured else ""
 
 
 def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: int | None = None) -> RunConfig:
@@ -67,10 +78,13 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
             embedding = None if kwargs.get("embedding_io") == "input" else str(kwargs.get("embedding", "embedding"))
         tree["models"] = _models(tree, method)
         if method.of == "student":
-            tree["train"] |= {stage.name: _read_like_student(stage, embedding) for stage in stages.values()}
+            like_student = {stage.name: _read_like_student(stage, embedding) for stage in stages.values()}
+            tree["train"] = like_student.get("train") or tree["train"] | like_student
         elif not method.probe:
-            sections = [_section(tree, stages, wanted, embedding) for wanted in method.stages]
-            kept = {key: value for key, value in tree["train"].items() if not key.startswith("stage")}
+            has_one = "train" in (stage.name for stage in stages.values())
+            kept = {key: value for key, value in tree["train"].items() if not (has_one or key.startswith("stage"))}
+            wanted = method.stages[:1] if method.is_as_configured and has_one else method.stages
+            sections = [_section(tree, stages, stage, embedding) for stage in wanted]
             several = {f"stage{number}": section for number, section in enumerate(sections, 1)}
             tree["train"] = kept | (sections[0] if len(sections) == 1 else several)
         is_wrapped = any("dataset_wrapper" in stage.train_data_loader for stage in method.stages)
@@ -124,7 +138,8 @@ def _read_like_student(stage: Stage, embedding: str | None) -> Tree:
 def _section(tree: Tree, stages: Mapping[str, Stage], wanted: MethodStage, embedding: str | None) -> Tree:
     """A stage of a method: that of the configuration with the method's changes."""
     base = stages[wanted.like]
-    epochs = sum(stage.epochs for stage in stages.values()) if wanted.epochs == "all" else base.epochs
+    all_epochs = sum(epochs for epochs in {stage.name: stage.epochs for stage in stages.values()}.values())
+    epochs = all_epochs if wanted.epochs == "all" else base.epochs
     section = {**base.section, "num_epochs": epochs}
     if section.get("scheduler") is not None:
         section["scheduler"] = fitted_scheduler(section["scheduler"], epochs / base.epochs, wanted.lr_factor)

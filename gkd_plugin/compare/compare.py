@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gkd_plugin.compare.cell import base_stages, cell_config
+from gkd_plugin.compare.cell import base_stages, cell_config, lacks_stages
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.report import COLUMNS, comparison_table, draw_settings, write_csv
@@ -109,7 +109,7 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
     for method, setting, task in product(methods, settings, wanted.tasks or (None,)):
         folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
         path = folder / "config.yaml"
-        reason = untrained_student(method, tree)
+        reason = untrained_student(method, tree) or lacks_stages(method, tree)
         if not reason:
             config = cell_config(tree, method, setting, path, task)
             with told_at(f"{setting.title}: "):

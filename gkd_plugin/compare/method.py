@@ -51,6 +51,11 @@ class Method:
     probe: str | None = None
     of: str | None = None
 
+    @property
+    def is_as_configured(self) -> bool:
+        """Whether its stages have the criteria of the configuration."""
+        return bool(self.stages) and all(stage.criterion is None for stage in self.stages)
+
 
 def _check_method(report: Report, path: str, given: Mapping[Any, Any]) -> None:  # noqa: ARG001
     """What no key shows alone, and placeholders."""

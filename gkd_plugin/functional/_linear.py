@@ -110,9 +110,9 @@ def best_of(family: Family, samples: Samples, strengths: Iterable[float], *, wor
     return LinearFit(weight.float(), bias.float(), strength, scale, nll, accuracy, (scale * logits).float())
 
 
-def smoothed_targets(labels: Tensor, num_classes: int, samples: int | None = None) -> Tensor:
-    """``[N, C]`` in float64: (1 − ε) · one-hot + ε / C with ε = 1 / (N + 1), N the number of rows or of ``samples``."""
-    epsilon = 1 / ((len(labels) if samples is None else samples) + 1)
+def smoothed_targets(labels: Tensor, num_classes: int, samples: int, unknown: int = 1) -> Tensor:
+    """``[N, C]`` in float64: (1 − ε) · one-hot + ε / C, as if beside the ``samples`` some had an ``unknown`` label."""
+    epsilon = unknown / (samples + unknown)
     one_hot = functional.one_hot(labels.long(), num_classes).to(exact_dtype(labels))
     return (1 - epsilon) * one_hot + epsilon / num_classes
 

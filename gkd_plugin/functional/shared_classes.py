@@ -12,10 +12,10 @@ than the student's training set holds. With d the logits of a local classifier o
 The teacher decides among its own classes, both decide whether the image is of one of them: how sure the teacher is of
 an image says little of whether it knows the class.
 
-The factors a, a', g ≥ 0, b and h in [0, 1] and c minimise the cross-entropy of held-out samples, their labels smoothed
-as in :mod:`gkd_plugin.functional.discriminant`: three convex problems. Where all classes are shared and the teacher is
-calibrated, a tends to 0 and b to 1: plain knowledge distillation. b and h are at most 1, because a teacher that was
-trained on the very same images is more certain of them than of any new image.
+The factors a, a', g ≥ 0, b and h in [0, 1] and c minimise the cross-entropy of held-out samples: three convex problems.
+Where all classes are shared and the teacher is calibrated, a tends to 0 and b to 1: plain knowledge distillation. b and
+h are at most 1, and labels are smoothed by ε = C / (N + C), because a teacher that was trained on the very same images
+is more certain of them than of any new image.
 """
 
 import math
@@ -117,7 +117,8 @@ def _most_likely(terms: Tensor, labels: Tensor, samples: Tensor, *bounds: tuple[
 
     The cost is convex: where the free minimum is out of bounds, the allowed one has some factors at their bounds.
     """
-    targets = smoothed_targets(labels, terms.shape[2], len(torch.unique(samples))).to(terms)
+    classes = terms.shape[2]
+    targets = smoothed_targets(labels, classes, len(torch.unique(samples)), unknown=classes).to(terms)
 
     def is_allowed(factors: Sequence[float]) -> bool:
         return all(low <= factor <= high for factor, (low, high) in zip(factors, bounds, strict=True))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gkd_plugin.compare.cell import base_stages, cell_config, fitted_scheduler
+from gkd_plugin.compare.cell import base_stages, cell_config, fitted_scheduler, lacks_stages
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting, with_memory
 from gkd_plugin.config.tree import read
@@ -39,6 +39,25 @@ def test_both_stages_are_found_by_what_they_do(written):
     tree["train"]["stage7"] = {"num_epochs": 7, "criterion": {"key": "other"}}
     with pytest.raises(ConfigError, match=r"^train: has stage7 beside stages 'embedding' and 'classifier'"):
         base_stages(tree)
+
+
+def test_of_a_configuration_of_stage_joint_the_methods_of_one_stage_are_made(written):
+    """As many epochs for each; those of two stages say that they cannot."""
+    tree = written("train.stage2.criterion={key: refilled, kwargs: {stage: joint}}")
+    del tree["train"]["stage1"]
+    tree["train"] = tree["train"].pop("stage2")
+    for name, key, teacher in (
+        ("ce", "WeightedSumLoss", False),
+        ("pkt", "WeightedSumLoss", True),
+        ("config", "refilled", True),
+    ):
+        section = made(tree, name)["train"]
+        assert (section["num_epochs"], section["criterion"]["key"], "teacher" in section) == (2, key, teacher)
+        assert not lacks_stages(load_method(name), tree)
+    assert made(tree, "config")["train"] == tree["train"]
+    assert made(tree, "student-ncm")["train"].keys() == tree["train"].keys()
+    assert lacks_stages(load_method("refilled"), tree) == "needs both stages"
+    assert not lacks_stages(load_method("refilled"), written())
 
 
 def test_the_model_to_train_may_be_called_model(written):

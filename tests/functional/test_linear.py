@@ -28,7 +28,7 @@ def test_a_few_rows_at_a_time_are_as_good_as_all(block, monkeypatch):
 def test_the_scale_is_the_most_likely_one(factor):
     logits, labels = factor * torch.randn(50, 4, dtype=torch.float64), torch.arange(50) % 4
     logits[range(50), labels] += factor
-    targets = _linear.smoothed_targets(labels, 4)
+    targets = _linear.smoothed_targets(labels, 4, 50)
     nll, scale = _linear._most_likely_scale(logits - logits.amax(dim=1, keepdim=True), targets)
     cost = {f: torch.nn.functional.cross_entropy(f * scale * logits, targets).item() for f in (0.99, 1.0, 1.01)}
     assert nll == pytest.approx(cost[1.0], rel=1e-9)

@@ -38,7 +38,9 @@ def costs(local, own, teacher_labels, labels, factors):
     parts = log_probabilities(local, own, teacher_labels, factors)
     kinds = ((mine, place), (~mine, place), ((~known).any().expand(len(labels)), (~mine).long()))
     return [
-        reference.smoothed_nll(part[rows].tolist(), of[rows].tolist(), part.shape[1]) if rows.any() else 0
+        reference.smoothed_nll(part[rows].tolist(), of[rows].tolist(), part.shape[1], unknown=part.shape[1])
+        if rows.any()
+        else 0
         for part, (rows, of) in zip(parts, kinds, strict=True)
     ]
 
