@@ -13,10 +13,7 @@ from typing import Any, TypeGuard
 
 
 class ConfigError(ValueError):
-    """A configuration, file or batch that cannot be used as given; the message says what would be allowed.
-
-    The command line prints it as one line and exits with 2. In Python it is an ordinary ``ValueError``.
-    """
+    """A configuration, file or batch that cannot be used as given; the message says what would be allowed."""
 
 
 @contextmanager

@@ -313,10 +313,7 @@ _CRITERION = part(
 
 
 def _train(stages: Sequence[str], *, has_teacher: bool) -> Kind:
-    """One training, or stages that follow each other: then hardly anything is read of ``train`` itself.
-
-    Later stages may keep the data loaders and the optimizer of the one before.
-    """
+    """One training, or stages that follow each other: then hardly anything is read of ``train`` itself."""
     roles, article = (("teacher", "student"), "a") if has_teacher else (("model",), "no")
     unread = never(f"is not read where there is {article} models.teacher_model; write {' and '.join(roles)}")
     first = {
@@ -337,7 +334,7 @@ def _train(stages: Sequence[str], *, has_teacher: bool) -> Kind:
     for_all = {"log_freq": count(), "val_freq": count()}
     if not stages:
         return section({**for_all, **first, "stage1": _ANY}, needs_first, _try_schedule)
-    later = {**first, "optimizer": maybe(first["optimizer"], {})}
+    later = {**first, "optimizer": maybe(first["optimizer"], {})}  # loaders and optimizer may be kept from before
     without_gaps = [f"stage{number}" for number in range(1, len(stages) + 1)]
     keys = {
         **for_all,

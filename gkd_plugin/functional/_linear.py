@@ -1,8 +1,8 @@
 """What linear local classifiers share: cross-validation of their strength of regularisation and of their scale."""
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from gkd_plugin.functional._common import exact_dtype
 
 _SPREADS = (1e-4, 1e2)  # of scaled logits, the limits of the search for s
 _BLOCK = 2**16  # logits that stay in the processor's cache
+
+Fit = Callable[[int | None, float], tuple[Tensor, Tensor]]
+"""(fold, strength) → weight ``[C, R]`` and bias ``[C]`` for s = 1, of all samples but those held out in that fold."""
 
 
 class LinearFit(NamedTuple):
@@ -80,21 +83,14 @@ class Samples(NamedTuple):
         return cls(rows, labels, outs, num_classes, count, least, origin, turn, deviation)
 
 
-class Family(Protocol):
-    """Classifiers of some samples, all but those held out in one fold."""
-
-    def classifier(self, out: int | None, strength: float) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, R]`` and bias ``[C]`` for s = 1, without fold ``out``, or of all samples."""
-
-
-def best_of(family: Family, samples: Samples, strengths: Iterable[float], *, worse: float = math.inf) -> LinearFit:
+def best_of(fit: Fit, samples: Samples, strengths: Iterable[float], *, worse: float = math.inf) -> LinearFit:
     """The fit with the lowest cross-entropy of held-out labels; one ``worse`` times the best so far ends the search."""
     targets = smoothed_targets(samples.labels, samples.num_classes, samples.size)
     best: tuple[float, float, float, Tensor] | None = None
     for strength in strengths:
         logits = samples.rows.new_empty(targets.shape)
         for number, out in enumerate(samples.outs):
-            weight, bias = family.classifier(number, strength)
+            weight, bias = fit(number, strength)
             logits[out] = functional.linear(samples.rows[out], weight, bias)
         logits -= logits.amax(dim=1, keepdim=True)  # keeps digits in sums of exponentials
         nll, scale = _most_likely_scale(logits, targets)
@@ -104,7 +100,7 @@ def best_of(family: Family, samples: Samples, strengths: Iterable[float], *, wor
     assert best is not None
     nll, scale, strength, logits = best
     accuracy = float((logits.argmax(dim=1) == samples.labels).double().mean())
-    weight, bias = family.classifier(None, strength)
+    weight, bias = fit(None, strength)
     weight = scale / samples.deviation * (weight if samples.turn is None else weight @ samples.turn.T)
     bias = scale * bias - weight @ samples.origin
     return LinearFit(weight.float(), bias.float(), strength, scale, nll, accuracy, (scale * logits).float())

@@ -60,7 +60,7 @@ def fit_discriminant(
     if not shrinkages or not all(0 < shrinkage <= 1 for shrinkage in shrinkages):
         raise ValueError(f"shrinkages must be above 0 and at most 1, at least one, got {list(shrinkages)}")
     given = Samples.of("discriminant", embedding, labels, num_classes, samples=samples, folds=folds)
-    return best_of(_Gaussians(given), given, shrinkages if given.least >= 2 * num_classes else (1.0,))
+    return best_of(_Gaussians(given).classifier, given, shrinkages if given.least >= 2 * num_classes else (1.0,))
 
 
 class _Gaussians:
@@ -86,11 +86,8 @@ class _Gaussians:
         return counts, rows.new_zeros(self._classes, rows.shape[1]).index_add_(0, labels, rows), rows.T @ rows
 
     def _fit(self, counts: Tensor, sums: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Eigenvectors ``[R, R]`` and eigenvalues ``[R]`` of the covariance, and class means ``[C, R]`` in these axes.
-
-        Each class mean takes one sample's freedom away.
-        """
+        """Eigenvectors ``[R, R]``, eigenvalues ``[R]`` of the covariance, and class means ``[C, R]`` in these axes."""
         means = sums / counts.unsqueeze(1)
         scatter, axes = torch.linalg.eigh(products - sums.T @ means)
-        freedom = max(float(counts.sum()) - self._views * self._classes, self._views)
+        freedom = max(float(counts.sum()) - self._views * self._classes, self._views)  # each mean takes one
         return axes, scatter.clamp(min=0) / freedom, means @ axes

@@ -55,7 +55,7 @@ def fit_probe(
     if not penalties or min(penalties) <= 0 or sorted(penalties, reverse=True) != list(penalties):
         raise ValueError(f"penalties must be above 0, at least one, the largest first, got {list(penalties)}")
     given = Samples.of("probe", embedding, labels, num_classes, samples=samples, folds=folds)
-    return best_of(_Regression(given), given, penalties, worse=_WORSE)
+    return best_of(_Regression(given).classifier, given, penalties, worse=_WORSE)
 
 
 class _Regression:

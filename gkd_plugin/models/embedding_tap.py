@@ -89,7 +89,7 @@ def _attach(model: Any) -> None:
     classifiers = list(_classifiers(model.get_classifier())) if model.num_classes else []
     pools = {id(pool.proj) for pool in model.modules() if isinstance(pool, AttentionPool2d | RotAttentionPool2d)}
     inputs = _ClassifierInputs(model.embedding, model.head_hidden_size, len(classifiers))
-    for index, classifier in enumerate(classifiers):
+    for index, classifier in enumerate(classifiers):  # partials of a method follow deepcopy and pickling to the copy
         classifier.register_forward_pre_hook(functools.partial(inputs.hook, index, id(classifier) in pools))
 
 
@@ -117,10 +117,7 @@ class _ClassifierInputs:
     seen: list[Tensor] = field(default_factory=list)
 
     def hook(self, index: int, takes_tokens: bool, _classifier: nn.Module | None, args: Any) -> Any:
-        """Forward pre-hook of classifier ``index``; with the last one's input the embedding goes through the tap.
-
-        As a ``partial`` of a method it follows ``copy.deepcopy`` and pickling to the copy.
-        """
+        """Forward pre-hook of classifier ``index``; with the last one's input the embedding goes through the tap."""
         x = args[0]
         if self.count == 1 and not takes_tokens:
             is_pooled = x.ndim == 4 and x.shape[2:] == (1, 1)  # [B, D, 1, 1] goes through as [B, D]

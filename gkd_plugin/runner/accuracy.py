@@ -54,10 +54,7 @@ def is_accuracy(key: str) -> bool:
 
 @torch.no_grad()
 def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, title: str = "evaluation") -> Accuracy:
-    """Top-1 and top-5 of ``score`` (images → ``[B, C]``) over (images, labels, …) batches, over all processes.
-
-    Where the loader's dataset has groups of classes, also the top-1 of each that has samples.
-    """
+    """Accuracy of ``score`` (images → ``[B, C]``) over (images, labels, …) batches of all processes, also by group."""
     hits1 = hits5 = samples = classes = 0
     groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
     group_hits, group_samples = Counter[str](), Counter[str]()

@@ -36,10 +36,7 @@ _MANY = 0.02  # share of a test set's images that may be training images, too, b
 
 
 def check_hooks(stages: Sequence[Stage], teacher: nn.Module | None, student: nn.Module) -> None:
-    """Checks every stage's ``forward_hook`` and ``frozen_modules`` against the models, and its losses against hooks.
-
-    What an auxiliary wrapper that is not ours makes of a model is not known ahead and not checked.
-    """
+    """Checks every stage's ``forward_hook`` and ``frozen_modules`` against the models, and its losses against hooks."""
     for stage in stages:
         _check_paths(stage.student, student)
         roles = {"student": stage.student}
@@ -52,7 +49,7 @@ def check_hooks(stages: Sequence[Stage], teacher: nn.Module | None, student: nn.
 def _check_paths(role: Role, model: nn.Module) -> None:
     if role.wrapper is not None:
         if role.wrapper not in _WRAPPERS or role.section["auxiliary_model_wrapper"].get("sequential"):
-            return
+            return  # what it makes of a model is not known ahead
         kwargs = {key: value for key, value in role.wrapper_kwargs.items() if key not in _MOVES}
         with told_at(f"{role.path}."), torch.random.fork_rng(devices=[]):
             model = _WRAPPERS[role.wrapper](model, **kwargs)

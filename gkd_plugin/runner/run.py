@@ -242,10 +242,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
 
 
 def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device: str | None = None) -> dict[str, Any]:
-    """Fits one of the :data:`PROBES` to the teacher's embeddings of the training set, and measures it on the test set.
-
-    Writes a run folder ``output`` and gives its ``summary.json``.
-    """
+    """Fits one of the :data:`PROBES` to the teacher's embeddings and measures it: a run with a folder and a summary."""
     start = time.perf_counter()
     with told_at(f"{config.path}: "):
         placement = read_placement(config.tree, device)

@@ -110,10 +110,7 @@ def save_upstream_checkpoint(model: nn.Module, box: Any, best: float, path: Path
 
 
 def load_weights(model: nn.Module, path: str | Path, where: str) -> WeightFile:
-    """Loads every weight of the model, and nothing else, from a file; a common prefix of its keys is removed.
-
-    Where keys or shapes do not fit, the model stays as it is.
-    """
+    """Loads every weight of the model, and nothing else, less a common prefix of the keys; a misfit changes nothing."""
     fit = _Fit(model, path, where)
     fit.refuse()
     model.load_state_dict(fit.state, strict=False)
