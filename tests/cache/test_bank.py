@@ -7,6 +7,7 @@ import torch
 
 from gkd_plugin.cache.bank import open_bank, read_bank, write_bank
 from gkd_plugin.errors import ConfigError
+from tests.runner.fakes import refused
 
 WIDTHS = {"embedding": 5, "logits": 2}
 ROWS = 6
@@ -77,8 +78,7 @@ def test_a_disk_that_fills_up_leaves_nothing(path, monkeypatch, rows):
     """Few rows are buffered and fail at the end."""
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, mode: real(Path("/dev/full"), "wb"))
-    with pytest.raises(ConfigError, match=r"^teacher_cache.folder: .*deep cannot be written to: No space left"):
-        write_bank(path, rows, [batch(rows)])
+    refused(r"^teacher_cache.folder: .*deep cannot be written to: No space left", write_bank, path, rows, [batch(rows)])
     assert list(path.parent.iterdir()) == []
 
 
@@ -128,5 +128,4 @@ def test_a_flipped_bit_never_gives_other_values(written):
 def test_another_file_is_refused(written, change, reason):
     change(written)
     (path,) = written.parent.iterdir()
-    with pytest.raises(ConfigError, match=rf"^teacher_cache.folder: {path} cannot be used: .*{reason}.*; delete it"):
-        open_bank(path)
+    refused(rf"^teacher_cache.folder: {path} cannot be used: .*{reason}.*; delete it", open_bank, path)

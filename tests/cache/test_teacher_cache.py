@@ -15,6 +15,7 @@ from gkd_plugin.runner.parts import build_box
 from gkd_plugin.runner.training import train_epochs
 from tests.data.fakes import random_states
 from tests.fakes import TinyImages, stage
+from tests.runner.fakes import refused
 from tests.teacher.fakes import record
 
 
@@ -135,8 +136,7 @@ def test_the_teacher_answers_in_the_precision_of_the_run_and_no_random_number_is
 def test_a_process_that_does_not_see_what_the_main_one_wrote_says_so(tmp_path, monkeypatch):
     box, _, cache, accelerator = build(tmp_path)
     monkeypatch.setattr(type(accelerator), "is_main_process", False)
-    with pytest.raises(ConfigError, match=rf"^teacher_cache\.folder: .*{tmp_path}"):
-        cache.open(box, accelerator)
+    refused(rf"^teacher_cache\.folder: .*{tmp_path}", cache.open, box, accelerator)
 
 
 def test_another_wrapper_and_loaders_that_may_change_images_are_refused(tmp_path):
@@ -152,5 +152,4 @@ def test_the_section():
     assert TeacherCache.from_section(None) is None
     assert TeacherCache.from_section({"views": 4}).views == 4
     assert TeacherCache.from_section({"views": 4, "folder": "~/x", "seed": 2}).folder.is_absolute()
-    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: "):
-        TeacherCache.from_section({"views": 4, "folder": "~nobody-of-this-name/x"})
+    refused(r"^teacher_cache\.folder: ", TeacherCache.from_section, {"views": 4, "folder": "~nobody-of-this-name/x"})

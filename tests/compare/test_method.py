@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from gkd_plugin.compare.method import MethodStage, load_method, method_names
-from gkd_plugin.errors import ConfigError
 from tests.fakes import cross_entropy
+from tests.runner.fakes import refused
 
 
 def test_titles_tell_the_methods_apart():
@@ -82,5 +82,4 @@ def test_other_criteria_stay_as_they_are(criterion, mine):
     ],
 )
 def test_files_that_do_not_describe_a_method(text, message, mine):
-    with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{message}"):
-        mine(text)
+    refused(rf"mine\.yaml: .*{message}", mine, text)

@@ -6,8 +6,8 @@ from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
 from gkd_plugin.data import FixedViews, few_shot_subset, labels_of, num_classes_of, with_evaluation_view
 from gkd_plugin.data.labels import class_names_of, classes_of, keeps_labels, teacher_labels_of, teacher_num_classes_of
-from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, known_by_a_teacher
+from tests.runner.fakes import refused
 
 LABELS = [2, 0, 1, 2]
 NAMES = ["ant", "bee", "cat"]
@@ -59,15 +59,13 @@ def test_labels_through_transforms_subsets_wrappers_and_concatenations():
 
 @pytest.mark.parametrize("targets", [None, [0.5, 1.0], [[0, 1], [1, 0]], torch.zeros(2, 2), ["cat", "dog"]])
 def test_unreadable_labels_are_refused(targets):
-    with pytest.raises(ConfigError, match=r"dataset FakeImages.* label"):
-        labels_of(Subset(FakeImages(targets), [0]))
+    refused(r"dataset FakeImages.* label", labels_of, Subset(FakeImages(targets), [0]))
 
 
 def test_classes_are_the_names_of_the_dataset_or_the_labels_up_to_the_largest():
     assert num_classes_of(FakeImages([0, 4, 1])) == 5
     for labels, message in (([0, -1], "label -1"), ([], "FakeImages has no samples")):
-        with pytest.raises(ConfigError, match=message):
-            num_classes_of(FakeImages(labels))
+        refused(message, num_classes_of, FakeImages(labels))
     named = FakeImages([0, 1], classes=NAMES)
     assert classes_of(Subset(BaseDatasetWrapper(named), [0])) == NAMES
     assert classes_of(FakeImages([0, 2])) == [0, 1, 2]

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from gkd_plugin.data import ImageInput, image_transform, normalisation_of, with_evaluation_view
 from gkd_plugin.data.transforms import trained_with
-from gkd_plugin.errors import ConfigError
+from tests.runner.fakes import refused
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 NORMALISE = transforms.Normalize(MEAN, STD)
@@ -86,8 +86,7 @@ def test_a_part_of_the_image_is_stretched_to_the_size():
     ],
 )
 def test_unusable_arguments_are_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        image_transform(**{"size": 8, "mean": [0.5], "std": [0.5], **arguments})
+    refused(message, image_transform, **{"size": 8, "mean": [0.5], "std": [0.5], **arguments})
 
 
 @pytest.mark.parametrize(
@@ -140,5 +139,4 @@ def test_a_record_is_read_back():
     for known in (ImageInput((0.5,), (0.25,), (32, 48)), ImageInput()):
         assert trained_with(vars(known)) == known
     for record in ({"mean": "x"}, {"size": [3]}, {"std": 1}):
-        with pytest.raises(ConfigError, match="no description of images"):
-            trained_with(record)
+        refused("no description of images", trained_with, record)

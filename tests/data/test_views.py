@@ -17,6 +17,7 @@ from gkd_plugin.data.views import FixedViews, evaluation_view, seeded, sketch, w
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, random_states, samples, with_view
 from tests.fakes import ViewedImages
+from tests.runner.fakes import refused
 
 SAMPLES = 7
 LABELS = [i % 3 for i in range(SAMPLES)]
@@ -89,8 +90,7 @@ def test_attaching_a_view_keeps_samples_labels_and_names_and_refuses_other_sampl
         ([0, 1, 1], "sample 2 has label 1, but None .*the view 3, the other 2"),
         ([0, 0], "sample 1 has label 0, but 1"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            with_evaluation_view(dataset, FakeImages(labels))
+        refused(message, with_evaluation_view, dataset, FakeImages(labels))
 
 
 class Draws(FakeImages):

@@ -10,7 +10,7 @@ import pytest
 from gkd_plugin.cli import main
 from gkd_plugin.diagnose.emphasis import SCORES
 from gkd_plugin.diagnose.run import diagnose, figures_table
-from gkd_plugin.errors import ConfigError
+from tests.runner.fakes import refused
 
 PARTS = ("emphasis", "tuples", "embedding", "confusion")
 PICTURES = {f"{part}.{suffix}" for part in PARTS for suffix in ("png", "svg")}
@@ -70,6 +70,5 @@ def test_without_the_extra(here, capsys, monkeypatch):
 )
 def test_an_unusable_option_leaves_all_as_it_is(here, options, message):
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=message):
-        diagnose(Path("runs/student"), **{"output": Path("look"), "device": "cpu", **options})
+    refused(message, diagnose, Path("runs/student"), **{"output": Path("look"), "device": "cpu", **options})
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
