@@ -1,7 +1,4 @@
-"""Registers our parts with torchdistill, refusing keys that something else already holds.
-
-torchdistill's registries are dictionaries that overwrite silently: two plugins that share a key would break each other.
-"""
+"""Registers our parts with torchdistill, whose registries overwrite silently; refuses keys that are already held."""
 
 from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar

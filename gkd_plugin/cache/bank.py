@@ -1,7 +1,4 @@
-"""A bank: the teacher's answers in float16, a record for each view, in a memory-mapped ``.npy`` file.
-
-A checksum of the file's name and of all records follows the array.
-"""
+"""A bank: the teacher's answers in float16, a record for each view, in a memory-mapped ``.npy`` with a checksum."""
 
 import hashlib
 import os
@@ -45,15 +42,12 @@ def read_bank(records: Records, rows: Tensor) -> dict[str, Tensor]:
 
 
 def write_bank(path: Path, rows: int, batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Writes a bank of so many rows, tensors ``[B, width]`` by name in each batch, or leaves no file behind.
-
-    Writes plainly: a disk that fills up under a memory map would end the process without an error.
-    """
+    """Writes a bank of so many rows, tensors ``[B, width]`` by name in each batch, or leaves no file behind."""
     folder = path.parent
     temporary = path.with_name(f".{secrets.token_hex(4)}.tmp")  # no process id: another machine may have it too
     with _disk_errors(folder):  # before the first batch is asked for
         folder.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
+        file = temporary.open("xb")  # no memory map: a disk that fills up under one ends the process without an error
     checksum = hashlib.blake2b()
     try:
         for number, batch in enumerate(batches):
@@ -90,6 +84,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _new_checksum(path: Path, dtype: np.dtype[Any]) -> hashlib.blake2b:
+    """Of the file's name, and then of all records; it follows the array."""
     return hashlib.blake2b(f"{path.stem} {dtype}".encode(), digest_size=16)
 
 

@@ -13,9 +13,8 @@ from gkd_plugin.config.config import RunConfig, checked_config
 from gkd_plugin.config.stages import Stage, stages_of, student_entry
 from gkd_plugin.errors import ConfigError, nearest, told_at
 
-_REPLACED = ("criterion", "forward_hook", "dataset_wrapper")
-"""Sections that a method puts in place of the configuration's, instead of adding to them."""
-_IN_EPOCHS = {
+_REPLACED = ("criterion", "forward_hook", "dataset_wrapper")  # a method's go in place of the configuration's
+_IN_EPOCHS = {  # key of a scheduler → its keyword that counts epochs, if any
     "ConstantLR": None,
     "ReduceLROnPlateau": None,
     "CosineAnnealingLR": "T_max",
@@ -25,7 +24,6 @@ _IN_EPOCHS = {
     "PolynomialLR": "total_iters",
     "OneCycleLR": "total_steps",
 }
-"""Key of a scheduler → its keyword that counts epochs, if any."""
 
 
 def base_stages(tree: Tree) -> dict[str, Stage]:
@@ -138,7 +136,7 @@ def _read_like_student(stage: Stage, embedding: str | None) -> Tree:
 def _section(tree: Tree, stages: Mapping[str, Stage], wanted: MethodStage, embedding: str | None) -> Tree:
     """A stage of a method: that of the configuration with the method's changes."""
     base = stages[wanted.like]
-    all_epochs = sum(epochs for epochs in {stage.name: stage.epochs for stage in stages.values()}.values())
+    all_epochs = sum({stage.name: stage.epochs for stage in stages.values()}.values())
     epochs = all_epochs if wanted.epochs == "all" else base.epochs
     section = {**base.section, "num_epochs": epochs}
     if section.get("scheduler") is not None:

@@ -97,10 +97,7 @@ def _methods(names: Sequence[str]) -> list[Method]:
 
 
 def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[list[Cell], dict[Path, RunConfig]]:
-    """Every cell, and the configurations of those whose method can serve their setting, by the cells' files.
-
-    Builds the data sets of each setting once: what they cannot give is told before anything trains.
-    """
+    """Every cell, and the configurations of those whose method can serve their setting, by the cells' files."""
     axes: tuple[Sequence[Any], ...] = (wanted.overlaps, wanted.ways, wanted.shots, wanted.memories)
     settings = [Setting(*values) for values in product(*(axis or (None,) for axis in axes))]
     cells: list[Cell] = []
@@ -118,7 +115,7 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
                 configs[path] = config
                 with_data.setdefault((setting, method.memory is None), config)
         cells += [Cell(method, setting, seed, path, folder / f"seed{seed}", reason, task) for seed in wanted.seeds]
-    for (setting, _), config in with_data.items():
+    for (setting, _), config in with_data.items():  # what the data sets cannot give is told before anything trains
         with told_at(f"{setting.title}: "):
             _check_score(wanted.score, config.build())
     return cells, configs

@@ -169,10 +169,7 @@ def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[
 
 
 def _start_worker(threads: int, processes: dict[Any, BaseProcess]) -> Connection:
-    """The connection to a new process, which calls what it is sent (function, arguments) and sends the answer back.
-
-    It ends with this process, however that ends, in the middle of a cell too.
-    """
+    """The connection to a new process, which calls what it is sent (function, arguments) and sends the answer back."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, threads))
@@ -187,7 +184,7 @@ def _start_worker(threads: int, processes: dict[Any, BaseProcess]) -> Connection
 
 
 def _work(connection: Connection, threads: int) -> None:
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()  # however that ends, in the middle of a cell too
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, left behind where this process is killed
     torch.set_num_threads(threads)
     logging.getLogger().setLevel(logging.INFO)
@@ -224,10 +221,7 @@ def inputs_of(cell: Cell) -> dict[str, str | None]:
 
 
 def stale_input(cell: Cell) -> str:
-    """Says which input has changed since the cell's run began; empty where none has.
-
-    A file that was not there when the run began does not count.
-    """
+    """Says which input has changed since the cell's run began, but for files that came later; empty where none has."""
     kept, now = read_json(cell.folder / _INPUTS), inputs_of(cell)
     if _PACKAGE not in kept:
         return "what it was made from is not on record"

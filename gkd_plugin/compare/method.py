@@ -12,8 +12,7 @@ from gkd_plugin.config.kinds import Kind, Report, each, maybe, section, value
 from gkd_plugin.config.tree import Tagged, places, read
 from gkd_plugin.errors import ConfigError, is_number, nearest
 
-CONTROL = "ce"
-"""The method that the others are tested against."""
+CONTROL = "ce"  # the method that the others are tested against
 
 _FOLDER = Path(__file__).parent / "methods"
 _PLACEHOLDER = re.compile(r"\{\w+\}")

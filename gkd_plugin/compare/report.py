@@ -30,8 +30,7 @@ _AXES = {
 }
 _PLOT = re.compile(rf"({'|'.join(SCORES)})_(of_methods|against_({'|'.join(_AXES)}))\.(png|svg)")
 _MARKERS = "osD^vPX*<>"
-Scores = Mapping[tuple[int, "int | None"], float]
-"""Seed and few-shot task (``None`` without tasks) → score."""
+Scores = Mapping[tuple[int, "int | None"], float]  # seed and few-shot task (None without tasks) → score
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The setting of a cell: what ``--overlap``, ``--ways``, ``--shots``, ``--tasks`` and ``--memory`` set in a config.
-
-And why a method cannot serve a setting, which is told in the table and no failure.
-"""
+"""What ``--overlap``, ``--ways``, ``--shots``, ``--tasks`` and ``--memory`` set, and why a method cannot serve it."""
 
 import functools
 import logging
@@ -25,8 +22,7 @@ logger = logging.getLogger(__name__)
 _OVERLAP = "gkd_plugin.data.overlap_subset"
 _FEW_SHOT = "gkd_plugin.data.few_shot_task"
 _INCREMENTAL = "gkd_plugin.data.incremental_subset"
-WEIGHTS = ("weights", "checkpoint_path")
-"""Keywords of torchvision's and timm's models that name trained weights."""
+WEIGHTS = ("weights", "checkpoint_path")  # keywords of torchvision's and timm's models that name trained weights
 NOT_SAME = "needs the same classes"
 _REASONS = {"same": "", "reordered": "needs the same class order", "different": NOT_SAME}
 
@@ -97,17 +93,14 @@ def is_incremental(tree: Tree) -> bool:
 
 
 def _balance(tree: Tree, present: int, before: int | None = None) -> None:
-    """Balanced batches have no more classes than have samples, and stay as large as before.
-
-    Batches that held all of the classes that there were ``before`` hold all, with as many samples of each.
-    """
+    """Balanced batches have no more classes than have samples, and stay as large as before."""
     for sampler in walk(tree["train"]):
         if isinstance(sampler, dict) and sampler.get("key") == "ClassBalancedBatchSampler" and "kwargs" in sampler:
             kwargs = sampler["kwargs"]
             classes, samples = kwargs["classes_per_batch"], kwargs["samples_per_class"]
             if classes > present:
                 kwargs |= {"classes_per_batch": present, "samples_per_class": max(1, classes * samples // present)}
-            elif classes == before:
+            elif classes == before:  # they held all classes, and still do, with as many samples of each
                 kwargs["classes_per_batch"] = present
 
 

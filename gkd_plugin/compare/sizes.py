@@ -18,8 +18,7 @@ from gkd_plugin.runner.checks import first_images
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.teacher.input import own_input
 
-EMBEDDING = "{student_embedding}"
-"""Stands for the module path of the student's embedding."""
+EMBEDDING = "{student_embedding}"  # stands for the module path of the student's embedding
 
 
 @dataclass(frozen=True)

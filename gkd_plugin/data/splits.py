@@ -254,9 +254,8 @@ def incremental_subset(
         for label in range(old):
             _check_size(subset.classes[label], members[label], memory, f"memory={memory}")
             members[label] = members[label][:memory]
-        kept = sorted(index for indices in members.values() for index in indices)
-        subset.indices = [subset.indices[index] for index in kept]
-        subset.targets = [subset.targets[index] for index in kept]
+        samples = [[subset.indices[index] for index in members[label]] for label in range(total)]
+        subset = pick(subset.dataset, order[:total], samples)
     groups = {"old": list(range(old)), "new": list(range(old, total))}
     return replace(subset, class_groups=groups, teacher_labels=[*range(old), *[None] * new], teacher_num_classes=old)
 

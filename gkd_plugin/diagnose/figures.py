@@ -1,7 +1,4 @@
-"""How pictures are drawn, and the parts ``embedding``, ``tuples`` and ``confusion``: their figures and pictures.
-
-matplotlib's object-oriented interface, so that no window is ever opened.
-"""
+"""How pictures are drawn, and the parts ``embedding``, ``tuples`` and ``confusion``: their figures and pictures."""
 
 import json
 import math
@@ -12,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure  # not pyplot, which may open a window
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
@@ -188,10 +185,7 @@ def shown_samples(labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def project(embedding: Tensor, projection: str, seed: int) -> tuple[NDArray[Any], float | None]:
-    """``[n, D]`` → ``[n, 2]``, of the normalised rows (distances in ReFilled are theirs).
-
-    With PCA also the share of the variance that the points show.
-    """
+    """``[n, D]`` → ``[n, 2]`` of the normalised rows, as ReFilled's distances; with PCA the share of variance shown."""
     rows = functional.normalize(embedding.double(), dim=1).numpy()
     if rows.shape[0] < 3 or rows.shape[1] < 2:
         raise LeftOut(f"{rows.shape[0]} samples in {rows.shape[1]} dimensions make no picture")

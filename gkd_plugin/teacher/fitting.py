@@ -69,10 +69,7 @@ def _batches(loader: DataLoader[Any], title: str, labels: list[Tensor]) -> Itera
 
 
 def _views(train_data_loader: Any, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(images, labels, numbers of the samples), augmented as in training but the same in every run.
-
-    Leaves the random states as they were. Of many samples takes the first of each class.
-    """
+    """(images, labels, numbers of the samples), augmented as in training but the same in every run."""
     dataset, count = unwrapped(train_data_loader.dataset), sum(map(len, labels))
     if count > MAX_ROWS:
         chosen = first_of_each(torch.cat(labels), MAX_ROWS)

@@ -79,10 +79,9 @@ class TeacherInput(nn.Module):
         size = self._new_size(x)
         if size is None:
             return self._normalised(x)
-        grows = size[0] * size[1] > x.shape[-2] * x.shape[-1]  # normalises the smaller of the two
-        x = self._normalised(x) if grows else x
-        x = resized(x, size)
-        return x if grows else self._normalised(x)
+        if size[0] * size[1] > x.shape[-2] * x.shape[-1]:  # normalises the smaller of the two
+            return resized(self._normalised(x), size)
+        return self._normalised(resized(x, size))
 
     def log(self, x: Tensor, teacher: nn.Module, preprocessing: str) -> None:
         """Says once for each teacher what is done to its images; ``x`` are the student's."""
