@@ -24,11 +24,6 @@ def smoothed_nll(
     return total / len(labels)
 
 
-def _kl(first: list[float], second: list[float]) -> float:
-    """Of log-probabilities."""
-    return sum(math.exp(p) * (p - q) for p, q in zip(first, second, strict=True))
-
-
 def distances(embedding: Tensor) -> Tensor:
     """Between the normalised rows, from their differences."""
     rows = functional.normalize(embedding.double())
@@ -84,8 +79,8 @@ def matched_distances(
         members = [p, *kept]
         log_student = log_softmax([-s[a][m] / temperature for m in members])
         log_teacher = log_softmax([-t[a][m] / temperature for m in members])
-        total += _kl(log_teacher, log_student)
         for m, of_student, of_teacher in zip(members, log_student, log_teacher, strict=True):
+            total += math.exp(of_teacher) * (of_teacher - of_student)
             gradient[a][m] += (math.exp(of_teacher) - math.exp(of_student)) / temperature / len(tuples)
     return total / len(tuples), len(tuples), count / len(tuples), gradient
 

@@ -21,14 +21,11 @@ LARGEST = 1e9
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A valid config of a file. Its plain tree is for reading: aliased sections are one dict.
-
-    ``notices`` are what the user should know about the overrides, one line each.
-    """
+    """A valid config of a file. Its plain tree is for reading: aliased sections are one dict."""
 
     path: Path
     tree: dict[str, Any]
-    notices: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()  # what the user should know about the overrides, one line each
 
     @cached_property
     def stages(self) -> list[Stage]:

@@ -154,15 +154,12 @@ def count(least: int = 1) -> Kind:
 
 
 def one_of(names: Collection[str], base: type = object) -> Kind:
-    """A name: one of a few, or a key of a registry, of whose classes those below ``base`` are worth offering.
-
-    (torchdistill registers every class that it finds in a module, ``Any`` and ``Counter`` too.)
-    """
+    """A name: one of a few, or a key of a registry, of whose classes those below ``base`` are worth offering."""
 
     def check(report: Report, path: str, given: Any) -> None:
         if isinstance(given, str) and given in names:
             return
-        parts = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        parts = names if isinstance(names, Mapping) else dict.fromkeys(names)  # torchdistill registers even Counter
         known = [name for name, of in parts.items() if not inspect.isclass(of) or issubclass(of, base)]
         offered = nearest(given, known)
         if isinstance(given, str) and isinstance(names, Mapping):

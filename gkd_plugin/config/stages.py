@@ -35,14 +35,11 @@ class Role:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the training: ``stage1`` at ``train.stage1``, or ``train`` itself where it is the only one.
-
-    Its section has the loaders that it keeps from the stage before.
-    """
+    """One stage of the training: ``stage1`` at ``train.stage1``, or ``train`` itself where it is the only one."""
 
     name: str
     path: str
-    section: Mapping[str, Any]
+    section: Mapping[str, Any]  # with the loaders that it keeps from the stage before
     is_last: bool = True
 
     @property

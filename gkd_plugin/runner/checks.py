@@ -185,10 +185,7 @@ def _check_pairs(name: str, counts: Counter[int], stage: Stage) -> None:
 
 
 def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, dataset: Any, where: str) -> None:
-    """Compares the classes that a model was trained with (as ``where`` says) with those of a set to measure it on.
-
-    ``trained`` are names in the order of the labels. Where they or the set's are not known, nothing is compared.
-    """
+    """Compares a model's classes, ``trained`` (names by label, as ``where`` says), with those of a set, if known."""
     ours, theirs = _by_name(trained or []), _by_name(class_names_of(dataset) or [])
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:

@@ -62,10 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
-    """Refuses a file, and a folder that holds something other than an earlier run.
-
-    The ``checkpoint`` that the run will write may be there, from torchdistill's own script, and so may ``*.log``.
-    """
+    """Refuses a file, and a folder without an earlier run that holds more than ``*.log`` and the ``checkpoint``."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
     paths = [path for path in folder.iterdir() if path.suffix != ".log"] if folder.exists() else []

@@ -312,10 +312,3 @@ def test_what_no_queue_takes():
     for size in (0, 2.5, True):
         with pytest.raises(ValueError, match=f"size must be a whole number from 1 up, got {size}"):
             EmbeddingQueue(size)
-
-
-@pytest.mark.parametrize("max_negatives", [None, 9])
-def test_a_negative_as_near_as_the_positive_is_not_semi_hard(max_negatives):
-    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # anchor, positive, negative
-    match = relationship_matching(rows, rows, torch.tensor([0, 0, 1]), max_negatives=max_negatives, margin=2.0)
-    assert int(match.tuples) == 0
