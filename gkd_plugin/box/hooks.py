@@ -60,8 +60,7 @@ def hooked_tensor(io_dict: Mapping[str, Mapping[str, Any]], model: str, path: st
     recorded = io_dict.get(path, {})
     if io not in recorded:
         if path == "local_classifier":
-            hook = "the teacher wrapper 'refilled_teacher' with forward_hook output 'local_classifier'"
-            needed = f"{hook}, and pre_epoch_process: 'refilled'"
+            needed = "'refilled_teacher' with forward_hook output 'local_classifier', and pre_epoch_process: 'refilled'"
             raise ConfigError(f"the teacher's 'local_classifier' gave nothing: stage 'classifier' needs {needed}")
         if not io_dict:
             raise ConfigError(f"there is no {model}: ReFilled needs models.teacher_model and models.student_model")

@@ -27,10 +27,7 @@ _IN_EPOCHS = {  # key of a scheduler → its keyword that counts epochs, if any
 
 
 def base_stages(tree: Tree) -> dict[str, Stage]:
-    """The stages 'embedding' and 'classifier' of the configuration that cells are made from.
-
-    Where the configuration has one stage, with criterion ``refilled``, it is both of them: see :func:`lacks_stages`.
-    """
+    """The stages 'embedding' and 'classifier' of a configuration; a single stage is both, see :func:`lacks_stages`."""
     stages = stages_of(tree)
     kinds = ("embedding", "classifier")
     if len(stages) == 1 and stages[0].kind in ("classifier", "joint"):
@@ -53,10 +50,9 @@ def lacks_stages(method: Method, tree: Tree) -> str:
 
 
 def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: int | None = None) -> RunConfig:
-    """The configuration of a cell, validated.
+    """The configuration of a cell, validated, for the file ``path``; the tree is left as it is.
 
-    A method with fewer stages than the configuration trains as long as its stages together: as many updates. The tree
-    is left as it is; ``path`` is where the cell's configuration will be.
+    A method with fewer stages than the configuration trains as long as its stages together: as many updates.
     """
     tree = copy.deepcopy(tree)
     if method.memory is None:  # whatever the memory, which would also change how batches are balanced

@@ -128,10 +128,7 @@ def untrained_student(method: Method, tree: Tree) -> str:
 
 
 def obstacle(method: Method, config: RunConfig) -> str:
-    """Why the method cannot serve the configuration of its cell; empty where nothing is in the way.
-
-    Warns of a method for the teacher's own classes where nothing shows whether the student's are these.
-    """
+    """Why the method cannot serve the configuration of its cell; empty where nothing is in the way."""
     if method.classes == "same":
         if reason := different_classes(config):
             return reason

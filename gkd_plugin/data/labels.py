@@ -73,8 +73,7 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
         return [labels[index] for index in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         return [label for part in dataset.datasets for label in labels_of(part)]
-    needed = "an attribute 'targets' with one label for each sample"
-    raise ConfigError(f"dataset {type(dataset).__name__} has no labels to read; it needs {needed}")
+    raise ConfigError(f"dataset {type(dataset).__name__} has no labels to read; it needs 'targets', one label a sample")
 
 
 def num_classes_of(dataset: Dataset[Any]) -> int:

@@ -63,8 +63,7 @@ def report_tuples(metrics: Path, folder: Path) -> dict[str, list[float]]:
     text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
     rows = [row for row in map(json.loads, text.splitlines()) if _COUNTS.keys() <= row.keys()]
     if not rows:
-        counting = "the criterion 'refilled' does, in its stages 'embedding' and 'joint'"
-        raise LeftOut(f"no epoch in {metrics} counts tuples: only {counting}")
+        raise LeftOut(f"no epoch in {metrics} counts tuples: only 'refilled' does, in stages 'embedding' and 'joint'")
     epochs: list[float] = list(range(1, len(rows) + 1))
     counts = {key: [row[key] for row in rows] for key in _COUNTS}
     figure, ((*axes,),) = new_figure(8, 3.2, columns=2)

@@ -22,6 +22,7 @@ from typing import Any
 
 import timm
 import torch
+from matplotlib.figure import Figure
 from pytorch_metric_learning.miners import TripletMarginMiner
 from torch import Tensor
 from torch.nn import functional
@@ -95,8 +96,6 @@ def _divergence(
 
 TILED = "ours, tiled"
 METHODS = {"ours": ours, TILED: partial(ours, tiled=True), "truncated": truncated, "RKD": rkd, "padded": padded}
-
-
 Row = namedtuple("Row", "size classes width method seconds peak_bytes threads")  # of the sweep
 
 
@@ -224,12 +223,8 @@ def sweep(sizes: Iterable[int]) -> Iterator[Row]:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Time and memory against B, log–log, 100 classes."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="tight")
+    figure = Figure(figsize=(12, 5), layout="tight")
+    axes = figure.subplots(1, 2)
     quantities = (("seconds", "time, ms", 1e3), ("peak_bytes", "peak memory above the inputs, MiB", 2**-20))
     for axis, (key, label, unit) in zip(axes, quantities, strict=True):
         for method in METHODS:

@@ -233,8 +233,6 @@ def test_names_that_the_weights_were_trained_with_and_those_given():
 
 
 ADOPTING = {"preprocessing": "data", "local_classifier": "discriminant", "class_map": {0: 1}}
-
-
 OTHER = [("embedding", "global_pool"), ("num_classes", 4), ("input_size", 64), ("local_features", ["layer1"])]
 OTHER += [("local_classifier", "centres"), ("class_map", {0: 2}), ("class_map", None)]
 OTHER += [("teacher_model", make_teacher().teacher)]

@@ -5,13 +5,8 @@ import logging
 import pytest
 import torch
 
-from gkd_plugin.functional import (
-    class_centres,
-    fit_discriminant,
-    fit_shared_classes,
-    own_log_probabilities,
-    shared_log_probabilities,
-)
+from gkd_plugin.functional import class_centres, fit_discriminant
+from gkd_plugin.functional.shared_classes import fit_shared_classes, own_log_probabilities, shared_log_probabilities
 from gkd_plugin.teacher import Answers, ClassMap
 from gkd_plugin.teacher.readouts import LocalClassifier
 from tests.teacher.fakes import SHARED, said
