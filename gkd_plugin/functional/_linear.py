@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,6 +111,20 @@ def smoothed_targets(labels: Tensor, num_classes: int, samples: int, unknown: in
     epsilon = unknown / (samples + unknown)
     one_hot = functional.one_hot(labels.long(), num_classes).to(exact_dtype(labels))
     return (1 - epsilon) * one_hot + epsilon / num_classes
+
+
+def minimise(cost: Callable[[], Tensor], free: Tensor, **settings: Any) -> None:
+    """Changes ``free``, a leaf, until the cost is lowest, by L-BFGS; under ``no_grad`` too."""
+    search = torch.optim.LBFGS([free], line_search_fn="strong_wolfe", **settings)
+
+    def cost_and_gradient() -> Tensor:
+        search.zero_grad()
+        value = cost()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        search.step(cost_and_gradient)  # type: ignore[no-untyped-call]
 
 
 def _places(labels: Tensor, samples: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

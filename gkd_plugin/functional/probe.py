@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._linear import LinearFit, Samples, best_of
+from gkd_plugin.functional._linear import LinearFit, Samples, best_of, minimise
 
 __all__ = ["fit_probe"]
 
@@ -44,13 +44,6 @@ def fit_probe(
 
     Raises:
         ValueError: as :func:`fit_discriminant`; or penalties are not as above.
-
-    Example:
-        >>> import torch
-        >>> x = torch.tensor([[0.0, 1.0], [0.2, 3.0], [0.1, 2.0], [3.0, 1.5], [2.8, 2.5], [3.1, 0.5]])
-        >>> fit = fit_probe(x, torch.tensor([0, 0, 0, 1, 1, 1]), 2)
-        >>> (x @ fit.weight.T + fit.bias).argmax(dim=1)
-        tensor([0, 0, 0, 1, 1, 1])
     """
     if not penalties or min(penalties) <= 0 or sorted(penalties, reverse=True) != list(penalties):
         raise ValueError(f"penalties must be above 0, at least one, the largest first, got {list(penalties)}")
@@ -75,20 +68,12 @@ class _Regression:
         return found[:, :-1].to(self._samples.rows), found[:, -1].to(self._samples.rows)
 
 
-@torch.enable_grad()
 def _minimum(rows: Tensor, labels: Tensor, penalty: float, start: Tensor) -> Tensor:
     """Weights, the biases in the last column, with the lowest cost."""
     both = start.clone().requires_grad_()
-    search = torch.optim.LBFGS(
-        [both], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, history_size=10, line_search_fn="strong_wolfe"
-    )
 
     def cost() -> Tensor:
-        search.zero_grad()
-        nll = functional.cross_entropy(rows @ both.T, labels)
-        value = nll + penalty / 2 * both[:, :-1].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        return functional.cross_entropy(rows @ both.T, labels) + penalty / 2 * both[:, :-1].square().sum()
 
-    search.step(cost)  # type: ignore[no-untyped-call]
+    minimise(cost, both, max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, history_size=10)
     return both.detach()

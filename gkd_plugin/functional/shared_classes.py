@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_plugin.functional._common import exact_dtype
-from gkd_plugin.functional._linear import smoothed_targets
+from gkd_plugin.functional._linear import minimise, smoothed_targets
 
 __all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities", "shared_log_probabilities"]
 
@@ -136,18 +136,12 @@ def _minimum(terms: Tensor, targets: Tensor, fixed: Sequence[float | None]) -> t
     given = terms.new_tensor([value or 0.0 for value in fixed])
     is_free = torch.tensor([value is None for value in fixed], device=terms.device)
     free = torch.zeros_like(given).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [free], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
+
+    def factors() -> Tensor:
+        return torch.where(is_free, free, given)
 
     def cost() -> Tensor:
-        optimizer.zero_grad()
-        factors = torch.where(is_free, free, given)
-        nll = functional.cross_entropy(torch.einsum("t,tnc->nc", factors, terms), targets)
-        nll.backward()  # type: ignore[no-untyped-call]
-        return nll
+        return functional.cross_entropy(torch.einsum("t,tnc->nc", factors(), terms), targets)
 
-    with torch.enable_grad():
-        optimizer.step(cost)  # type: ignore[no-untyped-call]
-        factors = torch.where(is_free, free, given).detach().tolist()
-        return factors, float(cost().detach())
+    minimise(cost, free, max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12)
+    return factors().tolist(), float(cost().detach())

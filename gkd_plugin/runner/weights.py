@@ -93,13 +93,9 @@ def _is_state_dict(value: object) -> bool:
 
 
 def save_student(model: nn.Module, path: Path, about: Mapping[str, Any]) -> None:
-    """Writes the student's ``state_dict`` alone, as safetensors; shared tensors are written twice.
-
-    ``about``, the model's name and how it was trained (see :class:`WeightFile`), is one entry of metadata, as JSON.
-    (Of several entries safetensors would choose the order at random; this way the same weights give the same bytes.)
-    """
+    """Writes the student's ``state_dict`` alone and ``about`` it (see :class:`WeightFile`), as safetensors."""
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
-    # save_file() would make it readable by its owner only
+    # save_file() would make it readable by its owner only; several entries of metadata would be in random order
     write_atomically(path, lambda file: file.write_bytes(save(state, metadata={_METADATA: json.dumps(about)})))
 
 

@@ -35,6 +35,7 @@ DIGITS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12)
 def assert_matches(found, want, tolerance):
     (match, gradient), (loss, tuples, negatives, want_gradient) = found, want
     assert match.tuples == tuples > 0
+    assert not match.negatives.requires_grad
     assert match.negatives.item() == pytest.approx(negatives)
     assert match.loss.item() == pytest.approx(loss, rel=tolerance)
     assert relative_error(gradient, want_gradient) < tolerance

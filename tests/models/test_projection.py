@@ -95,10 +95,7 @@ def one_batch(box):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_a_direct_call_of_torchdistills_and_trains_student_and_projections_alone(name, box_of):
-    """Of projections recomputed from the plain student's and the bare teacher's embeddings.
-
-    A teacher of 10 classes and a student of 4 others, but for SRD, which compares logits.
-    """
+    """Of projections of the plain models' embeddings. The teacher has other classes, but for SRD, of logits."""
     section = method_stage(name)
     box = box_of(section, teacher_classes=4 if name == "srd" else 10)
     box.teacher_model.train()

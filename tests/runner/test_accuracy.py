@@ -219,11 +219,8 @@ def test_what_is_measured_of_a_teacher(accelerator, caplog, teacher, num_classes
 
 @pytest.mark.parametrize(("names", "row"), [("abcd", {"top1": 0.0}), ("abce", {}), ("bacd", {}), ("wxyz", {})])
 def test_names_tell_whether_the_classes_are_shared(accelerator, names, row):
-    """Its own classifier, always wrong, is measured only where its classes are the student's.
-
-    Training begins with the same random state, whatever is known of the classes.
-    """
-    states = []
+    """Its own classifier, always wrong, is measured only where its classes are the student's."""
+    states = []  # training begins with the same one, whatever is known of the classes
     for known, expected in ((names, row), (None, {})):
         box = box_of(Knowing(shift=1, names=known), accelerator)
         unwrapped(box.train_data_loader.dataset).classes = list("abcd")
@@ -257,17 +254,14 @@ def test_a_class_without_a_training_sample_leaves_ncm_out(accelerator, caplog):
 
 
 def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
-    """Three samples of a class beside sixty of one that overlaps with it: unweighted, it is hardly ever predicted.
-
-    A third class has no sample: it is never the answer.
-    """
+    """Three samples of a class beside sixty of one that overlaps with it: unweighted, it is hardly ever predicted."""
     labels = torch.tensor([0] * 3 + [1] * 60)
     embedded = torch.randn(63, 4, generator=torch.Generator().manual_seed(0)) + labels[:, None]
     teacher = SimpleNamespace(embed=lambda images: images)
     loader = DataLoader(TensorDataset(embedded, labels), batch_size=16)
     scores = PROBES["logistic_regression"](teacher, loader, 3, accelerator)(embedded)
     assert scores.shape == (63, 3)
-    assert not scores[:, 2].any()
+    assert not scores[:, 2].any()  # a class without a sample is never the answer
     got, rows = scores[:, 0].numpy(), nn.functional.normalize(embedded, dim=1).double().numpy()
     fits = (LogisticRegression(max_iter=1000, class_weight=weight).fit(rows, labels) for weight in ("balanced", None))
     balanced, plain = (fit.predict_proba(rows)[:, 0] for fit in fits)
