@@ -1,5 +1,3 @@
-"""The benchmark of the teacher's cost runs; it is no test of time."""
-
 from tests.benchmarks.teacher import epochs, overhead
 
 

@@ -1,5 +1,3 @@
-"""Training from a teacher's kept answers."""
-
 import logging
 
 import pytest

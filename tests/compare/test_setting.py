@@ -1,5 +1,3 @@
-"""What the options set, and what a method cannot serve."""
-
 import copy
 from pathlib import Path
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchdistill.losses.registry import get_high_level_loss, get_mid_level_loss
 
-from gkd_plugin import ConfigError
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation
 from tests import reference
+from tests.runner.fakes import refused
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -58,7 +58,6 @@ def test_old_classes_in_float32_under_autocast():
 
 
 def test_what_old_classes_do_not_take():
-    with pytest.raises(ConfigError, match="the student has 2 classes, fewer than the teacher's 3"):
-        old_class_loss(torch.zeros(1, 2), torch.zeros(1, 3))
-    with pytest.raises(ConfigError, match="temperature: must be a finite number above 0"):
-        old_class_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature=0)
+    two, three = torch.zeros(1, 2), torch.zeros(1, 3)
+    refused("the student has 2 classes, fewer than the teacher's 3", old_class_loss, two, three)
+    refused("temperature: must be a finite number above 0", old_class_loss, two, two, temperature=0)

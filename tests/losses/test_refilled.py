@@ -1,5 +1,3 @@
-"""The criterion of each stage, on recorded tensors and in torchdistill's boxes."""
-
 import copy
 import logging
 
@@ -8,7 +6,6 @@ import torch
 from torch.nn import functional
 from torchdistill.losses.registry import get_high_level_loss
 
-from gkd_plugin import ConfigError
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation, relationship_matching
 from gkd_plugin.models import timm_model
 from tests.fakes import cross_entropy, make_box, stage, train_box
@@ -157,8 +154,8 @@ def test_stage_embedding_leaves_the_classifier_alone_unless_further_terms_train_
 
 def test_a_stage_without_classifier_pre_epoch_process_or_optimizer_is_refused():
     """Stage 1's optimizer holds no classifier, so stage 2 would never train it."""
-    with pytest.raises(ConfigError, match="stage 'classifier' trains a classifier, but ResNet has none"):
-        make_box(stage("classifier"), *models(classes=0))
+    none = models(classes=0)
+    refused("stage 'classifier' trains a classifier, but ResNet has none", make_box, stage("classifier"), *none)
     without = stage("classifier")
     del without["pre_epoch_process"]
     refused("pre_epoch_process: 'refilled'", train_box, make_box(without, *models()))

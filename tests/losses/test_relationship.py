@@ -1,5 +1,3 @@
-"""The mid-level relationship loss on its own."""
-
 import pytest
 import torch
 from torchdistill.losses.registry import get_mid_level_loss

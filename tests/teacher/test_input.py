@@ -1,5 +1,3 @@
-"""From the student's images to the teacher's."""
-
 import logging
 
 import numpy as np

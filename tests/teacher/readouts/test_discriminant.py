@@ -1,5 +1,3 @@
-"""The calibrated local classifier, with and without the teacher's own logits."""
-
 import logging
 
 import pytest

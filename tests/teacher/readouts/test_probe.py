@@ -1,5 +1,3 @@
-"""The linear probe as a local classifier."""
-
 import torch
 
 from gkd_plugin.functional import fit_probe
