@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, RandomSampler, SequentialSampler
 
+from gkd_plugin.models import timm_model
+
 
 class TinyImages(Dataset):
     """Separable random images: class k is brighter in channel k % 3 and column k."""
@@ -44,6 +46,12 @@ class TinyNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(self.bn(self.conv(x)).relu()).flatten(1))
+
+
+def models(student: str = "test_resnet", num_classes: int = 4, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
+    """A teacher of seven classes, and a student."""
+    torch.manual_seed(0)
+    return timm_model("test_resnet", num_classes=7), timm_model(student, num_classes=num_classes, **kwargs)
 
 
 def loader(dataset_id: str, sampler: Any = RandomSampler, batch_size: int = 12) -> dict[str, Any]:

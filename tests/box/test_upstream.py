@@ -19,14 +19,8 @@ from torchdistill.losses.registry import get_high_level_loss
 from gkd_plugin.box.upstream import clip_unscaled, install_prepare_hook, torchdistill_errors
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
-from gkd_plugin.models import timm_model
-from tests.fakes import TinyNet, cross_entropy, make_box, stage, train_box
+from tests.fakes import TinyNet, cross_entropy, make_box, models, stage, train_box
 from tests.runner.fakes import equal
-
-
-def models(student="test_resnet", **kwargs):
-    torch.manual_seed(0)
-    return timm_model("test_resnet", num_classes=7), timm_model(student, num_classes=4, **kwargs)
 
 
 def plain_stage():

@@ -7,8 +7,7 @@ from torch.nn import functional
 from torchdistill.losses.registry import get_high_level_loss
 
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation, relationship_matching
-from gkd_plugin.models import timm_model
-from tests.fakes import cross_entropy, make_box, stage, train_box
+from tests.fakes import cross_entropy, make_box, models, stage, train_box
 from tests.runner.fakes import refused
 
 LABELS = torch.arange(12) % 3  # of 4 classes
@@ -115,11 +114,6 @@ def test_bad_settings_are_named(kwargs, message):
     refused(message, refilled, **kwargs)
 
 
-def models(classes=4):
-    torch.manual_seed(0)
-    return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=classes)
-
-
 def trained(train_config, teacher, student):
     """The box, and which entries of the student's state changed."""
     before = [copy.deepcopy(model.state_dict()) for model in (teacher, student)]
@@ -154,7 +148,7 @@ def test_stage_embedding_leaves_the_classifier_alone_unless_further_terms_train_
 
 def test_a_stage_without_classifier_pre_epoch_process_or_optimizer_is_refused():
     """Stage 1's optimizer holds no classifier, so stage 2 would never train it."""
-    none = models(classes=0)
+    none = models(num_classes=0)
     refused("stage 'classifier' trains a classifier, but ResNet has none", make_box, stage("classifier"), *none)
     without = stage("classifier")
     del without["pre_epoch_process"]

@@ -8,11 +8,10 @@ import torch
 
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.stages import stages_of
-from gkd_plugin.models import timm_model
 from gkd_plugin.runner.parts import Parts, _warn, build_box, build_test_loader, compile_models
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import TinyImages, TinyNet, loader, make_box, stage
+from tests.fakes import TinyImages, TinyNet, loader, make_box, models, stage
 from tests.runner.fakes import CPU, cpu, refused, write_configs
 
 TEACHER_APART = replace(CPU, teacher_device=torch.device("cpu"))
@@ -31,10 +30,6 @@ def here(tmp_path, monkeypatch):
 
 def config(**stages):
     return {"datasets": {"train": TinyImages(), "val": TinyImages(seed=1)}, "train": stages}
-
-
-def models():
-    return timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
 
 
 def test_building_a_box_leaves_the_config_as_it_was(accelerator):

@@ -12,15 +12,14 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner import training
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import TinyImages, loader, make_box, stage
+from tests.fakes import TinyImages, loader, make_box, models, stage
 from tests.runner.fakes import cpu, refused
 
 
 def epochs_of(sections, accelerator=None, val_freq=1):
     """The generator of rows, and the box."""
     accelerator = accelerator or cpu()
-    torch.manual_seed(0)
-    teacher, student = timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4)
+    teacher, student = models()
     sections = copy.deepcopy(sections if "stage1" in sections else {"stage1": sections})
     box = make_box(sections, teacher, student, accelerator)
     return train_epochs(box, student, stages_of({"train": sections}), accelerator, val_freq=val_freq), box

@@ -8,16 +8,14 @@ import torch
 
 from gkd_plugin.data import FixedViews, with_evaluation_view
 from gkd_plugin.functional import class_centres
-from gkd_plugin.models import timm_model
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres, fitting
 from tests.data.fakes import random_states
-from tests.fakes import TinyImages, make_box, stage, train_box
+from tests.fakes import TinyImages, make_box, models, stage, train_box
 from tests.runner.fakes import equal, refused
 
 
 def box_of(section):
-    torch.manual_seed(0)
-    return make_box(section, timm_model("test_resnet", num_classes=7), timm_model("test_resnet", num_classes=4))
+    return make_box(section, *models())
 
 
 def box_over(dataset):
