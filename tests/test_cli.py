@@ -164,19 +164,16 @@ def test_a_loss_that_is_not_finite_is_told_once(here, capsys, monkeypatch):
     assert re.fullmatch(r"refilled: error: student\.yaml: the loss is nan at stage2 .*", err.splitlines()[-1])
 
 
+IN_WORKER = "Caught an error in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  …\n"
+
+
 @pytest.mark.parametrize(
     ("error", "lines"),
     [
         (PermissionError(13, "Permission denied", "x.npz"), ["[Errno 13] Permission denied: 'x.npz'"]),
-        (OSError("Caught X in DataLoader worker\nTraceback:\n  File\nOSError: broken"), ["OSError: broken"]),
+        (OSError(f"{IN_WORKER}OSError: broken"), ["OSError: broken"]),
         (OSError(), ["OSError"]),
-        (
-            ConfigError(
-                "Caught ConfigError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  …\n"
-                "gkd_plugin.errors.ConfigError: image a.png cannot be read: it is damaged\n"
-            ),
-            ["image a.png cannot be read: it is damaged"],
-        ),
+        (ConfigError(f"{IN_WORKER}gkd_plugin.errors.ConfigError: a.png: it is damaged\n"), ["a.png: it is damaged"]),
         (ConfigError("x.yaml: 2 problems\n  one\n  two"), ["x.yaml: 2 problems", "  one", "  two"]),
     ],
 )

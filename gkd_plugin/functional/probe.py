@@ -11,7 +11,6 @@ teacher that is probed and then distilled is a strong baseline (Marrie et al., T
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -48,24 +47,16 @@ def fit_probe(
     if not penalties or min(penalties) <= 0 or sorted(penalties, reverse=True) != list(penalties):
         raise ValueError(f"penalties must be above 0, at least one, the largest first, got {list(penalties)}")
     given = Samples.of("probe", embedding, labels, num_classes, samples=samples, folds=folds)
-    return best_of(_Regression(given).classifier, given, penalties, worse=_WORSE)
+    rows = functional.pad(given.rows.float(), (0, 1), value=1.0)  # the ones are for the biases
+    weights: dict[int | None, Tensor] = {}  # found last for these rows
 
+    def fit(out: int | None, penalty: float) -> tuple[Tensor, Tensor]:
+        kept = slice(None) if out is None else ~given.outs[out]
+        start = weights.get(out, rows.new_zeros(num_classes, rows.shape[1]))
+        found = weights[out] = _minimum(rows[kept], given.labels[kept], penalty, start)
+        return found[:, :-1].to(given.rows), found[:, -1].to(given.rows)
 
-class _Regression:
-    """Logistic regression of all samples, and of all but a fold's."""
-
-    def __init__(self, samples: Samples) -> None:
-        ones = torch.ones_like(samples.rows[:, :1], dtype=torch.float32)
-        self._rows, self._samples = torch.cat([samples.rows.float(), ones], dim=1), samples
-        self._found: dict[int | None, Tensor] = {}
-
-    def classifier(self, out: int | None, strength: float) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, R]`` and bias ``[C]`` for α = ``strength``, from those found last for the same rows."""
-        kept = slice(None) if out is None else ~self._samples.outs[out]
-        rows, labels = self._rows[kept], self._samples.labels[kept]
-        start = self._found.get(out, rows.new_zeros(self._samples.num_classes, rows.shape[1]))
-        found = self._found[out] = _minimum(rows, labels, strength, start)
-        return found[:, :-1].to(self._samples.rows), found[:, -1].to(self._samples.rows)
+    return best_of(fit, given, penalties, worse=_WORSE)
 
 
 def _minimum(rows: Tensor, labels: Tensor, penalty: float, start: Tensor) -> Tensor:

@@ -265,10 +265,7 @@ def test_margins_beyond_every_distance_are_one():
         ({"mining": []}, r"mining: \[\] is unknown; .*allowed: 'all', 'hard', 'semihard'"),
         ({"earlier": "x"}, r"three tensors, as EmbeddingQueue.content\(\) gives them, got str"),
         ({"mining": "semi-hard"}, "mining: 'semi-hard' is unknown; did you mean 'semihard'"),
-        (
-            {"earlier": (torch.zeros(2, 8), torch.zeros(2, 11), torch.zeros(2).int())},
-            r"^earlier .*\[B, 8\] and \[B, 12\]",
-        ),
+        ({"earlier": (torch.ones(2, 8), torch.ones(2, 11), torch.ones(2).int())}, r"^earlier .*\[B, 8\] and \[B, 12\]"),
         ({"earlier": (torch.zeros(2, 8), torch.zeros(3, 12), torch.zeros(2).int())}, r"got \[2, 8\], \[3, 12\], \[2\]"),
         ({"labels": torch.zeros(24)}, "integer labels, got torch.float32"),
         ({"earlier": (torch.zeros(2, 8), torch.zeros(2, 12), torch.zeros(2))}, "integer labels, got torch.float32"),
