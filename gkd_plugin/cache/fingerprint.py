@@ -59,10 +59,7 @@ def _without_folder(key: Path | str) -> object:
 
 
 def views_key(views: FixedViews, probes: int = 16) -> str:
-    """Digest of K, the seed, the transforms' repr, and the pixels of ``probes`` views spread evenly over the samples.
-
-    The pixels show a change of the transform that its repr does not show. Probe j is view j % K.
-    """
+    """Digest of K, the seed, the transforms' repr, and the pixels of ``probes`` views, evenly over the samples."""
     count = min(probes, len(views))
     chosen = [(j * len(views) // count, j % views.views) for j in range(count)]
     first, second = ([digest(views.view(*row)[0]) for row in chosen] for _ in range(2))
@@ -70,7 +67,7 @@ def views_key(views: FixedViews, probes: int = 16) -> str:
         advice = "its transform must draw from the global generators of random, numpy.random or torch"
         raise ConfigError(f"dataset {type(views.dataset).__name__}: a fixed view is different each time; {advice}")
     steps = [getattr(layer, name, None) for layer in layers_of(views) for name in ("transforms", "transform")]
-    return digest(views.views, views.seed, steps, first)
+    return digest(views.views, views.seed, steps, first)  # pixels show what a transform's repr may not
 
 
 def image_keys(dataset: Any) -> list[Path | str] | None:

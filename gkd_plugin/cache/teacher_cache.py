@@ -48,10 +48,7 @@ class TeacherCache:
         return cls(views=section["views"], folder=folder, seed=section.get("seed", 0))
 
     def fix_views(self, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The configuration, its data sets built, with fixed views in place of every stage's training set.
-
-        ``stages``: key path → section of each stage, with the loader in force.
-        """
+        """The configuration, data sets built, with fixed views as training sets of ``stages`` (key path → section)."""
         train, datasets = dict(config["train"]), dict(config["datasets"])
         for where, stage in stages.items():
             loader, wrapper = stage["train_data_loader"], (stage.get("teacher") or {}).get("auxiliary_model_wrapper")

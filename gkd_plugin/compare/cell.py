@@ -88,11 +88,7 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
 
 
 def _models(tree: Tree, method: Method) -> Tree:
-    """The student saves its weights in the cell's folder alone; without a teacher it is the only model.
-
-    ``student: teacher`` is the teacher's network and weights, with a new classifier of the student's classes;
-    ``student: untrained`` has random weights where the configuration starts from trained ones.
-    """
+    """The student saves its weights in the cell's folder alone; without a teacher it is the only model."""
     teacher, student = tree["models"]["teacher_model"], student_entry(tree)[1]
     kwargs, where = student["kwargs"], "models.student_model.kwargs"
     changes: Tree = {"dst_ckpt": None}

@@ -169,10 +169,9 @@ def draw_settings(results: Sequence[Result], score: str, folder: Path) -> Figure
     """The score against the one thing that varies between the settings: a line with error bars for each method.
 
     Where nothing varies, a dot with an error bar for each method. ``None`` where several things vary, or where no cell
-    has the score. PNG and SVG are ``<score>_against_<what varies>`` or ``<score>_of_methods``; those of an earlier
-    comparison go, because ``results.csv`` does not hold it.
+    has the score. PNG and SVG are ``<score>_against_<what varies>`` or ``<score>_of_methods``.
     """
-    for path in folder.iterdir():
+    for path in folder.iterdir():  # of an earlier comparison, which results.csv no longer holds
         if _PLOT.fullmatch(path.name):
             path.unlink()
     varying = [axis for axis in _AXES if len({getattr(result.cell.setting, axis) for result in results}) > 1]

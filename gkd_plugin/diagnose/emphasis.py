@@ -63,12 +63,9 @@ def known_classes(run: RestoredRun, given: Sequence[int] | None) -> NDArray[np.b
 def teacher_scores(
     run: RestoredRun, images: Images, batch_size: int, known: NDArray[np.bool_]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """What the teacher says of each image (:func:`sample_scores`, ``[N]`` each), and the labels.
-
-    ω is relative to a batch, so the images come as in training: shuffled (with the run's seed), in batches of its size.
-    """
+    """What the teacher says of each image (:func:`sample_scores`, ``[N]`` each), and the labels."""
     dataset, workers = images.loader.dataset, images.loader.num_workers
-    generator = torch.Generator().manual_seed(run.seed)
+    generator = torch.Generator().manual_seed(run.seed)  # ω is relative to a batch: shuffled ones, as in training
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, generator=generator)
     rows, labels = [], []
     for batch, of in run.batches(loader, f"teacher, {images.name}"):

@@ -70,8 +70,7 @@ class TeacherInput(nn.Module):
 
     def __init__(self, data: ImageInput, teacher: ImageInput) -> None:
         super().__init__()
-        self.data = data
-        self.teacher = teacher
+        self.data, self.teacher = data, teacher
         self.register_buffer("affine", _affine(data, teacher), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
