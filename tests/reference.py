@@ -71,8 +71,7 @@ def matched_distances(
     if not tuples:
         return 0.0, 0, 0.0, gradient
     keep = min(len(chosen) for _, _, chosen in tuples) if max_negatives == "smallest" else max_negatives
-    total = 0.0
-    count = 0
+    total, count = 0.0, 0
     for a, p, chosen in tuples:
         kept = chosen[:keep] if keep is not None else chosen
         count += len(kept)

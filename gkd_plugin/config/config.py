@@ -67,10 +67,7 @@ def checked_config(
 
 
 def problems(tree: Mapping[str, Any], produced: Collection[str] | None = ()) -> list[str]:
-    """One line for each problem that can be known before anything is built: key path, what was given and is allowed.
-
-    Imports what the config names. Nothing in the tree is changed.
-    """
+    """One line for each problem that can be known before anything is built: key path, what was given and is allowed."""
     import gkd_plugin  # noqa: F401  # registers its parts
 
     report = Report(tree, None if produced is None else {absolute(path) for path in produced})

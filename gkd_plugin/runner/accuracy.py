@@ -212,14 +212,12 @@ def _nearest_class_mean(teacher: RefilledTeacher, train_loader: Any, *_: Any) ->
 def _logistic_regression(
     teacher: RefilledTeacher, train_loader: Any, num_classes: int | None, accelerator: Accelerator
 ) -> Score:
-    """Multinomial, C = 1, on embeddings of length 1, as Tian et al. 2020 ("Rethinking Few-Shot Image Classification").
-
-    Classes weigh the same, or old ones with few exemplars would never be predicted; one without a sample scores 0.
-    """
+    """Multinomial, C = 1, on embeddings of length 1: Tian et al. 2020 ("Rethinking Few-Shot Image Classification")."""
     from sklearn.linear_model import LogisticRegression
 
     batches = [(normalize(teacher.embed(x.to(accelerator.device))), y) for x, y, *_ in clean_loader(train_loader)]
     embeddings, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    # balanced, or old classes with few exemplars would never be predicted
     model = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced")
     model.fit(embeddings.double().numpy(), labels.numpy())
 

@@ -91,10 +91,7 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
 
 
 def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | None = None) -> dict[str, Any]:
-    """Trains what the configuration says, into the run folder ``output``; gives its ``summary.json``.
-
-    Nothing is written before all of it was built. ``device`` goes before ``device.default``.
-    """
+    """Trains what the configuration says, into the run folder ``output`` once all is built; gives ``summary.json``."""
     with told_at(f"{config.path}: "):
         placement = read_placement(config.tree, device)
         accelerator = make_accelerator(placement)
