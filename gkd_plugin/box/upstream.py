@@ -1,7 +1,4 @@
-"""Shims for torchdistill 1.1.5, each with a test that fails the day it is no longer needed.
-
-The one for Accelerate is set where its state is made, in ``gkd_plugin.runner.devices``.
-"""
+"""Shims for torchdistill 1.1.5, each with a test that fails once it is not needed; Accelerate's: ``runner.devices``."""
 
 import functools
 from collections.abc import Callable, Iterator

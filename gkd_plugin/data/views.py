@@ -84,8 +84,7 @@ class FixedViews(Dataset[Any]):
         self.dataset = self.org_dataset = dataset  # the second is torchdistill's name for what a wrapper holds
         self.views = whole_number("views", views, low=1)
         self.seed = whole_number("seed", seed, low=0)
-        self.targets = labels_of(dataset)
-        self.classes = classes_of(dataset)
+        self.targets, self.classes = labels_of(dataset), classes_of(dataset)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +81,7 @@ class RestoredRun:
             validation = _held_out("validation", box.val_data_loader)
         self.validation, self.test = validation or test, test or validation
         self.class_names = class_names_of(dataset) or [str(name) for name in classes_of(dataset)]
-        # the teacher's own label of each class of the student, None where the teacher does not know it
-        self.teacher_labels: Sequence[int | None] | None = self.teacher.class_map.labels
+        self.teacher_labels = self.teacher.class_map.labels  # of each class of the student; None: it does not know it
         self.student = student.to(self.accelerator.device)
         self.embedding_stage = next((stage.name for stage in config.stages[::-1] if stage.kind == "embedding"), None)
         embedding = student_embedding(config.tree) or "embedding"
