@@ -55,15 +55,13 @@ class Positives(NamedTuple):
 
 
 class ClassIndex:
-    """Finds positives by one sort of the labels ``[N]`` of the columns; the anchors are the first columns.
-
-    P is the size of the largest class where the host may ``wait`` for the device to learn it, otherwise N.
-    """
+    """Finds positives by one sort of the labels ``[N]`` of the columns; the anchors are the first columns."""
 
     def __init__(self, labels: Tensor, wait: bool) -> None:
         ordered, self._order = labels.sort(stable=True)
         self._start = torch.searchsorted(ordered, labels)
         self._size = torch.searchsorted(ordered, labels, right=True) - self._start
+        # P: the size of the largest class where the host may wait for the device to learn it, otherwise N
         self._width = int(self._size.max()) if wait and len(labels) else len(labels)
 
     def positives(self, first: int, last: int) -> Positives:

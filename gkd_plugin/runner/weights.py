@@ -141,10 +141,7 @@ def load_teacher_weights(model: nn.Module, path: str | Path, where: str) -> None
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path, where: str, *, extends_classifier: bool = False) -> None:
-    """Loads a backbone in full, as for fine-tuning; the model's classifier, for other classes, stays as it is.
-
-    With ``extends_classifier`` the file's classes are the model's first ones, and their rows are loaded too.
-    """
+    """Loads a backbone in full; the classifier stays as it is, or starts with the file's (``extends_classifier``)."""
     fit, heads = _Fit(model, path, where), classifier_paths(model)
     if not heads:
         lacks = "does not say which module is its classifier, as timm's models do, and its last module with weights"
