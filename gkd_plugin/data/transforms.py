@@ -72,17 +72,11 @@ def image_transform(
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What a model is given.
+    """What a model is given; ``None`` where it is not known or does not matter."""
 
-    Attributes:
-        mean: subtracted, one number for each channel, of pixels in [0, 1]; ``None`` where it is not known.
-        std: divided by.
-        size: (height, width); ``None`` where it is not known or does not matter.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None  # subtracted, one number for each channel, of pixels in [0, 1]
+    std: tuple[float, ...] | None = None  # divided by
+    size: tuple[int, int] | None = None  # height, width
 
 
 def checked_size(value: object) -> tuple[int, int] | None:

@@ -18,25 +18,15 @@ Fit = Callable[[int | None, float], tuple[Tensor, Tensor]]
 
 
 class LinearFit(NamedTuple):
-    """A local classifier z = φ · weightᵀ + bias, and how it was found.
+    """A local classifier z = φ · weightᵀ + bias, and how it was found."""
 
-    Attributes:
-        weight: ``[C, D]`` float32, times s.
-        bias: ``[C]`` float32, times s.
-        strength: of the regularisation: a discriminant's γ, a probe's α.
-        scale: s.
-        held_out_nll: mean cross-entropy of the held-out labels in nats, smoothed; log C says nothing is known.
-        held_out_accuracy: share of the held-out samples whose class has the largest logit, in [0, 1].
-        held_out_logits: ``[N, C]``, of each sample by the fit that left its fold out; the largest is moved to 0.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    strength: float
-    scale: float
-    held_out_nll: float
-    held_out_accuracy: float
-    held_out_logits: Tensor
+    weight: Tensor  # [C, D] float32, times s
+    bias: Tensor  # [C] float32, times s
+    strength: float  # of the regularisation: a discriminant's γ, a probe's α
+    scale: float  # s
+    held_out_nll: float  # mean cross-entropy of the held-out labels in nats, smoothed; log C: nothing is known
+    held_out_accuracy: float  # share of the held-out samples whose class has the largest logit, in [0, 1]
+    held_out_logits: Tensor  # [N, C], of each sample by the fit that left its fold out; the largest is moved to 0
 
 
 class Samples(NamedTuple):

@@ -26,14 +26,11 @@ class ClassCentreAccumulator:
 
     Args:
         num_classes: C; labels must lie in [0, C). ``None`` grows with the largest label seen.
-
-    Attributes:
-        counts: ``[C]`` int64, samples seen of each class.
     """
 
     def __init__(self, num_classes: int | None = None) -> None:
         self.num_classes = num_classes
-        self.counts = torch.zeros(num_classes or 0, dtype=torch.int64)
+        self.counts = torch.zeros(num_classes or 0, dtype=torch.int64)  # [C], samples seen of each class
         self._sums: Tensor | None = None
 
     def update(self, embedding: Tensor, labels: Tensor) -> None:

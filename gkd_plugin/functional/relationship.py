@@ -22,17 +22,11 @@ Embeddings = tuple[Tensor, Tensor, Tensor]
 
 
 class RelationshipMatch(NamedTuple):
-    """The loss of one batch and what it was computed from, scalars.
+    """The loss of one batch and what it was computed from, scalars."""
 
-    Attributes:
-        loss: mean over the tuples of KL(teacher ‖ student), in nats; 0 (with a graph) where there are none.
-        tuples: int64, the number of tuples: positive pairs that have at least one negative.
-        negatives: float, mean number of negatives per tuple; 0 where there are no tuples.
-    """
-
-    loss: Tensor
-    tuples: Tensor
-    negatives: Tensor
+    loss: Tensor  # mean over the tuples of KL(teacher ‖ student), in nats; 0 (with a graph) where there are none
+    tuples: Tensor  # int64, the number of tuples: positive pairs that have at least one negative
+    negatives: Tensor  # float, mean number of negatives per tuple; 0 where there are no tuples
 
 
 def relationship_matching(

@@ -50,10 +50,6 @@ class RefilledStage(AbstractLoss):
     Args:
         weight: factor of the stage's term.
         sub_terms: further torchdistill loss terms, added.
-
-    Attributes:
-        losses: (factor, term) in the order of the sum.
-        terms: after each forward, every term added (unweighted, detached) and the counts behind it, for the log.
     """
 
     stage: ClassVar[str]
@@ -63,8 +59,8 @@ class RefilledStage(AbstractLoss):
     def __post_init__(self) -> None:
         _check_weight("weight", self.weight)
         super().__init__(sub_terms=self.sub_terms)
-        self.losses = self._losses()
-        self.terms: dict[str, Tensor] = {}
+        self.losses = self._losses()  # (factor, term) in the order of the sum
+        self.terms: dict[str, Tensor] = {}  # after each forward, unweighted and detached, with the counts behind them
 
     def _losses(self) -> list[tuple[float, Term]]:
         raise NotImplementedError
