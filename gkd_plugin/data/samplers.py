@@ -12,7 +12,7 @@ import torchvision.datasets  # noqa: F401  (torchdistill's registry reads it fro
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from torchdistill.datasets.registry import BATCH_SAMPLER_DICT, register_batch_sampler
 
-from gkd_plugin.box.registry import register
+from gkd_plugin.box import register
 from gkd_plugin.data.labels import labels_of
 from gkd_plugin.errors import ConfigError, whole_number
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional._linear import LinearFit, Samples, best_of, minimise
+from gkd_plugin.functional.discriminant import LinearFit, Samples, best_of, minimise
 
 __all__ = ["fit_probe"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
-from gkd_plugin.box.registry import register
+from gkd_plugin.box import register
 from gkd_plugin.errors import ConfigError, one_of, user_can_mend
 from gkd_plugin.functional import check_temperature, emphasis_weights, local_classifier_distillation
 from gkd_plugin.losses.term import Term

@@ -14,8 +14,8 @@ from torch.nn import functional
 from torchdistill.losses.high_level import AbstractLoss
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_level_loss
 
+from gkd_plugin.box import register
 from gkd_plugin.box.hooks import unreached_parameters
-from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, is_number, nearest, one_of
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss, LocalClassifierSettings
 from gkd_plugin.losses.relationship import RelationshipLoss, RelationshipSettings

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
-from gkd_plugin.box.registry import register
+from gkd_plugin.box import register
 from gkd_plugin.errors import user_can_mend, whole_number
 from gkd_plugin.functional import EmbeddingQueue, check_matching, relationship_matching
 from gkd_plugin.losses.term import Term

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper
 from torchdistill.models.wrapper import AuxiliaryModelWrapper, Normalizer4CRD
 
+from gkd_plugin.box import register
 from gkd_plugin.box.hooks import Capture, check_module_path
-from gkd_plugin.box.registry import register
 from gkd_plugin.errors import ConfigError, nearest, one_of, told_at, whole_number
 
 _KEYS = ("kind", "in_features", "out_features")

@@ -12,7 +12,7 @@ from timm.models import get_arch_name, is_model, model_entrypoint, parse_model_n
 from torch import Tensor, nn
 from torchdistill.models.registry import MODEL_DICT, register_model
 
-from gkd_plugin.box.registry import register
+from gkd_plugin.box import register
 from gkd_plugin.data.transforms import checked_size, resized
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.models.embedding_tap import is_encoder, tap_embedding

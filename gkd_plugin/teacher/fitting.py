@@ -11,7 +11,7 @@ from torchdistill.core.interfaces.pre_epoch_proc import default_pre_epoch_proces
 from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT, register_pre_epoch_proc_func
 from tqdm import tqdm
 
-from gkd_plugin.box.registry import register
+from gkd_plugin.box import register
 from gkd_plugin.data import evaluation_view, seeded, unwrapped
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 

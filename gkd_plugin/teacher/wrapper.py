@@ -10,8 +10,8 @@ from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, register_
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from typing_extensions import Self
 
+from gkd_plugin.box import register
 from gkd_plugin.box.hooks import Capture, check_module_path, hooked_tensor
-from gkd_plugin.box.registry import register
 from gkd_plugin.data import normalisation_of
 from gkd_plugin.errors import ConfigError, one_of, told_at, user_can_mend, whole_number
 from gkd_plugin.models.projection import make_projection

@@ -77,6 +77,7 @@ def test_one_file_in_the_folder_is_all_that_a_new_readout_takes(tmp_path, monkey
         assert torch.equal(fitted.answers(images).local_classifier.argmax(dim=1), labels)
 
 
+@pytest.mark.filterwarnings("ignore:std_mean")  # of no image
 def test_maps_and_tokens_are_pooled_by_mean_and_deviation():
     images = torch.randn(2, 3, 4, 5)
     want = torch.cat([images.mean(dim=(2, 3)), images.std(dim=(2, 3), correction=0)], dim=1)

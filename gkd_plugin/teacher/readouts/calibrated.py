@@ -1,4 +1,4 @@
-"""A local classifier that is calibrated to the labels."""
+"""Local classifiers that are calibrated to the labels."""
 
 import logging
 import math
@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional import fit_discriminant, fit_shared_classes, own_log_probabilities, shared_log_probabilities
-from gkd_plugin.functional._linear import LinearFit, smoothed_targets
+from gkd_plugin.functional import (
+    fit_discriminant,
+    fit_probe,
+    fit_shared_classes,
+    own_log_probabilities,
+    shared_log_probabilities,
+)
+from gkd_plugin.functional.discriminant import LinearFit, smoothed_targets
 from gkd_plugin.teacher.readouts import READOUTS, Answers, Readout, Seen
 
 logger = logging.getLogger(__name__)
@@ -66,6 +72,13 @@ class CalibratedDiscriminant(Readout):
             return local
         own = own_log_probabilities(answers.logits, teacher_labels)
         return shared_log_probabilities(local, own, teacher_labels, factors)
+
+
+class CalibratedProbe(CalibratedDiscriminant):
+    """z = φ_T(x) · weightᵀ + bias of a linear probe, see :mod:`gkd_plugin.functional.probe`; all else is the same."""
+
+    name = "probe"
+    family = staticmethod(fit_probe)
 
 
 def _fit_shared(local: Tensor, seen: Seen, logits: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS
 from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT, register_model
 
 from gkd_plugin import ConfigError
-from gkd_plugin.box.registry import register
+from gkd_plugin.box import register
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from gkd_plugin.functional import class_centres, fit_discriminant
+from gkd_plugin.functional import class_centres, fit_discriminant, fit_probe
 from gkd_plugin.functional.shared_classes import fit_shared_classes, own_log_probabilities, shared_log_probabilities
 from gkd_plugin.teacher import Answers, ClassMap
 from gkd_plugin.teacher.readouts import LocalClassifier
@@ -109,3 +109,11 @@ def test_the_log_says_how_good_it_is_and_the_rest_to_those_who_debug(caplog):
 def test_a_map_that_does_not_fit(labels, message):
     with pytest.raises(ValueError, match=message):
         fitted(ClassMap(said=labels))
+
+
+def test_a_probe_is_fitted_to_the_views():
+    (answers, labels), samples = said(), torch.arange(24).repeat(2)
+    classifier = LocalClassifier("probe")
+    classifier.fit([(answers, labels)], None, views=[(answers, labels, samples)])
+    fit = fit_probe(answers.embedding, labels, 4, samples=samples)
+    torch.testing.assert_close(classifier.logits(answers), answers.embedding @ fit.weight.T + fit.bias)
