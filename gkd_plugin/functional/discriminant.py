@@ -209,7 +209,7 @@ class _Gaussians:
     """Gaussian classes with one covariance, of all samples and of all but a fold's."""
 
     def __init__(self, samples: Samples) -> None:
-        self._classes, self._labels = samples.num_classes, samples.labels
+        self._classes = samples.num_classes
         self._views = len(samples.rows) / samples.size  # rows to a sample
         of_outs = [self._moments(samples.rows[out], samples.labels[out]) for out in samples.outs]
         of_all = [torch.stack(values).sum(dim=0) for values in zip(*of_outs, strict=True)]
