@@ -127,9 +127,17 @@ def _num_negatives(of: Measured) -> int:
     return min(16384, counts.total() - max(counts.values()))
 
 
+def _queue_size(of: Measured) -> int:
+    """By the number of training images, as lightly-train has it (8192 above the limits known)."""
+    samples = len(labels_of(_built(of.data)))
+    limits = {50: 16, 2000: 512, 4000: 1024, 10000: 2048}
+    return next((size for limit, size in limits.items() if samples <= limit), 8192)
+
+
 PLACEHOLDERS: Mapping[str, Callable[[Measured], int]] = {
     "{student_width}": lambda of: _width(_Part.of(*student_entry(of.tree)), of.data, of.student_embedding),
     "{teacher_width}": _teacher_width,
     "{num_samples}": lambda of: len(labels_of(_built(of.data))),
     "{num_negatives}": _num_negatives,
+    "{queue_size}": _queue_size,
 }

@@ -1,5 +1,6 @@
-"""ReFilled's losses for torchdistill's registries."""
+"""The losses for torchdistill's registries: ReFilled's, and one that is compared with."""
 
+from gkd_plugin.losses import rivals  # noqa: F401  # registered
 from gkd_plugin.losses.refilled import ClassifierStage, EmbeddingStage, JointStage, RefilledStage, refilled
 
 __all__ = ["ClassifierStage", "EmbeddingStage", "JointStage", "RefilledStage", "refilled"]

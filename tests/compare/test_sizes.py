@@ -64,11 +64,13 @@ def test_widths_of_other_models():
     assert filled("{teacher_width}", of(**HEADS, input_size=224)) == 768  # images of its own size
 
 
-@pytest.mark.parametrize(("more", "expected"), [([], [24, 18]), ([5], [29, 18]), ([20000, 20000], [40024, 16384])])
-def test_samples_and_negatives(more, expected):
+@pytest.mark.parametrize(
+    ("more", "expected"), [([], [24, 18, 16]), ([99], [123, 18, 512]), ([20000, 20000], [40024, 16384, 8192])]
+)
+def test_samples_negatives_and_the_queue(more, expected):
     """Every sample has as many negatives, those of the largest class too; at most as many as were published."""
     measured = of(data=TINY.replace("classes: 4", f"more: {more}, classes: 4"))
-    assert filled(["{num_samples}", "{num_negatives}"], measured) == expected
+    assert filled(["{num_samples}", "{num_negatives}", "{queue_size}"], measured) == expected
 
 
 ONE_CLASS = TINY.replace("classes: 4", "classes: 1")

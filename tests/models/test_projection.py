@@ -24,17 +24,33 @@ WIDTH = timm_model("test_resnet").head_hidden_size
 
 @pytest.mark.parametrize(
     ("kind", "out_features"),
-    [("identity", None), ("linear", 4), ("normalised", 4), ("standardised", 4), ("standardised", None)],
+    [
+        ("identity", None),
+        ("linear", 4),
+        ("normalised", 4),
+        ("standardised", 4),
+        ("standardised", None),
+        ("orthogonal", 4),
+        ("orthogonal", 2),
+        ("layer_normalised", None),
+    ],
 )
 def test_projections(kind, out_features):
     projection = Projection(kind, 3, out_features)
     linear = [module for module in projection.modules() if isinstance(module, torch.nn.Linear)]
     assert len(linear) == (out_features is not None)
     assert bool(list(projection.parameters())) == bool(linear)
-    z = E @ linear[0].weight.T + linear[0].bias if linear else E
+    z = E @ linear[0].weight.T if linear else E
+    if kind == "orthogonal":
+        assert linear[0].bias is None
+        narrow = min(linear[0].weight, linear[0].weight.T, key=len)
+        torch.testing.assert_close(narrow @ narrow.T, torch.eye(len(narrow)))
+    elif linear:
+        z = z + linear[0].bias
     want = {
         "normalised": z / z.square().sum(dim=1, keepdim=True).sqrt(),
         "standardised": (z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-4).sqrt(),
+        "layer_normalised": torch.stack([(row - row.mean()) / (row.var(correction=0) + 1e-5).sqrt() for row in E]),
     }.get(kind, z)
     torch.testing.assert_close(projection(E), want)
     with torch.autocast("cpu", torch.bfloat16):
@@ -49,7 +65,7 @@ def test_projections(kind, out_features):
         ({"kind": "linear", "in_feature": 3}, r"\.in_feature: unknown key; did you mean 'in_features'"),
         ({"kind": "linear", "out_features": 3}, r"\.in_features: missing"),
         ({"kind": "linera", "in_features": 3}, r"\.kind: 'linera' is unknown; did you mean 'linear'"),
-        ({"kind": "identity", "in_features": 3, "out_features": 4}, r"\.out_features: 4 given; 'identity' leaves"),
+        ({"kind": "identity", "in_features": 3, "out_features": 4}, r"\.out_features: 4 given; 'identity' keeps"),
         ({"kind": "normalised", "in_features": 3}, r"\.out_features: missing; 'normalised' needs it"),
         ({"kind": "linear", "in_features": 0, "out_features": 3}, r"\.in_features must be a whole number from 1 up"),
         ({"kind": "linear", "in_features": 3, "out_features": "8"}, r"\.out_features must be .* from 1 up, got '8'"),
