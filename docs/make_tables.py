@@ -55,8 +55,8 @@ def parts() -> Iterator[Part]:
                 yield from (Part(f"{key}, stage {stage.stage}", stage, stage.__mro__) for stage in STAGES)
             else:
                 yield Part(key, part, getattr(part, "__mro__", (part,)))
-    sampler = data.ClassBalancedBatchSampler
-    yield Part(sampler.__name__, sampler, (sampler,))
+    for sampler in (data.ClassBalancedBatchSampler, data.MixedBatchSampler):
+        yield Part(sampler.__name__, sampler, (sampler, data.ClassBalancedBatchSampler))
     for name, function in DATA.items():
         yield Part(f"data.{name}", function, (function, *SHARED))
 

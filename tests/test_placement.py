@@ -27,7 +27,10 @@ def losses(student, teacher, images, labels):
         seen = record(model, *hooks[role])
         logits = model(images)
         io_dict[role] = {".": {"output": logits}, **{path: {"output": output} for path, output in seen.items()}}
-    return [refilled(stage)(io_dict, {}, labels) for stage in ("embedding", "classifier")], io_dict["teacher"]
+    criteria = [refilled(stage) for stage in ("embedding", "classifier")]
+    for criterion in criteria:
+        criterion.losses[-1][1].may_lack_labels = False  # as ``prepare`` finds: else it waits for the device
+    return [criterion(io_dict, {}, labels) for criterion in criteria], io_dict["teacher"]
 
 
 def use_centres(teacher, centres):

@@ -10,6 +10,7 @@ from typing import Any
 from gkd_plugin.compare.sizes import EMBEDDING, PLACEHOLDERS
 from gkd_plugin.config.kinds import Kind, Report, each, maybe, section, value
 from gkd_plugin.config.tree import Tagged, places, read
+from gkd_plugin.data import UNLABELLED
 from gkd_plugin.errors import ConfigError, is_number, nearest
 
 CONTROL = "ce"  # the method that the others are tested against
@@ -18,7 +19,7 @@ _FOLDER = Path(__file__).parent / "methods"
 _PLACEHOLDER = re.compile(r"\{\w+\}")
 _LOGITS = {"is_from_teacher": False, "module_path": ".", "io": "output"}
 _CROSS_ENTROPY: Mapping[str, Any] = {
-    "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
+    "criterion": {"key": "CrossEntropyLoss", "kwargs": {"ignore_index": UNLABELLED}},
     "criterion_wrapper": {"key": "SimpleLossWrapper", "kwargs": {"input": _LOGITS, "target": {"uses_label": True}}},
 }
 

@@ -9,4 +9,5 @@ from gkd_plugin.data.labels import *
 from gkd_plugin.data.samplers import *
 from gkd_plugin.data.splits import *
 from gkd_plugin.data.transforms import *
+from gkd_plugin.data.unlabelled import *
 from gkd_plugin.data.views import *

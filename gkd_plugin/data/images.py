@@ -191,7 +191,7 @@ def image_folder(root: str | Path, transform: Transform = None, eval_transform: 
     Args:
         root: the folder; ``~`` is allowed.
     """
-    folder = _existing_folder(root)
+    folder = existing_folder(root)
     try:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:
@@ -212,7 +212,7 @@ def cub200(
         split: ``'train'`` or ``'test'``.
     """
     one_of("split", split, tuple(_CUB_FLAGS))
-    folder = _existing_folder(root)
+    folder = existing_folder(root)
     if (folder / "CUB_200_2011").is_dir() and not (folder / "images.txt").exists():
         folder /= "CUB_200_2011"
     names, images = (_cub_table(folder / name) for name in ("classes.txt", "images.txt"))
@@ -227,10 +227,11 @@ def cub200(
     return ImageFiles(samples, list(names.values()), folder, transform, eval_transform)
 
 
-def _existing_folder(root: str | Path) -> Path:
+def existing_folder(root: str | Path, key: str = "root") -> Path:
+    """The folder, ``~`` expanded; raises ConfigError at ``key`` where there is none."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"root: there is no folder {folder}{nearest_beside(folder)}")
+        raise ConfigError(f"{key}: there is no folder {folder}{nearest_beside(folder)}")
     return folder
 
 

@@ -17,8 +17,11 @@ from gkd_plugin.errors import ConfigError
 
 __all__ = ["class_groups_of", "class_names_of", "classes_of", "has_own", "inner_datasets", "keeps_labels", "labels_of"]
 __all__ += ["layers_of", "length_of", "num_classes_of", "teacher_labels_of", "teacher_num_classes_of", "unwrapped"]
+__all__ += ["UNLABELLED", "labelled_part"]
 
 logger = logging.getLogger(__name__)
+
+UNLABELLED = -1  # the label of a sample that has none, see with_unlabelled
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")  # the names that torchvision's datasets use
 _PAIR_ATTRIBUTES = ("samples", "_samples")  # (path, label) pairs
@@ -58,6 +61,12 @@ def has_own(dataset: Any, name: str) -> bool:
     return inspect.getattr_static(dataset, name, missing) is not missing
 
 
+def labelled_part(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The samples with a label, of what :func:`gkd_plugin.data.with_unlabelled` made; any other dataset as it is."""
+    inside = unwrapped(dataset)
+    return labelled_part(inside.labelled_samples) if hasattr(inside, "labelled_samples") else dataset
+
+
 def labels_of(dataset: Dataset[Any]) -> list[int]:
     """The label of every sample, as ``dataset[i][1]`` would give it, without loading an image.
 
@@ -77,8 +86,8 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
 
 
 def num_classes_of(dataset: Dataset[Any]) -> int:
-    """The number of classes that the labels need: the largest label + 1."""
-    labels = labels_of(dataset)
+    """The number of classes that the labels need: the largest label + 1; samples of no label are left out."""
+    labels = labels_of(labelled_part(dataset))
     if not labels:
         raise ConfigError(f"dataset {type(unwrapped(dataset)).__name__} has no samples, so no classes")
     if min(labels) < 0:

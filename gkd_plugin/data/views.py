@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from gkd_plugin.data.images import TransformedImages
-from gkd_plugin.data.labels import classes_of, labels_of, length_of, unwrapped
+from gkd_plugin.data.labels import classes_of, labelled_part, labels_of, length_of, unwrapped
 from gkd_plugin.data.splits import ClassSubset
 from gkd_plugin.errors import ConfigError, whole_number
 
@@ -55,8 +55,9 @@ def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
 
     A dataset offers one as its attribute ``evaluation_view``, this package's image datasets as ``eval_transform``.
     Looks into torchdistill's dataset wrappers (and returns what is inside them), ``Subset`` and :class:`ClassSubset`.
+    Samples without a label are left out.
     """
-    dataset = unwrapped(dataset)
+    dataset = unwrapped(labelled_part(dataset))
     if hasattr(dataset, "evaluation_view"):
         return unwrapped(dataset.evaluation_view), True
     if isinstance(dataset, TransformedImages) and dataset.eval_transform is not None:

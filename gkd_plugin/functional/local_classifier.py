@@ -99,8 +99,9 @@ def local_logits(embedding: Tensor, centres: Tensor) -> Tensor:
 
 
 def present_classes(labels: Tensor, num_classes: int) -> Tensor:
-    """K_b as a mask: ``[C]`` bool, True for the classes that occur in ``labels`` ``[B]``."""
-    return torch.zeros(num_classes, dtype=torch.bool, device=labels.device).scatter(0, labels.long(), True)
+    """K_b as a mask: ``[C]`` bool, True for the classes that occur in ``labels`` ``[B]``; −1 is of no class."""
+    found = torch.zeros(num_classes + 1, dtype=torch.bool, device=labels.device)
+    return found.scatter(0, labels.long() + 1, True)[1:]
 
 
 def local_classifier_distillation(
@@ -122,7 +123,7 @@ def local_classifier_distillation(
     Args:
         student_logits: ``[B, C]``.
         teacher_local_logits: ``[B, C]`` from :func:`local_logits`; treated as constant.
-        labels: ``[B]`` integers in [0, C).
+        labels: ``[B]`` integers in [0, C), or −1 for a sample without a label.
         temperature: τ₂ > 0.
         student_temperature: divisor of the student's logits, > 0.
         weights: ω, ``[B]``, or ``None`` for 1; treated as constant.

@@ -16,6 +16,7 @@ from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_lev
 
 from gkd_plugin.box import register
 from gkd_plugin.box.hooks import unreached_parameters
+from gkd_plugin.data import UNLABELLED, labelled_part
 from gkd_plugin.errors import ConfigError, is_number, nearest, one_of
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss, LocalClassifierSettings
 from gkd_plugin.losses.relationship import RelationshipLoss, RelationshipSettings
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CrossEntropy(Term):
-    """Cross-entropy of the student's logits, in float32 under autocast too."""
+    """Cross-entropy of the student's logits, in float32 under autocast too; mean over the samples with a label."""
 
     key = "cross_entropy"
 
@@ -37,8 +38,9 @@ class CrossEntropy(Term):
         return super().hooks[:1]
 
     def compute(self, targets: Tensor, student: Tensor) -> Tensor:
-        """The loss, a scalar, of logits ``[B, C]``."""
-        loss = functional.cross_entropy(student.float(), targets)
+        """The loss, a scalar, of logits ``[B, C]``; 0 where no sample has a label."""
+        total = functional.cross_entropy(student.float(), targets, ignore_index=UNLABELLED, reduction="sum")
+        loss = total / (targets != UNLABELLED).sum().clamp_min(1)
         self.terms = {self.key: loss.detach()}
         return loss
 
@@ -71,10 +73,13 @@ class RefilledStage(AbstractLoss):
         return [hook for _, loss in self.losses for hook in loss.hooks]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
-        """Checks the stage's optimizer; called once, before the box wraps the models."""
+        """Checks the stage's optimizer, looks for unlabelled data; called once, before the box wraps the models."""
         if not stage_config.get("optimizer"):
             reason = "an earlier stage's leaves out what was frozen there (the student's classifier, in 'embedding')"
             raise ConfigError(f"optimizer: stage {self.stage!r} needs its own: {reason}")
+        dataset = box.train_data_loader.dataset
+        for _, loss in self.losses:
+            loss.may_lack_labels = labelled_part(dataset) is not dataset
         if not isinstance(box.teacher_model, RefilledTeacher):
             logger.warning("teacher not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics")
 

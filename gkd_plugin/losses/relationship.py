@@ -6,6 +6,7 @@ from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.box import register
+from gkd_plugin.data import UNLABELLED
 from gkd_plugin.errors import user_can_mend, whole_number
 from gkd_plugin.functional import EmbeddingQueue, check_matching, relationship_matching
 from gkd_plugin.losses.term import Term
@@ -61,7 +62,10 @@ class RelationshipLoss(Term, RelationshipSettings):
         self.queue = EmbeddingQueue(size) if size else None
 
     def compute(self, targets: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss, a scalar, of embeddings; reports itself and the counts of tuples and negatives."""
+        """The loss, a scalar, of embeddings of a label; reports itself and the counts of tuples and negatives."""
+        if self.may_lack_labels:
+            labelled = targets != UNLABELLED
+            student, teacher, targets = student[labelled], teacher[labelled], targets[labelled]
         match = relationship_matching(
             student,
             teacher,

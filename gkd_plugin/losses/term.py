@@ -33,6 +33,7 @@ class Term(nn.Module):
     def __post_init__(self) -> None:
         super().__init__()
         self.terms: dict[str, Tensor] = {}
+        self.may_lack_labels = True  # to look waits for the device; a stage that knows its data may say False
 
     @property
     def hooks(self) -> list[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
-from gkd_plugin.data import class_groups_of, evaluation_view, labels_of
+from gkd_plugin.data import UNLABELLED, class_groups_of, evaluation_view, labels_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.parts import Parts
@@ -54,7 +54,10 @@ def is_accuracy(key: str) -> bool:
 
 @torch.no_grad()
 def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, title: str = "evaluation") -> Accuracy:
-    """Accuracy of ``score`` (images → ``[B, C]``) over (images, labels, …) batches of all processes, also by group."""
+    """Accuracy of ``score`` (images → ``[B, C]``) over (images, labels, …) batches of all processes, also by group.
+
+    Samples without a label do not count.
+    """
     hits1 = hits5 = samples = classes = 0
     groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
     group_hits, group_samples = Counter[str](), Counter[str]()
@@ -68,7 +71,7 @@ def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, titl
             in_group = torch.isin(labels, torch.tensor(members, device=labels.device))
             group_hits[name] += int((ranked[:, 0] & in_group).sum())
             group_samples[name] += int(in_group.sum())
-        samples += len(labels)
+        samples += int((labels != UNLABELLED).sum())
         classes = scores.shape[1]
     total = max(samples, 1)
     top5 = 100 * hits5 / total if classes > 5 else None

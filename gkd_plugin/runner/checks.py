@@ -20,7 +20,7 @@ from gkd_plugin.box.hooks import check_module_path
 from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.stages import Role, Stage
-from gkd_plugin.data import class_names_of, labels_of
+from gkd_plugin.data import class_names_of, labelled_part, labels_of
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.losses import RefilledStage
 from gkd_plugin.models import ProjectedStudent
@@ -144,7 +144,7 @@ def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, s
 def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | None, stages: Sequence[Stage]) -> None:
     """Checks the labels of a dataset, where they can be read, against the student and the stages that train on it."""
     try:
-        counts = Counter(labels_of(dataset))
+        counts = Counter(labels_of(labelled_part(dataset)))
     except ConfigError:
         logger.info("datasets.%s: its labels cannot be read ahead (no `targets`), so they are not checked", dataset_id)
         return

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.data import FixedViews
+from gkd_plugin.data import UNLABELLED, FixedViews
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.accuracy import LAST_EPOCHS, evaluate, student_ncm
@@ -88,7 +88,8 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
                 shown = {name: f"{total / step:.4g}" for name, total in sums.items()}
                 lr_now = f"{box.optimizer.param_groups[0]['lr']:.2g}"
                 bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{count / seconds:.0f}"})
-            has_pairs = has_pairs or 1 < len(set(labels.tolist())) < len(labels)
+            known = [label for label in labels.tolist() if label != UNLABELLED]
+            has_pairs = has_pairs or 1 < len(set(known)) < len(known)
     if not has_pairs:
         found = "no batch held two samples of one class and one of another, so stage 'embedding' has nothing to compare"
         cures = "shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"

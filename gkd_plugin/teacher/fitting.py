@@ -12,7 +12,7 @@ from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT, regi
 from tqdm import tqdm
 
 from gkd_plugin.box import register
-from gkd_plugin.data import evaluation_view, seeded, unwrapped
+from gkd_plugin.data import evaluation_view, labelled_part, seeded, unwrapped
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:
 
 
 def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
-    """The training samples once each, in order, on the evaluation view where the dataset offers one."""
+    """The labelled training samples once each, in order, on the evaluation view where the dataset offers one."""
     dataset, is_clean = evaluation_view(train_data_loader.dataset)
     if not is_clean:
         lacks = "no evaluation view: class centres are computed on its training transform"
@@ -70,7 +70,7 @@ def _batches(loader: DataLoader[Any], title: str, labels: list[Tensor]) -> Itera
 
 def _views(train_data_loader: Any, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(images, labels, numbers of the samples), augmented as in training but the same in every run."""
-    dataset, count = unwrapped(train_data_loader.dataset), sum(map(len, labels))
+    dataset, count = unwrapped(labelled_part(train_data_loader.dataset)), sum(map(len, labels))
     if count > MAX_ROWS:
         chosen = first_of_each(torch.cat(labels), MAX_ROWS)
         dataset, count = Subset(dataset, chosen.tolist()), len(chosen)

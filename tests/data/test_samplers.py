@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 from torchdistill.datasets.util import build_data_loader
 
-from gkd_plugin.data import ClassBalancedBatchSampler
+from gkd_plugin.data import ClassBalancedBatchSampler, with_unlabelled
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, random_states
 
@@ -84,6 +84,11 @@ def test_each_distributed_rank_stays_in_its_shard_and_accelerate_deals_whole_bat
 def test_unusable_arguments_are_refused(source, arguments, message):
     with pytest.raises(ConfigError, match=message):
         list(ClassBalancedBatchSampler(source, **{"classes_per_batch": 2, "samples_per_class": 2, **arguments}))
+
+
+def test_samples_without_a_label_are_in_no_balanced_batch():
+    batches = ClassBalancedBatchSampler(with_unlabelled(IMAGES, IMAGES), 5, 2)
+    assert {index for batch in batches for index in batch} <= set(range(60))
 
 
 @pytest.mark.parametrize(("supp", "sampler"), [(False, RandomSampler), (True, SequentialSampler)])

@@ -72,6 +72,21 @@ def test_a_stage_is_its_weighted_sum(kwargs, terms, want):
     assert ("emphasis" in criterion.terms) == ("emphasis" in terms)
 
 
+def test_samples_without_a_label_have_the_local_classifier_alone():
+    """Of 12 samples the first 8 have a label; all 12 have the local classifier's loss."""
+    labels = torch.where(torch.arange(12) < 8, LABELS, -1)
+    criterion = refilled(stage="joint")
+    want = functional.cross_entropy(LOGITS[:8], LABELS[:8]) + 3 * OVER_ALL_CLASSES
+    want += 1000 * relationship_matching(EMBEDDING[:8], TEACHER[:8], LABELS[:8]).loss
+    assert criterion(IO, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
+    none = criterion(IO, {}, torch.full((12,), -1))
+    assert none.item() == pytest.approx(3 * OVER_ALL_CLASSES.item(), rel=1e-5)
+    present = refilled(stage="classifier", adaptive=False)
+    want = local_classifier_distillation(LOGITS, LOCAL, LABELS % 2)
+    present(IO, {}, torch.where(labels < 0, -1, LABELS % 2))
+    assert present.terms["local_classifier"].item() == pytest.approx(want.item(), rel=1e-5)  # over classes 0 and 1
+
+
 def test_cross_entropy_is_computed_in_float32():
     half, criterion = LOGITS.bfloat16(), refilled(stage="classifier")
     criterion({**IO, "student": {".": {"output": half}}}, {}, LABELS)

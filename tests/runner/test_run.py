@@ -26,8 +26,8 @@ from gkd_plugin.runner import run as run_module
 from gkd_plugin.runner.models import build_model, start_at_centres
 from gkd_plugin.runner.run import evaluate_checkpoint, run_all, run_config, run_probe
 from gkd_plugin.runner.weights import read_weights
-from tests.fakes import TinyImages, cross_entropy, train_box
-from tests.runner.fakes import cpu, equal, refused, student_config, teacher_config, write_configs
+from tests.fakes import TinyImages, cross_entropy, stage, train_box
+from tests.runner.fakes import cpu, equal, loaders, refused, student_config, teacher_config, write_configs
 
 FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
@@ -132,8 +132,19 @@ def test_the_resolved_config_runs_again_to_the_same_bits(here):
         assert Path("again", name).read_bytes() == Path("runs/student", name).read_bytes()
 
 
-def test_the_same_weights_as_a_plain_torchdistill_loop(here):
-    tree = without(student_config(), "test")
+def with_more_images(tree):
+    """The configuration in stage joint, with the validation set as images without a label."""
+    both = {"labelled": tree["datasets"]["train"], "unlabelled": tree["datasets"]["val"]}
+    made = Tagged("!import_call", {"key": "gkd_plugin.data.with_unlabelled", "init": {"kwargs": both}})
+    section = stage("joint", **loaders())
+    mixed = {"key": "MixedBatchSampler", "kwargs": {"labelled": 8, "unlabelled": 4}}
+    section["train_data_loader"] |= {"batch_sampler": mixed, "kwargs": {}}
+    return {**tree, "datasets": {**tree["datasets"], "train": made}, "train": {"stage1": section}}
+
+
+@pytest.mark.parametrize("changed", [lambda tree: tree, with_more_images])
+def test_the_same_weights_as_a_plain_torchdistill_loop(here, changed):
+    tree = without(changed(student_config()), "test")
     for section in tree["train"].values():
         del section["val_data_loader"]
     Path("short.yaml").write_text(dump(tree), encoding="utf-8")
@@ -148,6 +159,14 @@ def test_the_same_weights_as_a_plain_torchdistill_loop(here):
     device = torch.device("cpu")
     train_box(get_distillation_box(teacher, student, config["datasets"], config["train"], device, None, False, 1))
     assert equal(load_file("short/student.safetensors"), student.state_dict())
+
+
+def test_images_without_a_label_have_kept_answers_too(here):
+    Path("mixed.yaml").write_text(dump(with_more_images(student_config())), encoding="utf-8")
+    made = [run("mixed", f"views_{views}", *cache) for views, cache in ((0, []), (1, ["teacher_cache={views: 1}"]))]
+    asked, kept = (summary["stages"]["stage1"]["epochs"][-1] for summary in made)
+    assert asked["loss"] == pytest.approx(kept["loss"], rel=1e-3)  # in float16
+    assert made[0]["final"]["ncm_top1"] > 0
 
 
 def test_bf16_runs_and_is_evaluated_alike(here):

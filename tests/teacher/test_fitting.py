@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gkd_plugin.data import FixedViews, with_evaluation_view
+from gkd_plugin.data import FixedViews, with_evaluation_view, with_unlabelled
 from gkd_plugin.functional import class_centres
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres, fitting
 from tests.data.fakes import random_states
@@ -138,3 +138,14 @@ def test_stage_embedding_needs_no_centres_and_a_class_without_a_sample_is_named(
     assert not box.teacher_model.local_classifier.is_ready
     section["teacher"]["auxiliary_model_wrapper"]["kwargs"]["num_classes"] = 5
     refused("class centres: no sample of class 4", box_of(section).pre_epoch_process, epoch=0)
+
+
+def test_samples_without_a_label_take_no_part():
+    fits = []
+    for more in (Augmented(), with_unlabelled(Augmented(), Augmented(seed=1))):
+        torch.manual_seed(0)
+        box = box_over(more)
+        box.teacher_model.local_classifier.kind = "discriminant"
+        fit_class_centres(box.teacher_model, box.train_data_loader)
+        fits.append(box.teacher_model.local_classifier.tensors())
+    assert equal(*fits)

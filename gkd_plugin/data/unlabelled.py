@@ -1,0 +1,66 @@
+"""A training set of labelled images and images without labels."""
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import ConcatDataset, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from gkd_plugin.data.images import ImageFiles, existing_folder
+from gkd_plugin.data.labels import (
+    UNLABELLED,
+    class_groups_of,
+    classes_of,
+    labels_of,
+    layers_of,
+    length_of,
+    teacher_labels_of,
+    teacher_num_classes_of,
+)
+from gkd_plugin.data.splits import ClassSubset
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["WithUnlabelled", "with_unlabelled"]
+
+
+class WithUnlabelled(ConcatDataset[Any]):
+    """The samples of ``labelled``, and after them those of ``unlabelled``, whose label is :data:`UNLABELLED` (−1).
+
+    What is known of its classes is what ``labelled`` says.
+    """
+
+    def __init__(self, labelled: Dataset[Any], unlabelled: Dataset[Any]) -> None:
+        hidden = ClassSubset(unlabelled, range(length_of(unlabelled)), [UNLABELLED] * length_of(unlabelled), [])
+        super().__init__([labelled, hidden])
+        self.labelled_samples = labelled
+        self.targets, self.classes = [*labels_of(labelled), *hidden.targets], classes_of(labelled)
+        self.teacher_labels, self.teacher_num_classes = teacher_labels_of(labelled), teacher_num_classes_of(labelled)
+        self.class_groups = class_groups_of(labelled)
+
+
+def with_unlabelled(labelled: Dataset[Any], unlabelled: str | Path | Dataset[Any]) -> WithUnlabelled:
+    """Adds images without labels to a training set: the teacher says what they show. Their label is −1.
+
+    They take part in the loss terms that need no label (the local classifier's), not in cross-entropy, relationships,
+    class centres, the fit of the local classifier or any accuracy. Put it around all that chooses classes or samples.
+
+    Args:
+        labelled: the training set; its transforms are those of the images without labels too.
+        unlabelled: a folder, whose images are taken from all folders in it, ``~`` is allowed; or a dataset, whose
+            labels are not looked at.
+
+    Raises:
+        ConfigError: there is no such folder, it holds no image, or the labelled images have no transform to use.
+    """
+    if isinstance(unlabelled, Dataset):
+        return WithUnlabelled(labelled, unlabelled)
+    folder = existing_folder(unlabelled, "unlabelled")
+    samples = [(str(path), UNLABELLED) for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
+    if not samples:
+        raise ConfigError(f"unlabelled: {folder} holds no image ({', '.join(IMG_EXTENSIONS)})")
+    steps = (getattr(layer, "transform", None) for layer in layers_of(labelled))
+    transform = next((step for step in steps if step is not None), None)
+    if transform is None:
+        lacks = f"dataset {type(labelled).__name__} shows no transform for the images of {folder}"
+        raise ConfigError(f"unlabelled: {lacks}; give a dataset with a transform in place of the folder")
+    return WithUnlabelled(labelled, ImageFiles(samples, [], folder, transform))

@@ -1,0 +1,87 @@
+import pytest
+from torch.utils.data import RandomSampler, Subset
+from torchdistill.datasets.wrapper import BaseDatasetWrapper
+
+from gkd_plugin.data import (
+    FixedViews,
+    MixedBatchSampler,
+    class_names_of,
+    evaluation_view,
+    image_folder,
+    labelled_part,
+    labels_of,
+    num_classes_of,
+    teacher_labels_of,
+    teacher_num_classes_of,
+    with_unlabelled,
+)
+from gkd_plugin.errors import ConfigError
+from tests.data.fakes import FakeImages, image_tree, known_by_a_teacher, samples, with_view
+
+LABELLED = known_by_a_teacher(with_view([0, 1, 2, 0], ["ant", "bee", "cat"]))
+MIXED = with_unlabelled(LABELLED, FakeImages([5, 6, 7, 8, 9], prefix="other"))
+
+
+@pytest.mark.parametrize("wrapped", [lambda x: x, BaseDatasetWrapper, lambda x: FixedViews(x, 2)])
+def test_the_labelled_samples_decide_what_is_known_of_the_classes(wrapped):
+    dataset = wrapped(MIXED)
+    assert labels_of(dataset) == [0, 1, 2, 0] + 5 * [-1]
+    assert (num_classes_of(dataset), class_names_of(dataset)) == (3, ["ant", "bee", "cat"])
+    assert (teacher_labels_of(dataset), teacher_num_classes_of(dataset)) == ([4, None, 1], 7)
+    assert labelled_part(dataset) is LABELLED
+    view, is_clean = evaluation_view(dataset)
+    assert (samples(view), is_clean) == ([("clean0", 0), ("clean1", 1), ("clean2", 2), ("clean3", 0)], True)
+
+
+def test_a_sample_without_label_is_known_by_its_image_alone():
+    assert samples(MIXED)[3:] == [("augmented3", 0)] + [(f"other{i}", -1) for i in range(5)]
+    assert labelled_part(with_unlabelled(MIXED, FakeImages([0]))) is LABELLED
+
+
+def test_a_folder_is_read_to_its_depth_with_the_labelled_transform(tmp_path):
+    own = image_folder(image_tree(tmp_path / "own", ["a", "b"]), transform=lambda image: image.getpixel((0, 0)))
+    image_tree(tmp_path / "more" / "deep", ["x"], per_class=3)
+    (tmp_path / "more" / "notes.txt").touch()
+    for labelled in (own, Subset(own, [0, 1, 2, 3])):
+        mixed = with_unlabelled(labelled, tmp_path / "more")
+        assert samples(mixed)[3:] == [((10, 1, 0), 1), ((0, 0, 0), -1), ((0, 1, 0), -1), ((0, 2, 0), -1)]
+
+
+def test_what_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    image_tree(tmp_path / "photos", ["x"])
+    for folder, message in (
+        ("emty", "unlabelled: there is no folder .*emty.*did you mean 'empty'"),
+        ("empty", "unlabelled: .*empty holds no image"),
+        ("photos", "unlabelled: dataset FakeImages shows no transform"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_unlabelled(FakeImages([0, 1]), tmp_path / folder)
+    with pytest.raises(ConfigError, match="label -1"):  # not outermost
+        num_classes_of(Subset(MIXED, [0, 4]))
+
+
+def test_batches_of_both_kinds():
+    sampler = MixedBatchSampler(MIXED, labelled=3, unlabelled=2)
+    batches = list(sampler)
+    assert (len(sampler), sampler.batch_size) == (len(batches), 5) == (2, 5)
+    assert {index for batch in batches for index in batch[:3]} == {0, 1, 2, 3}
+    others = [index for batch in batches for index in batch[3:]]
+    assert len(set(others)) == 4
+    assert set(others) <= set(range(4, 9))
+    assert len({tuple(map(tuple, sampler)) for _ in range(9)}) > 1
+    few = MixedBatchSampler(RandomSampler(with_unlabelled(LABELLED, FakeImages([0]))), labelled=1, unlabelled=3)
+    assert [batch[1:] for batch in few] == 4 * [[4, 4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((LABELLED, 1, 1), "no sample without a label; gkd_plugin.data.with_unlabelled"),
+        ((MIXED, 0, 1), "labelled must be"),
+        ((MIXED, 1, 0), "unlabelled must be"),
+    ],
+)
+def test_unusable_arguments_of_the_sampler(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        MixedBatchSampler(*arguments)
