@@ -48,6 +48,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             training set says of a teacher with as many classes), ``'names'``, ``{student's class: teacher's class}``
             or null, see :meth:`ClassMap.of`.
         teacher_classes: the names of the teacher's classes; by default those in its checkpoint, if this package's.
+        class_prior: how frequent a ``'discriminant'`` or ``'probe'`` takes the classes to be: ``'equal'``, or as in the
+            ``'training'`` set, where that is as uneven as what the student will meet.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: ``'auto'`` (what its checkpoint says, otherwise
             timm), ``'pretrained'`` (what timm says) or ``'data'`` (the student's, left as they are).
@@ -75,6 +77,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         local_features: Sequence[str] | None = None,
         class_map: str | Mapping[Any, Any] | None = "auto",
         teacher_classes: Sequence[str] | None = None,
+        class_prior: str = "equal",
         num_classes: int | None = None,
         preprocessing: str = "auto",
         mean: Sequence[float] | None = None,
@@ -93,6 +96,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         with told_at("auxiliary_model_wrapper.kwargs."):
             _check_embedding(teacher_model, embedding)
             one_of("embedding_io", embedding_io, ("output", "input"))
+            one_of("class_prior", class_prior, ("equal", "training"))
             if local_classifier is not None:
                 one_of("local_classifier", local_classifier, READOUTS)
             if teacher_dtype is not None:
@@ -111,7 +115,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
             self.input = TeacherInput(data, own)
         self.teacher = teacher_model.eval().requires_grad_(False)
         self.embedding = nn.Identity()
-        self.local_classifier = LocalClassifier(local_classifier or "centres")
+        self.local_classifier = LocalClassifier(local_classifier or "centres", class_prior)
         self.projection = None if projection is None else make_projection(projection)
         self.class_map, self._written_map = ClassMap(), (class_map, teacher_classes)
         self.num_classes, self._asks_for, self._preprocessing = num_classes, local_classifier, preprocessing
@@ -248,8 +252,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         if self.teacher is not other.teacher:
             return
         self.class_map.teacher_size = other.class_map.teacher_size
-        ours, theirs = ((w.local_classifier.kind, w.class_map.shared, w.settings()) for w in (self, other))
-        if ours == theirs:
+        ours, theirs = ((w.class_map.shared, w.settings()) for w in (self, other))
+        is_same_kind = self.local_classifier.fitted_by == other.local_classifier.fitted_by
+        if is_same_kind and ours == theirs:
             self.local_classifier.keep(other.local_classifier.tensors(), self.device)
 
     def settings(self) -> tuple[Any, ...]:

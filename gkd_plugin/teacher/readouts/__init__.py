@@ -45,6 +45,7 @@ class Seen(NamedTuple):
     labels: Tensor  # [N], the student's
     samples: Tensor  # [N] integers, equal for differently augmented images of one sample
     teacher_labels: Sequence[int | None] | None  # see ClassMap.shared
+    class_prior: str = "equal"  # see RefilledTeacher
 
 
 class Readout:
@@ -92,9 +93,9 @@ class LocalClassifier(nn.Identity):
 
     centres: Tensor
 
-    def __init__(self, kind: str = "centres") -> None:
+    def __init__(self, kind: str = "centres", class_prior: str = "equal") -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.class_prior = kind, class_prior
         for name in _ALWAYS_SAVED:
             self.register_buffer(name, torch.empty(0))
 
@@ -102,6 +103,11 @@ class LocalClassifier(nn.Identity):
     def is_ready(self) -> bool:
         """Whether it has been fitted."""
         return self.centres.numel() > 0
+
+    @property
+    def fitted_by(self) -> tuple[str, str]:
+        """What decides, with the data, what it is fitted to."""
+        return self.kind, self.class_prior
 
     @property
     def wants_views(self) -> bool:
@@ -132,7 +138,8 @@ class LocalClassifier(nn.Identity):
         if self.wants_views:
             parts += [_on_cpu(*view, class_map) for view in views or ()]
             rows, logits, of, samples = map(torch.cat, zip(*parts, strict=True))
-            seen = Seen(rows, logits if logits.shape[1] else None, of, samples, class_map.shared)
+            shared = logits if logits.shape[1] else None, of, samples, class_map.shared
+            seen = Seen(rows, *shared, self.class_prior)
         fitted = READOUTS[self.kind].fit(centres, seen)
         empty = dict.fromkeys(self.tensors(), torch.empty(0))  # of another fit
         self.keep({**empty, "centres": centres, **fitted}, centres.device)

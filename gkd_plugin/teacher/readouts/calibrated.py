@@ -21,6 +21,8 @@ from gkd_plugin.teacher.readouts import READOUTS, Answers, Readout, Seen
 
 logger = logging.getLogger(__name__)
 
+_UNEVEN = 2  # times as many images of a class as of another is told
+
 
 class CalibratedDiscriminant(Readout):
     r"""z = φ_T(x) · weightᵀ + bias of a Gaussian discriminant, and for shared classes the teacher's own logits too.
@@ -28,7 +30,9 @@ class CalibratedDiscriminant(Readout):
     See :mod:`gkd_plugin.functional.discriminant`, and :mod:`gkd_plugin.functional.shared_classes` for classes that the
     teacher has itself. With features of earlier layers it reads φ_T(x) and these side by side, each direction divided
     by its standard deviation over the training samples. Where a class has a single sample, which cannot be held out,
-    it falls back to class centres. Not in the paper. A subclass has another ``family`` of linear classifiers.
+    it falls back to class centres. The classes count as equally frequent, or as frequent as in the training set, whose
+    log-frequencies are then added to the logits (and taken from a probe's otherwise). Not in the paper. A subclass has
+    another ``family`` of linear classifiers.
 
     What it keeps: ``weight`` ``[C, D_t + F]``, ``bias`` ``[C]``, and with shared classes ``teacher_labels`` ``[C]`` (−1
     for a class that the teacher does not have) and ``shared_factors`` ``[6]``.
@@ -37,19 +41,25 @@ class CalibratedDiscriminant(Readout):
     name = "discriminant"
     wants_views = True
     family: ClassVar[Callable[..., LinearFit]] = staticmethod(fit_discriminant)
+    fitted_prior: ClassVar[str] = "equal"  # the class prior of what ``family`` fits
 
     def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:
         """The classifier with the best held-out likelihood; the log says how good it is."""
         assert seen is not None
         distinct = torch.unique(torch.stack([seen.labels, seen.samples]), dim=1)[0]
-        if torch.bincount(distinct, minlength=len(centres)).min() < 2:
+        counts = torch.bincount(distinct, minlength=len(centres))
+        if counts.min() < 2:
             logger.warning("local classifier: a class has a single sample, so the logits are those of class centres")
             return READOUTS["centres"].fit(centres, None)
         has_features = seen.rows.shape[1] > centres.shape[1]
         deviation = seen.rows.std(dim=0, correction=0)
         spread = torch.where(deviation > 0, deviation, 1) if has_features else torch.ones(1)
         fit = self.family(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
-        fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias}, fit.held_out_logits
+        prior = (counts / counts.sum()).log() * ((seen.class_prior == "training") - (self.fitted_prior == "training"))
+        fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias + prior}, fit.held_out_logits + prior
+        if counts.max() > _UNEVEN * counts.min():
+            text = "local classifier: classes have %d to %d images; class_prior: %r"
+            logger.info(text, int(counts.min()), int(counts.max()), seen.class_prior)
         source = "the embedding" + (" and local features" if has_features else "")
         if seen.logits is not None and seen.teacher_labels is not None:
             shared, held_out = _fit_shared(held_out, seen, seen.logits)
@@ -79,6 +89,7 @@ class CalibratedProbe(CalibratedDiscriminant):
 
     name = "probe"
     family = staticmethod(fit_probe)
+    fitted_prior = "training"
 
 
 def _fit_shared(local: Tensor, seen: Seen, logits: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -113,7 +113,27 @@ def test_a_map_that_does_not_fit(labels, message):
 
 def test_a_probe_is_fitted_to_the_views():
     (answers, labels), samples = said(), torch.arange(24).repeat(2)
-    classifier = LocalClassifier("probe")
+    classifier = LocalClassifier("probe", "training")
     classifier.fit([(answers, labels)], None, views=[(answers, labels, samples)])
     fit = fit_probe(answers.embedding, labels, 4, samples=samples)
     torch.testing.assert_close(classifier.logits(answers), answers.embedding @ fit.weight.T + fit.bias)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fit", "own"), [("discriminant", fit_discriminant, "equal"), ("probe", fit_probe, "training")]
+)
+def test_classes_are_as_frequent_as_asked(kind, fit, own, caplog):
+    """By Bayes' rule another class prior moves the logits by the difference of the log-frequencies."""
+    caplog.set_level(logging.INFO)
+    counts = torch.tensor([30, 10, 5, 3])
+    labels = torch.arange(4).repeat_interleave(counts)
+    rows = torch.nn.functional.one_hot(labels, 6) + torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    found, plain = {}, fit(rows, labels, 4)
+    for prior in ("equal", "training"):
+        classifier = LocalClassifier(kind, prior)
+        classifier.fit([(Answers(rows), labels)], None)
+        found[prior] = classifier.bias
+        assert torch.equal(classifier.weight, plain.weight)
+        assert f"classes have 3 to 30 images; class_prior: '{prior}'" in caplog.text
+    assert torch.equal(found[own], plain.bias)
+    torch.testing.assert_close(found["training"] - found["equal"], (counts / 48).log())
