@@ -12,6 +12,7 @@ from gkd_plugin.compare.sizes import Measured, filled
 from gkd_plugin.config.config import RunConfig, checked_config
 from gkd_plugin.config.stages import Stage, stages_of, student_entry
 from gkd_plugin.errors import ConfigError, nearest, told_at
+from gkd_plugin.runner.run_folder import RunFolder
 
 _REPLACED = ("criterion", "forward_hook", "dataset_wrapper")  # a method's go in place of the configuration's
 _IN_EPOCHS = {  # key of a scheduler → its keyword that counts epochs, if any
@@ -49,10 +50,13 @@ def lacks_stages(method: Method, tree: Tree) -> str:
     return "needs both stages" if has_one and len(method.stages) > 1 and not method.is_as_configured else ""
 
 
-def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: int | None = None) -> RunConfig:
+def cell_config(
+    tree: Tree, method: Method, setting: Setting, path: Path, task: int | None = None, *, trained: Tree | None = None
+) -> RunConfig:
     """The configuration of a cell, validated, for the file ``path``; the tree is left as it is.
 
-    A method with fewer stages than the configuration trains as long as its stages together: as many updates.
+    A method with fewer stages than the configuration trains as long as its stages together: as many updates. A
+    ``trained`` teacher (:func:`trained_teacher`) takes the place of the configuration's.
     """
     tree = copy.deepcopy(tree)
     if method.memory is None:  # whatever the memory, which would also change how batches are balanced
@@ -62,9 +66,12 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
     apply_setting(tree, setting, task)
     stages = base_stages(tree)
     with told_at(f"method {method.name!r}: "):
-        if method.student == "untrained":  # a stage may load weights into the student, too
-            without = {"student": {"src_ckpt": None}}
-            stages = {kind: replace(stage, section=_merged(stage.section, without)) for kind, stage in stages.items()}
+        # a stage may load weights, too
+        without = {role: {"src_ckpt": None} for role in ("student", "teacher") if getattr(method, role) == "untrained"}
+        stages = {kind: replace(stage, section=_merged(stage.section, without)) for kind, stage in stages.items()}
+        if trained is not None:
+            tree["models"]["teacher_model"] = trained
+            stages = {kind: replace(stage, section=_read_like_student(stage)) for kind, stage in stages.items()}
         embedding = stages["embedding"].student_embedding
         if method.student == "teacher":  # where the teacher's embedding is, if it is an output
             teacher = stages["embedding"].teacher
@@ -84,27 +91,39 @@ def cell_config(tree: Tree, method: Method, setting: Setting, path: Path, task: 
         is_wrapped = any("dataset_wrapper" in stage.train_data_loader for stage in method.stages)
         if is_wrapped or "teacher_model" not in tree["models"]:
             tree.pop("teacher_cache", None)  # its views are of the data set itself; the teacher answers in every step
-        return checked_config(path, tree)
+        return checked_config(path, tree, produced=() if trained is None else (trained["src_ckpt"],))
+
+
+def trained_teacher(config: RunConfig, folder: Path) -> Tree:
+    """The entry of a teacher that is the student of the run of ``config`` in ``folder``."""
+    return {**_without_weights(student_entry(config.tree)[1]), "src_ckpt": str(RunFolder(folder).student)}
+
+
+def _without_weights(entry: Tree) -> Tree:
+    """The entry of a model whose weights are random."""
+    kwargs = {key: value for key, value in (entry.get("kwargs") or {}).items() if key not in WEIGHTS}
+    if kwargs.get("pretrained"):
+        kwargs["pretrained"] = False
+    return {**_merged(entry, {"src_ckpt": None, "src_ckpt_classifier": None}), "kwargs": kwargs}
 
 
 def _models(tree: Tree, method: Method) -> Tree:
     """The student saves its weights in the cell's folder alone; without a teacher it is the only model."""
     teacher, student = tree["models"]["teacher_model"], student_entry(tree)[1]
-    kwargs, where = student["kwargs"], "models.student_model.kwargs"
+    if method.teacher == "untrained":
+        teacher = _without_weights(teacher)
     changes: Tree = {"dst_ckpt": None}
     if method.student == "teacher":
-        if kwargs.get("num_classes") is None:
-            raise ConfigError(f"{where}.num_classes: missing; the classifier for the teacher's network")
-        changes["kwargs"] = {"num_classes": kwargs["num_classes"]}
+        if (num_classes := student["kwargs"].get("num_classes")) is None:
+            where = "models.student_model.kwargs.num_classes"
+            raise ConfigError(f"{where}: missing; the classifier for the teacher's network")
+        changes["kwargs"] = {"num_classes": num_classes}
         if teacher.get("src_ckpt"):
             starts_at = "centres" if student.get("src_ckpt_classifier") == "centres" else "new"
             changes["src_ckpt_classifier"] = "extended" if is_incremental(tree) else starts_at
         student = teacher
     elif method.student == "untrained":
-        if given := [key for key in WEIGHTS if kwargs.get(key) is not None]:
-            raise ConfigError(f"{where}.{given[0]}: names weights that this method cannot leave out")
-        changes |= {"src_ckpt": None, "src_ckpt_classifier": None}
-        changes["kwargs"] = {"pretrained": False} if kwargs.get("pretrained") else {}
+        student = _without_weights(student)
     student = _merged(student, changes)
     if not method.probe and all(stage.teacher is None for stage in method.stages):
         return {"model": student}
@@ -115,11 +134,16 @@ def _models(tree: Tree, method: Method) -> Tree:
     return {"teacher_model": teacher, "student_model": student}
 
 
-def _read_like_student(stage: Stage, embedding: str | None) -> Tree:
-    """The stage with a wrapper for a student in the teacher's place, which sees the images as the student does."""
-    kwargs = {"embedding": embedding, "preprocessing": "data", "class_map": None}
-    if stage.teacher and "num_classes" in stage.teacher.wrapper_kwargs:
-        kwargs["num_classes"] = stage.teacher.wrapper_kwargs["num_classes"]
+def _read_like_student(stage: Stage, embedding: str | None = None) -> Tree:
+    """The stage with a wrapper for a student in the teacher's place, which sees the images as the student does.
+
+    Without ``embedding`` it is the teacher's own network, read where the configuration says.
+    """
+    given = stage.teacher.wrapper_kwargs if stage.teacher else {}
+    read_at = {"embedding", "embedding_io"} if embedding is None else set()
+    kept = {key: value for key, value in given.items() if key in read_at | {"num_classes"}}
+    named = {} if embedding is None else {"embedding": embedding}
+    kwargs = {**kept, **named, "preprocessing": "data", "class_map": None}
     wrapper = {"key": "refilled_teacher", "kwargs": kwargs}
     teacher = {**_merged(stage.section["teacher"], {"src_ckpt": None}), "auxiliary_model_wrapper": wrapper}
     return {**stage.section, "teacher": teacher}

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gkd_plugin.compare.cell import base_stages, cell_config, lacks_stages
+from gkd_plugin.compare.cell import base_stages, cell_config, lacks_stages, trained_teacher
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.report import COLUMNS, comparison_table, draw_settings, write_csv
@@ -79,7 +79,7 @@ def check_grid_folder(folder: Path) -> None:
     if (folder / RESULTS).is_file():
         is_grid = (folder / RESULTS).read_text("utf-8", "replace").startswith(",".join(COLUMNS[:3]))
     else:  # <setting>/<method>, of few-shot tasks with task0 below
-        is_grid = any(next(folder.glob(cell), None) for cell in ("*/*/config.yaml", "*/*/task*/config.yaml"))
+        is_grid = any(next(folder.glob(cell), None) for cell in ("*/*/config*.yaml", "*/*/task*/config*.yaml"))
     if names and not is_grid:
         first, more = RESULTS if RESULTS in names else names[0], f" and {len(names) - 1} more" if names[1:] else ""
         held = f"{first!r}{more}, which refilled compare did not write"
@@ -100,25 +100,48 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
     """Every cell, and the configurations of those whose method can serve their setting, by the cells' files."""
     axes: tuple[Sequence[Any], ...] = (wanted.overlaps, wanted.ways, wanted.shots, wanted.memories)
     settings = [Setting(*values) for values in product(*(axis or (None,) for axis in axes))]
-    cells: list[Cell] = []
     configs: dict[Path, RunConfig] = {}
+    reasons: dict[Path, str] = {}
     with_data: dict[tuple[Setting, bool], RunConfig] = {}
-    for method, setting, task in product(methods, settings, wanted.tasks or (None,)):
+    sources = {method: _source(method, methods) for method in methods}
+
+    def planned(method: Method, setting: Setting, task: int | None, seed: int) -> Cell:
+        """The cell, its configuration and its teacher's cell made on the way."""
+        source = sources.get(method)
+        teacher = None if source is None else planned(source, setting, task, seed)
         folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
-        path = folder / "config.yaml"
-        reason = untrained_student(method, tree) or lacks_stages(method, tree)
-        if not reason:
-            config = cell_config(tree, method, setting, path, task)
-            with told_at(f"{setting.title}: "):
-                reason = obstacle(method, config)
+        path = folder / (f"config_seed{seed}.yaml" if teacher else "config.yaml")  # each seed has its own teacher
+        if path not in reasons:
+            reason = teacher.reason if teacher else ""
+            reason = reason or untrained_student(method, tree) or lacks_stages(method, tree)
             if not reason:
-                configs[path] = config
-                with_data.setdefault((setting, method.memory is None), config)
-        cells += [Cell(method, setting, seed, path, folder / f"seed{seed}", reason, task) for seed in wanted.seeds]
+                trained = None if teacher is None else trained_teacher(configs[teacher.config], teacher.folder)
+                config = cell_config(tree, method, setting, path, task, trained=trained)
+                with told_at(f"{setting.title}: "):
+                    reason = obstacle(method, config)
+                if not reason:
+                    configs[path] = config
+                    with_data.setdefault((setting, method.memory is None), config)
+            reasons[path] = reason
+        return Cell(method, setting, seed, path, folder / f"seed{seed}", reasons[path], task, teacher)
+
+    cells = [planned(*place) for place in product(methods, settings, wanted.tasks or (None,), wanted.seeds)]
     for (setting, _), config in with_data.items():  # what the data sets cannot give is told before anything trains
         with told_at(f"{setting.title}: "):
             _check_score(wanted.score, config.build())
     return cells, configs
+
+
+def _source(method: Method, methods: Sequence[Method]) -> Method | None:
+    """The method whose student is the teacher of ``method``; ``None`` where that is the configuration's."""
+    if method.teacher in (None, "untrained"):
+        return None
+    name = str(method.teacher)
+    source = next((other for other in methods if other.name == Path(name).stem), None) or load_method(name)
+    if source.probe or source.teacher not in (None, "untrained"):
+        why = "trains nothing" if source.probe else "has a trained teacher itself"
+        raise ConfigError(f"method {method.name!r}: teacher: {name!r} {why}")
+    return source
 
 
 def _check_score(score: str, built: Mapping[str, Any]) -> None:

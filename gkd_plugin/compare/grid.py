@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
@@ -47,6 +47,7 @@ class Cell:
     folder: Path  # of its run
     reason: str = ""  # why the method cannot serve the setting
     task: int | None = None  # number of the few-shot task; None for that of the configuration
+    teacher: "Cell | None" = None  # whose student is its teacher, and is trained first
 
     @property
     def title(self) -> str:
@@ -71,28 +72,43 @@ class Result:
 
 
 def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, score: str = "top1") -> list[Result]:
-    """Runs what is not finished yet, ``jobs`` cells at once; a result for each cell. A cell that fails is one, too."""
-    results = {id(cell): result for cell in cells if (result := _known(cell)) is not None}
-    waiting, told = [cell for cell in cells if id(cell) not in results], set[str]()
-    counts = Counter(result.status for result in results.values())
-    parts = {"to run": len(waiting), "finished already": counts[FINISHED], "not served": counts[NOT_SERVED]}
-    logger.info("cells: %s", ", ".join(f"{n} {what}" for what, n in parts.items() if n or what == "to run"))
-    for result in results.values():
-        _log_warnings(result, told)
-    in_turn = ((cell, run_cell(cell, device)) for cell in waiting)
-    with closing(in_turn if jobs == 1 else _at_once(waiting, device, jobs)) as running:
-        for place, (cell, reason) in enumerate(running, 1):
-            summary = {} if reason else read_json(cell.folder / "summary.json")
-            results[id(cell)] = result = Result(cell, FAILED if reason else FINISHED, summary, reason)
-            _log(result, score, f"[{place}/{len(waiting)}]")
+    """Runs what is not finished yet, ``jobs`` cells at once; a result for each cell. A cell that fails is one, too.
+
+    Cells whose students are others' teachers come first, whether or not they are asked for.
+    """
+    results: dict[Path, Result] = {}
+    told = set[str]()
+    first = {cell.folder: cell for cell in cells if cell.teacher is None}
+    first |= {cell.teacher.folder: cell.teacher for cell in cells if cell.teacher is not None and not cell.reason}
+    for wave in filter(None, (list(first.values()), [cell for cell in cells if cell.teacher is not None])):
+        known = {cell.folder: result for cell in wave if (result := _known(cell, results)) is not None}
+        waiting = [cell for cell in wave if cell.folder not in known]
+        counts = Counter(result.status for result in known.values())
+        parts = {"to run": len(waiting), "finished already": counts[FINISHED], "not served": counts[NOT_SERVED]}
+        logger.info("cells: %s", ", ".join(f"{n} {what}" for what, n in parts.items() if n or what == "to run"))
+        for result in known.values():
             _log_warnings(result, told)
-    return [results[id(cell)] for cell in cells]
+        results |= known
+        in_turn = ((cell, run_cell(cell, device)) for cell in waiting)
+        with closing(in_turn if jobs == 1 else _at_once(waiting, device, jobs)) as running:
+            for place, (cell, reason) in enumerate(running, 1):
+                summary = {} if reason else read_json(cell.folder / "summary.json")
+                results[cell.folder] = result = Result(cell, FAILED if reason else FINISHED, summary, reason)
+                _log(result, score, f"[{place}/{len(waiting)}]")
+                _log_warnings(result, told)
+    return [results[cell.folder] for cell in cells]
 
 
-def _known(cell: Cell) -> Result | None:
-    """The result of a cell that needs no run: not served, or finished with nothing changed since."""
+def _known(cell: Cell, results: Mapping[Path, Result]) -> Result | None:
+    """The result of a cell that needs no run: not served, without its teacher, or finished with nothing changed since.
+
+    ``results`` are those of the cells before it, by folder.
+    """
     if cell.reason:
         return Result(cell, NOT_SERVED, reason=cell.reason)
+    teacher = cell.teacher and results[cell.teacher.folder]
+    if teacher and teacher.status != FINISHED:
+        return Result(cell, FAILED, reason=f"its teacher ({teacher.cell.title}): {teacher.reason}")
     summary, config_file = read_json(cell.folder / "summary.json"), cell.folder / "config.yaml"
     if summary.get("status") != "finished" or not config_file.exists():
         return None

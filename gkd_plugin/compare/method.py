@@ -16,6 +16,7 @@ from gkd_plugin.errors import ConfigError, is_number, nearest
 CONTROL = "ce"  # the method that the others are tested against
 
 _FOLDER = Path(__file__).parent / "methods"
+_SUFFIXES = (".yaml", ".yml")
 _PLACEHOLDER = re.compile(r"\{\w+\}")
 _LOGITS = {"is_from_teacher": False, "module_path": ".", "io": "output"}
 _CROSS_ENTROPY: Mapping[str, Any] = {
@@ -47,6 +48,7 @@ class Method:
     stages: tuple[MethodStage, ...] = ()
     classes: str = "any"
     student: str | None = None
+    teacher: str | None = None  # "untrained", or the method whose student it is
     memory: str | None = "as configured"
     probe: str | None = None
     of: str | None = None
@@ -60,8 +62,8 @@ class Method:
 def _check_method(report: Report, path: str, given: Mapping[Any, Any]) -> None:  # noqa: ARG001
     """What no key shows alone, and placeholders."""
     probe, stages = given.get("probe"), given.get("stages")
-    if probe and given.keys() & {"stages", "student"}:
-        report.add("probe", "trains nothing; remove stages and student")
+    if probe and given.keys() & {"stages", "student", "teacher"}:
+        report.add("probe", "trains nothing; remove stages, student and teacher")
     if "of" in given and not probe:
         report.add("of", "says whose embedding a probe reads, and there is no probe; remove it")
     if not (stages or probe):
@@ -80,6 +82,12 @@ def _choice(*names: str | None) -> Kind:
     )
 
 
+def _check_teacher(report: Report, path: str, given: Any) -> None:
+    """A file is read later."""
+    if Path(str(given)).suffix not in _SUFFIXES:
+        _choice("untrained", *method_names())(report, path, given)
+
+
 _FACTOR = maybe(value("a finite number above 0", lambda given: is_number(given) and 0 < given < math.inf))
 _STAGE = section(
     {
@@ -95,6 +103,7 @@ _METHOD = section(
         "stages": each(_STAGE, list),
         "classes": _choice("any", "same", "incremental"),
         "student": _choice("teacher", "untrained"),
+        "teacher": _check_teacher,
         "memory": _choice(None),
         "probe": _choice("ncm", "logistic_regression"),
         "of": _choice("student"),
@@ -111,7 +120,7 @@ def method_names() -> list[str]:
 def load_method(name: str) -> Method:
     """A method that comes with the package, or a file like theirs (``my_method.yaml``)."""
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix not in _SUFFIXES:
         if name not in method_names():
             raise ConfigError(f"--methods: there is no method {name!r} or YAML file; {nearest(name, method_names())}")
         path = _FOLDER / f"{name}.yaml"

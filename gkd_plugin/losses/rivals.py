@@ -52,8 +52,9 @@ class QueueDistillation(Term):
         z, t = map(normalize, read)
         queue = t if self._queue is None else torch.cat([self._queue.to(t), t])
         self._queue = queue = queue[-self.queue_size :]
-        logits = (local_logits(rows, queue) for rows in (z, t))
-        tau = {"temperature": self.temperature, "student_temperature": self.temperature}
-        loss = local_classifier_distillation(*logits, targets, **tau, all_classes=True)
+        student, teacher, tau = local_logits(z, queue), local_logits(t, queue), self.temperature
+        loss = local_classifier_distillation(
+            student, teacher, targets, temperature=tau, student_temperature=tau, all_classes=True
+        )
         self.terms = {"queue": loss.detach()}
         return loss

@@ -8,7 +8,6 @@ from gkd_plugin.compare.cell import base_stages, cell_config, fitted_scheduler, 
 from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.setting import Setting, with_memory
 from gkd_plugin.config.tree import read
-from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from tests.compare.fakes import INCREMENTAL
 from tests.runner.fakes import refused
@@ -192,8 +191,27 @@ def test_an_untrained_student_leaves_the_weights_out(written, kwargs, entry):
     assert tree["models"] == {"model": {"key": "timm_model", "kwargs": {**TINY, **dict.fromkeys(kwargs, False)}}}
     assert "src_ckpt" not in tree["train"]["model"]
     assert tree["train"]["optimizer"]["kwargs"]["lr"] == pytest.approx(0.1)
-    with pytest.raises(ConfigError, match=r"^method 'scratch': models\.student_model\.kwargs\.checkpoint_path: names"):
-        made(with_student(written(), {"checkpoint_path": "x.pth"}), "scratch")
+    assert made(with_student(written(), {"checkpoint_path": "x.pth"}), "scratch")["models"]["model"]["kwargs"] == TINY
+
+
+def test_an_untrained_teacher_leaves_the_weights_out(written):
+    tree = written()
+    kwargs = {"pretrained": True, "checkpoint_path": "x.pth"}
+    tree["models"]["teacher_model"] = {**tree["models"]["teacher_model"], "kwargs": {**TINY, **kwargs}}
+    tree["train"]["stage2"]["teacher"] |= {"src_ckpt": "teacher.pt"}
+    ours, control = (made(tree, method) for method in ("refilled-joint-random-teacher", "refilled-joint"))
+    assert ours["models"]["teacher_model"] == {"key": "timm_model", "kwargs": {**TINY, "pretrained": False}}
+    assert ours["models"]["student_model"] == control["models"]["student_model"]
+    assert ours["train"]["teacher"] == {key: v for key, v in control["train"]["teacher"].items() if key != "src_ckpt"}
+
+
+def test_a_trained_teacher_sees_images_as_the_student_and_is_read_where_it_was(written):
+    tree = with_student(written())
+    teacher = {"key": "timm_model", "kwargs": TINY, "src_ckpt": "grid/finetune/seed0/student.safetensors"}
+    config = cell_config(tree, load_method("finetuned-kd"), Setting(), Path("cell.yaml"), trained=teacher)
+    assert config.tree["models"]["teacher_model"] == teacher
+    kwargs = {"embedding": "stem", "embedding_io": "output", "preprocessing": "data", "class_map": None}
+    assert config.tree["train"]["teacher"]["auxiliary_model_wrapper"]["kwargs"] == kwargs
 
 
 def test_the_students_own_ncm_reads_the_student_in_the_teachers_place(written):

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
+from gkd_plugin.compare import grid as grid_module
 from gkd_plugin.compare.compare import check_grid_folder, compare
 from gkd_plugin.compare.grid import Result
 from gkd_plugin.compare.report import write_csv
 from gkd_plugin.config.config import load_config
+from gkd_plugin.config.tree import read
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
+from gkd_plugin.runner.run_folder import write_json
 from tests.compare.conftest import METHODS
 from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, write_config
 from tests.runner.fakes import refused
@@ -40,6 +43,7 @@ def test_the_whole_grid_again_trains_nothing(grid, monkeypatch):
     assert (table, [r.summary for r in results]) == (grid.table, [r.summary for r in grid.results])
 
 
+NET = {"model_name": "test_byobnet", "num_classes": 4}
 SMALL = "datasets.train.init.kwargs.dataset.init.kwargs.classes=7"
 
 
@@ -103,6 +107,62 @@ def test_incremental_learning(compared, here):
         needs_memory = result.cell.method.name in ("refilled", "teacher-ncm") and result.cell.setting.memory == 0
         assert result.status == ("not served" if needs_memory else "finished"), result.reason
         assert (result.score("harmonic_mean") is None) == needs_memory
+
+
+def test_a_method_whose_teacher_another_method_trains(compared, monkeypatch):
+    """Trained first, for each seed; kept, unless it did not finish; a student of other weights is trained again."""
+    ran, fails, run_cell = [], [], grid_module.run_cell
+
+    def run(cell, device):
+        ran.append(f"{cell.method.name} {cell.seed}")
+        return "too small" if cell.method.name in fails else run_cell(cell, device)
+
+    def again(methods=("finetuned-kd",)):
+        ran.clear()
+        return compared(methods, overlaps=[0.0], seeds=[0, 1])[1]
+
+    monkeypatch.setattr(grid_module, "run_cell", run)
+    results = again()
+    assert ran == ["finetune 0", "finetune 1", "finetuned-kd 0", "finetuned-kd 1"]
+    for result in results:
+        assert (result.status, result.reason) == ("finished", "")
+        made = read(result.cell.folder / "config.yaml")
+        teacher, folder = made["models"]["teacher_model"], result.cell.teacher.folder
+        assert teacher == {"key": "timm_model", "kwargs": NET, "src_ckpt": str(folder / "student.safetensors")}
+        assert folder == result.cell.folder.parents[1] / "finetune" / f"seed{result.cell.seed}"
+        assert result.summary["teacher"]["ncm_top1"] > 0
+    assert [result.status for result in again(["finetuned-kd", "finetune"])] == ["finished"] * 4
+    assert ran == []
+
+    write_json(folder / "summary.json", {"status": "running"})  # interrupted; its weights are the same, bit for bit
+    again()
+    assert ran == ["finetune 1"]
+    weights = load_file(folder / "student.safetensors")
+    save_file({key: 2 * value for key, value in weights.items()}, folder / "student.safetensors")
+    again()
+    assert ran == ["finetuned-kd 1"]
+    write_json(folder / "summary.json", {"status": "running"})
+    fails.append("finetune")
+    kept, lost = again()
+    assert (kept.status, lost.status, ran) == ("finished", "failed", ["finetune 1"])
+    assert lost.reason == "its teacher (overlap 0 %, finetune, seed 1): too small"
+
+
+@pytest.mark.parametrize(("source", "why"), [("teacher-ncm", "trains nothing"), ("mine.yaml", "has a trained teacher")])
+def test_a_teacher_that_no_method_can_train(compared, here, source, why):
+    (here / "mine.yaml").write_text(f"teacher: {source}\nstages: [{{}}]\n", encoding="utf-8")
+    refused(f"method 'mine': teacher: {source!r} {why}", compared, ["mine.yaml"])
+
+
+def test_methods_of_a_configuration_of_stage_joint_with_a_teacher_cache(compared, here):
+    tree = copy.deepcopy(TINY)
+    tree["train"] = {**tree["train"]["stage2"], "criterion": {"key": "refilled", "kwargs": {"stage": "joint"}}}
+    write_config(here, {**tree, "teacher_cache": {"views": 2}})
+    projected = ["vkd", "srd-features", "inverted-projector", "queue-kl"]
+    methods = ["finetuned-kd", "kd-ls", "refilled-joint-random-teacher", *projected]
+    for result in compared(methods, overlaps=[100.0], overrides=[])[1]:
+        assert (result.status, result.reason) == ("finished", "")
+        assert len(result.summary["teacher_cache"]) == 1
 
 
 def test_a_student_that_starts_from_trained_weights(compared, here):

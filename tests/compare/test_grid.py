@@ -52,7 +52,7 @@ def new_cells(folder, *seeds):
 def test_a_cell_that_finished_or_cannot_be_served_is_not_run(cell, run):
     Path("not_there.pt").touch()  # a file that came later is not asked for
     assert "not_there.pt" in inputs_of(cell)
-    finished, not_served = run_grid([cell, replace(cell, reason="needs the same classes")])
+    finished, not_served = run_grid([cell, replace(cell, folder=Path("no"), reason="needs the same classes")])
     run.assert_not_called()
     assert (finished.status, finished.score("top1")) == ("finished", 50.0)
     assert (not_served.status, not_served.reason) == ("not served", "needs the same classes")

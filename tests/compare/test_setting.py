@@ -104,7 +104,7 @@ def test_settings_that_cannot_be(tree, setting, task, message):
 
 REFILLED = [name for name in method_names() if name.startswith("refilled")]
 NO_OLD = dict.fromkeys(("lwf", "joint-training"), "needs old and new classes")
-SAME = dict.fromkeys(("kd", "dist", "srd"), "needs the same classes")
+SAME = dict.fromkeys(("kd", "kd-ls", "dist", "srd"), "needs the same classes")
 PAIRED = {*REFILLED, "config"} - {"refilled-stage2-only"}
 NO_PAIRS = dict.fromkeys(PAIRED, "needs two shots or ClassBalancedBatchSampler")
 NO_SAMPLE = dict.fromkeys(
