@@ -206,9 +206,10 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     header, _, ce, kd, note, teacher = out.strip().splitlines()
     assert note.startswith("top1 in %, mean ± standard error over seeds (the teacher is the same in all); − ce: paired")
     assert re.fullmatch(r"the teacher's NCM accuracy on validation images in %: overlap 100 % \d+\.\d", teacher)
-    assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce", header)
-    assert re.fullmatch(r"cross-entropy +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d", ce)
-    assert re.fullmatch(r"KD +needs the same classes +\d+\.\d ± \d+\.\d +[+-]\d+\.\d ± \d+\.\d(?: \(p [\d.]+\))?", kd)
+    assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce +preparation \+ training", header)
+    mean, seconds = r"\d+\.\d ± \d+\.\d", r" +\d+\.\d \+ \d+\.\d s"
+    assert re.fullmatch(rf"cross-entropy +{mean} +{mean}{seconds}", ce)
+    assert re.fullmatch(rf"KD +needs the same classes +{mean} +[+-]{mean}(?: \(p [\d.]+\))?{seconds}", kd)
     assert re.search(r"^\[6/6\] overlap 100 %, kd, seed 1: top1 \d+\.\d\d % \(\d+ s\)$", err, re.MULTILINE)
     made = {"overlap0", "overlap100", "results.csv", "table.txt"}
     made |= {"top1_against_overlap.png", "top1_against_overlap.svg"}
@@ -224,7 +225,8 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
     (tiny / "fails.yaml").write_text("stages: [{student: {forward_hook: {output: ['embeding']}}}]\n", encoding="utf-8")
     assert main(grid_of("--methods", "fails.yaml,ce")) == 1
     out, err = capsys.readouterr()
-    for line in (r"fails +failed", r"failed: as configured, fails, seed 0: .*'embeding'.*", r"cross-entropy +\d+\.\d"):
+    finished = r"cross-entropy +\d+\.\d .* s"
+    for line in (r"fails +failed", r"failed: as configured, fails, seed 0: .*'embeding'.*", finished):
         assert re.search(f"^{line}$", out, re.MULTILINE), line
     assert re.search(r"^error: \[1/2\] as configured, fails, seed 0: failed: .*'embeding'", err, re.MULTILINE)
 

@@ -70,6 +70,13 @@ class Result:
         value = self.summary.get("final", {}).get(name)
         return None if value is None else float(value)
 
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Before the first update of its stages, and all; in both those of the teacher's cell."""
+        teacher = {} if self.cell.teacher is None else read_json(self.cell.teacher.folder / "summary.json")
+        before = float(teacher.get("wall_seconds", 0))
+        return before + self.summary.get("preparation_seconds", 0), before + self.summary.get("wall_seconds", 0)
+
 
 def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, score: str = "top1") -> list[Result]:
     """Runs what is not finished yet, ``jobs`` cells at once; a result for each cell. A cell that fails is one, too.

@@ -20,7 +20,8 @@ from gkd_plugin.runner.run_folder import aligned, write_atomically
 
 SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", "harmonic_mean")
 """What ``--score`` takes: figures of ``final`` in a run's ``summary.json``."""
-COLUMNS = ("method", *Setting.__dataclass_fields__, "task", "seed", "status", *SCORES, "teacher_ncm_top1", "seconds")
+COLUMNS = ("method", *Setting.__dataclass_fields__, "task", "seed", "status", *SCORES, "teacher_ncm_top1")
+COLUMNS += ("preparation_seconds", "seconds")
 """Of ``results.csv``; then the reason of a cell without a result, and its folder."""
 _AXES = {
     "overlap": "overlap of the teacher's and the student's classes in %",
@@ -94,12 +95,15 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
     settings = list(dict.fromkeys(result.cell.setting for result in results))
     has_control = any(method.name == CONTROL for method in methods)
     columns = 2 if has_control else 1  # of a setting
-    rows = [["method", *(text for setting in settings for text in (setting.title, f"− {CONTROL}")[:columns])]]
+    titles = [text for setting in settings for text in (setting.title, f"− {CONTROL}")[:columns]]
+    rows = [["method", *titles, "preparation + training"]]
     for method in methods:
         pairs = (_mean_and_difference(results, method, setting, score) for setting in settings)
-        rows.append([method.title, *(text for pair in pairs for text in pair[:columns])])
+        rows.append([method.title, *(text for pair in pairs for text in pair[:columns]), _seconds(results, method)])
     error = _error_of(results)
-    note = f"{score} in %, {error}" + ("" if error.startswith("one") else " (the teacher is the same in all)")
+    note = f"{score} in %, {error}"
+    if not error.startswith("one") and not any(method.teacher for method in methods):
+        note += " (the teacher is the same in all)"
     if has_control:
         note += f"; − {CONTROL}: paired difference, p of the t-test"
     return "\n".join([aligned(rows), note, *_teacher(results), *_reasons(results)])
@@ -121,6 +125,15 @@ def _mean_and_difference(results: Sequence[Result], method: Method, setting: Set
     common = len(values.keys() & control.keys())
     pairs = "" if common == len(values) else f", {common} of {len(values)} paired"
     return mean, f"{_text(difference, '+')}{p_value}{pairs}"
+
+
+def _seconds(results: Sequence[Result], method: Method) -> str:
+    """Of preparation and of all that follows, on average over the finished cells."""
+    found = [result.seconds for result in results if (result.cell.method, result.status) == (method, FINISHED)]
+    if not found:
+        return ""
+    prepared, total = map(fmean, zip(*found, strict=True))
+    return f"{prepared:.1f} + {total - prepared:.1f} s"
 
 
 def _text(mean: Mean, sign: str = "") -> str:
@@ -161,7 +174,8 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
         row = [cell.method.name, *vars(cell.setting).values(), cell.task, cell.seed, result.status]
         row += [None if figure is None else round(figure, 4) for figure in figures]
         folder = "" if result.status == NOT_SERVED else cell.folder
-        writer.writerow([*row, result.summary.get("wall_seconds"), result.reason, folder])
+        seconds = (round(value, 3) for value in result.seconds) if result.status == FINISHED else ("", "")
+        writer.writerow([*row, *seconds, result.reason, folder])
     write_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
 
 

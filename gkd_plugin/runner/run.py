@@ -92,6 +92,7 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
 
 def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | None = None) -> dict[str, Any]:
     """Trains what the configuration says, into the run folder ``output`` once all is built; gives ``summary.json``."""
+    start = time.perf_counter()
     with told_at(f"{config.path}: "):
         placement = read_placement(config.tree, device)
         accelerator = make_accelerator(placement)
@@ -109,7 +110,7 @@ def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | 
             logger.info("%s", notice)
         logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
         summary = _new_summary(config, seed, placement)
-        _run(config, parts, folder, summary)
+        _run(config, parts, folder, summary, start)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
     return summary
 
@@ -137,9 +138,8 @@ def _new_summary(config: RunConfig, seed: int, placement: Placement) -> dict[str
     }
 
 
-def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
-    """Trains, and keeps ``summary.json`` up to date, whatever ends the training."""
-    start = time.perf_counter()
+def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, Any], start: float) -> None:
+    """Trains, and keeps ``summary.json`` up to date, whatever ends the training; the run began at ``start``."""
     plain = (str, int, float, bool, list, dict, type(None))
     kwargs = parts.student_entry.get("kwargs") or {}
     summary |= {
@@ -155,7 +155,7 @@ def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, 
     }
     folder.write_summary(summary)
     try:
-        _train(parts, folder, summary)
+        _train(parts, folder, summary, start)
         summary["status"] = "finished"
     except ConfigError as error:
         summary |= {"status": "failed", "error": str(error)}
@@ -170,13 +170,16 @@ def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, 
     parts.box.clean_modules()
 
 
-def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any]) -> None:
+def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any], start: float) -> None:
     box, accelerator = parts.box, parts.accelerator
     if hasattr(box, "teacher_model"):
         summary["teacher"] = check_teacher(box, parts.num_classes, accelerator)
         if isinstance(box.teacher_model, RefilledTeacher):
             summary["teacher_weights"] = teacher_key(box.teacher_model.teacher)
+    prepared = time.perf_counter() - start
     for stage, row in train_epochs(box, parts.student, parts.stages, accelerator, parts.cache, val_freq=parts.val_freq):
+        prepared += row.pop("preparation_seconds", 0.0)
+        summary["preparation_seconds"] = round(prepared, 3)
         summary["stages"][stage.name]["epochs"].append(row)
         folder.add_metrics(row)
         has_next_stage = row["epoch"] == stage.epochs and not stage.is_last
@@ -261,7 +264,8 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()
     found = {"probe": probe, "warnings": folder.warnings, "stages": {}, "final": {**final, "on": "test"}}
-    ended = {"status": "finished", **found, "wall_seconds": round(time.perf_counter() - start, 3)}
+    seconds = dict.fromkeys(("preparation_seconds", "wall_seconds"), round(time.perf_counter() - start, 3))
+    ended = {"status": "finished", **found, **seconds}
     summary = {**_new_summary(config, seed, placement), **ended}
     folder.write_summary(summary)
     return summary

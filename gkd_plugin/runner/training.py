@@ -37,11 +37,13 @@ def train_epochs(
 
     A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
     ``images_per_second``, ``seconds``, and on the validation set, after every ``val_freq``-th epoch of a stage and its
-    last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding``. ``student`` is the
-    model itself, unwrapped. With a cache the teacher answers from it.
+    last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding``. The first of a stage
+    has ``preparation_seconds``, those before its first step. ``student`` is the model itself, unwrapped. With a cache
+    the teacher answers from it.
     """
     done = 0
     for stage in stages:
+        start = time.perf_counter()
         if hasattr(box, "teacher_forward_proc"):  # Accelerate prepares only models that train
             box.teacher_forward_proc = accelerator.autocast()(box.teacher_forward_proc)
         clip_unscaled(box, accelerator)
@@ -51,6 +53,8 @@ def train_epochs(
             is_end = number == stage.epochs
             row: dict[str, Any] = {"stage": stage.name, "epoch": number}
             row |= _train_epoch(box, stage, f"{stage.name} {number}/{stage.epochs}", done, accelerator)
+            if number == 1:  # the local classifier is fitted, and the teacher cache opened
+                row["preparation_seconds"] = time.perf_counter() - start - row["seconds"]
             if number % val_freq == 0 or number > stage.epochs - LAST_EPOCHS:
                 with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
                     row |= _validate(box, student, stage, is_end, accelerator)

@@ -86,7 +86,8 @@ HALF, FULL = Setting(50.0), Setting(100.0)
 def finished(
     method: Method, setting: Setting, seed: int, top1: float, task: int | None = None, **more: float
 ) -> Result:
-    summary = {"final": {"top1": top1, **more}, "wall_seconds": 1.234, "teacher": {"ncm_top1": 100 / 3}}
+    summary = {"final": {"top1": top1, **more}, "teacher": {"ncm_top1": 100 / 3}}
+    summary |= {"preparation_seconds": 0.25, "wall_seconds": 1.234}
     return Result(Cell(method, setting, seed, Path("c.yaml"), Path("f"), task=task), "finished", summary)
 
 

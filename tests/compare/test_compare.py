@@ -15,7 +15,7 @@ from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
-from gkd_plugin.runner.run_folder import write_json
+from gkd_plugin.runner.run_folder import read_json, write_json
 from tests.compare.conftest import METHODS
 from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, write_config
 from tests.runner.fakes import refused
@@ -131,6 +131,8 @@ def test_a_method_whose_teacher_another_method_trains(compared, monkeypatch):
         assert teacher == {"key": "timm_model", "kwargs": NET, "src_ckpt": str(folder / "student.safetensors")}
         assert folder == result.cell.folder.parents[1] / "finetune" / f"seed{result.cell.seed}"
         assert result.summary["teacher"]["ncm_top1"] > 0
+        fine_tuning = read_json(folder / "summary.json")["wall_seconds"]
+        assert result.seconds[0] == result.summary["preparation_seconds"] + fine_tuning
     assert [result.status for result in again(["finetuned-kd", "finetune"])] == ["finished"] * 4
     assert ran == []
 

@@ -44,9 +44,9 @@ def test_what_both_have_is_paired_and_a_p_value_needs_two_that_differ(ours, cont
 def test_the_table():
     """Standard errors by hand: 60, 62, 64 → 2/√3; differences 1, 2, 3 → 1/√3 and p = 1 − t/√(2 + t²) at t = 2√3."""
     expected = """
-method            overlap 50 %            − ce                   overlap 100 %   − ce
-cross-entropy     62.0 ± 1.2                                     50.0 ± 0.0
-ReFilled (TPAMI)  64.0 ± 1.7              +2.0 ± 0.6 (p 0.074)   57.0, 2 failed  +7.0
+method            overlap 50 %            − ce                   overlap 100 %   − ce   preparation + training
+cross-entropy     62.0 ± 1.2                                     50.0 ± 0.0             0.2 + 1.0 s
+ReFilled (TPAMI)  64.0 ± 1.7              +2.0 ± 0.6 (p 0.074)   57.0, 2 failed  +7.0   0.2 + 1.0 s
 KD                needs the same classes                         failed
 top1 in %, mean ± standard error over seeds (the teacher is the same in all); − ce: paired difference, p of the t-test
 the teacher's NCM accuracy on validation images in %: overlap 50 % 33.3, overlap 100 % 33.3
@@ -94,7 +94,8 @@ def test_csv(tmp_path):
     first, failed = rows[0], rows[10]
     assert (first["method"], first["overlap"], first["seed"], first["status"]) == ("ce", "50.0", "0", "finished")
     assert (first["top1"], first["ncm_top1"], first["top5"]) == ("60.0", "30.0", "")
-    assert (first["teacher_ncm_top1"], first["seconds"], first["folder"]) == ("33.3333", "1.234", "f")
+    assert (first["teacher_ncm_top1"], first["folder"]) == ("33.3333", "f")
+    assert (first["preparation_seconds"], first["seconds"], failed["seconds"]) == ("0.25", "1.234", "")
     assert (failed["status"], failed["reason"], failed["top1"]) == ("failed", 'too small, "x"', "")
     (folder,) = {row["folder"] for row in rows if row["status"] == "not served"}
     assert folder == ""  # there is none
