@@ -23,6 +23,10 @@ from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 logger = logging.getLogger(__name__)
 
 LAST_EPOCHS = 3  # always validated; ``final.val_top1_last3`` is their mean
+GAIN_FROM = 10.0  # points of NCM accuracy that the teacher must be ahead, see docs/when-it-pays.md
+_CURES = (
+    "photos without labels (gkd_plugin.data.with_unlabelled), larger images (timm_model's input_size), another teacher"
+)
 Score = Callable[[Tensor], Tensor]
 
 
@@ -133,6 +137,18 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _final_ncm(parts: Parts) -> dict[str, float]:
     """What the embedding knows without its classifier; where that cannot be measured, a log line says why."""
+    obstacle = _ncm_obstacle(parts)
+    if obstacle:
+        logger.info("final NCM accuracy: not measured, %s", obstacle)
+    return {} if obstacle else _ncm_of(parts, parts.test_loader).as_dict("ncm_")
+
+
+def _ncm_of(parts: Parts, loader: Any) -> Accuracy:
+    return student_ncm(parts.student, str(parts.embedding_path), parts.box.train_data_loader, loader, parts.accelerator)
+
+
+def _ncm_obstacle(parts: Parts) -> str:
+    """Why the student's NCM accuracy cannot be measured; empty where it can."""
     path, train, obstacle = parts.embedding_path, parts.box.train_data_loader, ""
     try:
         missing = classes_without_sample(train.dataset, parts.num_classes)
@@ -144,10 +160,28 @@ def _final_ncm(parts: Parts) -> dict[str, float]:
         obstacle = str(error)
     if path is None:
         obstacle = "the configuration does not show which module gives the student's embedding"
-    if obstacle or path is None:
-        logger.info("final NCM accuracy: not measured, %s", obstacle)
+    return obstacle
+
+
+def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
+    """Says what to expect of a teacher with these figures; measures the student's own NCM accuracy, ``ncm_top1``.
+
+    Where the student's own embedding tells the classes apart about as well, the teacher has little to give: the
+    difference of the two NCM accuracies is what the log compares with :data:`GAIN_FROM`.
+    """
+    if "ncm_top1" not in teacher or _ncm_obstacle(parts):
         return {}
-    return student_ncm(parts.student, path, train, parts.test_loader, parts.accelerator).as_dict("ncm_")
+    parts.student.eval()
+    with parts.accelerator.autocast(), torch.random.fork_rng(devices=[]):
+        own = _ncm_of(parts, parts.box.val_data_loader).top1
+    logger.info("student: NCM accuracy of its own embedding, before training, %.1f %%", own)
+    ahead = teacher["ncm_top1"] - own
+    if ahead >= GAIN_FROM:
+        logger.info("expect a gain: the teacher's embedding is %.1f points above the student's own", ahead)
+    else:
+        text = "expect little: the teacher's embedding is only %.1f points above the student's own; what helps: %s"
+        logger.warning(text, ahead, _CURES)
+    return {"ncm_top1": own}
 
 
 def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:

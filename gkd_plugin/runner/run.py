@@ -18,7 +18,7 @@ from gkd_plugin.config.config import RunConfig, checked_config, load_config
 from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, told_at
-from gkd_plugin.runner.accuracy import PROBES, check_teacher, evaluate, final_figures, is_accuracy
+from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
@@ -176,6 +176,7 @@ def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any], start: floa
         summary["teacher"] = check_teacher(box, parts.num_classes, accelerator)
         if isinstance(box.teacher_model, RefilledTeacher):
             summary["teacher_weights"] = teacher_key(box.teacher_model.teacher)
+            summary["student"] |= advise(parts, summary["teacher"])
     prepared = time.perf_counter() - start
     for stage, row in train_epochs(box, parts.student, parts.stages, accelerator, parts.cache, val_freq=parts.val_freq):
         prepared += row.pop("preparation_seconds", 0.0)

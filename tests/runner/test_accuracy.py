@@ -1,6 +1,7 @@
 """Top-1, top-5 and nearest class mean against loops; what is measured of the teacher, and of the student at the end."""
 
 import logging
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from gkd_plugin.data import with_evaluation_view
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.models import timm_model
+from gkd_plugin.runner import accuracy as module
 from gkd_plugin.runner.accuracy import (
     PROBES,
     Accuracy,
+    advise,
     check_teacher,
     evaluate,
     final_figures,
@@ -267,3 +270,19 @@ def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
     balanced, plain = (fit.predict_proba(rows)[:, 0] for fit in fits)
     np.testing.assert_allclose(got, balanced, rtol=1e-4)
     assert (plain < got).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "text"), [(85.5, "expect little: the teacher's .* 8.5 points"), (80.0, "expect a gain: .* 14.0 points")]
+)
+def test_what_to_expect_of_a_teacher(accelerator, caplog, monkeypatch, own, text):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "_ncm_obstacle", lambda parts: parts.obstacle)
+    monkeypatch.setattr(module, "_ncm_of", lambda *_: Accuracy(own, None, 10, 4))
+    box = SimpleNamespace(val_data_loader=None)
+    parts = SimpleNamespace(student=nn.Identity(), accelerator=accelerator, box=box, obstacle="")
+    assert advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
+    assert re.search(text, caplog.text)
+    assert ("with_unlabelled" in caplog.text) == (own > 84)
+    parts.obstacle = "no evaluation view"
+    assert advise(parts, {"ncm_top1": 94.0}) == advise(parts, {}) == {}

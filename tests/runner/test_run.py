@@ -80,6 +80,7 @@ def test_summary_of_a_distillation(runs):
     assert made["student"]["parameters"] == 300_356
     assert 0 < made["preparation_seconds"] < made["wall_seconds"] < 60
     assert 0 <= made["teacher"]["ncm_top1"] <= 100
+    assert 0 <= made["student"]["ncm_top1"] <= 100
     (first,), others = (made["stages"][name]["epochs"] for name in ("stage1", "stage2"))
     second = others[-1]
     common = {"stage", "epoch", "lr", "loss", "images_per_second", "seconds"}
