@@ -150,8 +150,9 @@ def _error_of(results: Sequence[Result]) -> str:
 
 
 def _teacher(results: Sequence[Result]) -> list[str]:
-    """What the teacher knows of each setting's classes, on average over tasks: how much it may help."""
-    answers = [(result.cell.setting, result.summary.get("teacher", {}).get("ncm_top1")) for result in results]
+    """What the configuration's teacher knows of each setting's classes, on average over tasks: how much it may help."""
+    given = [result for result in results if result.cell.method.teacher is None]
+    answers = [(result.cell.setting, result.summary.get("teacher", {}).get("ncm_top1")) for result in given]
     found = _grouped((setting, ncm) for setting, ncm in answers if ncm is not None)
     texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items()]
     return [f"the teacher's NCM accuracy on validation images in %: {', '.join(texts)}"] if texts else []

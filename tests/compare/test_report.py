@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from gkd_plugin import cli
+from gkd_plugin.compare.method import load_method
 from gkd_plugin.compare.report import SCORES, comparison_table, draw_settings, paired_difference, write_csv
 from gkd_plugin.compare.setting import Setting
 from tests.compare.fakes import CE, HALF, RESULTS, finished
@@ -55,6 +56,15 @@ failed: overlap 100 %, kd, seed 0 and 2 more: no weights
 """
     shown, wanted = comparison_table(RESULTS, "top1").splitlines(), expected.splitlines()[1:]
     assert [line.split() for line in shown if "---" not in line] == [line.split() for line in wanted]
+
+
+def test_a_teacher_of_a_methods_own_says_nothing_of_the_configurations():
+    method = load_method("refilled-joint-random-teacher")
+    own = finished(method, HALF, 0, 50.0)
+    own.summary["teacher"]["ncm_top1"] = 0.0
+    table = comparison_table([*ONE_SETTING, own], "top1")
+    assert "\nthe teacher's NCM accuracy on validation images in %: overlap 50 % 33.3\n" in table + "\n"
+    assert "the teacher is the same in all" not in table
 
 
 NOTE = "mean ± standard error over seeds (the teacher is the same in all)"
