@@ -85,7 +85,9 @@ def test_other_batches_in_the_second_stage_are_warned_of(compared, size, caplog,
 def test_few_shot_tasks(compared, here):
     """Two tasks, one and two shots; what needs pairs of one class says so."""
     write_config(here, FEW_SHOT)
-    table, results = compared(["ce", "refilled", "teacher-logreg"], ways=[3], shots=[1, 2], tasks=[0, 4])
+    table, results = compared(
+        ["ce", "refilled", "teacher-logreg", "finetuned-kd"], ways=[3], shots=[1, 2], tasks=[0, 4]
+    )
     assert "3-way 1-shot" in table
     assert "mean ± 95 % confidence over tasks" in table
     for result in results:
@@ -100,7 +102,7 @@ def test_few_shot_tasks(compared, here):
 
 def test_incremental_learning(compared, here):
     write_config(here, INCREMENTAL)
-    methods = ["refilled", "lwf", "joint-training", "teacher-ncm", "teacher-logreg"]
+    methods = ["refilled", "lwf", "joint-training", "teacher-ncm", "teacher-logreg", "finetuned-kd"]
     table, results = compared(methods, memories=[0, 2], score="harmonic_mean")
     assert "harmonic_mean in %" in table
     for result in results:

@@ -1,4 +1,4 @@
-"""Projections, and CCKD, CRD and SRD in torchdistill's box: what is trained, what is not, the value of one batch."""
+"""Projections, and methods with two of them in torchdistill's box: what is trained, the value of one batch."""
 
 import copy
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch.nn import functional
 from torch.utils.data import SequentialSampler
-from torchdistill.losses.mid_level import CCKDLoss, CRDLoss, SRDLoss
+from torchdistill.losses.registry import get_mid_level_loss
 
 import gkd_plugin
 from gkd_plugin.errors import ConfigError
@@ -18,7 +18,7 @@ from tests.fakes import TinyImages, cross_entropy, loader, make_box, stage
 
 E = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 METHODS = Path(gkd_plugin.__file__).parent / "compare/methods"
-LOSSES = {"cckd": CCKDLoss, "crd": CRDLoss, "srd": SRDLoss}
+BOTH_PROJECT = ("cckd", "crd", "srd", "srd-features", "vkd", "inverted-projector")
 WIDTH = timm_model("test_resnet").head_hidden_size
 
 
@@ -109,7 +109,7 @@ def one_batch(box):
     return box.forward_process(images, labels, supplement), labels, supplement
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", BOTH_PROJECT)
 def test_a_loss_is_a_direct_call_of_torchdistills_and_trains_student_and_projections_alone(name, box_of):
     """Of projections of the plain models' embeddings. The teacher has other classes, but for SRD, of logits."""
     section = method_stage(name)
@@ -120,8 +120,9 @@ def test_a_loss_is_a_direct_call_of_torchdistills_and_trains_student_and_project
     before = [copy.deepcopy(wrapper.state_dict()) for wrapper in wrappers]
     bare = [copy.deepcopy(model) for model in (box.student_model.student, box.teacher_model.teacher)]
     projections = [copy.deepcopy(wrapper.projection) for wrapper in wrappers]
-    term = section["criterion"]["kwargs"]["sub_terms"][name]
-    direct = LOSSES[name](**term["criterion"]["kwargs"])
+    (key,) = section["criterion"]["kwargs"]["sub_terms"].keys() - {"cross_entropy"}
+    term = section["criterion"]["kwargs"]["sub_terms"][key]
+    direct = get_mid_level_loss(term["criterion"], term.get("criterion_wrapper"))
     if name == "crd":
         assert box.criterion.term_dict[name][0].memory_v1.shape == (24, 128)
         direct.load_state_dict(box.criterion.term_dict[name][0].state_dict())
@@ -145,7 +146,7 @@ def test_a_loss_is_a_direct_call_of_torchdistills_and_trains_student_and_project
     assert trained[0] < of_student
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     assert {key for key in of_teacher if not key.endswith(buffers)} == trained[1]
-    assert bool(trained[1]) == (name != "srd")
+    assert bool(trained[1]) == (name in ("cckd", "crd", "inverted-projector"))
     assert not any(key.startswith("teacher.") for key in of_teacher)
 
 
