@@ -20,7 +20,7 @@ DIES, SLOW = 1, 9
 """Seeds of :func:`run_by_seed`."""
 
 
-def _call(key: str, **kwargs: Any) -> Tagged:
+def call(key: str, **kwargs: Any) -> Tagged:
     return Tagged("!import_call", {"key": key, "init": {"kwargs": kwargs}})
 
 
@@ -28,8 +28,8 @@ def _tree(key: str, splits: dict[str, dict[str, Any]], num_classes: int = 4) -> 
     """Splits of eight classes of four images each."""
     sets, stages = {}, {}
     for seed, (name, kwargs) in enumerate(splits.items()):
-        images = _call("tests.fakes.TinyImages", classes=8, per_class=4, size=32, seed=seed)
-        sets[name] = _call(f"gkd_plugin.data.{key}", **kwargs, dataset=images)
+        images = call("tests.fakes.TinyImages", classes=8, per_class=4, size=32, seed=seed)
+        sets[name] = call(f"gkd_plugin.data.{key}", **kwargs, dataset=images)
     for epochs, kind in enumerate(("embedding", "classifier"), 1):
         optimizer = {"key": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9}}
         scheduler = {"key": "CosineAnnealingLR", "kwargs": {"T_max": epochs, "eta_min": 0.001}}

@@ -17,7 +17,7 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
 from gkd_plugin.runner.run_folder import read_json, write_json
 from tests.compare.conftest import METHODS
-from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, write_config
+from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, call, write_config
 from tests.runner.fakes import refused
 
 
@@ -158,15 +158,22 @@ def test_a_teacher_that_no_method_can_train(compared, here, source, why):
     refused(f"method 'mine': teacher: {source!r} {why}", compared, ["mine.yaml"])
 
 
-def test_methods_of_a_configuration_of_stage_joint_with_a_teacher_cache(compared, here):
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_methods_of_a_configuration_of_stage_joint(compared, here, has_cache):
+    """With a teacher cache, and with images that have no label: these have no part in cross-entropy."""
     tree = copy.deepcopy(TINY)
     tree["train"] = {**tree["train"]["stage2"], "criterion": {"key": "refilled", "kwargs": {"stage": "joint"}}}
-    write_config(here, {**tree, "teacher_cache": {"views": 2}})
+    if not has_cache:
+        data, more = tree["datasets"], call("tests.fakes.TinyImages", classes=1, per_class=9, seed=3)
+        data["train"] = call("gkd_plugin.data.with_unlabelled", labelled=data["train"], unlabelled=more)
+        mixed = {"key": "MixedBatchSampler", "kwargs": {"labelled": 8, "unlabelled": 8}}
+        tree["train"]["train_data_loader"] |= {"batch_sampler": mixed, "kwargs": {"num_workers": 0}}
+    write_config(here, {**tree, "teacher_cache": {"views": 2} if has_cache else None})
     projected = ["vkd", "srd-features", "inverted-projector", "queue-kl"]
-    methods = ["finetuned-kd", "kd-ls", "refilled-joint-random-teacher", *projected]
+    methods = ["finetuned-kd", "kd", "kd-ls", "refilled-joint-random-teacher", *projected]
     for result in compared(methods, overlaps=[100.0], overrides=[])[1]:
         assert (result.status, result.reason) == ("finished", "")
-        assert len(result.summary["teacher_cache"]) == 1
+        assert len(result.summary.get("teacher_cache", [])) == has_cache
 
 
 def test_a_student_that_starts_from_trained_weights(compared, here):
