@@ -3,7 +3,7 @@
     python -m tests.benchmarks.photos runs/photos/flowers --methods ce,refilled-joint,probe-kd --subsets 5 \
         --set x-train=data/flowers/train --set x-test=data/flowers/test --set x-teacher=lite2.safetensors
 
-A subset is a run of ``refilled compare`` with photos.yaml: the images are drawn and the student is seeded with its number.
+A subset is a run of ``refilled compare`` with photos.yaml; its number draws the images and seeds the student.
 Ends in the means and the differences from cross-entropy, paired by subset, with standard errors.
 """
 
