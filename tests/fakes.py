@@ -84,7 +84,8 @@ def cross_entropy(weight: float = 1.0) -> dict[str, Any]:
     """A sub-term on the student's logits."""
     logits = {"is_from_teacher": False, "module_path": ".", "io": "output"}
     wrapper = {"key": "SimpleLossWrapper", "kwargs": {"input": logits, "target": {"uses_label": True}}}
-    return {"criterion": {"key": "CrossEntropyLoss", "kwargs": {}}, "criterion_wrapper": wrapper, "weight": weight}
+    loss = {"key": "CrossEntropyLoss", "kwargs": {"ignore_index": -1}}
+    return {"criterion": loss, "criterion_wrapper": wrapper, "weight": weight}
 
 
 def make_box(
