@@ -188,21 +188,23 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
     r"""Stage ``joint``: cross-entropy + λ · local classifier distillation + w · relationship matching, all the time.
 
     Not in the paper: with both terms at once the relationships are not forgotten while the classifier is learned. The
-    teacher's local classifier is the calibrated one (``local_classifier: 'discriminant'``, unless that keyword of
+    teacher's local classifier is a calibrated one (``local_classifier: 'probe'``, unless that keyword of
     ``refilled_teacher`` says otherwise) over all classes; flat where the teacher knows little, so one λ serves all.
 
     Args:
-        temperature: τ₂; 1 takes the local classifier as calibrated.
-        weight: λ, the factor of local classifier distillation.
+        temperature: τ₂.
+        student_temperature: divisor of the student's logits, as τ₂.
+        weight: λ, the factor of local classifier distillation: 3 · τ₂², as KD at the temperature τ₂ weighs it.
         relationship_weight: w, the factor of relationship matching.
         relationship_temperature: τ₁ > 0.
     """
 
     stage = "joint"
-    temperature: float = 1.0
+    temperature: float = 2.0
+    student_temperature: float = 2.0
     adaptive: bool = False
     classes: str = "all"
-    weight: float = 3.0
+    weight: float = 12.0
     relationship_weight: float = 1000.0
     relationship_temperature: float = 4.0
 
@@ -215,7 +217,7 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
         """As stage ``classifier``; asks the teacher for its calibrated local classifier."""
         super().prepare(box, stage_config)
         if isinstance(box.teacher_model, RefilledTeacher):
-            box.teacher_model.suggest_local_classifier("discriminant")
+            box.teacher_model.suggest_local_classifier("probe")
 
 
 def _values(of: Any, kind: Any) -> dict[str, Any]:

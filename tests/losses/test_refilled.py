@@ -25,7 +25,7 @@ IO = {
     "teacher": {".": {"output": OWN}, "embedding": {"output": TEACHER}, "local_classifier": {"output": LOCAL}},
 }
 CE = functional.cross_entropy(LOGITS, LABELS)
-OVER_ALL_CLASSES = functional.kl_div(LOGITS.log_softmax(1), LOCAL.softmax(1), reduction="batchmean")
+OVER_ALL_CLASSES = functional.kl_div((LOGITS / 2).log_softmax(1), (LOCAL / 2).softmax(1), reduction="batchmean")
 
 
 def local(**kwargs):
@@ -51,16 +51,16 @@ MATCHED, LOCAL_TERMS = {"relationship", "tuples", "negatives"}, {"cross_entropy"
         ({"stage": "embedding", "sub_terms": HALF_CE}, {"ce"}, 1000 * match() + 0.5 * CE),
         ({"stage": "classifier"}, LOCAL_TERMS | {"emphasis"}, CE + local(temperature=1.0, student_temperature=1.0)),
         ({"stage": "classifier", "weight": 100.0, **DIVIDED}, {"emphasis"}, CE + 100 * local(**DIVIDED)),
-        ({"stage": "joint"}, LOCAL_TERMS | MATCHED, CE + 3 * OVER_ALL_CLASSES + 1000 * match(**PUBLISHED)),
+        ({"stage": "joint"}, LOCAL_TERMS | MATCHED, CE + 12 * OVER_ALL_CLASSES + 1000 * match(**PUBLISHED)),
         (
             {"stage": "joint", "classes": "batch", "relationship_weight": 0, "weight": 2.0, "adaptive": True} | DIVIDED,
             {"emphasis"},
             CE + 2 * local(**DIVIDED),
         ),
         (
-            {"stage": "joint", "relationship_temperature": 3.0, **MATCH, "temperature": 1.0, "sub_terms": HALF_CE},
+            {"stage": "joint", "relationship_temperature": 3.0, **MATCH, "temperature": 2.0, "sub_terms": HALF_CE},
             {"ce", "relationship"},
-            1.5 * CE + 3 * OVER_ALL_CLASSES + 1000 * match(**MATCH),
+            1.5 * CE + 12 * OVER_ALL_CLASSES + 1000 * match(**MATCH),
         ),
     ],
 )
@@ -76,11 +76,11 @@ def test_samples_without_a_label_have_the_local_classifier_alone():
     """Of 12 samples the first 8 have a label; all 12 have the local classifier's loss."""
     labels = torch.where(torch.arange(12) < 8, LABELS, -1)
     criterion = refilled(stage="joint")
-    want = functional.cross_entropy(LOGITS[:8], LABELS[:8]) + 3 * OVER_ALL_CLASSES
+    want = functional.cross_entropy(LOGITS[:8], LABELS[:8]) + 12 * OVER_ALL_CLASSES
     want += 1000 * relationship_matching(EMBEDDING[:8], TEACHER[:8], LABELS[:8]).loss
     assert criterion(IO, {}, labels).item() == pytest.approx(want.item(), rel=1e-5)
     none = criterion(IO, {}, torch.full((12,), -1))
-    assert none.item() == pytest.approx(3 * OVER_ALL_CLASSES.item(), rel=1e-5)
+    assert none.item() == pytest.approx(12 * OVER_ALL_CLASSES.item(), rel=1e-5)
     present = refilled(stage="classifier", adaptive=False)
     want = local_classifier_distillation(LOGITS, LOCAL, LABELS % 2)
     present(IO, {}, torch.where(labels < 0, -1, LABELS % 2))
@@ -139,7 +139,7 @@ def trained(train_config, teacher, student):
     return box, {key for key, value in student.state_dict().items() if not torch.equal(value, before[1][key])}
 
 
-@pytest.mark.parametrize(("wrapper", "kind"), [({}, "discriminant"), ({"local_classifier": "centres"}, "centres")])
+@pytest.mark.parametrize(("wrapper", "kind"), [({}, "probe"), ({"local_classifier": "centres"}, "centres")])
 def test_joint_stage_trains_and_asks_for_the_calibrated_classifier(wrapper, kind):
     joint = stage("joint")
     joint["teacher"]["auxiliary_model_wrapper"]["kwargs"] |= wrapper
