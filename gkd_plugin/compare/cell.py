@@ -10,7 +10,7 @@ from gkd_plugin.compare.method import Method, MethodStage
 from gkd_plugin.compare.setting import WEIGHTS, Setting, Tree, apply_setting, is_incremental, with_memory
 from gkd_plugin.compare.sizes import Measured, filled
 from gkd_plugin.config.config import RunConfig, checked_config
-from gkd_plugin.config.stages import Stage, stages_of, student_entry
+from gkd_plugin.config.stages import Stage, stages_of, student_embedding, student_entry
 from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.runner.run_folder import RunFolder
 
@@ -72,14 +72,15 @@ def cell_config(
         if trained is not None:
             tree["models"]["teacher_model"] = trained
             stages = {kind: replace(stage, section=_read_like_student(stage)) for kind, stage in stages.items()}
-        embedding = stages["embedding"].student_embedding
+        embedding = stages["embedding"].student_embedding or student_embedding(tree)
         if method.student == "teacher":  # where the teacher's embedding is, if it is an output
             teacher = stages["embedding"].teacher
             kwargs = teacher.wrapper_kwargs if teacher else {}
             embedding = None if kwargs.get("embedding_io") == "input" else str(kwargs.get("embedding", "embedding"))
         tree["models"] = _models(tree, method)
         if method.of == "student":
-            like_student = {stage.name: _read_like_student(stage, embedding) for stage in stages.values()}
+            read_at = embedding or "embedding"
+            like_student = {stage.name: _read_like_student(stage, read_at) for stage in stages.values()}
             tree["train"] = like_student.get("train") or tree["train"] | like_student
         elif not method.probe:
             has_one = "train" in (stage.name for stage in stages.values())

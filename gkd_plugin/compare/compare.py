@@ -103,7 +103,7 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
     configs: dict[Path, RunConfig] = {}
     reasons: dict[Path, str] = {}
     with_data: dict[tuple[Setting, bool], RunConfig] = {}
-    sources = {method: _source(method, methods) for method in methods}
+    sources = _sources(methods)
 
     def planned(method: Method, setting: Setting, task: int | None, seed: int) -> Cell:
         """The cell, its configuration and its teacher's cell made on the way."""
@@ -132,16 +132,20 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
     return cells, configs
 
 
-def _source(method: Method, methods: Sequence[Method]) -> Method | None:
-    """The method whose student is the teacher of ``method``; ``None`` where that is the configuration's."""
-    if method.teacher in (None, "untrained"):
-        return None
-    name = str(method.teacher)
-    source = next((other for other in methods if other.name == Path(name).stem), None) or load_method(name)
-    if source.probe or source.teacher not in (None, "untrained"):
-        why = "trains nothing" if source.probe else "has a trained teacher itself"
-        raise ConfigError(f"method {method.name!r}: teacher: {name!r} {why}")
-    return source
+def _sources(methods: Sequence[Method]) -> dict[Method, Method]:
+    """Method → the one whose student is its teacher, of the methods with such a teacher."""
+    known = {method.name: method for method in methods}
+    sources: dict[Method, Method] = {}
+    for method in filter(lambda method: method.has_trained_teacher, methods):
+        name = str(method.teacher)
+        with told_at(f"method {method.name!r}: teacher: "):
+            sources[method] = source = known.get(name) or load_method(name)
+            if source.probe or source.has_trained_teacher:
+                why = "trains nothing" if source.probe else "has a trained teacher itself"
+                raise ConfigError(f"{name!r} {why}")
+            if vars(known.setdefault(source.name, source)) != vars(source):  # both would have one folder
+                raise ConfigError(f"{name!r} has the name of another method, {source.name!r}; rename the file")
+    return sources
 
 
 def _check_score(score: str, built: Mapping[str, Any]) -> None:

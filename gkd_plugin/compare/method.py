@@ -54,6 +54,11 @@ class Method:
     of: str | None = None
 
     @property
+    def has_trained_teacher(self) -> bool:
+        """Whether its teacher is the student of another method."""
+        return self.teacher not in (None, "untrained")
+
+    @property
     def is_as_configured(self) -> bool:
         """Whether its stages have the criteria of the configuration."""
         return bool(self.stages) and all(stage.criterion is None for stage in self.stages)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _OVERLAP = "gkd_plugin.data.overlap_subset"
 _FEW_SHOT = "gkd_plugin.data.few_shot_task"
 _INCREMENTAL = "gkd_plugin.data.incremental_subset"
+_UNLABELLED = "gkd_plugin.data.with_unlabelled"
 WEIGHTS = ("weights", "checkpoint_path")  # keywords of torchvision's and timm's models that name trained weights
 NOT_SAME = "needs the same classes"
 _REASONS = {"same": "", "reordered": "needs the same class order", "different": NOT_SAME}
@@ -129,7 +130,7 @@ def untrained_student(method: Method, tree: Tree) -> str:
 
 def obstacle(method: Method, config: RunConfig) -> str:
     """Why the method cannot serve the configuration of its cell; empty where nothing is in the way."""
-    if method.classes == "same":
+    if method.classes == "same" and not method.has_trained_teacher:
         if reason := different_classes(config):
             return reason
         if reason is None:
@@ -142,6 +143,9 @@ def obstacle(method: Method, config: RunConfig) -> str:
     refilled = [] if method.probe else [stage for stage in config.stages if stage.kind is not None]
     if has_no_memory and (refilled or method.probe == "ncm"):
         return "needs a sample of each class"
+    wrappers = [(stage.loader.get("dataset_wrapper") or {}).get("key") for stage in config.stages]
+    if "CRDDatasetWrapper" in wrappers and next(_calls(config.tree, _UNLABELLED), None) is not None:
+        return "needs a label of each image"
     tasks = [(kwargs.get("role"), kwargs.get("shots")) for kwargs in _calls(config.tree, _FEW_SHOT)]
     paired = [stage for stage in refilled if stage.kind in ("embedding", "joint")]
     has_no_pairs = any(stage.batch_sampler.get("samples_per_class", 1) == 1 for stage in paired)

@@ -63,8 +63,8 @@ def has_own(dataset: Any, name: str) -> bool:
 
 def labelled_part(dataset: Dataset[Any]) -> Dataset[Any]:
     """The samples with a label, of what :func:`gkd_plugin.data.with_unlabelled` made; any other dataset as it is."""
-    inside = unwrapped(dataset)
-    return labelled_part(inside.labelled_samples) if hasattr(inside, "labelled_samples") else dataset
+    inside: Any = unwrapped(dataset)
+    return labelled_part(inside.labelled_samples) if has_own(inside, "labelled_samples") else dataset
 
 
 def labels_of(dataset: Dataset[Any]) -> list[int]:

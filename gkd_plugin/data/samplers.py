@@ -1,6 +1,5 @@
 """Batches of P classes × K samples, and of samples with and without a label."""
 
-import math
 import random
 import zlib
 from collections import defaultdict
@@ -106,15 +105,14 @@ class MixedBatchSampler(Sampler[list[int]]):
     def __init__(self, sampler: Sampler[int] | Dataset[Any], labelled: int, unlabelled: int) -> None:
         self.labelled = whole_number("labelled", labelled, low=1)
         self.unlabelled = whole_number("unlabelled", unlabelled, low=1)
-        self.batch_size, self.drop_last = self.labelled + self.unlabelled, True
+        self.batch_size, self.drop_last = self.labelled + self.unlabelled, False  # Accelerate fills up the last round
         self._labels = _labels_of(sampler)
         self._by_kind(range(len(self._labels)))
         self.sampler = sampler if isinstance(sampler, Sampler) else RandomSampler(sampler)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        known = sum(label != UNLABELLED for label in self._labels)
-        share = len(self.sampler) / max(len(self._labels), 1)  # type: ignore[arg-type]  # of a rank
-        return max(1, math.ceil(known * share / self.labelled))
+        known, of_a_rank = sum(label != UNLABELLED for label in self._labels), len(self.sampler)  # type: ignore[arg-type]
+        return max(1, -(-known * of_a_rank // (len(self._labels) * self.labelled)))
 
     def __iter__(self) -> Iterator[list[int]]:
         labelled, unlabelled = map(cycle, self._by_kind(self.sampler))

@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from gkd_plugin.data.labels import (
+    UNLABELLED,
     class_groups_of,
     classes_of,
     labels_of,
@@ -409,6 +410,8 @@ def members_of(dataset: Dataset[Any]) -> defaultdict[int, list[int]]:
     members: defaultdict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(labels_of(dataset)):
         members[label].append(index)
+    if UNLABELLED in members:
+        raise ConfigError("a split needs labels: put with_unlabelled around it, rather than inside it")
     return members
 
 

@@ -215,6 +215,9 @@ def _check_crd(stage: Stage, dataset: Any) -> None:
         if not wrapper:
             place = f"{stage.path}.train_data_loader.dataset_wrapper"
             raise ConfigError(f"{place}: missing; CRDLoss needs 'CRDDatasetWrapper', which names its negatives")
+        if wrapper.get("key") == "CRDDatasetWrapper" and labelled_part(dataset) is not dataset:
+            lacks = "has images without labels, which CRDDatasetWrapper takes to be of the last class"
+            raise ConfigError(f"datasets.{stage.loader['dataset_id']}: {lacks}")
         wanted = kwargs["num_negative_samples"]
         drawn = (wrapper.get("kwargs") or {}).get("num_negative_samples", wanted)
         if wanted != drawn:

@@ -43,12 +43,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         embedding_io: ``'output'`` of that module, or its ``'input'`` (torchvision's ViT: the input of ``'heads'``).
         local_classifier: ``'centres'`` (the paper's), ``'discriminant'`` or ``'probe'`` (both calibrated on held-out
             labels), or another readout; by default what the criterion's stage asks for.
-        local_features: module paths of earlier layers, which a ``'discriminant'`` reads beside the embedding.
-        class_map: which of the student's classes are the teacher's, for a ``'discriminant'``: ``'auto'`` (what the
-            training set says of a teacher with as many classes), ``'names'``, ``{student's class: teacher's class}``
-            or null, see :meth:`ClassMap.of`.
+        local_features: module paths of earlier layers, which a calibrated local classifier reads beside the embedding.
+        class_map: which of the student's classes are the teacher's, for a calibrated local classifier: ``'auto'``
+            (what the training set says of a teacher with as many classes), ``'names'``,
+            ``{student's class: teacher's class}`` or null, see :meth:`ClassMap.of`.
         teacher_classes: the names of the teacher's classes; by default those in its checkpoint, if this package's.
-        class_prior: how frequent a ``'discriminant'`` or ``'probe'`` takes the classes to be: ``'equal'``, or as in the
+        class_prior: how frequent a calibrated local classifier takes the classes to be: ``'equal'``, or as in the
             ``'training'`` set, where that is as uneven as what the student will meet.
         num_classes: number of the student's classes, C; by default 1 + the largest training label.
         preprocessing: the images that the teacher was trained on: ``'auto'`` (what its checkpoint says, otherwise

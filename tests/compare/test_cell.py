@@ -56,6 +56,9 @@ def test_of_a_configuration_of_stage_joint_the_methods_of_one_stage_are_made(wri
     assert made(tree, "config")["train"] == tree["train"]
     assert made(tree, "student-ncm")["train"].keys() == tree["train"].keys()
     assert lacks_stages(load_method("refilled"), tree) == "needs both stages"
+    tree["train"]["criterion"]["kwargs"]["stage"] = "classifier"  # does not show where the embedding is
+    for name, role in (("student-ncm", "teacher"), ("pkt", "student")):
+        assert made(tree, name)["train"][role]["auxiliary_model_wrapper"]["kwargs"]["embedding"] == "embedding"
     assert not lacks_stages(load_method("refilled"), written())
 
 

@@ -152,10 +152,20 @@ def test_a_method_whose_teacher_another_method_trains(compared, monkeypatch):
     assert lost.reason == "its teacher (overlap 0 %, finetune, seed 1): too small"
 
 
-@pytest.mark.parametrize(("source", "why"), [("teacher-ncm", "trains nothing"), ("mine.yaml", "has a trained teacher")])
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("teacher-ncm", "'teacher-ncm' trains nothing"),
+        ("mine.yaml", "'mine.yaml' has a trained teacher"),
+        ("other/ce.yaml", "'other/ce.yaml' has the name of another method, 'ce'; rename the file"),
+        ("none.yaml", "none.yaml: "),
+    ],
+)
 def test_a_teacher_that_no_method_can_train(compared, here, source, why):
-    (here / "mine.yaml").write_text(f"teacher: {source}\nstages: [{{}}]\n", encoding="utf-8")
-    refused(f"method 'mine': teacher: {source!r} {why}", compared, ["mine.yaml"])
+    (here / "other").mkdir()
+    for name, text in (("mine.yaml", f"teacher: {source}\n"), ("other/ce.yaml", "student: teacher\n")):
+        (here / name).write_text(f"{text}stages: [{{}}]\n", encoding="utf-8")
+    refused(f"method 'mine': teacher: {why}", compared, ["ce", "mine.yaml"])
 
 
 @pytest.mark.parametrize("has_cache", [True, False])

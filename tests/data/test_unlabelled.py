@@ -1,5 +1,6 @@
 import pytest
-from torch.utils.data import RandomSampler, Subset
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
 from gkd_plugin.data import (
@@ -7,6 +8,7 @@ from gkd_plugin.data import (
     MixedBatchSampler,
     class_names_of,
     evaluation_view,
+    few_shot_subset,
     image_folder,
     labelled_part,
     labels_of,
@@ -38,6 +40,17 @@ def test_a_sample_without_label_is_known_by_its_image_alone():
     assert labelled_part(with_unlabelled(MIXED, FakeImages([0]))) is LABELLED
 
 
+def test_a_wrapper_that_asks_another_for_what_it_lacks_is_no_mixed_set_itself():
+    """It may change images."""
+
+    class Asks(FakeImages):
+        def __getattr__(self, name):
+            return getattr(MIXED, name)
+
+    asks = Asks([0])
+    assert labelled_part(asks) is asks
+
+
 def test_a_folder_is_read_to_its_depth_with_the_labelled_transform(tmp_path):
     own = image_folder(image_tree(tmp_path / "own", ["a", "b"]), transform=lambda image: image.getpixel((0, 0)))
     image_tree(tmp_path / "more" / "deep", ["x"], per_class=3)
@@ -59,6 +72,8 @@ def test_what_cannot_be_used_is_named(tmp_path):
             with_unlabelled(FakeImages([0, 1]), tmp_path / folder)
     with pytest.raises(ConfigError, match="label -1"):  # not outermost
         num_classes_of(Subset(MIXED, [0, 4]))
+    with pytest.raises(ConfigError, match="put with_unlabelled around it"):
+        few_shot_subset(MIXED, 1)
 
 
 def test_batches_of_both_kinds():
@@ -70,8 +85,18 @@ def test_batches_of_both_kinds():
     assert len(set(others)) == 4
     assert set(others) <= set(range(4, 9))
     assert len({tuple(map(tuple, sampler)) for _ in range(9)}) > 1
+    once = MixedBatchSampler(SequentialSampler(MIXED), labelled=1, unlabelled=2)
+    shards = [list(BatchSamplerShard(once, 3, rank)) for rank in range(3)]  # of Accelerate's processes
+    assert [len(shard) for shard in shards] == [2, 2, 2]
+    assert {batch[0] for shard in shards for batch in shard} == {0, 1, 2, 3}
     few = MixedBatchSampler(RandomSampler(with_unlabelled(LABELLED, FakeImages([0]))), labelled=1, unlabelled=3)
     assert [batch[1:] for batch in few] == 4 * [[4, 4, 4]]
+
+
+def test_a_rank_has_its_share_of_the_batches():
+    """Of 82 samples on 3 ranks each has 28, and so 14 of the 41 with a label."""
+    even = with_unlabelled(FakeImages([0] * 41), FakeImages([0] * 41))
+    assert len(MixedBatchSampler(DistributedSampler(even, 3, 0), labelled=2, unlabelled=1)) == 7
 
 
 @pytest.mark.parametrize(

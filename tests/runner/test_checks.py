@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gkd_plugin.config.stages import stages_of
-from gkd_plugin.data import ArrayImages
+from gkd_plugin.data import ArrayImages, with_unlabelled
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.checks import check_data, check_forward, check_hooks, check_trained_classes, first_images
@@ -328,3 +328,6 @@ def test_numbers_of_crd(given, path, message):
         check(section, train=TinyImages())
     else:
         refused(rf"^train\.stage1\.{path}: {message}", check, section, train=TinyImages())
+    if not given.keys() - LOSS.keys() and message is None and data["dataset_wrapper"] == WRAPPER:
+        lacks = r"^datasets\.train: has images without labels, which CRDDatasetWrapper takes to be of the last class"
+        refused(lacks, check, section, train=with_unlabelled(TinyImages(), TinyImages()))

@@ -43,10 +43,10 @@ def test_a_readout_sees_the_whole_stream_in_order(shared, has_views, monkeypatch
     class_map = SHARED if shared else ClassMap()
     views = parts(answers, labels) if has_views else None
     LocalClassifier("discriminant").fit((part[:2] for part in parts(answers, labels)), None, views, class_map)
-    rows, logits, of, samples, teacher_labels, _ = seen[0]
+    rows, logits, of, samples, teacher_labels, _, counts = seen[0]
     for got, want in ((rows, answers.embedding), (of, labels), (samples, torch.arange(48))):
         assert torch.equal(got, want)
-    assert teacher_labels == class_map.shared
+    assert (teacher_labels, counts.tolist()) == (class_map.shared, torch.bincount(labels).tolist())
     assert torch.equal(logits, answers.logits) if shared else logits is None  # they may be many
 
 

@@ -4,6 +4,7 @@ The paper's is here. Every other module of this folder is imported: a subclass o
 """
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -16,6 +17,8 @@ from gkd_plugin.box.hooks import Capture, check_module_path
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import ClassCentreAccumulator
 from gkd_plugin.teacher.class_map import ClassMap
+
+logger = logging.getLogger(__name__)
 
 READOUTS: dict[str, "Readout"] = {}  # by name; every subclass of Readout enters itself
 
@@ -45,7 +48,8 @@ class Seen(NamedTuple):
     labels: Tensor  # [N], the student's
     samples: Tensor  # [N] integers, equal for differently augmented images of one sample
     teacher_labels: Sequence[int | None] | None  # see ClassMap.shared
-    class_prior: str = "equal"  # see RefilledTeacher
+    class_prior: str  # see RefilledTeacher
+    counts: Tensor  # [C], of all training samples of each class; those seen may be fewer
 
 
 class Readout:
@@ -138,8 +142,10 @@ class LocalClassifier(nn.Identity):
         if self.wants_views:
             parts += [_on_cpu(*view, class_map) for view in views or ()]
             rows, logits, of, samples = map(torch.cat, zip(*parts, strict=True))
-            shared = logits if logits.shape[1] else None, of, samples, class_map.shared
-            seen = Seen(rows, *shared, self.class_prior)
+            own = logits if logits.shape[1] else None
+            seen = Seen(rows, own, of, samples, class_map.shared, self.class_prior, accumulator.counts.cpu())
+        elif self.class_prior != "equal":
+            logger.warning("class_prior: not used, this local classifier reads the class centres alone")
         fitted = READOUTS[self.kind].fit(centres, seen)
         empty = dict.fromkeys(self.tensors(), torch.empty(0))  # of another fit
         self.keep({**empty, "centres": centres, **fitted}, centres.device)

@@ -47,19 +47,20 @@ class CalibratedDiscriminant(Readout):
         """The classifier with the best held-out likelihood; the log says how good it is."""
         assert seen is not None
         distinct = torch.unique(torch.stack([seen.labels, seen.samples]), dim=1)[0]
-        counts = torch.bincount(distinct, minlength=len(centres))
-        if counts.min() < 2:
+        fitted_to = torch.bincount(distinct, minlength=len(centres))
+        if fitted_to.min() < 2:
             logger.warning("local classifier: a class has a single sample, so the logits are those of class centres")
             return READOUTS["centres"].fit(centres, None)
         has_features = seen.rows.shape[1] > centres.shape[1]
         deviation = seen.rows.std(dim=0, correction=0)
         spread = torch.where(deviation > 0, deviation, 1) if has_features else torch.ones(1)
         fit = self.family(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
-        prior = (counts / counts.sum()).log() * ((seen.class_prior == "training") - (self.fitted_prior == "training"))
+        wanted, counted = ((counts / counts.sum()).log() for counts in (seen.counts, fitted_to))
+        prior = wanted * (seen.class_prior == "training") - counted * (self.fitted_prior == "training")
         fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias + prior}, fit.held_out_logits + prior
-        if counts.max() > _UNEVEN * counts.min():
+        if seen.counts.max() > _UNEVEN * seen.counts.min():
             text = "local classifier: classes have %d to %d images; class_prior: %r"
-            logger.info(text, int(counts.min()), int(counts.max()), seen.class_prior)
+            logger.info(text, int(seen.counts.min()), int(seen.counts.max()), seen.class_prior)
         source = "the embedding" + (" and local features" if has_features else "")
         if seen.logits is not None and seen.teacher_labels is not None:
             shared, held_out = _fit_shared(held_out, seen, seen.logits)

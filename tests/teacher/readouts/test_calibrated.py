@@ -111,6 +111,13 @@ def test_a_map_that_does_not_fit(labels, message):
         fitted(ClassMap(said=labels))
 
 
+def test_class_centres_have_no_class_prior(caplog):
+    answers, labels = said()
+    for prior in ("equal", "training"):
+        LocalClassifier("centres", prior).fit([(answers, labels)], None)
+    assert caplog.messages == ["class_prior: not used, this local classifier reads the class centres alone"]
+
+
 def test_a_probe_is_fitted_to_the_views():
     (answers, labels), samples = said(), torch.arange(24).repeat(2)
     classifier = LocalClassifier("probe", "training")
@@ -136,4 +143,11 @@ def test_classes_are_as_frequent_as_asked(kind, fit, own, caplog):
         assert torch.equal(classifier.weight, plain.weight)
         assert f"classes have 3 to 30 images; class_prior: '{prior}'" in caplog.text
     assert torch.equal(found[own], plain.bias)
+    torch.testing.assert_close(found["training"] - found["equal"], (counts / 48).log())
+
+    some = torch.cat([torch.where(labels == label)[0][:3] for label in range(4)])  # of many images, as many of each
+    for prior in found:
+        classifier = LocalClassifier(kind, prior)
+        classifier.fit([(Answers(rows), labels)], None, [(Answers(rows[some]), labels[some], some)])
+        found[prior] = classifier.bias
     torch.testing.assert_close(found["training"] - found["equal"], (counts / 48).log())
