@@ -126,7 +126,10 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
         parts.student.eval()
         with parts.accelerator.autocast():  # the student was unwrapped at the end of its last stage
             accuracy = evaluate(parts.student, parts.test_loader, parts.accelerator, "test")
-            final |= {**accuracy.as_dict(), **_final_ncm(parts), "on": "test"}
+            ncm = _own_ncm(parts, parts.test_loader)
+            if isinstance(ncm, str):
+                logger.info("final NCM accuracy: not measured, %s", ncm)
+            final |= {**accuracy.as_dict(), **({} if isinstance(ncm, str) else ncm.as_dict("ncm_")), "on": "test"}
     elif "top1" in last[-1]:
         final |= {**{key: value for key, value in last[-1].items() if is_accuracy(key)}, "on": "validation"}
     tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]
@@ -135,32 +138,21 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     return final
 
 
-def _final_ncm(parts: Parts) -> dict[str, float]:
-    """What the embedding knows without its classifier; where that cannot be measured, a log line says why."""
-    obstacle = _ncm_obstacle(parts)
-    if obstacle:
-        logger.info("final NCM accuracy: not measured, %s", obstacle)
-    return {} if obstacle else _ncm_of(parts, parts.test_loader).as_dict("ncm_")
-
-
-def _ncm_of(parts: Parts, loader: Any) -> Accuracy:
-    return student_ncm(parts.student, str(parts.embedding_path), parts.box.train_data_loader, loader, parts.accelerator)
-
-
-def _ncm_obstacle(parts: Parts) -> str:
-    """Why the student's NCM accuracy cannot be measured; empty where it can."""
-    path, train, obstacle = parts.embedding_path, parts.box.train_data_loader, ""
-    try:
-        missing = classes_without_sample(train.dataset, parts.num_classes)
-        if missing:
-            obstacle = f"no training sample of class {', '.join(map(str, missing[:10]))}"
-        elif not evaluation_view(train.dataset)[1]:
-            obstacle = "the training set offers no evaluation view"
-    except ConfigError as error:
-        obstacle = str(error)
+def _own_ncm(parts: Parts, loader: Any) -> Accuracy | str:
+    """What the student's embedding knows without its classifier, or why that cannot be measured."""
+    path, train = parts.embedding_path, parts.box.train_data_loader
     if path is None:
-        obstacle = "the configuration does not show which module gives the student's embedding"
-    return obstacle
+        return "the configuration does not show which module gives the student's embedding"
+    try:
+        missing, is_clean = classes_without_sample(train.dataset, parts.num_classes), evaluation_view(train.dataset)[1]
+    except ConfigError as error:
+        return str(error)
+    if missing or not is_clean:
+        lacks = f"no training sample of class {', '.join(map(str, missing[:10]))}"
+        return lacks if missing else "the training set offers no evaluation view"
+    parts.student.eval()
+    with parts.accelerator.autocast():
+        return student_ncm(parts.student, path, train, loader, parts.accelerator)
 
 
 def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
@@ -169,19 +161,20 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
     Where the student's own embedding tells the classes apart about as well, the teacher has little to give: the
     difference of the two NCM accuracies is what the log compares with :data:`GAIN_FROM`.
     """
-    if "ncm_top1" not in teacher or _ncm_obstacle(parts):
+    if "ncm_top1" not in teacher:
         return {}
-    parts.student.eval()
-    with parts.accelerator.autocast(), torch.random.fork_rng(devices=[]):
-        own = _ncm_of(parts, parts.box.val_data_loader).top1
-    logger.info("student: NCM accuracy of its own embedding, before training, %.1f %%", own)
-    ahead = teacher["ncm_top1"] - own
+    with torch.random.fork_rng(devices=[]):
+        own = _own_ncm(parts, parts.box.val_data_loader)
+    if isinstance(own, str):
+        return {}
+    logger.info("student: NCM accuracy of its own embedding, before training, %.1f %%", own.top1)
+    ahead = teacher["ncm_top1"] - own.top1
     if ahead >= GAIN_FROM:
         logger.info("expect a gain: the teacher's embedding is %.1f points above the student's own", ahead)
     else:
         text = "expect little: the teacher's embedding is only %.1f points above the student's own; what helps: %s"
         logger.warning(text, ahead, _CURES)
-    return {"ncm_top1": own}
+    return {"ncm_top1": own.top1}
 
 
 def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from gkd_plugin.runner.run_folder import aligned
 CONFIG = Path(__file__).with_suffix(".yaml")
 
 
-def run(output: Path, methods: Sequence[str], subset: int, sets: Sequence[str], config: Path = CONFIG) -> None:
+def run(output: Path, methods: Sequence[str], subset: int, sets: Sequence[str]) -> None:
     """The methods on one choice of labelled images."""
     chosen = [f"--set={text}" for text in (*sets, f"x-subset={subset}")]
     names = ["--methods", ",".join(methods), "--seeds", str(subset), "--output", str(output / f"subset{subset}")]
-    code = refilled(["compare", str(config), *names, *chosen])
+    code = refilled(["compare", str(CONFIG), *names, *chosen])
     if code:
         sys.exit(code)
 

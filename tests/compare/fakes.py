@@ -11,17 +11,13 @@ import torch
 from gkd_plugin.compare.grid import Cell, Result
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.config.tree import Tagged, dump
+from gkd_plugin.config.tree import dump
 from gkd_plugin.models import timm_model
 from tests.fakes import stage
-from tests.runner.fakes import config, loaders, model
+from tests.runner.fakes import call, config, loaders, model
 
 DIES, SLOW = 1, 9
 """Seeds of :func:`run_by_seed`."""
-
-
-def call(key: str, **kwargs: Any) -> Tagged:
-    return Tagged("!import_call", {"key": key, "init": {"kwargs": kwargs}})
 
 
 def _tree(key: str, splits: dict[str, dict[str, Any]], num_classes: int = 4) -> dict[str, Any]:

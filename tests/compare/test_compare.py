@@ -17,8 +17,8 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
 from gkd_plugin.runner.run_folder import read_json, write_json
 from tests.compare.conftest import METHODS
-from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, call, write_config
-from tests.runner.fakes import refused
+from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, write_config
+from tests.runner.fakes import call, refused
 
 
 def test_every_shipped_method_trains_where_the_classes_are_shared(grid):

@@ -11,9 +11,9 @@ from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.config.tree import read
 from gkd_plugin.runner.weights import WeightFile, save_student
-from tests.compare.fakes import FEW_SHOT, INCREMENTAL, TINY, call, write_config
+from tests.compare.fakes import FEW_SHOT, INCREMENTAL, TINY, write_config
 from tests.config.samples import parse
-from tests.runner.fakes import refused
+from tests.runner.fakes import call, refused
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
 NO_SUBSET = parse("datasets: {d/train: !import_call {key: 'tests.fakes.TinyImages', init: {kwargs: {}}}}", "test")

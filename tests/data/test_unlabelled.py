@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, Subset
@@ -17,8 +19,8 @@ from gkd_plugin.data import (
     teacher_num_classes_of,
     with_unlabelled,
 )
-from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, image_tree, known_by_a_teacher, samples, with_view
+from tests.runner.fakes import refused
 
 LABELLED = known_by_a_teacher(with_view([0, 1, 2, 0], ["ant", "bee", "cat"]))
 MIXED = with_unlabelled(LABELLED, FakeImages([5, 6, 7, 8, 9], prefix="other"))
@@ -60,22 +62,6 @@ def test_a_folder_is_read_to_its_depth_with_the_labelled_transform(tmp_path):
         assert samples(mixed)[3:] == [((10, 1, 0), 1), ((0, 0, 0), -1), ((0, 1, 0), -1), ((0, 2, 0), -1)]
 
 
-def test_what_cannot_be_used_is_named(tmp_path):
-    (tmp_path / "empty").mkdir()
-    image_tree(tmp_path / "photos", ["x"])
-    for folder, message in (
-        ("emty", "unlabelled: there is no folder .*emty.*did you mean 'empty'"),
-        ("empty", "unlabelled: .*empty holds no image"),
-        ("photos", "unlabelled: dataset FakeImages shows no transform"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            with_unlabelled(FakeImages([0, 1]), tmp_path / folder)
-    with pytest.raises(ConfigError, match="label -1"):  # not outermost
-        num_classes_of(Subset(MIXED, [0, 4]))
-    with pytest.raises(ConfigError, match="put with_unlabelled around it"):
-        few_shot_subset(MIXED, 1)
-
-
 def test_batches_of_both_kinds():
     sampler = MixedBatchSampler(MIXED, labelled=3, unlabelled=2)
     batches = list(sampler)
@@ -99,14 +85,24 @@ def test_a_rank_has_its_share_of_the_batches():
     assert len(MixedBatchSampler(DistributedSampler(even, 3, 0), labelled=2, unlabelled=1)) == 7
 
 
+TWO = FakeImages([0, 1])
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("call", "arguments", "message"),
     [
-        ((LABELLED, 1, 1), "no sample without a label; gkd_plugin.data.with_unlabelled"),
-        ((MIXED, 0, 1), "labelled must be"),
-        ((MIXED, 1, 0), "unlabelled must be"),
+        (with_unlabelled, (TWO, "emty"), "unlabelled: there is no folder .*emty.*did you mean 'empty'"),
+        (with_unlabelled, (TWO, "empty"), "unlabelled: .*empty holds no image"),
+        (with_unlabelled, (TWO, "photos"), "unlabelled: dataset FakeImages shows no transform"),
+        (num_classes_of, (Subset(MIXED, [0, 4]),), "label -1"),  # not outermost
+        (few_shot_subset, (MIXED, 1), "put with_unlabelled around it"),
+        (MixedBatchSampler, (LABELLED, 1, 1), "no sample without a label; gkd_plugin.data.with_unlabelled"),
+        (MixedBatchSampler, (MIXED, 0, 1), "labelled must be"),
+        (MixedBatchSampler, (MIXED, 1, 0), "unlabelled must be"),
     ],
 )
-def test_unusable_arguments_of_the_sampler(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        MixedBatchSampler(*arguments)
+def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, call, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    image_tree(Path("photos"), ["x"])
+    refused(message, call, *arguments)

@@ -15,9 +15,8 @@ from tests.fakes import cross_entropy, loader, stage
 CPU = Placement(torch.device("cpu"), None, "no")
 
 
-def _images(kind: str, seed: int) -> Tagged:
-    kwargs = {"classes": 4, "per_class": 6, "seed": seed}
-    return Tagged("!import_call", {"key": f"tests.fakes.{kind}", "init": {"kwargs": kwargs}})
+def call(key: str, **kwargs: Any) -> Tagged:
+    return Tagged("!import_call", {"key": key, "init": {"kwargs": kwargs}})
 
 
 def _loader(name: str, sampler: str = "Sequential") -> dict[str, Any]:
@@ -30,9 +29,10 @@ def loaders() -> dict[str, Any]:
 
 def config(models: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     kinds = {"train": "ViewedImages", "val": "TinyImages", "test": "TinyImages"}
+    datasets = {name: call(f"tests.fakes.{kind}", seed=seed) for seed, (name, kind) in enumerate(kinds.items())}
     return {
         "dependencies": [{"name": "gkd_plugin"}],
-        "datasets": {name: _images(kind, seed) for seed, (name, kind) in enumerate(kinds.items())},
+        "datasets": datasets,
         "models": models,
         "train": train,
         "test": {"test_data_loader": _loader("test")},

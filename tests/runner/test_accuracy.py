@@ -275,14 +275,12 @@ def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
 @pytest.mark.parametrize(
     ("own", "text"), [(85.5, "expect little: the teacher's .* 8.5 points"), (80.0, "expect a gain: .* 14.0 points")]
 )
-def test_what_to_expect_of_a_teacher(accelerator, caplog, monkeypatch, own, text):
+def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, text):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(module, "_ncm_obstacle", lambda parts: parts.obstacle)
-    monkeypatch.setattr(module, "_ncm_of", lambda *_: Accuracy(own, None, 10, 4))
-    box = SimpleNamespace(val_data_loader=None)
-    parts = SimpleNamespace(student=nn.Identity(), accelerator=accelerator, box=box, obstacle="")
+    monkeypatch.setattr(module, "_own_ncm", lambda parts, _: parts.found)
+    parts = SimpleNamespace(box=SimpleNamespace(val_data_loader=None), found=Accuracy(own, None, 10, 4))
     assert advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
     assert re.search(text, caplog.text)
     assert ("with_unlabelled" in caplog.text) == (own > 84)
-    parts.obstacle = "no evaluation view"
+    parts.found = "no evaluation view"
     assert advise(parts, {"ncm_top1": 94.0}) == advise(parts, {}) == {}

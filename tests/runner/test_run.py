@@ -18,7 +18,7 @@ from torchdistill.core.distillation import get_distillation_box
 
 from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.stages import student_entry
-from gkd_plugin.config.tree import Tagged, dump
+from gkd_plugin.config.tree import dump
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.losses import ClassifierStage, EmbeddingStage
@@ -27,7 +27,7 @@ from gkd_plugin.runner.models import build_model, start_at_centres
 from gkd_plugin.runner.run import evaluate_checkpoint, run_all, run_config, run_probe
 from gkd_plugin.runner.weights import read_weights
 from tests.fakes import TinyImages, cross_entropy, stage, train_box
-from tests.runner.fakes import cpu, equal, loaders, refused, student_config, teacher_config, write_configs
+from tests.runner.fakes import call, cpu, equal, loaders, refused, student_config, teacher_config, write_configs
 
 FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
@@ -135,8 +135,8 @@ def test_the_resolved_config_runs_again_to_the_same_bits(here):
 
 def with_more_images(tree):
     """The configuration in stage joint, with the validation set as images without a label."""
-    both = {"labelled": tree["datasets"]["train"], "unlabelled": tree["datasets"]["val"]}
-    made = Tagged("!import_call", {"key": "gkd_plugin.data.with_unlabelled", "init": {"kwargs": both}})
+    labelled, unlabelled = (tree["datasets"][name] for name in ("train", "val"))
+    made = call("gkd_plugin.data.with_unlabelled", labelled=labelled, unlabelled=unlabelled)
     section = stage("joint", **loaders())
     mixed = {"key": "MixedBatchSampler", "kwargs": {"labelled": 8, "unlabelled": 4}}
     section["train_data_loader"] |= {"batch_sampler": mixed, "kwargs": {}}
@@ -184,8 +184,7 @@ def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
     tree = teacher_config()
     for name, memory in (("train", 0), ("val", None), ("test", None)):
         kwargs = {"old": 2, "new": 2, "memory": memory, "dataset": tree["datasets"][name]}
-        subset = {"key": "gkd_plugin.data.incremental_subset", "init": {"kwargs": kwargs}}
-        tree["datasets"][name] = Tagged("!import_call", subset, "")
+        tree["datasets"][name] = call("gkd_plugin.data.incremental_subset", **kwargs)
     made = run_config(checked_config(Path("changed.yaml"), tree), Path("out"), device="cpu")
     final = made["final"]
     assert final["top1"] == pytest.approx((final["old_top1"] + final["new_top1"]) / 2)

@@ -234,7 +234,7 @@ def test_names_that_the_weights_were_trained_with_and_those_given():
 
 ADOPTING = {"preprocessing": "data", "local_classifier": "discriminant", "class_map": {0: 1}}
 OTHER = [("embedding", "global_pool"), ("num_classes", 4), ("input_size", 64), ("local_features", ["layer1"])]
-OTHER += [("local_classifier", "centres"), ("class_map", {0: 2}), ("class_map", None)]
+OTHER += [("local_classifier", "centres"), ("class_map", {0: 2}), ("class_map", None), ("class_prior", "training")]
 OTHER += [("teacher_model", make_teacher().teacher)]
 
 
@@ -296,6 +296,7 @@ KWARGS = r"\.kwargs\."
         ({"embedding": "embeding"}, KWARGS + "embedding: .* no module 'embeding'; did you mean 'embedding'"),
         ({"embedding_io": "outputs"}, KWARGS + "embedding_io: 'outputs' is unknown; did you mean 'output'"),
         ({"local_classifier": "centers"}, KWARGS + "local_classifier: 'centers' is unknown; did you mean 'centres'"),
+        ({"class_prior": "trainin"}, KWARGS + "class_prior: 'trainin' is unknown; did you mean 'training'"),
         ({"local_features": ["layer9"]}, KWARGS + "local_features: .* no module 'layer9'; did you mean"),
         ({"local_features": ["embedding"]}, KWARGS + "local_features: 'embedding' is the embedding"),
         ({"teacher_dtype": "bf61"}, KWARGS + "teacher_dtype: 'bf61' is unknown; did you mean 'bf16'"),
