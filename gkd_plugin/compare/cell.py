@@ -51,12 +51,18 @@ def lacks_stages(method: Method, tree: Tree) -> str:
 
 
 def cell_config(
-    tree: Tree, method: Method, setting: Setting, path: Path, task: int | None = None, *, trained: Tree | None = None
+    tree: Tree,
+    method: Method,
+    setting: Setting,
+    path: Path,
+    task: int | None = None,
+    *,
+    trained: tuple[Method, Tree] | None = None,
 ) -> RunConfig:
     """The configuration of a cell, validated, for the file ``path``; the tree is left as it is.
 
     A method with fewer stages than the configuration trains as long as its stages together: as many updates. A
-    ``trained`` teacher (:func:`trained_teacher`) takes the place of the configuration's.
+    ``trained`` teacher, of a method (:func:`trained_teacher`), takes the place of the configuration's.
     """
     tree = copy.deepcopy(tree)
     if method.memory is None:  # whatever the memory, which would also change how batches are balanced
@@ -69,17 +75,18 @@ def cell_config(
         # a stage may load weights, too
         without = {role: {"src_ckpt": None} for role in ("student", "teacher") if getattr(method, role) == "untrained"}
         stages = {kind: replace(stage, section=_merged(stage.section, without)) for kind, stage in stages.items()}
-        if trained is not None:
-            tree["models"]["teacher_model"] = trained
-            stages = {kind: replace(stage, section=_read_like_student(stage)) for kind, stage in stages.items()}
         embedding = stages["embedding"].student_embedding or student_embedding(tree)
+        read_at = embedding or "embedding"
+        if trained is not None:
+            source, tree["models"]["teacher_model"] = trained
+            at = None if source.student == "teacher" else read_at
+            stages = {kind: replace(stage, section=_read_like_student(stage, at)) for kind, stage in stages.items()}
         if method.student == "teacher":  # where the teacher's embedding is, if it is an output
             teacher = stages["embedding"].teacher
             kwargs = teacher.wrapper_kwargs if teacher else {}
             embedding = None if kwargs.get("embedding_io") == "input" else str(kwargs.get("embedding", "embedding"))
         tree["models"] = _models(tree, method)
         if method.of == "student":
-            read_at = embedding or "embedding"
             like_student = {stage.name: _read_like_student(stage, read_at) for stage in stages.values()}
             tree["train"] = like_student.get("train") or tree["train"] | like_student
         elif not method.probe:
@@ -92,7 +99,7 @@ def cell_config(
         is_wrapped = any("dataset_wrapper" in stage.train_data_loader for stage in method.stages)
         if is_wrapped or "teacher_model" not in tree["models"]:
             tree.pop("teacher_cache", None)  # its views are of the data set itself; the teacher answers in every step
-        return checked_config(path, tree, produced=() if trained is None else (trained["src_ckpt"],))
+        return checked_config(path, tree, produced=() if trained is None else (trained[1]["src_ckpt"],))
 
 
 def trained_teacher(config: RunConfig, folder: Path) -> Tree:
@@ -135,7 +142,7 @@ def _models(tree: Tree, method: Method) -> Tree:
     return {"teacher_model": teacher, "student_model": student}
 
 
-def _read_like_student(stage: Stage, embedding: str | None = None) -> Tree:
+def _read_like_student(stage: Stage, embedding: str | None) -> Tree:
     """The stage with a wrapper for a student in the teacher's place, which sees the images as the student does.
 
     Without ``embedding`` it is the teacher's own network, read where the configuration says.

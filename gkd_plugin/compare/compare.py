@@ -115,7 +115,8 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
             reason = teacher.reason if teacher else ""
             reason = reason or untrained_student(method, tree) or lacks_stages(method, tree)
             if not reason:
-                trained = None if teacher is None else trained_teacher(configs[teacher.config], teacher.folder)
+                entry = None if teacher is None else trained_teacher(configs[teacher.config], teacher.folder)
+                trained = (source, entry) if source and entry else None
                 config = cell_config(tree, method, setting, path, task, trained=trained)
                 with told_at(f"{setting.title}: "):
                     reason = obstacle(method, config)

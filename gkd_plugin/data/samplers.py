@@ -23,11 +23,11 @@ __all__ = ["ClassBalancedBatchSampler", "MixedBatchSampler"]
 class ClassBalancedBatchSampler(Sampler[list[int]]):
     """Batches of P different classes with K samples each: every anchor has positives, every batch has negatives.
 
-    Every epoch reads the sampler once and deals the samples of each class in that order; those without a label are left
-    out. All classes are visited
-    equally often (counts differ by one at most): a class that runs out of samples starts again, so a batch repeats a
-    sample only where the class has fewer than K. All randomness comes from the sampler: processes whose samplers agree
-    (as under Hugging Face Accelerate) make the same batches; with ``DistributedSampler`` each rank those of its shard.
+    Every epoch reads the sampler once and deals the samples of each class in that order, those without a label left
+    out. All classes are visited equally often (counts differ by one at most): a class that runs out of samples starts
+    again, so a batch repeats a sample only where the class has fewer than K. All randomness comes from the sampler:
+    processes whose samplers agree (as under Hugging Face Accelerate) make the same batches; with
+    ``DistributedSampler`` each rank those of its shard.
 
     Args:
         sampler: a sampler that knows its dataset as ``data_source`` or ``dataset``, as torch's ``RandomSampler``,

@@ -208,12 +208,17 @@ def test_an_untrained_teacher_leaves_the_weights_out(written):
     assert ours["train"]["teacher"] == {key: v for key, v in control["train"]["teacher"].items() if key != "src_ckpt"}
 
 
-def test_a_trained_teacher_sees_images_as_the_student_and_is_read_where_it_was(written):
-    tree = with_student(written())
+@pytest.mark.parametrize(
+    ("source", "read_at"),
+    [("finetune", {"embedding": "stem", "embedding_io": "output"}), ("ce", {"embedding": "head"})],
+)
+def test_a_trained_teacher_sees_images_as_the_student_and_is_read_where_its_network_was(written, source, read_at):
+    tree = with_student(written("train.stage1.criterion.kwargs.student_embedding=head"))
     teacher = {"key": "timm_model", "kwargs": TINY, "src_ckpt": "grid/finetune/seed0/student.safetensors"}
-    config = cell_config(tree, load_method("finetuned-kd"), Setting(), Path("cell.yaml"), trained=teacher)
+    trained = load_method(source), teacher
+    config = cell_config(tree, load_method("finetuned-kd"), Setting(), Path("cell.yaml"), trained=trained)
     assert config.tree["models"]["teacher_model"] == teacher
-    kwargs = {"embedding": "stem", "embedding_io": "output", "preprocessing": "data", "class_map": None}
+    kwargs = {**read_at, "preprocessing": "data", "class_map": None}
     assert config.tree["train"]["teacher"]["auxiliary_model_wrapper"]["kwargs"] == kwargs
 
 

@@ -149,7 +149,7 @@ def test_a_teacher_that_a_method_trains_has_the_students_classes(tmp_path, monke
     (tmp_path / "mine.yaml").write_text("{teacher: finetune, classes: same, stages: [{}]}", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     tree = read(write_config(tmp_path))
-    trained = {**tree["models"]["teacher_model"], "src_ckpt": "grid/student.safetensors"}
+    trained = load_method("finetune"), {**tree["models"]["teacher_model"], "src_ckpt": "grid/student.safetensors"}
     method = load_method("mine.yaml")
     assert obstacle(method, cell_config(tree, method, Setting(), Path("cell.yaml"), trained=trained)) == ""
 

@@ -328,6 +328,6 @@ def test_numbers_of_crd(given, path, message):
         check(section, train=TinyImages())
     else:
         refused(rf"^train\.stage1\.{path}: {message}", check, section, train=TinyImages())
-    if not given.keys() - LOSS.keys() and message is None and data["dataset_wrapper"] == WRAPPER:
+    if message is None and data["dataset_wrapper"] == WRAPPER:
         lacks = r"^datasets\.train: has images without labels, which CRDDatasetWrapper takes to be of the last class"
         refused(lacks, check, section, train=with_unlabelled(TinyImages(), TinyImages()))

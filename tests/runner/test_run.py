@@ -133,6 +133,12 @@ def test_the_resolved_config_runs_again_to_the_same_bits(here):
         assert Path("again", name).read_bytes() == Path("runs/student", name).read_bytes()
 
 
+def test_advice_leaves_the_training_as_it_is(here, monkeypatch):
+    monkeypatch.setattr(run_module, "advise", lambda *_: {})
+    run("runs/student/config", "silent")
+    assert Path("silent/student.safetensors").read_bytes() == Path("runs/student/student.safetensors").read_bytes()
+
+
 def with_more_images(tree):
     """The configuration in stage joint, with the validation set as images without a label."""
     labelled, unlabelled = (tree["datasets"][name] for name in ("train", "val"))
