@@ -6,17 +6,9 @@ from typing import Any
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from gkd_plugin.data import labels
 from gkd_plugin.data.images import ImageFiles, existing_folder
-from gkd_plugin.data.labels import (
-    UNLABELLED,
-    class_groups_of,
-    classes_of,
-    labels_of,
-    layers_of,
-    length_of,
-    teacher_labels_of,
-    teacher_num_classes_of,
-)
+from gkd_plugin.data.labels import UNLABELLED, layers_of, length_of
 from gkd_plugin.data.splits import ClassSubset
 from gkd_plugin.errors import ConfigError
 
@@ -30,12 +22,13 @@ class WithUnlabelled(ConcatDataset[Any]):
     """
 
     def __init__(self, labelled: Dataset[Any], unlabelled: Dataset[Any]) -> None:
-        hidden = ClassSubset(unlabelled, range(length_of(unlabelled)), [UNLABELLED] * length_of(unlabelled), [])
+        count = length_of(unlabelled)
+        hidden = ClassSubset(unlabelled, range(count), [UNLABELLED] * count, [])
         super().__init__([labelled, hidden])
-        self.labelled_samples = labelled
-        self.targets, self.classes = [*labels_of(labelled), *hidden.targets], classes_of(labelled)
-        self.teacher_labels, self.teacher_num_classes = teacher_labels_of(labelled), teacher_num_classes_of(labelled)
-        self.class_groups = class_groups_of(labelled)
+        self.labelled_samples, self.targets = labelled, [*labels.labels_of(labelled), *hidden.targets]
+        self.classes, self.class_groups = labels.classes_of(labelled), labels.class_groups_of(labelled)
+        self.teacher_labels = labels.teacher_labels_of(labelled)
+        self.teacher_num_classes = labels.teacher_num_classes_of(labelled)
 
 
 def with_unlabelled(labelled: Dataset[Any], unlabelled: str | Path | Dataset[Any]) -> WithUnlabelled:

@@ -18,11 +18,9 @@ from gkd_plugin.runner import accuracy as module
 from gkd_plugin.runner.accuracy import (
     PROBES,
     Accuracy,
-    advise,
     check_teacher,
     evaluate,
     final_figures,
-    near_chance,
     student_ncm,
 )
 from tests.fakes import TinyImages, TinyNet, make_box, stage
@@ -91,9 +89,9 @@ def test_groups_count_the_samples_of_all_processes():
 
 def test_near_chance():
     for top1, *counts in ((54.0, 1000, 2), (20.0, 24, 4), (1.1, 10_000, 100), (0.0, 0, 0)):
-        assert near_chance(Accuracy(top1, None, *counts)) is True
+        assert module.near_chance(Accuracy(top1, None, *counts)) is True
     for top1, *counts in ((55.0, 1000, 2), (3.0, 10_000, 100)):
-        assert near_chance(Accuracy(top1, None, *counts)) is False
+        assert module.near_chance(Accuracy(top1, None, *counts)) is False
 
 
 class Means(nn.Module):
@@ -279,8 +277,8 @@ def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, text):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(module, "_own_ncm", lambda parts, _: parts.found)
     parts = SimpleNamespace(box=SimpleNamespace(val_data_loader=None), found=Accuracy(own, None, 10, 4))
-    assert advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
+    assert module.advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
     assert re.search(text, caplog.text)
     assert ("with_unlabelled" in caplog.text) == (own > 84)
     parts.found = "no evaluation view"
-    assert advise(parts, {"ncm_top1": 94.0}) == advise(parts, {}) == {}
+    assert module.advise(parts, {"ncm_top1": 94.0}) == module.advise(parts, {}) == {}

@@ -21,14 +21,12 @@ from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.data import ImageInput
 from gkd_plugin.models import timm_model
+from gkd_plugin.runner import weights
 from gkd_plugin.runner.weights import (
-    _prefix,
     load_backbone_weights,
     load_teacher_weights,
     load_weights,
     read_weights,
-    save_student,
-    save_upstream_checkpoint,
 )
 from tests.fakes import TinyNet
 from tests.runner.fakes import equal, refused
@@ -62,11 +60,11 @@ def saved(path, state):
 def save(model, path, **about):
     """In the format that goes with the suffix: the student's alone, or torchdistill's."""
     if path.suffix == ".safetensors":
-        save_student(model, path, {"model": "tiny", **about})
+        weights.save_student(model, path, {"model": "tiny", **about})
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         box = SimpleNamespace(optimizer=optimizer, lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1))
-        save_upstream_checkpoint(model, box, 12.5, path, about)
+        weights.save_upstream_checkpoint(model, box, 12.5, path, about)
     return path
 
 
@@ -280,4 +278,4 @@ def test_a_bias_that_the_new_classifier_lacks_is_left_out(tmp_path):
 
 
 def test_of_prefixes_that_fit_alike_the_shortest_is_taken():
-    assert _prefix(dict.fromkeys(["x.weight", "weight"]), dict.fromkeys(["weight", "bias"])) == ""
+    assert weights._prefix(dict.fromkeys(["x.weight", "weight"]), dict.fromkeys(["weight", "bias"])) == ""

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional import (
-    fit_discriminant,
-    fit_probe,
-    fit_shared_classes,
-    own_log_probabilities,
-    shared_log_probabilities,
-)
+from gkd_plugin.functional import fit_discriminant, fit_probe, fit_shared_classes
 from gkd_plugin.functional.discriminant import LinearFit, smoothed_targets
+from gkd_plugin.functional.shared_classes import own_log_probabilities, shared_log_probabilities
 from gkd_plugin.teacher.readouts import READOUTS, Answers, Readout, Seen
 
 logger = logging.getLogger(__name__)
