@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from gkd_plugin.errors import ConfigError, first_line, nearest, nearest_beside, one_of, require_report, whole_number
+from tests.runner.fakes import refused
 
 
 @pytest.mark.parametrize(
@@ -44,15 +45,13 @@ def test_nearest_beside_looks_at_names_with_the_same_ending(tmp_path):
 )
 def test_a_whole_number_within_bounds_is_itself_and_all_else_is_refused(value, high, message):
     assert [whole_number("k", 2, low=2, high=2), whole_number("k", 10**9, low=2)] == [2, 10**9]
-    with pytest.raises(ConfigError, match=message):
-        whole_number("k", value, low=2, high=high)
+    refused(message, whole_number, "k", value, low=2, high=high)
 
 
 def test_a_choice_that_is_not_offered_is_refused_with_a_value_error():
     one_of("role", "teacher", ("teacher", "student"))
     assert issubclass(ConfigError, ValueError)
-    with pytest.raises(ConfigError, match=r"role: 'techer' is unknown; did you mean 'teacher'\?"):
-        one_of("role", "techer", ("teacher", "student"))
+    refused(r"role: 'techer' is unknown; did you mean 'teacher'\?", one_of, "role", "techer", ("teacher", "student"))
 
 
 @pytest.mark.parametrize(
@@ -62,5 +61,4 @@ def test_a_missing_extra_is_named(monkeypatch, modules, names):
     require_report("diagnose")
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"^diagnose needs {names}: pip install 'gkd-plugin\[report\]'$"):
-        require_report("diagnose")
+    refused(rf"^diagnose needs {names}: pip install 'gkd-plugin\[report\]'$", require_report, "diagnose")

@@ -5,16 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_plugin.functional import (
-    ClassCentreAccumulator,
-    class_centres,
-    confidence_cost,
-    emphasis_weights,
-    local_classifier_distillation,
-    local_logits,
-    nearest_class_mean,
-    present_classes,
-)
+from gkd_plugin import functional
+from gkd_plugin.functional import ClassCentreAccumulator, class_centres, emphasis_weights, local_classifier_distillation
 from tests import reference
 
 
@@ -76,7 +68,7 @@ def test_what_has_no_centres(batches, classes, message):
 def test_nearest_class_mean_is_the_nearest_on_the_sphere():
     embedding, labels = samples()
     centres = class_centres([(embedding, labels)])
-    scores = nearest_class_mean(embedding, centres)
+    scores = functional.nearest_class_mean(embedding, centres)
     rows = torch.nn.functional.normalize(embedding, dim=1)
     assert torch.equal(scores.argmax(1), torch.cdist(rows, centres).argmin(1))
     assert scores.abs().max() <= 1 + 1e-6
@@ -107,7 +99,7 @@ def test_gradcheck_and_neither_absent_classes_nor_the_teacher_get_a_gradient():
     student.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: local_classifier_distillation(x, local, labels), (student,))
     local_classifier_distillation(student, local.requires_grad_(), labels).backward()
-    absent = ~present_classes(labels, 7)
+    absent = ~functional.present_classes(labels, 7)
     assert absent.any()
     assert torch.equal(student.grad[:, absent], torch.zeros(16, int(absent.sum()), dtype=torch.float64))
     assert local.grad is None
@@ -126,7 +118,7 @@ def test_one_class_or_none_in_the_batch_is_zero_with_a_graph(size):
 def test_local_logits_are_products_in_float32_under_autocast():
     embedding, centres = torch.randn(4, 64), torch.randn(5, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = local_logits(embedding, centres)
+        got = functional.local_logits(embedding, centres)
     assert got.dtype == torch.float32
     assert torch.equal(got, embedding @ centres.T)
 
@@ -168,4 +160,4 @@ def test_equal_confidence_weighs_one(logits):
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[1e30, 0.0], [0.0, 0.0]])
     assert torch.isfinite(emphasis_weights(logits)).all()
-    assert confidence_cost(logits)[0] == 0
+    assert functional.confidence_cost(logits)[0] == 0

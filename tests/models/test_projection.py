@@ -15,6 +15,7 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import ProjectedStudent, timm_model
 from gkd_plugin.models.projection import Projection, make_projection
 from tests.fakes import TinyImages, cross_entropy, loader, make_box, stage
+from tests.runner.fakes import refused
 
 E = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 METHODS = Path(gkd_plugin.__file__).parent / "compare/methods"
@@ -72,8 +73,7 @@ def test_projections(kind, out_features):
     ],
 )
 def test_sections_that_describe_none(section, message):
-    with pytest.raises(ConfigError, match=rf"^auxiliary_model_wrapper\.kwargs\.projection{message}"):
-        make_projection(section)
+    refused(rf"^auxiliary_model_wrapper\.kwargs\.projection{message}", make_projection, section)
 
 
 def method_stage(name, teacher_width=WIDTH):
@@ -153,8 +153,7 @@ def test_a_loss_is_a_direct_call_of_torchdistills_and_trains_student_and_project
 def test_a_projection_that_the_box_would_freeze_is_refused(box_of):
     section = method_stage("cckd")
     section["teacher"]["requires_grad"] = False
-    with pytest.raises(ConfigError, match=r"^teacher\.requires_grad: False freezes the teacher's projection too"):
-        box_of(section)
+    refused(r"^teacher\.requires_grad: False freezes the teacher's projection too", box_of, section)
 
 
 def test_a_teachers_embedding_of_another_width_or_not_hooked(box_of):
@@ -162,8 +161,7 @@ def test_a_teachers_embedding_of_another_width_or_not_hooked(box_of):
         one_batch(box_of(method_stage("cckd", teacher_width=7)))
     section = method_stage("cckd")
     section["teacher"]["forward_hook"] = {"output": ["projection"]}
-    with pytest.raises(ConfigError, match=r"the teacher's 'embedding'/output is not recorded"):
-        one_batch(box_of(section))
+    refused(r"the teacher's 'embedding'/output is not recorded", one_batch, box_of(section))
 
 
 LINEAR = {"kind": "linear", "in_features": WIDTH, "out_features": 5}
