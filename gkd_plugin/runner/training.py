@@ -82,8 +82,10 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
             place = f"{title}, step {step}"
             loss = _loss(box, place, images, labels, *rest)
             value = loss.item()
+            known = [label for label in labels.tolist() if label != UNLABELLED]
             if not math.isfinite(value):
-                raise ConfigError(f"the loss is {value} at {place}: stopped before the weights changed")
+                lacks = "" if known else " (the batch has no image with a label: MixedBatchSampler gives each some)"
+                raise ConfigError(f"the loss is {value} at {place}{lacks}: stopped before the weights changed")
             box.post_forward_process(loss=loss)
             terms = {"loss": value, **getattr(box.criterion, "terms", {})}
             sums |= {name: sums.get(name, 0.0) + float(term) for name, term in terms.items()}
@@ -92,7 +94,6 @@ def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Ac
                 shown = {name: f"{total / step:.4g}" for name, total in sums.items()}
                 lr_now = f"{box.optimizer.param_groups[0]['lr']:.2g}"
                 bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{count / seconds:.0f}"})
-            known = [label for label in labels.tolist() if label != UNLABELLED]
             has_pairs = has_pairs or 1 < len(set(known)) < len(known)
     if not has_pairs:
         found = "no batch held two samples of one class and one of another, so stage 'embedding' has nothing to compare"

@@ -11,7 +11,6 @@ import argparse
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 from gkd_plugin.cli import main as refilled
@@ -19,15 +18,6 @@ from gkd_plugin.compare.report import mean_of, paired_difference
 from gkd_plugin.runner.run_folder import aligned
 
 CONFIG = Path(__file__).with_suffix(".yaml")
-
-
-def run(output: Path, methods: Sequence[str], subset: int, sets: Sequence[str]) -> None:
-    """The methods on one choice of labelled images."""
-    chosen = [f"--set={text}" for text in (*sets, f"x-subset={subset}")]
-    names = ["--methods", ",".join(methods), "--seeds", str(subset), "--output", str(output / f"subset{subset}")]
-    code = refilled(["compare", str(CONFIG), *names, *chosen])
-    if code:
-        sys.exit(code)
 
 
 def table(output: Path) -> str:
@@ -55,6 +45,9 @@ if __name__ == "__main__":
     parser.add_argument("--subsets", type=int, default=5)
     parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
-    for number in range(given.subsets):
-        run(given.output, given.methods.split(","), number, given.set)
+    for number in map(str, range(given.subsets)):
+        chosen = [f"--set={text}" for text in (*given.set, f"x-subset={number}")]
+        names = ["--methods", given.methods, "--seeds", number, "--output", str(given.output / f"subset{number}")]
+        if code := refilled(["compare", str(CONFIG), *names, *chosen]):
+            sys.exit(code)
     print(table(given.output))

@@ -8,11 +8,12 @@ import torch
 from torch.utils.data import SequentialSampler
 
 from gkd_plugin.config.stages import stages_of
+from gkd_plugin.data import unwrapped
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner import training
 from gkd_plugin.runner.training import train_epochs
 from gkd_plugin.teacher import RefilledTeacher
-from tests.fakes import TinyImages, loader, make_box, models, stage
+from tests.fakes import TinyImages, cross_entropy, loader, make_box, models, stage
 from tests.runner.fakes import cpu, refused
 
 
@@ -126,6 +127,13 @@ NO_RATE = stage("classifier", optimizer={"key": "SGD", "kwargs": {"lr": -1}})
 )
 def test_what_stops_an_epoch_is_told_with_its_place(section, message):
     refused(f"^{message}", train, section)
+
+
+def test_a_batch_without_a_label_is_told_where_it_leaves_no_loss():
+    terms = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"ce": cross_entropy()}}}
+    epochs, box = epochs_of(stage("embedding", criterion=terms))
+    unwrapped(box.train_data_loader.dataset).targets = [-1] * 24
+    refused(r"^the loss is nan at stage1 1/1, step 1 \(the batch has no image with a label: Mixed", list, epochs)
 
 
 def saved_teacher(path):
