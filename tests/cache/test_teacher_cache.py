@@ -4,7 +4,6 @@ import pytest
 import torch
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
-from gkd_plugin import ConfigError
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.models import timm_model
@@ -101,13 +100,12 @@ def test_images_and_teachers_that_changed_unseen_are_refused(tmp_path, monkeypat
     for key in ("views_key", "data_key", "teacher_key"):
         monkeypatch.setattr(f"gkd_plugin.cache.teacher_cache.{key}", lambda _: "same")
     train(*build(tmp_path))
-    with pytest.raises(ConfigError, match=r"^teacher_cache\.folder: .* teacher's embedding differs by .* %.*delete"):
-        train(*build(tmp_path, teacher_seed=5))
-    box, student, cache, accelerator = build(tmp_path)
+    other = build(tmp_path, teacher_seed=5)
+    refused(r"^teacher_cache\.folder: .* teacher's embedding differs by .* %.*delete", train, *other)
+    box, *others = build(tmp_path)
     images = box.train_data_loader.dataset.dataset.images
     images[[1, 2]] = images[[2, 1]]  # rows that opening does not ask the teacher for
-    with pytest.raises(ConfigError, match="teacher_cache: the images are not those that the teacher answered for"):
-        train(box, student, cache, accelerator)
+    refused("teacher_cache: the images are not those that the teacher answered for", train, box, *others)
 
 
 def test_another_teacher_setting_precision_or_number_of_views_gets_a_bank_of_its_own(tmp_path):
@@ -138,12 +136,12 @@ def test_a_process_that_does_not_see_what_the_main_one_wrote_says_so(tmp_path, m
 
 
 def test_another_wrapper_and_loaders_that_may_change_images_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="teacher_cache: only 'refilled_teacher' can answer"):
-        build(tmp_path, teacher={"forward_proc": "forward_batch_only"})
+    unwrapped = {"forward_proc": "forward_batch_only"}
+    refused("teacher_cache: only 'refilled_teacher' can answer", build, tmp_path, teacher=unwrapped)
     for key in ("collate_fn", "dataset_wrapper"):
         loader = {**stage("embedding")["train_data_loader"], key: {"key": "x"}}
-        with pytest.raises(ConfigError, match=rf"teacher_cache: train\.stage1\.train_data_loader\.{key} may change"):
-            build(tmp_path, train_data_loader=loader)
+        where = rf"teacher_cache: train\.stage1\.train_data_loader\.{key}"
+        refused(f"{where} may change", build, tmp_path, train_data_loader=loader)
 
 
 def test_the_section():

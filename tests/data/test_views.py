@@ -14,7 +14,6 @@ from gkd_plugin.data.images import ArrayImages
 from gkd_plugin.data.labels import class_groups_of, labels_of, teacher_labels_of
 from gkd_plugin.data.splits import class_split, class_subset, few_shot_subset, incremental_subset
 from gkd_plugin.data.views import FixedViews, evaluation_view, seeded, sketch, with_evaluation_view
-from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, random_states, samples, with_view
 from tests.fakes import ViewedImages
 from tests.runner.fakes import refused
@@ -183,8 +182,7 @@ def test_other_samples_and_views_are_refused():
         (ArrayImages(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]), 2, r"ArrayImages: .* sample 1 is \(Image, int\)"),
         (Draws(LABELS), 0, "views must be a whole number from 1 up"),
     ):
-        with pytest.raises(ConfigError, match=found):
-            FixedViews(dataset, views)[1]
+        refused(found, lambda dataset=dataset, views=views: FixedViews(dataset, views)[1])
     for index, view in [(SAMPLES, 0), (-1, 0), (0, 2), (0, -1)]:
         with pytest.raises(IndexError, match="7 samples of 2 views"):
             FixedViews(Draws(LABELS), 2).view(index, view)
