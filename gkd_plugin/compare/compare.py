@@ -112,11 +112,10 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
         folder = wanted.output / setting.name / method.name / ("" if task is None else f"task{task}")
         path = folder / (f"config_seed{seed}.yaml" if teacher else "config.yaml")  # each seed has its own teacher
         if path not in reasons:
-            reason = teacher.reason if teacher else ""
+            reason = f"its teacher {teacher.method.name} {teacher.reason}" if teacher and teacher.reason else ""
             reason = reason or untrained_student(method, tree) or lacks_stages(method, tree)
             if not reason:
-                entry = None if teacher is None else trained_teacher(configs[teacher.config], teacher.folder)
-                trained = (source, entry) if source and entry else None
+                trained = teacher and (teacher.method, trained_teacher(configs[teacher.config], teacher.folder))
                 config = cell_config(tree, method, setting, path, task, trained=trained)
                 with told_at(f"{setting.title}: "):
                     reason = obstacle(method, config)

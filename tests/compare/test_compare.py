@@ -152,6 +152,12 @@ def test_a_method_whose_teacher_another_method_trains(compared, monkeypatch):
     assert lost.reason == "its teacher (overlap 0 %, finetune, seed 1): too small"
 
 
+def test_a_method_whose_teacher_cannot_be_trained_there_says_so(compared, here):
+    (here / "mine.yaml").write_text("teacher: kd\nstages: [{}]\n", encoding="utf-8")
+    _, (result,) = compared(["mine.yaml"], overlaps=[0.0])
+    assert (result.status, result.reason) == ("not served", "its teacher kd needs the same classes")
+
+
 @pytest.mark.parametrize(
     ("source", "why"),
     [
