@@ -115,7 +115,9 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
             reason = f"its teacher {teacher.method.name} {teacher.reason}" if teacher and teacher.reason else ""
             reason = reason or untrained_student(method, tree) or lacks_stages(method, tree)
             if not reason:
-                trained = teacher and (teacher.method, trained_teacher(configs[teacher.config], teacher.folder))
+                trained = None
+                if teacher is not None:
+                    trained = teacher.method, trained_teacher(configs[teacher.config], teacher.folder)
                 config = cell_config(tree, method, setting, path, task, trained=trained)
                 with told_at(f"{setting.title}: "):
                     reason = obstacle(method, config)
