@@ -172,8 +172,8 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
     if ahead >= GAIN_FROM:
         logger.info("expect a gain: the teacher's embedding is %.1f points above the student's own", ahead)
     else:
-        text = "expect little: the teacher's embedding is only %.1f points above the student's own; what helps: %s"
-        logger.warning(text, ahead, _CURES)
+        place = f"only {ahead:.1f} points above" if ahead > 0 else f"{-ahead:.1f} points below"
+        logger.warning("expect little: the teacher's embedding is %s the student's own; what helps: %s", place, _CURES)
     return {"ncm_top1": own.top1}
 
 

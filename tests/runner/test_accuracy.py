@@ -271,7 +271,12 @@ def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
 
 
 @pytest.mark.parametrize(
-    ("own", "text"), [(85.5, "expect little: the teacher's .* 8.5 points"), (80.0, "expect a gain: .* 14.0 points")]
+    ("own", "text"),
+    [
+        (85.5, "expect little: the teacher's .* only 8.5 points above"),
+        (95.0, "expect little: the teacher's .* is 1.0 points below the student's own; "),
+        (80.0, "expect a gain: .* 14.0 points"),
+    ],
 )
 def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, text):
     caplog.set_level(logging.INFO)
