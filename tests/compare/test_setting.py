@@ -11,7 +11,7 @@ from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.config.tree import read
 from gkd_plugin.runner.weights import WeightFile, save_student
-from tests.compare.fakes import FEW_SHOT, INCREMENTAL, TINY, write_config
+from tests.compare.fakes import FEW_SHOT, INCREMENTAL, TINY
 from tests.config.samples import parse
 from tests.runner.fakes import call, refused
 
@@ -127,28 +127,24 @@ def made(tree, method, setting):
         (INCREMENTAL, Setting(memory=0), SAME | NO_SAMPLE),
     ],
 )
-def test_what_is_in_the_way(tree, setting, in_the_way, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tree = read(write_config(tmp_path, tree))
+def test_what_is_in_the_way(tree, setting, in_the_way, written):
+    tree = written(tree=tree)
     reasons = {name: obstacle(load_method(name), made(tree, name, setting)) for name in method_names()}
     assert {name: reason for name, reason in reasons.items() if reason} == in_the_way
 
 
-def test_images_without_labels_are_in_the_way_of_crd_alone(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tree = copy.deepcopy(TINY)
+def test_images_without_labels_are_in_the_way_of_crd_alone(written):
+    tree = written()
     data, more = tree["datasets"], call("tests.fakes.TinyImages", size=32)
     data["train"] = call("gkd_plugin.data.with_unlabelled", labelled=data["train"], unlabelled=more)
-    tree = read(write_config(tmp_path, tree))
     reasons = {name: obstacle(load_method(name), made(tree, name, Setting())) for name in ("crd", "cckd")}
     assert reasons == {"crd": "needs a label of each image", "cckd": ""}
 
 
-def test_a_teacher_that_a_method_trains_has_the_students_classes(tmp_path, monkeypatch):
+def test_a_teacher_that_a_method_trains_has_the_students_classes(written):
     """Its weights are not there yet."""
-    (tmp_path / "mine.yaml").write_text("{teacher: finetune, classes: same, stages: [{}]}", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    tree = read(write_config(tmp_path))
+    tree = written()
+    Path("mine.yaml").write_text("{teacher: finetune, classes: same, stages: [{}]}", encoding="utf-8")
     trained = load_method("finetune"), {**tree["models"]["teacher_model"], "src_ckpt": "grid/student.safetensors"}
     method = load_method("mine.yaml")
     assert obstacle(method, cell_config(tree, method, Setting(), Path("cell.yaml"), trained=trained)) == ""
