@@ -66,7 +66,7 @@ class TeacherCache:
         return {**config, "train": train, "datasets": datasets}
 
     def open(self, box: Any, accelerator: Accelerator) -> Records:
-        """The bank of the box's present stage, computed where there is none; random states stay as they are."""
+        """The bank of the box's present stage, computed where there is none, and known to its teacher."""
         teacher: RefilledTeacher = box.teacher_model
         views: FixedViews = box.train_data_loader.dataset
         with torch.random.fork_rng(devices=[]):
@@ -74,7 +74,9 @@ class TeacherCache:
             path = self.folder / f"{digest(*made_from, teacher.settings(), accelerator.mixed_precision)}.npy"
             if path not in self._banks:
                 self._banks[path] = self._find(path, teacher, box.train_data_loader, accelerator)
-        return self._banks[path]
+        bank = self._banks[path]
+        teacher.kept = lambda rows: _answers(read_bank(bank, rows))
+        return bank
 
     def attach(self, box: Any, accelerator: Accelerator) -> None:
         """Lets the teacher of the box's present stage answer from its bank; training then compares every image."""
@@ -83,10 +85,10 @@ class TeacherCache:
 
         def answer(teacher: RefilledTeacher, images: Tensor, targets: Any, supplement: Any, **more: Any) -> Any:
             found = read_bank(bank, supplement["bank_row"])
-            if not torch.allclose(supplement["sketch"].cpu(), found.pop("sketch"), rtol=5e-3, atol=5e-3):
+            if not torch.allclose(supplement["sketch"].cpu(), found["sketch"], rtol=5e-3, atol=5e-3):
                 advice = f"data or transform changed unseen; delete the kept answers in {self.folder}"
                 raise ConfigError(f"teacher_cache: the images are not those that the teacher answered for: {advice}")
-            teacher.answer_with(Answers(**found))
+            teacher.answer_with(_answers(found))
             return forward(teacher, images, targets, supplement, **more)
 
         box.teacher_forward_proc = answer
@@ -131,6 +133,10 @@ class _AllViews(Dataset[Any]):
 
     def __getitem__(self, row: int) -> Tensor:
         return self.views.view(*divmod(row, self.views.views))[0]
+
+
+def _answers(fields: Mapping[str, Tensor]) -> Answers:
+    return Answers(**{name: value for name, value in fields.items() if name != "sketch"})
 
 
 def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Fitting the teacher's local classifier to a training set, before the first epoch that needs it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT, regi
 from tqdm import tqdm
 
 from gkd_plugin.box import register
-from gkd_plugin.data import evaluation_view, labelled_part, seeded, unwrapped
+from gkd_plugin.data import UNLABELLED, FixedViews, evaluation_view, labelled_part, seeded, unwrapped
+from gkd_plugin.teacher.readouts import Answers
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,14 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:
 
     The centres take one pass over the training set without augmentation. A readout that wants images as the student
     sees them gets up to :data:`MAX_VIEWS` passes more, one where there are samples enough, over about
-    :data:`MAX_ROWS` samples. Raises ConfigError where a class has no sample.
+    :data:`MAX_ROWS` samples; or, without a pass, what a teacher cache keeps of these. Raises ConfigError where a class
+    has no sample.
     """
     labels: list[Tensor] = []  # of all samples, when the first pass is over
-    views = _views(train_data_loader, labels) if teacher.local_classifier.wants_views else None
+    views: Iterator[tuple[Any, Tensor, Tensor]] | None = None
+    if teacher.local_classifier.wants_views:
+        kept = teacher.kept
+        views = _views(train_data_loader, labels) if kept is None else _kept_views(kept, train_data_loader)
     teacher.fit_centres(_batches(clean_loader(train_data_loader), "class centres", labels), views)
     classes, width = teacher.local_classifier.centres.shape
     logger.info("class centres: %d classes, %d-dimensional", classes, width)
@@ -80,6 +85,19 @@ def _views(train_data_loader: Any, labels: list[Tensor]) -> Iterator[tuple[Tenso
             for images, of in _batches(in_order(dataset, train_data_loader), "local classifier", []):
                 yield images, of, numbers[: len(of)]
                 numbers = numbers[len(of) :]
+
+
+def _kept_views(kept: Callable[[Tensor], Answers], train_data_loader: Any) -> Iterator[tuple[Answers, Tensor, Tensor]]:
+    """(answers, labels, numbers of the samples) of the first fixed views, as they are kept."""
+    fixed: FixedViews = train_data_loader.dataset
+    all_labels = torch.tensor(fixed.targets)
+    chosen = (all_labels != UNLABELLED).nonzero().flatten()
+    if len(chosen) > MAX_ROWS:
+        chosen = chosen[first_of_each(all_labels[chosen], MAX_ROWS)]
+    for view in range(min(max(MAX_ROWS // len(chosen), 1), MAX_VIEWS, fixed.views)):
+        for numbers in torch.arange(len(chosen)).split(1000):
+            samples = chosen[numbers]
+            yield kept(samples * fixed.views + view), all_labels[samples], numbers
 
 
 def first_of_each(labels: Tensor, at_most: int) -> Tensor:

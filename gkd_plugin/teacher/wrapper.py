@@ -1,7 +1,7 @@
 """``refilled_teacher``: a teacher that stays frozen, in eval mode and on its own input, whatever the box does."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -125,6 +125,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self._channels: int | None = (cfg.get("input_size") or [None])[0]
         self._capture = Capture.of(teacher_model, embedding, embedding_io)
         self._given: Answers | None = None
+        self.kept: Callable[[Tensor], Answers] | None = None  # bank rows → its answers for the FixedViews trained on
         self._own_device: torch.device | None = None
         self.train(False)
         if self._dtype is not None:
@@ -223,6 +224,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """``[B, …]`` images → the teacher's embedding ``[B, D_t]``, on the device of the teacher."""
         return self._ask(x).embedding
 
+    def _answers_of(self, x: Tensor | Answers) -> Answers:
+        return self._ask(x) if isinstance(x, Tensor) else x
+
     def _ask(self, x: Tensor) -> Answers:
         """What the teacher itself says, without the local classifier."""
         if self._channels is not None and x.ndim == 4 and x.shape[1] != self._channels:
@@ -264,16 +268,19 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
     @torch.no_grad()
     def fit_centres(
-        self, batches: Iterable[tuple[Tensor, Tensor]], views: Iterable[tuple[Tensor, Tensor, Tensor]] | None = None
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        views: Iterable[tuple[Tensor | Answers, Tensor, Tensor]] | None = None,
     ) -> None:
         """Fits the local classifier, and with it the class centres, to (images, labels) of the training set.
 
         ``views`` are (images, labels, numbers of the samples) of the same samples as the student sees them, for a
-        readout that wants these; ``None`` for the batches themselves. Raises ConfigError where a class has no sample.
+        readout that wants these, or the teacher's answers in place of the images; ``None`` for the batches themselves.
+        Raises ConfigError where a class has no sample.
         """
         with user_can_mend("class centres"):
             answered = ((self._ask(images), labels) for images, labels in batches)
-            seen = None if views is None else ((self._ask(x), labels, samples) for x, labels, samples in views)
+            seen = None if views is None else ((self._answers_of(x), *more) for x, *more in views)
             self.local_classifier.fit(answered, self.num_classes, seen, self.class_map)
         self.class_map.tell_use(is_used=self.local_classifier.wants_views)
 

@@ -10,6 +10,8 @@ from gkd_plugin.models import timm_model
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.parts import build_box
 from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.teacher import fit_class_centres
+from gkd_plugin.teacher.readouts import READOUTS
 from tests.data.fakes import random_states
 from tests.fakes import TinyImages, stage
 from tests.runner.fakes import refused
@@ -93,6 +95,23 @@ def test_answers_are_those_of_the_teacher_for_the_very_images_of_the_student(tmp
             torch.testing.assert_close(logits, want, rtol=2e-3, atol=2e-3)
             rows |= set(supplement["bank_row"].tolist())
     assert rows == set(range(3 * 24))
+
+
+def test_a_local_classifier_is_fitted_to_the_answers_that_are_kept(tmp_path, monkeypatch):
+    classifier = stage("classifier")
+    hooks = {key: classifier[key] for key in ("criterion", "teacher")}
+    hooks["teacher"]["auxiliary_model_wrapper"]["kwargs"] |= {"local_classifier": "discriminant"}
+    box, _, cache, accelerator = build(tmp_path, **hooks)
+    cache.open(box, accelerator)
+    teacher, views, asked, seen = box.teacher_model, box.train_data_loader.dataset, [], []
+    monkeypatch.setattr(READOUTS["discriminant"], "fit", lambda _, given: seen.append(given) or {})
+    images, labels = zip(*(views.view(sample, view) for view in range(3) for sample in range(24)), strict=True)
+    want = teacher.embed(torch.stack(images))
+    teacher.teacher.register_forward_hook(lambda _m, args, _o: asked.append(len(args[0])))
+    fit_class_centres(teacher, box.train_data_loader)
+    assert sum(asked) == 24  # class centres alone
+    torch.testing.assert_close(seen[0].rows, want, rtol=2e-3, atol=2e-3)
+    assert (seen[0].labels.tolist(), seen[0].samples.tolist()) == (list(labels), 3 * list(range(24)))
 
 
 def test_images_and_teachers_that_changed_unseen_are_refused(tmp_path, monkeypatch):
