@@ -26,6 +26,8 @@ from gkd_plugin.runner.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
+_FEW_VIEWS = 5  # times as many epochs as fixed views is told: docs/cache.md and docs/when-it-pays.md say what it cost
+
 
 class Parts:
     """Everything that the run of a built configuration needs, built and checked; nothing is written."""
@@ -140,6 +142,12 @@ def _warn(built: Mapping[str, Any], stages: Sequence[Stage]) -> None:
         logger.warning("%s.sync_bn: not read by refilled", where)
     if (built["models"].get("teacher_model") or {}).get("dst_ckpt"):
         logger.warning("%s.dst_ckpt: not read by refilled; only the student is saved", TEACHER)
+    views, epochs = (built.get("teacher_cache") or {}).get("views"), sum(stage.epochs for stage in stages)
+    if views and epochs >= _FEW_VIEWS * views:
+        costs = (
+            "the same few crops again and again cost accuracy where images are few; as many views as epochs cost none"
+        )
+        logger.warning("teacher_cache.views: %d for %d epochs: %s", views, epochs, costs)
     for stage in stages:
         scheduler = stage.section.get("scheduler") or {}
         name = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}.get(str(scheduler.get("key")), "")

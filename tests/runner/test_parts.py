@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -158,3 +159,10 @@ def test_a_cycle_that_does_not_fit_its_stage_is_told(caplog, accelerator, schedu
     Parts(load_config("teacher.yaml", sets).build(), CPU, accelerator, None)
     found = [line for line in caplog.messages if "scheduler" in line]
     assert [line.startswith(f"train.scheduler.kwargs.{told}") for line in found] == ([] if told is None else [True])
+
+
+@pytest.mark.parametrize(("views", "is_told"), [(2, True), (3, False), (None, False)])
+def test_few_fixed_views_for_many_epochs_are_told(caplog, views, is_told):
+    stages = [SimpleNamespace(epochs=epochs, section={}, path="train") for epochs in (4, 6)]
+    _warn({"models": {"student_model": {}}, "teacher_cache": {"views": views}}, stages)
+    assert [line.startswith("teacher_cache.views: 2 for 10 epochs") for line in caplog.messages] == [True] * is_told
