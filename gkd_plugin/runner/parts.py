@@ -142,12 +142,12 @@ def _warn(built: Mapping[str, Any], stages: Sequence[Stage]) -> None:
         logger.warning("%s.sync_bn: not read by refilled", where)
     if (built["models"].get("teacher_model") or {}).get("dst_ckpt"):
         logger.warning("%s.dst_ckpt: not read by refilled; only the student is saved", TEACHER)
-    views, epochs = (built.get("teacher_cache") or {}).get("views"), sum(stage.epochs for stage in stages)
-    if views and epochs >= _FEW_VIEWS * views:
+    views, planned = (built.get("teacher_cache") or {}).get("views"), sum(stage.epochs for stage in stages)
+    if views and planned >= _FEW_VIEWS * views:
         costs = (
             "the same few crops again and again cost accuracy where images are few; as many views as epochs cost none"
         )
-        logger.warning("teacher_cache.views: %d for %d epochs: %s", views, epochs, costs)
+        logger.warning("teacher_cache.views: %d for %d epochs: %s", views, planned, costs)
     for stage in stages:
         scheduler = stage.section.get("scheduler") or {}
         name = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}.get(str(scheduler.get("key")), "")

@@ -280,7 +280,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """
         with user_can_mend("class centres"):
             answered = ((self._ask(images), labels) for images, labels in batches)
-            seen = None if views is None else ((self._answers_of(x), *more) for x, *more in views)
+            seen = None if views is None else ((self._answers_of(x), y, samples) for x, y, samples in views)
             self.local_classifier.fit(answered, self.num_classes, seen, self.class_map)
         self.class_map.tell_use(is_used=self.local_classifier.wants_views)
 
