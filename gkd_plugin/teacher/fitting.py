@@ -95,9 +95,7 @@ def _kept_views(kept: Callable[[Tensor], Answers], train_data_loader: Any) -> It
     if len(chosen) > MAX_ROWS:
         chosen = chosen[first_of_each(all_labels[chosen], MAX_ROWS)]
     for view in range(min(max(MAX_ROWS // len(chosen), 1), MAX_VIEWS, fixed.views)):
-        for numbers in torch.split(torch.arange(len(chosen)), 1000):
-            samples = chosen[numbers]
-            yield kept(samples * fixed.views + view), all_labels[samples], numbers
+        yield kept(chosen * fixed.views + view), all_labels[chosen], torch.arange(len(chosen))
 
 
 def first_of_each(labels: Tensor, at_most: int) -> Tensor:

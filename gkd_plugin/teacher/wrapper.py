@@ -256,9 +256,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         if self.teacher is not other.teacher:
             return
         self.class_map.teacher_size = other.class_map.teacher_size
-        ours, theirs = ((w.class_map.shared, w.settings()) for w in (self, other))
-        is_same_kind = self.local_classifier.fitted_by == other.local_classifier.fitted_by
-        if is_same_kind and ours == theirs:
+        ours, theirs = ((w.local_classifier.fitted_by, w.class_map.shared, w.settings()) for w in (self, other))
+        if ours == theirs:
             self.local_classifier.keep(other.local_classifier.tensors(), self.device)
 
     def settings(self) -> tuple[Any, ...]:
