@@ -3,7 +3,6 @@
 Notation: B batch size, D embedding width, C number of the student's classes, K_b the classes present in a batch.
 """
 
-from gkd_plugin.functional.discriminant import *
 from gkd_plugin.functional.local_classifier import *
 from gkd_plugin.functional.probe import *
 from gkd_plugin.functional.relationship import *

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_plugin.functional._common import exact_dtype
-from gkd_plugin.functional.discriminant import minimise, smoothed_targets
+from gkd_plugin.functional.probe import minimise, smoothed_targets
 
 __all__ = ["SharedClasses", "fit_shared_classes", "own_log_probabilities", "shared_log_probabilities"]
 

@@ -41,8 +41,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         teacher_model: the teacher; torchdistill supplies it, and ``device``, ``device_ids``, ``distributed``.
         embedding: module path of the embedding, ``[B, D]`` or ``[B, D, 1, 1]``; every ``timm_model`` has the default.
         embedding_io: ``'output'`` of that module, or its ``'input'`` (torchvision's ViT: the input of ``'heads'``).
-        local_classifier: ``'centres'`` (the paper's), ``'discriminant'`` or ``'probe'`` (both calibrated on held-out
-            labels), or another readout; by default what the criterion's stage asks for.
+        local_classifier: ``'centres'`` (the paper's), ``'probe'`` (calibrated on held-out labels), or another readout;
+            by default what the criterion's stage asks for.
         local_features: module paths of earlier layers, which a calibrated local classifier reads beside the embedding.
         class_map: which of the student's classes are the teacher's, for a calibrated local classifier: ``'auto'``
             (what the training set says of a teacher with as many classes), ``'names'``,

@@ -228,7 +228,7 @@ def test_a_new_classifier_may_start_at_class_centres(here, caplog):
 
 def test_what_the_teachers_embedding_knows(here, caplog):
     caplog.set_level(logging.INFO)
-    kwargs = "{preprocessing: data, local_classifier: discriminant}"  # fitted to no probe
+    kwargs = "{preprocessing: data, local_classifier: probe}"  # another kind of probe, which this one does not read
     config = load_config("student.yaml", [f"train.stage1.teacher.auxiliary_model_wrapper.kwargs={kwargs}"])
     made = run_probe(config, Path("probed"), "ncm", seed=3, device="cpu")
     assert made["final"] == {"top1": figures_of(bare(here, "teacher", "test_resnet"))["ncm_top1"], "on": "test"}
@@ -236,7 +236,7 @@ def test_what_the_teachers_embedding_knows(here, caplog):
     assert summary("probed") == made
     assert {path.name for path in Path("probed").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
     assert "ncm on the frozen network: top-1 on the test set" in Path("probed/log.txt").read_text("utf-8")
-    assert "held-out accuracy" not in caplog.text  # of a discriminant
+    assert "held-out accuracy" not in caplog.text  # of the local classifier
 
 
 def without(tree, *path):

@@ -74,7 +74,7 @@ def test_the_evaluation_view_is_used_where_there_is_one(has_view, caplog):
 def test_a_readout_that_wants_views_sees_what_the_student_sees(limit, passes, monkeypatch):
     monkeypatch.setattr(fitting, "MAX_ROWS", limit)
     assert recorded_fit(Augmented(), "centres", monkeypatch)[1] is None
-    (clean, _), (images, labels, samples) = recorded_fit(Augmented(), "discriminant", monkeypatch)
+    (clean, _), (images, labels, samples) = recorded_fit(Augmented(), "probe", monkeypatch)
     torch.testing.assert_close(clean, TinyImages().images)
     assert labels.tolist() == TinyImages().targets * passes
     assert samples.tolist() == list(range(24)) * passes
@@ -85,12 +85,12 @@ def test_of_many_samples_the_first_of_each_class_are_seen(monkeypatch):
     targets = [0] * 12 + [1] * 6 + [2] * 6
     monkeypatch.setattr(fitting, "MAX_ROWS", 9)
     monkeypatch.setattr(TinyImages, "targets", property(lambda self: targets, lambda *_: None), raising=False)
-    _, (images, labels, samples) = recorded_fit(Augmented(), "discriminant", monkeypatch)
+    _, (images, labels, samples) = recorded_fit(Augmented(), "probe", monkeypatch)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert samples.tolist() == list(range(9))
     noise_of(images, [0, 1, 2, 12, 13, 14, 18, 19, 20])
     monkeypatch.setattr(fitting, "MAX_ROWS", 4)  # two of each class are more, and seen all the same
-    assert recorded_fit(Augmented(), "discriminant", monkeypatch)[1][1].tolist() == [0, 0, 1, 1, 2, 2]
+    assert recorded_fit(Augmented(), "probe", monkeypatch)[1][1].tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_first_of_each_class_at_least_two_however_many_classes():
@@ -145,7 +145,7 @@ def test_samples_without_a_label_take_no_part():
     for more in (Augmented(), with_unlabelled(Augmented(), Augmented(seed=1))):
         torch.manual_seed(0)
         box = box_over(more)
-        box.teacher_model.local_classifier.kind = "discriminant"
+        box.teacher_model.local_classifier.kind = "probe"
         fit_class_centres(box.teacher_model, box.train_data_loader)
         fits.append(box.teacher_model.local_classifier.tensors())
     assert equal(*fits)

@@ -39,10 +39,10 @@ def test_what_was_fitted_moves_on(kind):
 def test_a_readout_sees_the_whole_stream_in_order(shared, has_views, monkeypatch):
     answers, labels = said()
     seen = []
-    monkeypatch.setattr(READOUTS["discriminant"], "fit", lambda centres, given: seen.append(given) or {})
+    monkeypatch.setattr(READOUTS["probe"], "fit", lambda centres, given: seen.append(given) or {})
     class_map = SHARED if shared else ClassMap()
     views = parts(answers, labels) if has_views else None
-    LocalClassifier("discriminant").fit((part[:2] for part in parts(answers, labels)), None, views, class_map)
+    LocalClassifier("probe").fit((part[:2] for part in parts(answers, labels)), None, views, class_map)
     rows, logits, of, samples, teacher_labels, _, counts = seen[0]
     for got, want in ((rows, answers.embedding), (of, labels), (samples, torch.arange(48))):
         assert torch.equal(got, want)

@@ -159,7 +159,7 @@ def test_answers_that_are_given_are_not_computed():
 
 
 def test_local_features_are_read_beside_the_embedding():
-    teacher = fitted(local_classifier="discriminant", local_features=["layer1", "layer2"])
+    teacher = fitted(local_classifier="probe", local_features=["layer1", "layer2"])
     answers = teacher.answers(IMAGES)
     taken = record(teacher.teacher, "layer1", "layer2")
     teacher.embed(IMAGES)
@@ -171,15 +171,15 @@ def test_local_features_are_read_beside_the_embedding():
         torch.testing.assert_close(seen.pop("local_classifier"), answers.local_classifier)
 
 
-@pytest.mark.parametrize(("asked", "kind"), [(None, "discriminant"), ("centres", "centres")])
+@pytest.mark.parametrize(("asked", "kind"), [(None, "probe"), ("centres", "centres")])
 def test_a_stage_suggests_a_local_classifier_where_the_keyword_leaves_it_open(asked, kind):
     teacher = make_teacher(local_classifier=asked)
-    teacher.suggest_local_classifier("discriminant")
+    teacher.suggest_local_classifier("probe")
     assert teacher.local_classifier.kind == kind
 
 
 def test_the_training_set_tells_the_shared_classes():
-    teacher = fitted(overlapping(), of=4, local_classifier="discriminant")
+    teacher = fitted(overlapping(), of=4, local_classifier="probe")
     assert teacher.local_classifier.teacher_labels.tolist() == [2, 3, -1, -1]
     answers = teacher.answers(IMAGES)
     logits = teacher.local_classifier.logits
@@ -188,12 +188,12 @@ def test_the_training_set_tells_the_shared_classes():
 
 
 def test_shared_classes_can_be_written_down_or_switched_off_and_those_of_another_teacher_are_not_believed(caplog):
-    written = fitted(overlapping(), of=1000, local_classifier="discriminant", class_map={0: 281})
+    written = fitted(overlapping(), of=1000, local_classifier="probe", class_map={0: 281})
     assert written.local_classifier.teacher_labels.tolist() == [281, -1, -1, -1]
-    off = fitted(overlapping(), of=3, local_classifier="discriminant", class_map=None)
+    off = fitted(overlapping(), of=3, local_classifier="probe", class_map=None)
     assert off.local_classifier.teacher_labels.numel() == 0
     assert "class_map" not in caplog.text
-    other = fitted(overlapping(), of=3, local_classifier="discriminant")
+    other = fitted(overlapping(), of=3, local_classifier="probe")
     assert "of a teacher with 4 classes, this one has 3, so no class is shared" in caplog.text
     assert torch.equal(other.answers(IMAGES).local_classifier, off.answers(IMAGES).local_classifier)
 
@@ -201,7 +201,7 @@ def test_shared_classes_can_be_written_down_or_switched_off_and_those_of_another
 def test_the_number_of_logits_tells_of_a_model_that_does_not():
     """And a map that is not believed for it is no reason to fit again."""
     net = TinyNet(num_classes=6)  # without an attribute num_classes
-    first, second = (RefilledTeacher(net, embedding="pool", local_classifier="discriminant") for _ in range(2))
+    first, second = (RefilledTeacher(net, embedding="pool", local_classifier="probe") for _ in range(2))
     for teacher in (first, second):
         teacher.prepare(box_over(overlapping()), {})
         assert teacher.class_map.labels == [2, 3, None, None]
@@ -232,7 +232,7 @@ def test_names_that_the_weights_were_trained_with_and_those_given():
     assert relation(teacher_classes=list("abdc")) == "same"
 
 
-ADOPTING = {"preprocessing": "data", "local_classifier": "discriminant", "class_map": {0: 1}}
+ADOPTING = {"preprocessing": "data", "local_classifier": "probe", "class_map": {0: 1}}
 OTHER = [("embedding", "global_pool"), ("num_classes", 4), ("input_size", 64), ("local_features", ["layer1"])]
 OTHER += [("local_classifier", "centres"), ("class_map", {0: 2}), ("class_map", None), ("class_prior", "training")]
 OTHER += [("teacher_model", make_teacher().teacher)]

@@ -1,16 +1,15 @@
-"""Local classifiers that are calibrated to the labels."""
+"""The local classifier that is calibrated to the labels."""
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_plugin.functional import fit_discriminant, fit_probe, fit_shared_classes
-from gkd_plugin.functional.discriminant import LinearFit, smoothed_targets
+from gkd_plugin.functional import fit_probe, fit_shared_classes
+from gkd_plugin.functional.probe import smoothed_targets
 from gkd_plugin.functional.shared_classes import own_log_probabilities, shared_log_probabilities
 from gkd_plugin.teacher.readouts import READOUTS, Answers, Readout, Seen
 
@@ -19,24 +18,22 @@ logger = logging.getLogger(__name__)
 _UNEVEN = 2  # times as many images of a class as of another is told
 
 
-class CalibratedDiscriminant(Readout):
-    r"""z = φ_T(x) · weightᵀ + bias of a Gaussian discriminant, and for shared classes the teacher's own logits too.
+class CalibratedProbe(Readout):
+    """z = φ_T(x) · weightᵀ + bias of a linear probe, and for shared classes the teacher's own logits too.
 
-    See :mod:`gkd_plugin.functional.discriminant`, and :mod:`gkd_plugin.functional.shared_classes` for classes that the
-    teacher has itself. With features of earlier layers it reads φ_T(x) and these side by side, each direction divided
-    by its standard deviation over the training samples. Where a class has a single sample, which cannot be held out,
-    it falls back to class centres. The classes count as equally frequent, or as frequent as in the training set, whose
-    log-frequencies are then added to the logits (and taken from a probe's otherwise). Not in the paper. A subclass has
-    another ``family`` of linear classifiers.
+    See :mod:`gkd_plugin.functional.probe`, and :mod:`gkd_plugin.functional.shared_classes` for classes that the teacher
+    has itself. With features of earlier layers it reads φ_T(x) and these side by side, each direction divided by its
+    standard deviation over the training samples. Where a class has a single sample, which cannot be held out, it falls
+    back to class centres. The log-frequencies of the classes among the samples are taken from the logits, so that all
+    count as equally frequent; where they shall be as frequent as in the training set, its log-frequencies are added.
+    Not in the paper.
 
     What it keeps: ``weight`` ``[C, D_t + F]``, ``bias`` ``[C]``, and with shared classes ``teacher_labels`` ``[C]`` (−1
     for a class that the teacher does not have) and ``shared_factors`` ``[6]``.
     """
 
-    name = "discriminant"
+    name = "probe"
     wants_views = True
-    family: ClassVar[Callable[..., LinearFit]] = staticmethod(fit_discriminant)
-    fitted_prior: ClassVar[str] = "equal"  # the class prior of what ``family`` fits
 
     def fit(self, centres: Tensor, seen: Seen | None) -> dict[str, Tensor]:
         """The classifier with the best held-out likelihood; the log says how good it is."""
@@ -49,9 +46,9 @@ class CalibratedDiscriminant(Readout):
         has_features = seen.rows.shape[1] > centres.shape[1]
         deviation = seen.rows.std(dim=0, correction=0)
         spread = torch.where(deviation > 0, deviation, 1) if has_features else torch.ones(1)
-        fit = self.family(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
+        fit = fit_probe(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
         wanted, counted = ((counts / counts.sum()).log() for counts in (seen.counts, fitted_to))
-        prior = wanted * (seen.class_prior == "training") - counted * (self.fitted_prior == "training")
+        prior = wanted * (seen.class_prior == "training") - counted
         fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias + prior}, fit.held_out_logits + prior
         if seen.counts.max() > _UNEVEN * seen.counts.min():
             text = "local classifier: classes have %d to %d images; class_prior: %r"
@@ -78,14 +75,6 @@ class CalibratedDiscriminant(Readout):
             return local
         own = own_log_probabilities(answers.logits, teacher_labels)
         return shared_log_probabilities(local, own, teacher_labels, factors)
-
-
-class CalibratedProbe(CalibratedDiscriminant):
-    """z = φ_T(x) · weightᵀ + bias of a linear probe, see :mod:`gkd_plugin.functional.probe`; all else is the same."""
-
-    name = "probe"
-    family = staticmethod(fit_probe)
-    fitted_prior = "training"
 
 
 def _fit_shared(local: Tensor, seen: Seen, logits: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from gkd_plugin.functional import class_centres, fit_discriminant, fit_probe
+from gkd_plugin.functional import class_centres, fit_probe
 from gkd_plugin.functional.shared_classes import fit_shared_classes, own_log_probabilities, shared_log_probabilities
 from gkd_plugin.teacher import Answers, ClassMap
 from gkd_plugin.teacher.readouts import LocalClassifier
@@ -11,7 +11,7 @@ from tests.teacher.fakes import SHARED, said
 
 
 def fitted(class_map=None, given=None, **kwargs):
-    classifier = LocalClassifier("discriminant")
+    classifier = LocalClassifier("probe", "training")  # as the probe is fitted: no log-frequencies are taken off
     classifier.fit([given or said()], None, class_map=class_map, **kwargs)
     return classifier
 
@@ -34,10 +34,10 @@ def test_shared_classes_bring_the_teachers_own_logits():
         (ClassMap(said=[0, None, 2, None], written=None), True),
     ],
 )
-def test_without_a_shared_class_or_logits_of_its_own_it_is_the_discriminant(class_map, has_logits):
+def test_without_a_shared_class_or_logits_of_its_own_it_is_the_probe(class_map, has_logits):
     answers, labels = said()
     given = answers if has_logits else Answers(answers.embedding)
-    classifier, fit = fitted(SHARED), fit_discriminant(answers.embedding, labels, 4)
+    classifier, fit = fitted(SHARED), fit_probe(answers.embedding, labels, 4)
     classifier.fit([(given, labels)], None, class_map=class_map)  # forgets the fit before
     assert classifier.shared_factors.numel() == 0
     torch.testing.assert_close(classifier.logits(answers), answers.embedding @ fit.weight.T + fit.bias)
@@ -49,9 +49,9 @@ def test_it_is_fitted_to_the_views_and_centres_to_the_batches(class_map):
     samples = torch.arange(24).repeat(2)
     classifier = fitted(class_map, views=[(seen, labels, samples)])
     torch.testing.assert_close(classifier.centres, class_centres([(answers.embedding, labels)]))
-    fit = fit_discriminant(seen.embedding, labels, 4, samples=samples)
+    fit = fit_probe(seen.embedding, labels, 4, samples=samples)
     torch.testing.assert_close((classifier.weight, classifier.bias), (fit.weight, fit.bias))
-    assert not torch.allclose(fit.weight, fit_discriminant(seen.embedding, labels, 4).weight)
+    assert not torch.allclose(fit.weight, fit_probe(seen.embedding, labels, 4).weight)
     if class_map:
         own = own_log_probabilities(seen.logits, classifier.teacher_labels)
         factors = fit_shared_classes(fit.held_out_logits, own, classifier.teacher_labels, labels, samples)
@@ -74,8 +74,8 @@ def test_local_features_stand_beside_the_embedding_each_direction_on_one_scale()
     classifier = fitted(given=(answers._replace(features=features), labels))
     rows = torch.cat([answers.embedding, features], dim=1)
     scaled = rows / torch.tensor([float(column.std(correction=0)) or 1 for column in rows.T])
-    fit = fit_discriminant(scaled, labels, 4)
-    assert fit.held_out_nll < fit_discriminant(answers.embedding, labels, 4).held_out_nll
+    fit = fit_probe(scaled, labels, 4)
+    assert fit.held_out_nll < fit_probe(answers.embedding, labels, 4).held_out_nll
     want = scaled @ fit.weight.T + fit.bias
     torch.testing.assert_close(classifier.logits(answers._replace(features=features)), want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(classifier.centres, class_centres([(answers.embedding, labels)]))
@@ -84,7 +84,7 @@ def test_local_features_stand_beside_the_embedding_each_direction_on_one_scale()
 def test_the_log_says_how_good_it_is_and_the_rest_to_those_who_debug(caplog):
     caplog.set_level(logging.DEBUG, "gkd_plugin")
     answers, labels = said()
-    fit = fit_discriminant(answers.embedding, labels, 4)
+    fit = fit_probe(answers.embedding, labels, 4)
     fitted()
     shared = fitted(SHARED)
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
@@ -118,36 +118,25 @@ def test_class_centres_have_no_class_prior(caplog):
     assert caplog.messages == ["class_prior: not used, this local classifier reads the class centres alone"]
 
 
-def test_a_probe_is_fitted_to_the_views():
-    (answers, labels), samples = said(), torch.arange(24).repeat(2)
-    classifier = LocalClassifier("probe", "training")
-    classifier.fit([(answers, labels)], None, views=[(answers, labels, samples)])
-    fit = fit_probe(answers.embedding, labels, 4, samples=samples)
-    torch.testing.assert_close(classifier.logits(answers), answers.embedding @ fit.weight.T + fit.bias)
-
-
-@pytest.mark.parametrize(
-    ("kind", "fit", "own"), [("discriminant", fit_discriminant, "equal"), ("probe", fit_probe, "training")]
-)
-def test_classes_are_as_frequent_as_asked(kind, fit, own, caplog):
+def test_classes_are_as_frequent_as_asked(caplog):
     """By Bayes' rule another class prior moves the logits by the difference of the log-frequencies."""
     caplog.set_level(logging.INFO)
     counts = torch.tensor([30, 10, 5, 3])
     labels = torch.arange(4).repeat_interleave(counts)
     rows = torch.nn.functional.one_hot(labels, 6) + torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
-    found, plain = {}, fit(rows, labels, 4)
+    found, plain = {}, fit_probe(rows, labels, 4)
     for prior in ("equal", "training"):
-        classifier = LocalClassifier(kind, prior)
+        classifier = LocalClassifier("probe", prior)
         classifier.fit([(Answers(rows), labels)], None)
         found[prior] = classifier.bias
         assert torch.equal(classifier.weight, plain.weight)
         assert f"classes have 3 to 30 images; class_prior: '{prior}'" in caplog.text
-    assert torch.equal(found[own], plain.bias)
+    assert torch.equal(found["training"], plain.bias)
     torch.testing.assert_close(found["training"] - found["equal"], (counts / 48).log())
 
     some = torch.cat([torch.where(labels == label)[0][:3] for label in range(4)])  # of many images, as many of each
     for prior in found:
-        classifier = LocalClassifier(kind, prior)
+        classifier = LocalClassifier("probe", prior)
         classifier.fit([(Answers(rows), labels)], None, [(Answers(rows[some]), labels[some], some)])
         found[prior] = classifier.bias
     torch.testing.assert_close(found["training"] - found["equal"], (counts / 48).log())
