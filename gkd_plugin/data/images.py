@@ -10,15 +10,14 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import pil_loader
 
+from gkd_plugin.data.files import existing_folder, images_below, is_hidden, read_image
 from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, one_of, whole_number
 
 __all__ = ["ArrayImages", "ImageFiles", "TransformedImages", "cub200", "digits", "image_folder", "npz_images"]
@@ -97,13 +96,8 @@ class ImageFiles(TransformedImages):
         self.samples, self.root = list(samples), str(root)
 
     def image(self, index: int) -> Image.Image:
-        """Raises ConfigError: the file is gone, or no image that Pillow reads."""
-        path = self.samples[index][0]
-        try:
-            return cast("Image.Image", pil_loader(path))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
-            reason = getattr(error, "strerror", None) or "it is damaged, or of no format that Pillow reads"
-            raise ConfigError(f"image {path} cannot be read: {reason}") from error
+        """As :func:`gkd_plugin.data.files.read_image`."""
+        return read_image(self.samples[index][0])
 
 
 def npz_images(
@@ -186,17 +180,24 @@ def digits(
 
 
 def image_folder(root: str | Path, transform: Transform = None, eval_transform: Transform = None) -> ImageFiles:
-    """A folder of images for each class, in alphabetical order: ``root/<class>/….jpg``, as torchvision reads it.
+    """A folder of images for each class, in alphabetical order: ``root/<class>/….jpg``, in folders of any depth.
+
+    Every format that Pillow reads counts. Hidden files and folders do not, nor what computers put there unasked
+    (``.ipynb_checkpoints``, ``__MACOSX``); the log says what else is left out.
 
     Args:
         root: the folder; ``~`` is allowed.
     """
     folder = existing_folder(root)
-    try:
-        found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise ConfigError(f"root: {folder}: {error}; it needs a folder of images for each class") from error
-    return ImageFiles(found.samples, found.classes, folder, transform, eval_transform)
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    if not classes:
+        raise ConfigError(f"root: {folder} holds no folders; it needs a folder of images for each class")
+    found = {name: images_below(folder / name) for name in classes}
+    empty = [name for name, images in found.items() if not images]
+    if empty:
+        raise ConfigError(f"root: {folder}: no image in the folders of {len(empty)} classes: {', '.join(empty[:10])}")
+    samples = [(path, label) for label, images in enumerate(found.values()) for path in images]
+    return ImageFiles(samples, classes, folder, transform, eval_transform)
 
 
 def cub200(
@@ -225,14 +226,6 @@ def cub200(
     if missing:
         raise ConfigError(f"root: {len(missing)} of {len(samples)} images of images.txt are missing, e.g. {missing[0]}")
     return ImageFiles(samples, list(names.values()), folder, transform, eval_transform)
-
-
-def existing_folder(root: str | Path, key: str = "root") -> Path:
-    """The folder, ``~`` expanded; raises ConfigError at ``key`` where there is none."""
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"{key}: there is no folder {folder}{nearest_beside(folder)}")
-    return folder
 
 
 def _cub_table(path: Path, images: Mapping[str, str] | None = None, allowed: Collection[str] = ()) -> dict[str, str]:

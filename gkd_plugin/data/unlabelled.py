@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gkd_plugin.data import labels
-from gkd_plugin.data.images import ImageFiles, existing_folder
+from gkd_plugin.data.files import existing_folder, images_below
+from gkd_plugin.data.images import ImageFiles
 from gkd_plugin.data.labels import UNLABELLED, layers_of, length_of
 from gkd_plugin.data.splits import ClassSubset
 from gkd_plugin.errors import ConfigError
@@ -48,9 +48,9 @@ def with_unlabelled(labelled: Dataset[Any], unlabelled: str | Path | Dataset[Any
     if isinstance(unlabelled, Dataset):
         return WithUnlabelled(labelled, unlabelled)
     folder = existing_folder(unlabelled, "unlabelled")
-    samples = [(str(path), UNLABELLED) for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
+    samples = [(path, UNLABELLED) for path in images_below(folder)]
     if not samples:
-        raise ConfigError(f"unlabelled: {folder} holds no image ({', '.join(IMG_EXTENSIONS)})")
+        raise ConfigError(f"unlabelled: {folder} holds no image")
     steps = (getattr(layer, "transform", None) for layer in layers_of(labelled))
     transform = next((step for step in steps if step is not None), None)
     if transform is None:

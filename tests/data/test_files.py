@@ -1,0 +1,107 @@
+"""Which image files are found, and that every kind of image that people have comes out as they see it."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gkd_plugin.data.files import images_below, read_image
+from tests.data.fakes import image_tree
+from tests.runner.fakes import refused
+
+RAMP = np.linspace(0, 1, 256).reshape(16, 16)
+GREY = np.rint(255 * RAMP).astype(np.uint8)
+
+
+def names(folder):
+    return [os.path.relpath(path, folder) for path in images_below(folder)]
+
+
+def test_the_images_of_a_folder(tmp_path, caplog):
+    image_tree(tmp_path, ["b", "a"], per_class=1)
+    for name in (
+        "one.JFIF",
+        "two.gif",
+        "three.avif",
+        "a/four.webp",
+        "a/._four.webp",
+        "a/.hidden/0.png",
+        "__MACOSX/0.png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = ["one.JFIF", "three.avif", "two.gif", "a/0.png", "a/four.webp", "b/0.png"]
+    assert names(tmp_path) == expected
+    assert not caplog.text
+    for name in ("notes.txt", "more.txt", "README", "data.h5"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == expected
+    assert "4 files are no images and are left out: .txt (2)" in caplog.text
+
+
+def test_links_are_followed_once(tmp_path):
+    image_tree(tmp_path / "far", ["x"], per_class=2)
+    image_tree(tmp_path, ["a"], per_class=1)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "a" / "there").symlink_to(tmp_path / "far" / "x", target_is_directory=True)
+    (tmp_path / "a" / "gone").symlink_to(tmp_path / "nowhere", target_is_directory=True)
+    assert names(tmp_path / "a") == ["0.png", "there/0.png", "there/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("8.png", GREY),
+        ("16.png", (257 * GREY.astype(np.uint16))),
+        ("16.tif", (257 * GREY.astype(np.uint16))),
+        ("32.tif", np.rint(RAMP * (2**31 - 1)).astype(np.int32)),
+        ("16in32.tif", (257 * GREY.astype(np.int32))),
+        ("unit.tif", RAMP.astype(np.float32)),
+        ("bytes.tif", (255 * RAMP).astype(np.float32)),
+        ("words.tif", (65535 * RAMP).astype(np.float32)),
+    ],
+)
+def test_numbers_of_every_type_are_scaled_by_its_range(tmp_path, name, pixels):
+    Image.fromarray(pixels).save(tmp_path / name)
+    image = read_image(str(tmp_path / name))
+    assert image.mode == "RGB"
+    for channel in np.moveaxis(np.asarray(image), -1, 0):
+        np.testing.assert_allclose(channel.astype(int), GREY.astype(int), atol=1)
+
+
+def test_floats_below_0_and_without_value_are_black(tmp_path):
+    Image.fromarray(np.array([[-1, np.nan], [0.5, 1]], dtype=np.float32)).save(tmp_path / "odd.tif")
+    assert np.asarray(read_image(str(tmp_path / "odd.tif")))[..., 0].tolist() == [[0, 0], [128, 255]]
+    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "black.tif")
+    assert not np.asarray(read_image(str(tmp_path / "black.tif"))).any()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_is_rgb(tmp_path, mode):
+    original = Image.fromarray(GREY).convert("RGB").convert(mode)
+    path = tmp_path / f"image.{'tif' if mode in ('CMYK', 'YCbCr') else 'png'}"
+    original.save(path)
+    image = read_image(str(path))
+    assert (image.mode, image.size) == ("RGB", (16, 16))
+    assert np.array_equal(np.asarray(image), np.asarray(original.convert("RGB")))
+
+
+def test_images_are_upright(tmp_path):
+    """A camera that was held sideways says so beside the pixels."""
+    colours = Image.fromarray(np.arange(12 * 8 * 3, dtype=np.uint8).reshape(8, 12, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    colours.save(tmp_path / "turned.png", exif=exif)
+    seen = np.asarray(read_image(str(tmp_path / "turned.png")))
+    assert np.array_equal(seen, np.rot90(np.asarray(colours), k=-1))
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("text", "cut"):
+        refused(rf"image .*{name}\.png cannot be read: it is damaged", read_image, str(tmp_path / f"{name}.png"))
+    refused(r"image .*gone\.png cannot be read: No such file", read_image, str(tmp_path / "gone.png"))
