@@ -82,6 +82,7 @@ def overrides_for(path, stand_ins):
 
     if family in stand_ins:
         put("path" if family == "tiny100" else "root", stand_ins[family], "datasets")
+        put("classes_of", stand_ins[family], "datasets")
         put("unlabelled", stand_ins[family], "datasets")
     if family == "tiny100":
         put("per_class", 10, "datasets")

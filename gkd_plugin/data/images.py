@@ -5,6 +5,7 @@ images do not fit together, and where an argument is out of range.
 """
 
 import itertools
+import logging
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -21,6 +22,8 @@ from gkd_plugin.data.files import existing_folder, images_below, is_hidden, read
 from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, one_of, whole_number
 
 __all__ = ["ArrayImages", "ImageFiles", "TransformedImages", "cub200", "digits", "image_folder", "npz_images"]
+
+logger = logging.getLogger(__name__)
 
 Labels = Sequence[int] | NDArray[Any]
 Transform = Callable[[Any], Any] | None
@@ -179,7 +182,12 @@ def digits(
     return ArrayImages(images, bunch.target[chosen], bunch.target_names, transform, eval_transform)
 
 
-def image_folder(root: str | Path, transform: Transform = None, eval_transform: Transform = None) -> ImageFiles:
+def image_folder(
+    root: str | Path,
+    transform: Transform = None,
+    eval_transform: Transform = None,
+    classes_of: str | Path | None = None,
+) -> ImageFiles:
     """A folder of images for each class, in alphabetical order: ``root/<class>/….jpg``, in folders of any depth.
 
     Every format that Pillow reads counts. Hidden files and folders do not, nor what computers put there unasked
@@ -187,17 +195,30 @@ def image_folder(root: str | Path, transform: Transform = None, eval_transform: 
 
     Args:
         root: the folder; ``~`` is allowed.
+        classes_of: the training set's folder, whose classes these are; a test set may then lack images of some of them.
+            ``None``: the folders in ``root`` are the classes, and each holds images.
     """
     folder = existing_folder(root)
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
-    if not classes:
-        raise ConfigError(f"root: {folder} holds no folders; it needs a folder of images for each class")
-    found = {name: images_below(folder / name) for name in classes}
+    own = _class_folders(folder, "root")
+    classes = own if classes_of is None else _class_folders(existing_folder(classes_of, "classes_of"), "classes_of")
+    for name in own:
+        one_of(f"root: class folder of {folder}", name, classes)
+    found = {name: images_below(folder / name) if name in own else [] for name in classes}
     empty = [name for name, images in found.items() if not images]
     if empty:
-        raise ConfigError(f"root: {folder}: no image in the folders of {len(empty)} classes: {', '.join(empty[:10])}")
+        text = f"{folder}: no image in the folders of {len(empty)} of {len(classes)} classes: {', '.join(empty[:10])}"
+        if classes_of is None or len(empty) == len(classes):
+            raise ConfigError(f"root: {text}")
+        logger.warning(text)
     samples = [(path, label) for label, images in enumerate(found.values()) for path in images]
     return ImageFiles(samples, classes, folder, transform, eval_transform)
+
+
+def _class_folders(folder: Path, key: str) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    if not names:
+        raise ConfigError(f"{key}: {folder} holds no folders; it needs a folder of images for each class")
+    return names
 
 
 def cub200(

@@ -21,6 +21,7 @@ from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.stages import Role, Stage
 from gkd_plugin.data import class_names_of, labelled_part, labels_of
+from gkd_plugin.data.labels import length_of
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.losses import RefilledStage
 from gkd_plugin.models import ProjectedStudent
@@ -123,11 +124,16 @@ def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, s
     measured = {stage.val_loader["dataset_id"]: stage.loader["dataset_id"] for stage in stages if stage.val_loader}
     if test := (config.get("test") or {}).get("test_data_loader"):
         measured[test["dataset_id"]] = stages[-1].loader["dataset_id"]
+        if test["dataset_id"] in training:
+            place = f"test.test_data_loader.dataset_id: {test['dataset_id']!r}"
+            raise ConfigError(f"{place} is trained on: its accuracy would say nothing of other images")
     for name in training:
         own = [stage for stage in stages if stage.loader["dataset_id"] == name]
         check_labels(name, datasets[name], where, num_classes, own)
         for stage in own:
             _check_crd(stage, datasets[name])
+    for name in measured.keys() & training.keys():
+        logger.warning("datasets.%s: validation on images that are trained on says little of others", name)
     measured = {name: trained for name, trained in measured.items() if name not in training}
     for name, trained in measured.items():
         check_labels(name, datasets[name], where, num_classes, [])
@@ -151,6 +157,12 @@ def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | N
     name = f"datasets.{dataset_id}"
     if not counts:
         raise ConfigError(f"{name}: holds no sample")
+    fewest = min(counts, key=lambda label: counts[label])
+    names = class_names_of(dataset) or []
+    shown = names[fewest] if 0 <= fewest < len(names) else fewest
+    sizes = f"{counts.total()} samples of {len(counts)} classes, {counts[fewest]} of the smallest ({shown})"
+    more = length_of(dataset) - counts.total()
+    logger.info("%s: %s%s", name, sizes, f"; {more} without a label" if more else "")
     if min(counts) < 0:
         raise ConfigError(f"{name}: class index out of range: label {min(counts)}; labels count from 0")
     if num_classes is not None and max(counts) >= num_classes:

@@ -132,7 +132,20 @@ def test_a_folder_is_read_as_by_torchvision_unless_it_is_missing_or_holds_no_cla
     refused(r"root: there is no folder .*trian; .*did you mean 'train'", image_folder, tree.with_name("trian"))
     refused(r"root: .*needs a folder of images for each class", image_folder, tree / "ant")
     (tree / "bee").mkdir()
-    refused(r"root: .*no image in the folders of 1 classes: bee", image_folder, tree)
+    refused(r"root: .*no image in the folders of 1 of 3 classes: bee", image_folder, tree)
+
+
+def test_a_test_set_has_the_classes_of_the_training_set(tree, tmp_path, caplog):
+    train = image_tree(tmp_path / "all", ["ant", "bee", "cat"])
+    dataset = image_folder(tree, classes_of=train)
+    assert dataset.classes == ["ant", "bee", "cat"]
+    assert dataset.targets == [0, 0, 0, 2, 2, 2]
+    assert "no image in the folders of 1 of 3 classes: bee" in caplog.text
+    refused(
+        "root: class folder of .*all: 'bee' is unknown; allowed: 'ant', 'cat'", image_folder, train, classes_of=tree
+    )
+    refused("classes_of: there is no folder", image_folder, tree, classes_of=tmp_path / "none")
+    refused("classes_of: .* holds no folders", image_folder, tree, classes_of=tree / "ant")
 
 
 def test_the_official_split_and_labels_of_cub200(tmp_path):

@@ -246,7 +246,7 @@ def test_what_is_told_of_labels_that_pass(caplog):
     unlabelled = torch.nn.ModuleList()  # has a length, and no `targets`
     check(EMBEDDING, 2, train=Labels(0, 0, 1, 1), val=unlabelled)
     check(CROSS_ENTROPY, 4, train=Labels(0, 0, 1, 1))
-    single, unread, empty = caplog.messages
+    single, unread, empty = (line for line in caplog.messages if "of the smallest" not in line)
     assert single == "datasets.train: classes [1] have one sample: they form no positive pair"
     assert unread.startswith("datasets.val: its labels cannot be read ahead")
     assert empty.startswith("datasets.train: no sample of class 2, 3: are there 4 classes (models.")
@@ -301,6 +301,22 @@ def test_training_images_in_a_test_set_are_warned_of(shared, warned, caplog):
     check(CLASSIFIER, 2, train=train, test=test)
     line = f"datasets.test: {shared} of its 60 images are training images too (datasets.train)"
     assert (line in caplog.messages) == warned
+
+
+def test_training_data_is_no_test_set_and_a_validation_set_only_with_a_warning(caplog):
+    check(stages(stage("classifier", val_data_loader=loader("train"))), train=TinyImages())
+    assert "datasets.train: validation on images that are trained on" in caplog.text
+    config = {"datasets": {"train": TinyImages(), "val": TinyImages()}, "test": {"test_data_loader": loader("train")}}
+    refused("^test.test_data_loader.dataset_id: 'train' is trained on", check_data, config, "student", 4, CLASSIFIER)
+
+
+def test_the_log_says_what_every_set_holds(caplog):
+    caplog.set_level(logging.INFO)
+    train = Labels(0, 0, 1, 2, 2, 2, classes=["ant", "bee", "cat"])
+    check(CLASSIFIER, 3, train=with_unlabelled(train, TinyImages(3, 2)), test=train)
+    sizes = "6 samples of 3 classes, 1 of the smallest (bee)"
+    assert f"datasets.test: {sizes}" in caplog.messages
+    assert f"datasets.train: {sizes}; 6 without a label" in caplog.messages
 
 
 LOSS = {"num_negative_samples": 6, "output_size": 24, "num_samples": 24}
