@@ -62,7 +62,7 @@ def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
         r"stage2 2/2  lr 0\.05  loss .*  cross_entropy .*  top1 \d.*  \d+ img/s",
     ):
         assert re.search(f"^{line}$", err, re.MULTILINE), line
-    assert len(re.findall(r"^final top-1 on the test set \d+\.\d\d %$", err, re.MULTILINE)) == 1
+    assert len(re.findall(r"^final top-1 on the test set \d+\.\d\d % of \d+ images$", err, re.MULTILINE)) == 1
     assert "Advanced to stage" not in err
     assert "Advanced to stage 2" in (here / "runs/student/log.txt").read_text("utf-8")
     made = json.loads((here / "runs/student/summary.json").read_text("utf-8"))

@@ -129,7 +129,8 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
             ncm = _own_ncm(parts, parts.test_loader)
             if isinstance(ncm, str):
                 logger.info("final NCM accuracy: not measured, %s", ncm)
-            final |= {**accuracy.as_dict(), **({} if isinstance(ncm, str) else ncm.as_dict("ncm_")), "on": "test"}
+            final |= {**accuracy.as_dict(), **({} if isinstance(ncm, str) else ncm.as_dict("ncm_"))}
+            final |= {"on": "test", "samples": accuracy.samples}
     elif "top1" in last[-1]:
         final |= {**{key: value for key, value in last[-1].items() if is_accuracy(key)}, "on": "validation"}
     tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]

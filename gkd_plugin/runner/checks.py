@@ -139,12 +139,26 @@ def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, s
         check_labels(name, datasets[name], where, num_classes, [])
         names = class_names_of(datasets[trained])
         check_trained_classes(names, name, datasets[name], f"the training set, datasets.{trained}")
+    for stage in stages:
+        check_dropped(f"{stage.path}.train_data_loader", stage.loader, datasets, is_training=True)
+        check_dropped(f"{stage.path}.val_data_loader", stage.val_loader or {}, datasets)
     keys = {name: image_keys(datasets[name]) or [] for name in {*measured, *measured.values()}}
     for name, trained in measured.items():
         shared = len(set(keys[name]) & set(keys[trained]))
         if shared > _MANY * len(keys[name]):  # an accuracy on these says little
             text = f"{shared} of its {len(keys[name])} images are training images too (datasets.{trained})"
             logger.warning("datasets.%s: %s", name, text)
+
+
+def check_dropped(path: str, loader: Mapping[str, Any], datasets: Mapping[str, Any], is_training: bool = False) -> None:
+    """Refuses ``drop_last`` where it leaves an epoch without a step, or an accuracy without some of the samples."""
+    kwargs = loader.get("kwargs") or {}
+    if kwargs.get("drop_last"):
+        count, size = length_of(datasets[loader["dataset_id"]]), kwargs.get("batch_size", 1)
+        dropped = count % size
+        if dropped and (not is_training or dropped == count):
+            left = f"True leaves out {dropped} of the {count} samples (batch_size {size})"
+            raise ConfigError(f"{path}.kwargs.drop_last: {left}; must be False, or the batches smaller")
 
 
 def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | None, stages: Sequence[Stage]) -> None:

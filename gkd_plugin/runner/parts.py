@@ -19,7 +19,7 @@ from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Stage, stages_of, student_embedding, student_entry
 from gkd_plugin.data import class_names_of, normalisation_of
 from gkd_plugin.errors import ConfigError
-from gkd_plugin.runner.checks import check_data, check_forward, check_hooks, first_images
+from gkd_plugin.runner.checks import check_data, check_dropped, check_forward, check_hooks, first_images
 from gkd_plugin.runner.devices import Placement
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
 from gkd_plugin.runner.weights import read_weights
@@ -115,6 +115,7 @@ def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator, *, is
         raise ConfigError("has no test.test_data_loader to evaluate on")
     if section is None:
         return None
+    check_dropped("test.test_data_loader", section, config["datasets"])
     loader = build_data_loader(config["datasets"][section["dataset_id"]], section, False, accelerator)
     return accelerator.prepare(loader)
 

@@ -198,7 +198,8 @@ def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any], start: floa
     if "top1" in final:
         others = [key for key in final if is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
         shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
-        logger.info("final top-1 on the %s set %.2f %%%s", final["on"], final["top1"], shown)
+        count = f" of {final['samples']} images" if "samples" in final else ""
+        logger.info("final top-1 on the %s set %.2f %%%s%s", final["on"], final["top1"], count, shown)
     if "ncm_top1" in final:
         logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
 

@@ -12,6 +12,7 @@ from gkd_plugin.data import ArrayImages, with_unlabelled
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.checks import check_data, check_forward, check_hooks, check_trained_classes, first_images
+from gkd_plugin.runner.parts import build_test_loader
 from tests.data.fakes import counted
 from tests.fakes import TinyImages, TinyNet, cross_entropy, loader, stage
 from tests.runner.fakes import cpu, refused
@@ -308,6 +309,29 @@ def test_training_data_is_no_test_set_and_a_validation_set_only_with_a_warning(c
     assert "datasets.train: validation on images that are trained on" in caplog.text
     config = {"datasets": {"train": TinyImages(), "val": TinyImages()}, "test": {"test_data_loader": loader("train")}}
     refused("^test.test_data_loader.dataset_id: 'train' is trained on", check_data, config, "student", 4, CLASSIFIER)
+
+
+def test_no_sample_is_left_out_of_an_accuracy_and_not_all_of_training():
+    """TinyImages has 24 samples."""
+    cases = (
+        ("train", 24, None),
+        ("train", 10, None),
+        ("train", 25, 24),
+        ("val", 12, None),
+        ("val", 10, 4),
+        ("test", 7, 3),
+    )
+    for name, size, dropped in cases:
+        dropping = {**loader(name), "kwargs": {"batch_size": size, "drop_last": True}}
+        section = stages(stage("classifier", **({f"{name}_data_loader": dropping} if name != "test" else {})))
+        config = {"datasets": {key: TinyImages(seed=seed) for seed, key in enumerate(("train", "val", "test"))}}
+        config["test"] = {"test_data_loader": dropping if name == "test" else loader("test")}
+        checked = (build_test_loader, config, cpu()) if name == "test" else (check_data, config, "student", 4, section)
+        if dropped is None:
+            checked[0](*checked[1:])
+        else:
+            path = "test.test" if name == "test" else f"train.stage1.{name}"
+            refused(rf"^{path}_data_loader\.kwargs\.drop_last: True leaves out {dropped} of the 24 samples", *checked)
 
 
 def test_the_log_says_what_every_set_holds(caplog):
