@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
@@ -34,10 +35,20 @@ def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
         if not equals or not all(name.split(".")):
             raise ConfigError(f"--set {assignment}: write key.path=value, e.g. train.num_epochs=10")
         value = compose(f"!!float {text}" if TEXT_NUMBER.fullmatch(text.strip()) else text, f"--set {name}")
+        before = _read(root, name) if is_private(name) else None
         with told_at(f"--set {name}: "):
-            notices += [f"{name}: {notice}" for notice in _write(root, name.split("."), value)]
-        plain_tree(root, f"--set {name}")  # fails where a section that '<<' merges is one no more
+            given = [f"{name}: {notice}" for notice in _write(root, name.split("."), value)]
+        if (
+            _read(root, name) == before and not given
+        ):  # as in the config.yaml of a run, which has each value at its place
+            raise ConfigError(f"--set {name}: nothing in this file uses it, so it would change nothing")
+        notices += given
     return notices
+
+
+def _read(root: MappingNode, name: str) -> dict[str, Any]:
+    """The tree without places for anchors; fails where a section that '<<' merges is one no more."""
+    return {key: value for key, value in plain_tree(root, f"--set {name}").items() if not is_private(key)}
 
 
 def _write(root: MappingNode, names: Sequence[str], value: Node) -> list[str]:

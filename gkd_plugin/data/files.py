@@ -4,17 +4,28 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gkd_plugin.errors import ConfigError, nearest_beside
 
 logger = logging.getLogger(__name__)
 
-_NOT_ALONE = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")  # Pillow only knows them, or needs other programs
+_SUFFIXES = {*IMG_EXTENSIONS, ".apng", ".avif", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".pbm", ".pnm", ".tga"}
 _HIDDEN = ("__MACOSX", "__pycache__", "@eaDir")  # beside names that begin with a dot
-_BRIGHTEST = {"F": (1.0, 2.0**8 - 1, 2.0**16 - 1), "I": (2.0**16 - 1, 2.0**31 - 1)}  # the first that no pixel exceeds
+_BRIGHTEST = {"F": (1, 2**8 - 1, 2**16 - 1), "I": (2**8 - 1, 2**16 - 1, 2**31 - 1), "I;16": (2**16 - 1,)}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the orientation that EXIF gives
 
 
 def existing_folder(root: str | Path, key: str = "root") -> Path:
@@ -33,14 +44,18 @@ def is_hidden(name: str) -> bool:
 def images_below(folder: Path) -> list[str]:
     """Paths of the images in it and in all folders in it, in order; links are followed, hidden names are left out.
 
-    An image is a file whose suffix Pillow reads. The log says what else there was.
+    An image is a file with the suffix of a photo that Pillow reads. The log says what else there was. Raises
+    ConfigError: a folder cannot be read.
     """
-    Image.init()
-    kinds = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _NOT_ALONE}
+
+    def unreadable(error: OSError) -> None:
+        raise ConfigError(f"folder {error.filename} cannot be read: {error.strerror}")
+
+    kinds = _SUFFIXES & Image.registered_extensions().keys()
     found, others, seen = list[tuple[str, str]](), Counter[str](), set[str]()
-    for where, folders, names in os.walk(folder, followlinks=True):
+    for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(where)
-        folders[:] = [] if real in seen else [name for name in folders if not is_hidden(name)]
+        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         for name in names if real not in seen else ():
             suffix = Path(name).suffix.lower()
             if suffix in kinds and not is_hidden(name):
@@ -57,24 +72,36 @@ def images_below(folder: Path) -> list[str]:
 def read_image(path: str) -> Image.Image:
     """The image in RGB, upright as its EXIF data says.
 
-    16-bit and 32-bit integers are scaled to 8 bits by the range of their type, floats by the first of 1, 255 and 65535
-    that no pixel exceeds. Raises ConfigError: there is no such file, or no image that Pillow reads.
+    16-bit integers are scaled to 8 bits; other integers, and floats, by the first of 1 (floats only), 255, 65535 and
+    2³¹ − 1 that no pixel exceeds. What is negative or not finite is black. Raises ConfigError: there is no such file,
+    or no image that Pillow reads.
     """
     try:
         with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _as_rgb(image)
+            turn = _TURNS.get(_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
+            return _as_rgb(upright)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
         reason = getattr(error, "strerror", None) or "it is damaged, or of no format that Pillow reads"
         raise ConfigError(f"image {path} cannot be read: {reason}") from error
 
 
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says; ``None`` where the data is missing or malformed, which does not matter for the pixels."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever the parser of a damaged tag raises
+        return None
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
-    kind = "I" if image.mode.startswith("I;16") else image.mode
+    kind = "I;16" if image.mode.startswith("I;16") else image.mode
     if kind in _BRIGHTEST:
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        brightest = next((value for value in _BRIGHTEST[kind] if pixels.max() <= value), pixels.max())
-        image = Image.fromarray(np.rint(pixels.clip(0) * (255 / brightest)).astype(np.uint8))
+        pixels = np.asarray(image, dtype=np.float64)
+        pixels = np.where(np.isfinite(pixels), pixels, 0).clip(0)
+        highest = float(pixels.max())
+        brightest = next((value for value in _BRIGHTEST[kind] if highest <= 1.01 * value), highest)
+        image = Image.fromarray(np.rint(pixels * (255 / brightest)).clip(0, 255).astype(np.uint8))
     elif "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

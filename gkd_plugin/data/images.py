@@ -190,8 +190,8 @@ def image_folder(
 ) -> ImageFiles:
     """A folder of images for each class, in alphabetical order: ``root/<class>/….jpg``, in folders of any depth.
 
-    Every format that Pillow reads counts. Hidden files and folders do not, nor what computers put there unasked
-    (``.ipynb_checkpoints``, ``__MACOSX``); the log says what else is left out.
+    Hidden files and folders do not count, nor what computers put there unasked (``.ipynb_checkpoints``, ``__MACOSX``);
+    the log says what else is left out.
 
     Args:
         root: the folder; ``~`` is allowed.

@@ -197,8 +197,6 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
         weight: λ, the factor of local classifier distillation: 3 · τ₂², as KD at the temperature τ₂ weighs it.
         relationship_weight: w, the factor of relationship matching.
         relationship_temperature: τ₁ > 0.
-        trust: ``'measured'`` leaves both terms out where the runner finds, before training, that the teacher knows the
-            classes less well than the student; ``'always'`` keeps them.
     """
 
     stage = "joint"
@@ -209,11 +207,9 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
     weight: float = 12.0
     relationship_weight: float = 1000.0
     relationship_temperature: float = 4.0
-    trust: str = "measured"
 
     def _losses(self) -> list[tuple[float, Term]]:
         _check_weight("relationship_weight", self.relationship_weight)
-        one_of("trust", self.trust, ("measured", "always"))
         matching = self._matching(temperature=self.relationship_temperature)
         return [*super()._losses(), (self.relationship_weight, matching)]
 
@@ -222,12 +218,6 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
         super().prepare(box, stage_config)
         if isinstance(box.teacher_model, RefilledTeacher):
             box.teacher_model.suggest_local_classifier("probe")
-
-    def leave_teacher_out(self) -> bool:
-        """Keeps the cross-entropy alone, unless ``trust`` is ``'always'``; whether it did."""
-        if self.trust == "measured":
-            self.losses = [(factor, loss) for factor, loss in self.losses if isinstance(loss, CrossEntropy)]
-        return self.trust == "measured"
 
 
 def _values(of: Any, kind: Any) -> dict[str, Any]:

@@ -160,8 +160,7 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
     """Says what to expect of a teacher with these figures; measures the student's own NCM accuracy, ``ncm_top1``.
 
     Where the student's own embedding tells the classes apart about as well, the teacher has little to give: the
-    difference of the two NCM accuracies is what the log compares with :data:`GAIN_FROM`. A teacher that is more than
-    two standard errors below the student does harm: stage ``joint``, if it is the first, then leaves the teacher out.
+    difference of the two NCM accuracies is what the log compares with :data:`GAIN_FROM`.
     """
     if "ncm_top1" not in teacher:
         return {}
@@ -173,21 +172,13 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
     ahead = teacher["ncm_top1"] - own.top1
     if ahead >= GAIN_FROM:
         logger.info("expect a gain: the teacher's embedding is %.1f points above the student's own", ahead)
+    elif ahead >= 0:
+        text = "expect little: the teacher's embedding is only %.1f points above the student's own; what helps: %s"
+        logger.warning(text, ahead, _CURES)
     else:
-        place = f"only {ahead:.1f} points above" if ahead > 0 else f"{-ahead:.1f} points below"
-        logger.warning("expect little: the teacher's embedding is %s the student's own; what helps: %s", place, _CURES)
-    leave_out = getattr(parts.box.criterion, "leave_teacher_out", None)
-    best = max(teacher["ncm_top1"], teacher.get("top1", 0.0))
-    if leave_out is not None and own.top1 - best > 2 * _error_of_difference(own, best) and leave_out():
-        logger.warning("the student is trained on the labels alone: this teacher would do harm (trust: 'measured')")
+        text = "this teacher may do harm: its embedding is %.1f points below the student's own; what helps: %s"
+        logger.warning(text, -ahead, _CURES)
     return {"ncm_top1": own.top1}
-
-
-def _error_of_difference(own: Accuracy, other: float) -> float:
-    """Standard error, in points, between two accuracies on as many samples."""
-    variances = [share * (1 - share) for share in (own.top1 / 100, other / 100)]
-    error: float = (sum(variances) / max(own.samples, 1)) ** 0.5
-    return 100 * error
 
 
 def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:

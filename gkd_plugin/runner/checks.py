@@ -171,10 +171,9 @@ def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | N
     name = f"datasets.{dataset_id}"
     if not counts:
         raise ConfigError(f"{name}: holds no sample")
-    fewest = min(counts, key=lambda label: counts[label])
-    names = class_names_of(dataset) or []
-    shown = names[fewest] if 0 <= fewest < len(names) else fewest
-    sizes = f"{counts.total()} samples of {len(counts)} classes, {counts[fewest]} of the smallest ({shown})"
+    names = dict(enumerate(class_names_of(dataset) or ())) or {label: str(label) for label in sorted(counts)}
+    fewest = min(names, key=lambda label: counts[label])
+    sizes = f"{counts.total()} samples of {len(names)} classes, {counts[fewest]} of the smallest ({names[fewest]})"
     more = length_of(dataset) - counts.total()
     logger.info("%s: %s%s", name, sizes, f"; {more} without a label" if more else "")
     if min(counts) < 0:

@@ -78,6 +78,7 @@ def test_lists_mappings_and_tags_are_values():
     differing, _ = changed("train.stage3.cls=[1, {a: 2, b.c: 3}]", "train.stage3.cls.1.b.c=4")
     below = {"train.stage3.cls.0": 1, "train.stage3.cls.1.a": 2, "train.stage3.cls.1.b.c": 4}
     assert differing == {"train.stage3.cls": "gone", **below}
+    refused("^--set x-n: nothing in this file uses it", override, "x-n=3", text="x-n: &n 1\nx-m: *n\na: 1\n")
     tree, _ = override("train.stage3.cls=!import_call {key: builtins.int, init: {args: ['12']}}")
     assert build(tree)["train"]["stage3"]["cls"] == 12
 
@@ -145,6 +146,7 @@ def test_refuses_what_does_not_apply(assignment, message):
 def test_names_the_option_where_its_value_does_not_work():
     text = "x-o: &o {lr: 1}\na: {<<: *o}\n"
     refused("^--set x-o, line 1, column 1: '<<' takes a mapping", override, "x-o=3", text=text)
+    refused("^--set x-n: nothing in this file uses it", override, "x-n=3", text="x-n: &n 1\nx-m: *n\na: 1\n")
     tree, _ = override("train.stage3.cls=!import_call {key: builtins.nix}")
     refused(r"^train\.stage3\.cls \(--set train\.stage3\.cls\): builtins\.nix: no such", build, tree)
 

@@ -1,10 +1,11 @@
 """Which image files are found, and that every kind of image that people have comes out as they see it."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gkd_plugin.data.files import images_below, read_image
 from tests.data.fakes import image_tree
@@ -20,21 +21,13 @@ def names(folder):
 
 def test_the_images_of_a_folder(tmp_path, caplog):
     image_tree(tmp_path, ["b", "a"], per_class=1)
-    for name in (
-        "one.JFIF",
-        "two.gif",
-        "three.avif",
-        "a/four.webp",
-        "a/._four.webp",
-        "a/.hidden/0.png",
-        "__MACOSX/0.png",
-    ):
+    for name in ("one.JFIF", "two.gif", "a/four.webp", "a/._four.webp", "a/.hidden/0.png", "__MACOSX/0.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    expected = ["one.JFIF", "three.avif", "two.gif", "a/0.png", "a/four.webp", "b/0.png"]
+    expected = ["one.JFIF", "two.gif", "a/0.png", "a/four.webp", "b/0.png"]
     assert names(tmp_path) == expected
     assert not caplog.text
-    for name in ("notes.txt", "more.txt", "README", "data.h5"):
+    for name in ("notes.txt", "more.txt", "README", "track.fit"):
         (tmp_path / name).touch()
     assert names(tmp_path) == expected
     assert "4 files are no images and are left out: .txt (2)" in caplog.text
@@ -45,8 +38,9 @@ def test_links_are_followed_once(tmp_path):
     image_tree(tmp_path, ["a"], per_class=1)
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "a" / "there").symlink_to(tmp_path / "far" / "x", target_is_directory=True)
+    (tmp_path / "a" / "also").symlink_to(tmp_path / "far" / "x", target_is_directory=True)
     (tmp_path / "a" / "gone").symlink_to(tmp_path / "nowhere", target_is_directory=True)
-    assert names(tmp_path / "a") == ["0.png", "there/0.png", "there/1.png"]
+    assert names(tmp_path / "a") == ["0.png", "also/0.png", "also/1.png"]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +64,15 @@ def test_numbers_of_every_type_are_scaled_by_its_range(tmp_path, name, pixels):
         np.testing.assert_allclose(channel.astype(int), GREY.astype(int), atol=1)
 
 
-def test_floats_below_0_and_without_value_are_black(tmp_path):
-    Image.fromarray(np.array([[-1, np.nan], [0.5, 1]], dtype=np.float32)).save(tmp_path / "odd.tif")
-    assert np.asarray(read_image(str(tmp_path / "odd.tif")))[..., 0].tolist() == [[0, 0], [128, 255]]
-    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "black.tif")
-    assert not np.asarray(read_image(str(tmp_path / "black.tif"))).any()
+def test_what_is_negative_or_no_number_is_black(tmp_path):
+    odd = np.array([[-1, np.nan, np.inf], [0.5, 1, 1.005]], dtype=np.float32)
+    for name, pixels, expected in (
+        ("odd", odd, [[0, 0, 0], [128, 255, 255]]),
+        ("black", np.zeros((1, 2), dtype=np.float32), [[0, 0]]),
+        ("bytes", np.array([[-5, 0, 100, 255]], dtype=np.int32), [[0, 0, 100, 255]]),
+    ):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.tif")
+        assert np.asarray(read_image(str(tmp_path / f"{name}.tif")))[..., 0].tolist() == expected
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
@@ -88,13 +86,34 @@ def test_every_mode_is_rgb(tmp_path, mode):
 
 
 def test_images_are_upright(tmp_path):
-    """A camera that was held sideways says so beside the pixels."""
+    """A camera that was held sideways says so beside the pixels; Pillow's own way is the reference."""
     colours = Image.fromarray(np.arange(12 * 8 * 3, dtype=np.uint8).reshape(8, 12, 3))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
-    colours.save(tmp_path / "turned.png", exif=exif)
-    seen = np.asarray(read_image(str(tmp_path / "turned.png")))
-    assert np.array_equal(seen, np.rot90(np.asarray(colours), k=-1))
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        colours.save(tmp_path / "turned.png", exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
+        assert np.array_equal(np.asarray(read_image(str(tmp_path / "turned.png"))), np.asarray(expected))
+    assert expected.size == (12, 8)  # there is no orientation 9
+
+
+def test_a_damaged_tag_does_not_matter(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: struct.unpack("<I", b""))
+    assert np.array_equal(np.asarray(read_image(str(tmp_path / "grey.png")))[..., 0], GREY)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    image_tree(tmp_path, ["a", "b"], per_class=1)
+    scan = os.scandir
+
+    def forbidding(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    refused("folder .*b cannot be read: Permission denied", images_below, tmp_path)
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from gkd_plugin.data import with_evaluation_view
 from gkd_plugin.data.labels import unwrapped
-from gkd_plugin.losses import refilled
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner import accuracy as module
 from gkd_plugin.runner.accuracy import (
@@ -272,30 +271,19 @@ def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
 
 
 @pytest.mark.parametrize(
-    ("own", "samples", "text", "without"),
+    ("own", "text"),
     [
-        (85.5, 1000, "expect little: the teacher's .* only 8.5 points above", False),
-        (95.0, 1000, "expect little: the teacher's .* is 1.0 points below the student's own; ", False),
-        (98.0, 100, "expect little: the teacher's .* is 4.0 points below", False),  # 2 standard errors are 5.5
-        (98.0, 200, "expect little: the teacher's .* is 4.0 points below", True),
-        (80.0, 1000, "expect a gain: .* 14.0 points", False),
+        (85.5, "expect little: the teacher's .* only 8.5 points above"),
+        (95.0, "may do harm: its embedding is 1.0 points below the student's own; "),
+        (80.0, "expect a gain: .* 14.0 points"),
     ],
 )
-def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, samples, text, without):
+def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, text):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(module, "_own_ncm", lambda parts, _: parts.found)
-    for trust in ("always", "measured"):
-        criterion = refilled("joint", trust=trust)
-        parts = SimpleNamespace(box=SimpleNamespace(val_data_loader=None, criterion=criterion))
-        parts.found = Accuracy(own, None, samples, 4)
-        assert module.advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
-        assert re.search(text, caplog.text)
-        assert ("with_unlabelled" in caplog.text) == (own > 84)
-        left_out = without and trust == "measured"
-        assert (len(criterion.losses) == 1) == ("labels alone" in caplog.text) == left_out
-        caplog.clear()
-    parts.box.criterion = criterion = refilled("joint")
-    module.advise(parts, {"ncm_top1": 94.0, "top1": 98.0})  # its own classifier knows more
-    assert len(criterion.losses) == 3
+    parts = SimpleNamespace(box=SimpleNamespace(val_data_loader=None), found=Accuracy(own, None, 10, 4))
+    assert module.advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
+    assert re.search(text, caplog.text)
+    assert ("with_unlabelled" in caplog.text) == (own > 84)
     parts.found = "no evaluation view"
     assert module.advise(parts, {"ncm_top1": 94.0}) == module.advise(parts, {}) == {}

@@ -338,6 +338,9 @@ def test_the_log_says_what_every_set_holds(caplog):
     caplog.set_level(logging.INFO)
     train = Labels(0, 0, 1, 2, 2, 2, classes=["ant", "bee", "cat"])
     check(CLASSIFIER, 3, train=with_unlabelled(train, TinyImages(3, 2)), test=train)
+    check(CLASSIFIER, 4, train=TinyImages(4, 2), test=Labels(0, 0, 1, classes=["ant", "bee", "cat", "dog"]))
+    assert "datasets.test: 3 samples of 4 classes, 0 of the smallest (cat)" in caplog.messages
+    assert "datasets.train: 8 samples of 4 classes, 2 of the smallest (0)" in caplog.messages
     sizes = "6 samples of 3 classes, 1 of the smallest (bee)"
     assert f"datasets.test: {sizes}" in caplog.messages
     assert f"datasets.train: {sizes}; 6 without a label" in caplog.messages
