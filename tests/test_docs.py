@@ -161,7 +161,15 @@ def test_main_table_is_that_of_the_recorded_results(method, row):
         assert [float(number) for number in numbers] == pytest.approx(expected, abs=0.05 + 1e-6)
 
 
-def test_the_figure_can_be_drawn(tmp_path):
+def test_the_tables_of_photos_are_those_recorded():
+    figures, page = script("make_figure"), text_of(ROOT / "docs/when-it-pays.md").splitlines()
+    rows = [row for case in figures.CASES for row in figures.photo_table(case)]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in page] == []
+
+
+def test_the_figures_can_be_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    script("make_figure").draw(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    for name in ("draw", "draw_photos"):
+        getattr(script("make_figure"), name)(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000

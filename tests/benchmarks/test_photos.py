@@ -15,5 +15,7 @@ def test_the_table_pairs_by_subset(tmp_path):
     assert found == [["ce", "60.0 ± 0.0", "2", "30"], ["refilled-joint", "64.0 ± 2.0", "+4.0 ± 2.0", "2", "40"]]
 
 
-def test_the_configuration_is_valid():
-    assert [stage.kind for stage in load_config(CONFIG, ["x-shots=30"], produced=None).stages] == ["joint"]
+def test_the_configuration_is_valid_with_and_without_photos_without_labels():
+    mixed = ["x-dataset=own/mixed", "x-batches={key: MixedBatchSampler, kwargs: {labelled: 8, unlabelled: 8}}"]
+    for changes in ([], [*mixed, "x-loader={num_workers: 0}", "x-shots=30"]):
+        assert [stage.kind for stage in load_config(CONFIG, changes, produced=None).stages] == ["joint"]
