@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -83,11 +83,15 @@ class RefilledStage(AbstractLoss):
         if not isinstance(box.teacher_model, RefilledTeacher):
             logger.warning("teacher not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics")
 
+    def weighted(self) -> list[tuple[float, Term]]:
+        """(factor, term) of a batch's sum."""
+        return self.losses
+
     def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:
         """The weighted loss of a batch, a scalar."""
         total: Tensor | float = 0.0
         self.terms = {}
-        for factor, loss in self.losses:
+        for factor, loss in self.weighted():
             total = total + factor * loss(io_dict["student"], io_dict["teacher"], targets)
             self.terms |= loss.terms
         for name, (criterion, factor) in self.term_dict.items():
@@ -191,12 +195,17 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
     teacher's local classifier is a calibrated one (``local_classifier: 'probe'``, unless that keyword of
     ``refilled_teacher`` says otherwise) over all classes; flat where the teacher knows little, so one λ serves all.
 
+    A teacher that knows next to nothing does harm all the same. So λ and w are multiplied by min(1, I / I₀). I is the
+    share of the labels' information that the local classifier has, 1 − NLL / log C of held-out training labels.
+
     Args:
         temperature: τ₂.
         student_temperature: divisor of the student's logits, as τ₂.
         weight: λ, the factor of local classifier distillation: 3 · τ₂², as KD at the temperature τ₂ weighs it.
         relationship_weight: w, the factor of relationship matching.
         relationship_temperature: τ₁ > 0.
+        full_weight_from: I₀ in [0, 1], the share of the information from which on both terms have their full weights;
+            0 for full weights whatever the teacher knows.
     """
 
     stage = "joint"
@@ -207,6 +216,14 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
     weight: float = 12.0
     relationship_weight: float = 1000.0
     relationship_temperature: float = 4.0
+    full_weight_from: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not is_number(self.full_weight_from) or not 0 <= self.full_weight_from <= 1:
+            raise ConfigError(f"full_weight_from: must be a number from 0 to 1, got {self.full_weight_from!r}")
+        super().__post_init__()
+        self._knowledge: Callable[[], float] = lambda: 1.0
+        self._told = 1.0
 
     def _losses(self) -> list[tuple[float, Term]]:
         _check_weight("relationship_weight", self.relationship_weight)
@@ -218,6 +235,16 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
         super().prepare(box, stage_config)
         if isinstance(box.teacher_model, RefilledTeacher):
             box.teacher_model.suggest_local_classifier("probe")
+            local_classifier = box.teacher_model.local_classifier
+            self._knowledge = lambda: local_classifier.knowledge
+
+    def weighted(self) -> list[tuple[float, Term]]:
+        """The teacher's terms weighed by what it knows, which the log says where it is not enough for all."""
+        share = min(1.0, self._knowledge() / self.full_weight_from) if self.full_weight_from else 1.0
+        if share != self._told:
+            logger.warning("the teacher knows little of these classes: its terms weigh %.2f times as much", share)
+            self._told = share
+        return [(factor * (1.0 if isinstance(loss, CrossEntropy) else share), loss) for factor, loss in self.losses]
 
 
 def _values(of: Any, kind: Any) -> dict[str, Any]:

@@ -72,6 +72,19 @@ def test_a_stage_is_its_weighted_sum(kwargs, terms, want):
     assert ("emphasis" in criterion.terms) == ("emphasis" in terms)
 
 
+@pytest.mark.parametrize(
+    ("knowledge", "full", "share"), [(0.5, 0.5, 1), (0.9, 0.5, 1), (0.1, 0.5, 0.2), (0.0, 0.5, 0), (0.0, 0.0, 1)]
+)
+def test_joint_weighs_the_teacher_by_what_it_knows(caplog, knowledge, full, share):
+    criterion = {"key": "refilled", "kwargs": {"stage": "joint", "full_weight_from": full}}
+    box = make_box(stage("joint", criterion=criterion), *models())
+    box.teacher_model.local_classifier.knowledge = knowledge
+    want = CE + share * (12 * OVER_ALL_CLASSES + 1000 * match(**PUBLISHED))
+    for _ in range(2):
+        assert box.criterion(IO, {}, LABELS).item() == pytest.approx(want.item(), rel=1e-5)
+    assert caplog.text.count(f"its terms weigh {share:.2f} times as much") == (share < 1)  # is told once
+
+
 def test_samples_without_a_label_have_the_local_classifier_alone():
     """Of 12 samples the first 8 have a label; all 12 have the local classifier's loss."""
     labels = torch.where(torch.arange(12) < 8, LABELS, -1)
@@ -122,6 +135,7 @@ def test_stages_read_the_paths_that_they_are_told():
         ({"stage": "classifier", "adaptive": "no"}, "adaptive: must be True or False, got 'no'"),
         ({"stage": "embedding", "weight": True}, "^weight: .* at least 0, got True"),
         ({"stage": "joint", "weight": float("inf")}, "^weight: .* finite .*, got inf"),
+        ({"stage": "joint", "full_weight_from": 1.5}, "^full_weight_from: .* from 0 to 1, got 1.5"),
         ({"stage": "joint", "relationship_weight": -1}, "^relationship_weight: .* at least 0, got -1"),
     ],
 )

@@ -29,7 +29,8 @@ class CalibratedProbe(Readout):
     Not in the paper.
 
     What it keeps: ``weight`` ``[C, D_t + F]``, ``bias`` ``[C]``, and with shared classes ``teacher_labels`` ``[C]`` (−1
-    for a class that the teacher does not have) and ``shared_factors`` ``[6]``.
+    for a class that the teacher does not have) and ``shared_factors`` ``[6]``; and
+    ``information``, what :class:`LocalClassifier` calls its knowledge.
     """
 
     name = "probe"
@@ -59,9 +60,13 @@ class CalibratedProbe(Readout):
             fitted |= shared
             source += f", with the teacher's own logits of {int((shared['teacher_labels'] >= 0).sum())} shared classes"
         right, chance = 100 * (held_out.argmax(dim=1) == seen.labels).double().mean(), 100 / len(centres)
-        logger.info("local classifier: held-out accuracy %.1f %% (chance: %.1f %%) from %s", right, chance, source)
         targets = smoothed_targets(seen.labels, len(centres), len(torch.unique(seen.samples))).float()
         cost, most = functional.cross_entropy(held_out, targets), math.log(len(centres))
+        fitted["information"] = (1 - cost / most).clamp(0, 1)
+        text = (
+            "local classifier: held-out accuracy %.1f %% (chance: %.1f %%), %.0f %% of the labels' information, from %s"
+        )
+        logger.info(text, right, chance, 100 * fitted["information"], source)
         factors = fitted["shared_factors"].tolist() if "shared_factors" in fitted else "none"
         text = "local classifier: labels cost %.2f of %.2f nats, regularisation %g, scale %.3g, factors %s"
         logger.debug(text, cost, most, fit.strength, fit.scale, factors)

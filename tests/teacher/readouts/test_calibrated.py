@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -81,6 +82,20 @@ def test_local_features_stand_beside_the_embedding_each_direction_on_one_scale()
     torch.testing.assert_close(classifier.centres, class_centres([(answers.embedding, labels)]))
 
 
+def test_knowledge_is_none_of_random_embeddings_and_is_kept():
+    """Of what no readout measures, the class centres, everything."""
+    generator = torch.Generator().manual_seed(0)
+    classifier = fitted(given=(Answers(torch.randn(40, 5, generator=generator)), torch.arange(40) % 4))
+    assert classifier.knowledge < 0.05
+    loaded, taken = LocalClassifier("probe"), LocalClassifier("probe")
+    loaded.load_state_dict(classifier.state_dict())
+    taken.keep(classifier.tensors(), torch.device("cpu"))
+    assert loaded.knowledge == taken.knowledge == classifier.knowledge
+    classifier.kind = "centres"
+    classifier.fit([said()], None)
+    assert classifier.knowledge == LocalClassifier().knowledge == 1
+
+
 def test_the_log_says_how_good_it_is_and_the_rest_to_those_who_debug(caplog):
     caplog.set_level(logging.DEBUG, "gkd_plugin")
     answers, labels = said()
@@ -91,6 +106,9 @@ def test_the_log_says_how_good_it_is_and_the_rest_to_those_who_debug(caplog):
     assert [level for level, _ in told] == ["INFO", "DEBUG"] * 2
     assert f"held-out accuracy {100 * fit.held_out_accuracy:.1f} % (chance: 25.0 %)" in told[0][1]
     assert f"labels cost {fit.held_out_nll:.2f} of 1.39 nats" in told[1][1]
+    known = fitted().knowledge
+    assert known == pytest.approx(1 - fit.held_out_nll / math.log(4), abs=1e-5)
+    assert f"{100 * known:.0f} % of the labels' information" in told[0][1]
     own = own_log_probabilities(answers.logits, shared.teacher_labels)
     together = shared_log_probabilities(fit.held_out_logits, own, shared.teacher_labels, shared.shared_factors)
     accuracy = 100 * float((together.argmax(dim=1) == labels).float().mean())
