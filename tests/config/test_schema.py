@@ -129,6 +129,7 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
     (f"{PLAN}={{key: CosineAnnealingLR, kwargs: {{T_max: '9'}}}}", f"{PLAN}.kwargs.T_max", "'9' given"),
     (f"{PLAN}={{key: MultiStepLR, kwargs: {{milestones: '9'}}}}", f"{PLAN}.kwargs.milestones", "a list"),
     (f"{PLAN}={ONE_CYCLE % (0.1, 1)}", f"{PLAN}.kwargs.total_steps", "num_epochs is 2"),
+    (f"{PLAN}={ONE_CYCLE % (0.1, '10, pct_start: 0.1')}", f"{PLAN}.kwargs.pct_start", "0.1 of 10 steps is one"),
     (f"{LOAD}.collate_fn=x", "", "'x' is not registered"),
     ("train.criterion.func2extract_model_loss=x", "", "'x' is not registered"),
     ("train.criterion.kwargs={1: 1}", "train.criterion.kwargs.1", "'sub_terms'"),
