@@ -3,12 +3,10 @@
 import csv
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import NamedTuple
 
-from gkd_plugin.compare.report import Mean as Difference
-from gkd_plugin.compare.report import mean_of, paired_difference
+from gkd_plugin.compare.report import Mean, mean_of, paired_difference
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "tests/benchmarks/results/tiny100_second_teacher.csv"
@@ -41,25 +39,16 @@ PHOTO_LINES = {
 }
 
 
-class Mean(NamedTuple):
-    """Mean over the seeds and its standard error; ``None`` for one seed."""
-
-    value: float
-    error: float | None
-
-
 def means(path: Path = RESULTS) -> dict[str, dict[float, Mean]]:
     """Method → overlap in per cent → top-1, mean of the last three epochs."""
-    found: defaultdict[tuple[str, float], list[float]] = defaultdict(list)
+    found: defaultdict[str, defaultdict[float, dict[tuple[int, None], float]]] = defaultdict(lambda: defaultdict(dict))
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["status"] == "finished":
-                found[row["method"], float(row["overlap"])].append(float(row["val_top1_last3"]))
-    made: defaultdict[str, dict[float, Mean]] = defaultdict(dict)
-    for (method, overlap), values in sorted(found.items()):
-        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-        made[method][overlap] = Mean(fmean(values), error)
-    return dict(made)
+                found[row["method"]][float(row["overlap"])][int(row["seed"]), None] = float(row["val_top1_last3"])
+    return {
+        method: {overlap: mean_of(scores) for overlap, scores in sorted(of.items())} for method, of in found.items()
+    }
 
 
 def draw(path: Path = FIGURE) -> None:
@@ -102,6 +91,7 @@ def draw(path: Path = FIGURE) -> None:
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
+@cache
 def photo_scores(path: Path = PHOTOS) -> dict[tuple[str, str], dict[tuple[int, None], float]]:
     """(case, method) → top-1 by choice of the labelled photos."""
     found: defaultdict[tuple[str, str], dict[tuple[int, None], float]] = defaultdict(dict)
@@ -111,7 +101,7 @@ def photo_scores(path: Path = PHOTOS) -> dict[tuple[str, str], dict[tuple[int, N
     return found
 
 
-def gain(data: str, label: str, method: str) -> Difference | None:
+def gain(data: str, label: str, method: str) -> Mean | None:
     """Difference from cross-entropy in points, paired by choice of the labelled photos; of a case in :data:`CASES`."""
     (case, control), scores = CASES[label], photo_scores()
     return paired_difference(scores[f"{data}, {case}", method], scores[f"{data}, {control}", "ce"])
@@ -133,7 +123,7 @@ def photo_table(label: str) -> list[str]:
     return rows
 
 
-def shown(mean: Difference, sign: str = "") -> str:
+def shown(mean: Mean, sign: str = "") -> str:
     """With its standard error, where there is one."""
     error = "" if mean.error is None else f" ± {mean.error:.1f}"
     return f"{mean.value:{sign}.1f}{error}".replace("-", "−")

@@ -157,7 +157,7 @@ def test_main_table_is_that_of_the_recorded_results(method, row):
     recorded = script("make_figure").means()[method].values()
     assert len(shown) == len(recorded)
     for numbers, mean in zip(shown, recorded, strict=True):
-        expected = [value for value in mean if value is not None]
+        expected = [value for value in (mean.value, mean.error) if value is not None]
         assert [float(number) for number in numbers] == pytest.approx(expected, abs=0.05 + 1e-6)
 
 

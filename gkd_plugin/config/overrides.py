@@ -38,9 +38,7 @@ def apply_overrides(root: MappingNode, assignments: Sequence[str]) -> list[str]:
         before = _read(root, name) if is_private(name) else None
         with told_at(f"--set {name}: "):
             given = [f"{name}: {notice}" for notice in _write(root, name.split("."), value)]
-        if (
-            _read(root, name) == before and not given
-        ):  # as in the config.yaml of a run, which has each value at its place
+        if _read(root, name) == before and not given:  # in the config.yaml of a run each value is at its place
             raise ConfigError(f"--set {name}: nothing in this file uses it, so it would change nothing")
         notices += given
     return notices

@@ -175,10 +175,9 @@ def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None
     if isinstance(steps, int) and 0 < steps < epochs:  # it takes no step after its last
         report.add(at(where, "kwargs.total_steps"), f"{steps} given, but {at(path, 'num_epochs')} is {epochs}")
         return
-    warm_up = scheduler["kwargs"].get("pct_start", 0.3)
-    if isinstance(steps, int) and isinstance(warm_up, float) and warm_up * steps == 1:  # it divides by the steps before
-        text = f"{warm_up} of {steps} steps is one, and OneCycleLR divides by zero: give a little more"
-        report.add(at(where, "kwargs.pct_start"), text)
+    warm_up = scheduler["kwargs"].get("pct_start", 0.3) if steps else None
+    if isinstance(steps, int) and isinstance(warm_up, float) and warm_up * steps == 1:  # it divides by zero
+        report.add(at(where, "kwargs.pct_start"), f"its part of {steps} steps is one; OneCycleLR needs a little more")
         return
     with report.trial(where):
         kwargs = copy.deepcopy(scheduler["kwargs"])

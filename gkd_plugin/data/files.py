@@ -3,11 +3,11 @@
 import logging
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gkd_plugin.errors import ConfigError, nearest_beside
@@ -17,15 +17,6 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = {*IMG_EXTENSIONS, ".apng", ".avif", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".pbm", ".pnm", ".tga"}
 _HIDDEN = ("__MACOSX", "__pycache__", "@eaDir")  # beside names that begin with a dot
 _BRIGHTEST = {"F": (1, 2**8 - 1, 2**16 - 1), "I": (2**8 - 1, 2**16 - 1, 2**31 - 1), "I;16": (2**16 - 1,)}
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by the orientation that EXIF gives
 
 
 def existing_folder(root: str | Path, key: str = "root") -> Path:
@@ -78,20 +69,13 @@ def read_image(path: str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            turn = _TURNS.get(_orientation(image))
-            upright = image if turn is None else image.transpose(turn)
-            return _as_rgb(upright)
+            image.load()
+            with suppress(Exception):  # what Pillow raises of damaged tags, when it has turned the image in place
+                ImageOps.exif_transpose(image, in_place=True)
+            return _as_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
         reason = getattr(error, "strerror", None) or "it is damaged, or of no format that Pillow reads"
         raise ConfigError(f"image {path} cannot be read: {reason}") from error
-
-
-def _orientation(image: Image.Image) -> Any:
-    """What EXIF says; ``None`` where the data is missing or malformed, which does not matter for the pixels."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever the parser of a damaged tag raises
-        return None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

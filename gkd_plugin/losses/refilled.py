@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -83,15 +83,11 @@ class RefilledStage(AbstractLoss):
         if not isinstance(box.teacher_model, RefilledTeacher):
             logger.warning("teacher not wrapped in 'refilled_teacher': torchdistill trains its batch-norm statistics")
 
-    def weighted(self) -> list[tuple[float, Term]]:
-        """(factor, term) of a batch's sum."""
-        return self.losses
-
     def forward(self, io_dict: Mapping[str, Any], model_loss_dict: Any, targets: Tensor) -> Tensor:
         """The weighted loss of a batch, a scalar."""
         total: Tensor | float = 0.0
         self.terms = {}
-        for factor, loss in self.weighted():
+        for factor, loss in self.losses:
             total = total + factor * loss(io_dict["student"], io_dict["teacher"], targets)
             self.terms |= loss.terms
         for name, (criterion, factor) in self.term_dict.items():
@@ -222,8 +218,6 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
         if not is_number(self.full_weight_from) or not 0 <= self.full_weight_from <= 1:
             raise ConfigError(f"full_weight_from: must be a number from 0 to 1, got {self.full_weight_from!r}")
         super().__post_init__()
-        self._knowledge: Callable[[], float] = lambda: 1.0
-        self._told = 1.0
 
     def _losses(self) -> list[tuple[float, Term]]:
         _check_weight("relationship_weight", self.relationship_weight)
@@ -235,16 +229,15 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
         super().prepare(box, stage_config)
         if isinstance(box.teacher_model, RefilledTeacher):
             box.teacher_model.suggest_local_classifier("probe")
-            local_classifier = box.teacher_model.local_classifier
-            self._knowledge = lambda: local_classifier.knowledge
 
-    def weighted(self) -> list[tuple[float, Term]]:
-        """The teacher's terms weighed by what it knows, which the log says where it is not enough for all."""
-        share = min(1.0, self._knowledge() / self.full_weight_from) if self.full_weight_from else 1.0
-        if share != self._told:
+    def weigh(self, knowledge: float) -> None:
+        """Gives the teacher's terms the weights for what it knows, see :attr:`LocalClassifier.knowledge`."""
+        share = min(1.0, knowledge / self.full_weight_from) if self.full_weight_from else 1.0
+        cross_entropy, (before, local), (_, matching) = self.losses
+        weights = share * self.weight, share * self.relationship_weight
+        self.losses = [cross_entropy, (weights[0], local), (weights[1], matching)]
+        if weights[0] != before:
             logger.warning("the teacher knows little of these classes: its terms weigh %.2f times as much", share)
-            self._told = share
-        return [(factor * (1.0 if isinstance(loss, CrossEntropy) else share), loss) for factor, loss in self.losses]
 
 
 def _values(of: Any, kind: Any) -> dict[str, Any]:

@@ -24,13 +24,18 @@ MAX_VIEWS = 4  # augmented images of each sample that a readout is fitted to, wh
 
 @register(PRE_EPOCH_PROC_FUNC_DICT, register_pre_epoch_proc_func, "refilled")
 def refilled_pre_epoch_process(self: Any, epoch: int | None = None, **kwargs: Any) -> None:
-    """torchdistill's default, then: teacher in eval mode; local classifier fitted, once, where the stage hooks it."""
+    """torchdistill's default, then: teacher in eval mode; local classifier fitted, once, where the stage hooks it.
+
+    A criterion with ``weigh`` is then told what the local classifier knows.
+    """
     default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
     teacher = self.teacher_model
     teacher.eval()
     is_read = isinstance(teacher, RefilledTeacher) and "local_classifier" in self.teacher_io_dict
     if is_read and not teacher.local_classifier.is_ready:
         fit_class_centres(teacher, self.train_data_loader)
+    if is_read and hasattr(self.criterion, "weigh"):
+        self.criterion.weigh(teacher.local_classifier.knowledge)
 
 
 def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:

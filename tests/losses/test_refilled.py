@@ -78,9 +78,12 @@ def test_a_stage_is_its_weighted_sum(kwargs, terms, want):
 def test_joint_weighs_the_teacher_by_what_it_knows(caplog, knowledge, full, share):
     criterion = {"key": "refilled", "kwargs": {"stage": "joint", "full_weight_from": full}}
     box = make_box(stage("joint", criterion=criterion), *models())
-    box.teacher_model.local_classifier.knowledge = knowledge
+    box.teacher_model.local_classifier.keep(
+        {"centres": torch.ones(4, 2), "information": torch.tensor(knowledge)}, torch.device("cpu")
+    )
     want = CE + share * (12 * OVER_ALL_CLASSES + 1000 * match(**PUBLISHED))
-    for _ in range(2):
+    for epoch in range(2):
+        box.pre_epoch_process(epoch=epoch)
         assert box.criterion(IO, {}, LABELS).item() == pytest.approx(want.item(), rel=1e-5)
     assert caplog.text.count(f"its terms weigh {share:.2f} times as much") == (share < 1)  # is told once
 

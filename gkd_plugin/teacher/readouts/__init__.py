@@ -93,17 +93,13 @@ class LocalClassifier(nn.Identity):
     """Logits over the student's classes by the readout that ``kind`` names; they pass through it, for hooks to find.
 
     Its buffers are empty until it is fitted: ``centres`` ``[C, D_t]``, and what the readout keeps.
-
-    Attributes:
-        knowledge: the share of the labels' information that it has, 1 − (cross-entropy of held-out labels) / log C, in
-            [0, 1]; 1 where its readout does not measure it, or it is not fitted.
     """
 
     centres: Tensor
 
     def __init__(self, kind: str = "centres", class_prior: str = "equal") -> None:
         super().__init__()
-        self.kind, self.class_prior, self.knowledge = kind, class_prior, 1.0
+        self.kind, self.class_prior = kind, class_prior
         for name in _ALWAYS_SAVED:
             self.register_buffer(name, torch.empty(0))
 
@@ -111,6 +107,15 @@ class LocalClassifier(nn.Identity):
     def is_ready(self) -> bool:
         """Whether it has been fitted."""
         return self.centres.numel() > 0
+
+    @property
+    def knowledge(self) -> float:
+        """The share of the labels' information that it has, 1 − (cross-entropy of held-out labels) / log C, in [0, 1].
+
+        1 where its readout does not measure it, or it is not fitted. To read it waits for the device.
+        """
+        measured = self.tensors().get("information", torch.empty(0))
+        return float(measured) if measured.numel() else 1.0
 
     @property
     def fitted_by(self) -> tuple[str, str]:
@@ -162,18 +167,11 @@ class LocalClassifier(nn.Identity):
         """Takes what a readout, or another local classifier, was fitted to."""
         for name, value in tensors.items():
             self.register_buffer(name, value.to(device))
-        self._see_knowledge()
-
-    def _see_knowledge(self) -> None:
-        """Once: to read a tensor in each step would wait for the device."""
-        measured = self.tensors().get("information", torch.empty(0))
-        self.knowledge = float(measured) if measured.numel() else 1.0
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         self.keep({name: torch.empty_like(value) for name, value in saved.items()}, self.centres.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._see_knowledge()
 
 
 def _on_cpu(answers: Answers, labels: Tensor, samples: Tensor, class_map: ClassMap) -> tuple[Tensor, ...]:
