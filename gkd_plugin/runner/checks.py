@@ -136,9 +136,9 @@ def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, s
         logger.warning("datasets.%s: validation on images that are trained on says little of others", name)
     measured = {name: trained for name, trained in measured.items() if name not in training}
     for name, trained in measured.items():
-        check_labels(name, datasets[name], where, num_classes, [])
         names = class_names_of(datasets[trained])
         check_trained_classes(names, name, datasets[name], f"the training set, datasets.{trained}")
+        check_labels(name, datasets[name], where, num_classes, [])
     for stage in stages:
         check_dropped(f"{stage.path}.train_data_loader", stage.loader, datasets, is_training=True)
         check_dropped(f"{stage.path}.val_data_loader", stage.val_loader or {}, datasets)
@@ -211,17 +211,27 @@ def _check_pairs(name: str, counts: Counter[int], stage: Stage) -> None:
 
 def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, dataset: Any, where: str) -> None:
     """Compares a model's classes, ``trained`` (names by label, as ``where`` says), with those of a set, if known."""
-    ours, theirs = _by_name(trained or []), _by_name(class_names_of(dataset) or [])
+    place, names = f"datasets.{dataset_id}", class_names_of(dataset) or []
+    ours, theirs = _by_name(trained or []), _by_name(names)
+    if not ours.keys() & theirs.keys():  # they may only be spelt differently
+        if ours and theirs:
+            text = f"its classes {list(theirs)[:5]} are none of the classes {list(ours)[:5]} of {where}"
+            logger.warning("%s: %s", place, text)
+        return
+    known = set(trained or ())
+    held = {names[label] for label in labels_of(labelled_part(dataset))}
+    for name in sorted(held - known):
+        raise ConfigError(f"{place}: class {name!r} is unknown in {where}; {nearest(name, known)}")
+    lacking = [repr(name) for name in sorted(known - held)]
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:
-            lacking = [other for other in ours if other not in theirs]
-            missing = f" ({', '.join(map(repr, lacking[:3]))} missing there)" if lacking else ""
+            missing = f" ({', '.join(lacking[:3])} missing there: image_folder's classes_of keeps the order)"
             both = f"class {name!r} has label {theirs[name]}, and label {ours[name]} in {where}"
-            wanted = f"both must have the same classes in the same order{missing}"
-            raise ConfigError(f"datasets.{dataset_id}: {both}; {wanted}")
-    if ours and theirs and not ours.keys() & theirs.keys():  # they may only be spelt differently
-        text = f"its classes {list(theirs)[:5]} are none of the classes {list(ours)[:5]} of {where}"
-        logger.warning("datasets.%s: %s", dataset_id, text)
+            wanted = f"both must have the same classes in the same order{missing if lacking else ''}"
+            raise ConfigError(f"{place}: {both}; {wanted}")
+    if lacking:
+        text = f"no sample of class {', '.join(lacking[:10])} of {where}"
+        logger.warning("%s: %s: its accuracy is that of the other classes", place, text)
 
 
 def _by_name(names: Sequence[str]) -> dict[str, int]:

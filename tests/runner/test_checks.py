@@ -278,14 +278,34 @@ def test_a_set_is_compared_with_the_training_set_of_the_last_stage_that_it_measu
 def test_classes_that_weights_were_trained_with(caplog):
     """A name of two classes is not compared."""
     where = "--checkpoint: s.pt"
-    for trained, known in ((None, "ab"), ("ab", "ab"), ("abc", "ab"), ("aab", "acb"), ("ab", None)):
+    for trained, known in ((None, "ab"), ("ab", "ab"), ("aab", "aab"), ("ab", None)):
         data = Labels(0, 1, 2) if known is None else named(*known)
         check_trained_classes(trained and list(trained), "d/test", data, where)
         assert caplog.messages == []
     check_trained_classes(["x", "y"], "d/test", named(*"ab"), where)
     assert caplog.messages == [f"datasets.d/test: its classes ['a', 'b'] are none of the classes ['x', 'y'] of {where}"]
-    message = r"^datasets\.d/test: class 'b' has label 1, and label 2 in --checkpoint: s\.pt; .* \('c' missing there\)$"
+    message = r"^datasets\.d/test: class 'b' has label 1, and label 2 in --checkpoint: s\.pt; .* \('c' missing.*classes_of"
     refused(message, check_trained_classes, ["a", "c", "b"], "d/test", named(*"ab"), where)
+
+
+@pytest.mark.parametrize("lacking", ["ant", "bee", "cat"])
+def test_a_class_without_a_test_image_is_told_by_its_name(lacking, caplog):
+    names = ["ant", "bee", "cat"]
+    test = Labels(*(label for label, name in enumerate(names) if name != lacking), classes=names)
+    check(CLASSIFIER, 3, train=named(*names), test=test)
+    (line,) = caplog.messages
+    assert line.startswith(f"datasets.test: no sample of class '{lacking}' of the training set, datasets.train")
+
+
+@pytest.mark.parametrize("classes", [["aunt", "bee", "cat"], ["bee", "beet", "cat"], ["bee", "cat", "cats"]])
+def test_a_class_that_training_does_not_know_is_refused_with_the_nearest(classes):
+    """Wherever the alphabet puts it. One without an image does not matter."""
+    (unknown,) = set(classes) - {"ant", "bee", "cat"}
+    message = f"datasets.test: class '{unknown}' is unknown in the training set, datasets.train; did you mean '{{}}'"
+    nearest = {"aunt": "ant", "beet": "bee", "cats": "cat"}[unknown]
+    train = named("ant", "bee", "cat")
+    refused(message.format(nearest), check, CLASSIFIER, 3, train=train, test=named(*classes))
+    check(CLASSIFIER, 3, train=train, test=Labels(0, 1, 2, classes=["ant", "bee", "cat", unknown]))
 
 
 def test_the_work_on_names_grows_with_the_number_of_classes_and_not_with_its_square():
