@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -13,3 +14,8 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):
         os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_users(tmp_path_factory):
+    os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch"))

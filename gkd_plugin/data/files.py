@@ -1,16 +1,22 @@
 """Image files on a disk: which ones a folder holds, and how each is read."""
 
+import hashlib
+import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
 
-from gkd_plugin.errors import ConfigError, nearest_beside
+from gkd_plugin.errors import ConfigError, first_line, nearest_beside, one_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +66,53 @@ def images_below(folder: Path) -> list[str]:
     return [str(Path(where, name)) for where, name in sorted(found)]
 
 
+def unreadable_images(paths: Sequence[str], root: Path, on_bad_image: str = "refuse") -> set[str]:
+    """Those of the images below ``root`` that Pillow cannot read; each is decoded, unless it is known from before.
+
+    With ``on_bad_image='skip'`` the log names the first ten. Raises ConfigError: ``'refuse'``, and there are some.
+    """
+    one_of("on_bad_image", on_bad_image, ("refuse", "skip"))
+    bad = _problems(paths, root)
+    if bad:
+        names = ", ".join([os.path.relpath(path, root) for path in bad][:10])
+        listed = f"{names}{', …' if len(bad) > 10 else ''} (the first: {next(iter(bad.values()))})"
+        text = f"{len(bad)} of {len(paths)} images in {root} cannot be read: {listed}"
+        if on_bad_image == "refuse":
+            raise ConfigError(f"{text}; mend or remove them, or leave them out by on_bad_image: 'skip'")
+        logger.warning("%s; they are left out", text)
+    return set(bad)
+
+
+def _problems(paths: Sequence[str], root: Path) -> dict[str, str]:
+    """Path → reason of what cannot be read. For each root, torch's cache folder keeps size and time of what can be."""
+    key = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16).hexdigest()
+    memory = Path(torch.hub.get_dir(), "gkd_plugin", f"{key}.json")
+    known, read = dict[str, list[int]](), dict[str, list[int]]()
+    with suppress(OSError, ValueError):  # there is none, or another process is writing it
+        known = json.loads(memory.read_text("utf-8"))
+
+    def problem(path: str) -> str:
+        try:
+            status, name = Path(path).stat(), os.path.relpath(path, root)
+            stamp = [status.st_size, status.st_mtime_ns]
+            if known.get(name) != stamp:
+                _read(path, quick=True)
+                read[name] = stamp
+        except Exception as error:
+            return _reason(error)
+        return ""
+
+    with ThreadPool() as pool:  # Pillow decodes without holding the interpreter
+        found = pool.imap(problem, paths, chunksize=16)
+        shown = tqdm(found, "checking images", len(paths), leave=False, disable=None, delay=1)
+        bad = {path: reason for path, reason in zip(paths, shown, strict=True) if reason}
+    if read:
+        with suppress(OSError):  # without a memory the next check takes as long
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            memory.write_text(json.dumps(known | read), "utf-8")
+    return bad
+
+
 def read_image(path: str) -> Image.Image:
     """The image in RGB, upright as its EXIF data says.
 
@@ -68,14 +121,24 @@ def read_image(path: str) -> Image.Image:
     or no image that Pillow reads.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            with suppress(Exception):  # what Pillow raises of damaged tags, when it has turned the image in place
-                ImageOps.exif_transpose(image, in_place=True)
-            return _as_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
-        reason = getattr(error, "strerror", None) or "it is damaged, or of no format that Pillow reads"
-        raise ConfigError(f"image {path} cannot be read: {reason}") from error
+        return _read(path)
+    except Exception as error:
+        raise ConfigError(f"image {path} cannot be read: {_reason(error)}") from error
+
+
+def _read(path: str, *, quick: bool = False) -> Image.Image:
+    """Raises anything, as Pillow's formats do; ``quick`` reads the whole file, but a JPEG at an eighth of its size."""
+    with Image.open(path) as image:
+        if quick:
+            image.draft(None, (1, 1))
+        image.load()
+        with suppress(Exception):  # what Pillow raises of damaged tags, when it has turned the image in place
+            ImageOps.exif_transpose(image, in_place=True)
+        return _as_rgb(image)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or f"Pillow says: {first_line(error)}"
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

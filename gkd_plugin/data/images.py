@@ -5,7 +5,6 @@ images do not fit together, and where an argument is out of range.
 """
 
 import itertools
-import logging
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -18,12 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from gkd_plugin.data.files import existing_folder, images_below, is_hidden, read_image
+from gkd_plugin.data.files import existing_folder, images_below, is_hidden, read_image, unreadable_images
 from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, one_of, whole_number
 
 __all__ = ["ArrayImages", "ImageFiles", "TransformedImages", "cub200", "digits", "image_folder", "npz_images"]
-
-logger = logging.getLogger(__name__)
 
 Labels = Sequence[int] | NDArray[Any]
 Transform = Callable[[Any], Any] | None
@@ -187,6 +184,7 @@ def image_folder(
     transform: Transform = None,
     eval_transform: Transform = None,
     classes_of: str | Path | None = None,
+    on_bad_image: str = "refuse",
 ) -> ImageFiles:
     """A folder of images for each class, in alphabetical order: ``root/<class>/….jpg``, in folders of any depth.
 
@@ -197,6 +195,8 @@ def image_folder(
         root: the folder; ``~`` is allowed.
         classes_of: the training set's folder, whose classes these are; a test set may then lack images of some of them.
             ``None``: the folders in ``root`` are the classes, and each holds images.
+        on_bad_image: ``'refuse'``: images that cannot be read are an error, which names them. ``'skip'``: they are left
+            out, and the log names them.
     """
     folder = existing_folder(root)
     own = _class_folders(folder, "root")
@@ -204,12 +204,12 @@ def image_folder(
     for name in own:
         one_of(f"root: class folder of {folder}", name, classes)
     found = {name: images_below(folder / name) if name in own else [] for name in classes}
+    bad = unreadable_images([path for images in found.values() for path in images], folder, on_bad_image)
+    found = {name: [path for path in images if path not in bad] for name, images in found.items()}
     empty = [name for name, images in found.items() if not images]
-    if empty:
-        text = f"{folder}: no image in the folders of {len(empty)} of {len(classes)} classes: {', '.join(empty[:10])}"
-        if classes_of is None or len(empty) == len(classes):
-            raise ConfigError(f"root: {text}")
-        logger.warning(text)
+    if empty and (classes_of is None or len(empty) == len(classes)):
+        text = f"no image in the folders of {len(empty)} of {len(classes)} classes: {', '.join(empty[:10])}"
+        raise ConfigError(f"root: {folder}: {text}")
     samples = [(path, label) for label, images in enumerate(found.values()) for path in images]
     return ImageFiles(samples, classes, folder, transform, eval_transform)
 
@@ -246,6 +246,7 @@ def cub200(
     missing = [path for path, _ in samples if not Path(path).is_file()]
     if missing:
         raise ConfigError(f"root: {len(missing)} of {len(samples)} images of images.txt are missing, e.g. {missing[0]}")
+    unreadable_images([path for path, _ in samples], folder)
     return ImageFiles(samples, list(names.values()), folder, transform, eval_transform)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import ConcatDataset, Dataset
 
 from gkd_plugin.data import labels
-from gkd_plugin.data.files import existing_folder, images_below
+from gkd_plugin.data.files import existing_folder, images_below, unreadable_images
 from gkd_plugin.data.images import ImageFiles
 from gkd_plugin.data.labels import UNLABELLED, layers_of, length_of
 from gkd_plugin.data.splits import ClassSubset
@@ -31,7 +31,9 @@ class WithUnlabelled(ConcatDataset[Any]):
         self.teacher_num_classes = labels.teacher_num_classes_of(labelled)
 
 
-def with_unlabelled(labelled: Dataset[Any], unlabelled: str | Path | Dataset[Any]) -> WithUnlabelled:
+def with_unlabelled(
+    labelled: Dataset[Any], unlabelled: str | Path | Dataset[Any], on_bad_image: str = "refuse"
+) -> WithUnlabelled:
     """Adds images without labels to a training set: the teacher says what they show. Their label is −1.
 
     They take part in the loss terms that need no label (the local classifier's), not in cross-entropy, relationships,
@@ -41,14 +43,19 @@ def with_unlabelled(labelled: Dataset[Any], unlabelled: str | Path | Dataset[Any
         labelled: the training set; its transforms are those of the images without labels too.
         unlabelled: a folder, whose images are taken from all folders in it, ``~`` is allowed; or a dataset, whose
             labels are not looked at.
+        on_bad_image: ``'refuse'``: images of the folder that cannot be read are an error, which names them. ``'skip'``:
+            they are left out, and the log names them.
 
     Raises:
-        ConfigError: there is no such folder, it holds no image, or the labelled images have no transform to use.
+        ConfigError: there is no such folder, it holds no image, or one that cannot be read (``'refuse'``), or the
+            labelled images have no transform to use.
     """
     if isinstance(unlabelled, Dataset):
         return WithUnlabelled(labelled, unlabelled)
     folder = existing_folder(unlabelled, "unlabelled")
-    samples = [(path, UNLABELLED) for path in images_below(folder)]
+    paths = images_below(folder)
+    bad = unreadable_images(paths, folder, on_bad_image)
+    samples = [(path, UNLABELLED) for path in paths if path not in bad]
     if not samples:
         raise ConfigError(f"unlabelled: {folder} holds no image")
     steps = (getattr(layer, "transform", None) for layer in layers_of(labelled))

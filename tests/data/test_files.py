@@ -2,12 +2,14 @@
 
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from gkd_plugin.data.files import images_below, read_image
+from gkd_plugin.data import files
+from gkd_plugin.data.files import images_below, read_image, unreadable_images
 from tests.data.fakes import image_tree
 from tests.runner.fakes import refused
 
@@ -122,5 +124,59 @@ def test_an_unreadable_image_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
     (tmp_path / "text.png").write_text("no image")
     for name in ("text", "cut"):
-        refused(rf"image .*{name}\.png cannot be read: it is damaged", read_image, str(tmp_path / f"{name}.png"))
+        refused(rf"image .*{name}\.png cannot be read: Pillow says: ", read_image, str(tmp_path / f"{name}.png"))
     refused(r"image .*gone\.png cannot be read: No such file", read_image, str(tmp_path / "gone.png"))
+
+
+def test_images_that_cannot_be_read_are_listed_at_once(tmp_path, monkeypatch, caplog):
+    image_tree(tmp_path, ["a"], per_class=3)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for name, kept in (("whole.jpg", None), ("half.jpg", 1500), ("nearly.jpg", -2)):
+        photo.save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:kept])
+    (tmp_path / "empty.gif").touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    Image.new("1", (400, 400)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
+    paths = images_below(tmp_path)
+    bad = ["empty.gif", "gone.png", "half.jpg", "huge.png", "nearly.jpg"]
+    message = f"5 of 9 images in {tmp_path} cannot be read: {', '.join(bad)} \\(the first: Pillow says: .*'skip'$"
+    refused(message, unreadable_images, paths, tmp_path)
+    assert not caplog.messages
+    assert unreadable_images(paths, tmp_path, "skip") == {str(tmp_path / name) for name in bad}
+    assert len(caplog.messages) == 1
+    assert all(name in caplog.text for name in ("5 of 9", *bad))
+
+
+def test_of_many_images_the_first_ten_are_named(tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number:02}.png").touch()
+    refused(r"12 of 12 images .* 09\.png, … \(the first: ", unreadable_images, images_below(tmp_path), tmp_path)
+
+
+def test_an_image_is_decoded_once_unless_it_changes(tmp_path, monkeypatch):
+    """Bad ones are looked at again; a memory that is damaged or cannot be written costs only the time."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    image_tree(tmp_path / "photos", ["a", "b"])
+    (tmp_path / "photos" / "b" / "bad.png").touch()
+    decoded, read = [], files._read
+    monkeypatch.setattr(files, "_read", lambda path, **how: decoded.append(Path(path).name) or read(path, **how))
+
+    def looks(where):
+        decoded.clear()
+        unreadable_images(images_below(where), where, "skip")
+        return sorted(decoded)
+
+    everything = ["0.png", "0.png", "1.png", "1.png", "bad.png"]
+    assert looks(tmp_path / "photos") == everything
+    assert looks(tmp_path / "photos") == ["bad.png"]
+    monkeypatch.chdir(tmp_path)
+    assert looks(Path("photos")) == ["bad.png"]
+    os.utime("photos/a/1.png", ns=(1, 1))
+    assert looks(Path("photos")) == ["1.png", "bad.png"]
+    assert not {path.suffix for path in Path("photos").rglob("*.*")} - {".png"}
+    (memory,) = Path("cache").rglob("*.json")
+    memory.write_text(memory.read_text()[:-9])
+    assert looks(Path("photos")) == everything
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "photos" / "a" / "0.png"))  # is no folder
+    assert looks(Path("photos")) == looks(Path("photos")) == everything

@@ -47,6 +47,9 @@ def test_a_folder_is_read_to_its_depth_with_the_labelled_transform(tmp_path):
     for labelled in (own, Subset(own, [0, 1, 2, 3])):
         mixed = data.with_unlabelled(labelled, tmp_path / "more")
         assert samples(mixed)[3:] == [((10, 1, 0), 1), ((0, 0, 0), -1), ((0, 1, 0), -1), ((0, 2, 0), -1)]
+    (tmp_path / "more" / "deep" / "x" / "1.png").write_bytes(b"")
+    refused("1 of 3 images in .*more .*: deep/x/1.png", data.with_unlabelled, own, tmp_path / "more")
+    assert samples(data.with_unlabelled(own, tmp_path / "more", "skip"))[4:] == [((0, 0, 0), -1), ((0, 2, 0), -1)]
 
 
 def test_batches_of_both_kinds():
