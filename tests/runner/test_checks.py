@@ -284,7 +284,7 @@ def test_classes_that_weights_were_trained_with(caplog):
         assert caplog.messages == []
     check_trained_classes(["x", "y"], "d/test", named(*"ab"), where)
     assert caplog.messages == [f"datasets.d/test: its classes ['a', 'b'] are none of the classes ['x', 'y'] of {where}"]
-    message = r"^datasets\.d/test: class 'b' has label 1, and label 2 in --checkpoint: s\.pt; .* \('c' missing.*classes_of"
+    message = r"^datasets\.d/test: class 'b' has label 1, and label 2 in --checkpoint: s\.pt; .*'c' missing.*classes_of"
     refused(message, check_trained_classes, ["a", "c", "b"], "d/test", named(*"ab"), where)
 
 
