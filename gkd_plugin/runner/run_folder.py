@@ -38,7 +38,7 @@ def package_versions() -> dict[str, str | None]:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls ``write`` with a temporary file beside ``path``, then puts it in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")  # torch.save keeps what is before the last dot
     try:
         write(temporary)
         temporary.replace(path)
