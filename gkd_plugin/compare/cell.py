@@ -112,7 +112,8 @@ def _without_weights(entry: Tree) -> Tree:
     kwargs = {key: value for key, value in (entry.get("kwargs") or {}).items() if key not in WEIGHTS}
     if kwargs.get("pretrained"):
         kwargs["pretrained"] = False
-    return {**_merged(entry, {"src_ckpt": None, "src_ckpt_classifier": None}), "kwargs": kwargs}
+    loaded = dict.fromkeys(("src_ckpt", "src_ckpt_prefix", "src_ckpt_classifier"))
+    return {**_merged(entry, loaded), "kwargs": kwargs}
 
 
 def _models(tree: Tree, method: Method) -> Tree:

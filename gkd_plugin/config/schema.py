@@ -51,6 +51,8 @@ def _check_model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     _check_file(report, path, entry)
     if entry.get("src_ckpt_classifier") == "extended" and not entry.get("src_ckpt"):
         report.add(at(path, "src_ckpt_classifier"), "'extended' given; needs the src_ckpt whose classifier it extends")
+    if (prefix := entry.get("src_ckpt_prefix")) is not None and not entry.get("src_ckpt"):
+        report.refuse(at(path, "src_ckpt_prefix"), prefix, "needs the src_ckpt whose weights it chooses")
     if entry.get("repo_or_dir") is not None:
         return
     module = torchvision_models.quantization if entry.get("quantized") is True else torchvision_models
@@ -217,6 +219,7 @@ def _model(*classifiers: str) -> Kind:
         "repo_or_dir": maybe(_TEXT),
         "src_ckpt": _FILE,
         "dst_ckpt": _FILE,
+        "src_ckpt_prefix": maybe(_TEXT),
         "src_ckpt_classifier": maybe(one_of(classifiers)),
         "quantized": FLAG,
         "sync_bn": FLAG,

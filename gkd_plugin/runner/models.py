@@ -30,9 +30,10 @@ SCALE = 10.0  # logits per cosine at the start; classifiers on normalised embedd
 def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
     """The model that ``entry`` names, with ``src_ckpt`` loaded into it; ``where`` is the key path of the entry.
 
-    ``src_ckpt_classifier`` 'new' and 'centres' take the file's backbone alone, 'extended' its classes as the first.
+    ``src_ckpt_prefix`` chooses among several sets of weights in the file. ``src_ckpt_classifier`` 'new' and 'centres'
+    take its backbone alone, 'extended' its classes as the first.
     """
-    kwargs, source = entry.get("kwargs") or {}, entry.get("src_ckpt")
+    kwargs, source, prefix = entry.get("kwargs") or {}, entry.get("src_ckpt"), entry.get("src_ckpt_prefix")
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
     hub_log.setLevel(logging.ERROR)  # its retries offline are quiet
@@ -57,9 +58,11 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
         hub_log.setLevel(level)
     if source and entry.get("src_ckpt_classifier"):
         is_extended = entry["src_ckpt_classifier"] == "extended"
-        load_backbone_weights(model, source, f"{where}.src_ckpt", extends_classifier=is_extended)
+        load_backbone_weights(model, source, f"{where}.src_ckpt", prefix, extends_classifier=is_extended)
+    elif source and where == TEACHER:
+        load_teacher_weights(model, source, f"{where}.src_ckpt", prefix)
     elif source:
-        (load_teacher_weights if where == TEACHER else load_weights)(model, source, f"{where}.src_ckpt")
+        load_weights(model, source, f"{where}.src_ckpt", prefix, adapts=True)
     return model
 
 

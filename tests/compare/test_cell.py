@@ -186,7 +186,7 @@ def with_student(tree, kwargs=None, **entry):
     return tree
 
 
-@pytest.mark.parametrize(("kwargs", "entry"), [({}, WEIGHTS), ({"pretrained": True}, {})])
+@pytest.mark.parametrize(("kwargs", "entry"), [({}, {**WEIGHTS, "src_ckpt_prefix": "q"}), ({"pretrained": True}, {})])
 def test_an_untrained_student_leaves_the_weights_out(written, kwargs, entry):
     tree = with_student(written(), kwargs, **entry)
     tree["train"]["stage2"]["student"]["src_ckpt"] = "teacher.pt"

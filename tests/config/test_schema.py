@@ -40,7 +40,7 @@ true or false           : {MODEL}.quantized=3 {MODEL}.sync_bn='yes' {LOAD}.requi
 true or false           : {LOAD}.kwargs.drop_last='yes' {OPTIM}.kwargs.nesterov='yes' {OPTIM}.filters_params=1
 true or false           : {LOAD}.sampler.kwargs.replacement=1 device.channels_last=1
 text: the path          : {MODEL}.dst_ckpt=3 {MODEL}.src_ckpt='' {MODEL}.src_ckpt=3 {ROLE}.src_ckpt=3
-src_ckpt                : {MODEL}.src_ckpt_classifier=extended
+src_ckpt                : {MODEL}.src_ckpt_classifier=extended {MODEL}.src_ckpt_prefix='encoder_q'
 the class itself        : {LOAD}.sampler.class_or_func=RandomSampler
 whole number, 1 or more : {LOAD}.kwargs.batch_size=0 {LOAD}.kwargs.batch_size=-1 {LOAD}.kwargs.batch_size=1.5
 whole number, 1 or more : {LOAD}.kwargs.batch_size='4' {LOAD}.kwargs.batch_size= test.log_freq=x
@@ -61,7 +61,7 @@ e.g. ['embedding']      : {ROLE}.forward_hook.output=embedding {ROLE}.forward_ho
 e.g. ['layer4', 'fc']   : {ROLE}.frozen_modules=
 a list                  : {OPTIM}.module_wise_kwargs=3 {OBJECT}.init.args=3
 section                 : {OBJECT}.init=3 {OBJECT}.init.kwargs=
-a text                  : {OPTIM}.module_wise_kwargs.0.module=
+a text                  : {OPTIM}.module_wise_kwargs.0.module= {MODEL}.src_ckpt_prefix=3
 'DataParallel'          : {ROLE}.wrapper=DDP
 'new'                   : {MODEL}.src_ckpt_classifier=nwe
 'output'                : {WRAPPER}.kwargs.input.io=outputs
@@ -213,6 +213,7 @@ def test_each_stage_needs_its_own_sections():
 
 ACCEPTED = [  # changes that do not touch each other
     ("dependencies=gkd_plugin", f"{MODEL}.src_ckpt=https://example.org/x.pt", f"{LOAD}.batch_sampler=", "device="),
+    (f"{MODEL}.src_ckpt=https://example.org/x.pt", f"{MODEL}.src_ckpt_prefix=''"),
     ("dependencies=", f"{LOAD}.dataset_wrapper={{}}", f"{LOAD}.kwargs.prefetch_factor=", f"{PLAN}=", "teacher_cache="),
     ("models.model={key: resnet18, kwargs: {num_classes: 3}, quantized: true}", f"{PLAN}={{}}"),
     ("models.model={key: anything, repo_or_dir: owner/repo, kwargs: {x: 1}}", f"{OPTIM}.max_grad_norm="),

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 from torch.utils.data import DataLoader
@@ -66,6 +67,34 @@ def test_weights_are_loaded_as_the_model_needs_them(tmp_path):
     assert torch.equal(build(6, "extended").fc.weight[:4], model.fc.weight)
     assert build(0, where="models.teacher_model").num_classes == 0
     refused("does not fit ResNet: 2 unexpected", build, 0, where="models.student_model")
+
+
+@pytest.mark.parametrize(  # the last one folds pixels into channels
+    ("name", "channels", "role"),
+    [("test_resnet", 1, "teacher"), ("test_vit", 4, "student"), ("tresnet_m", 1, "teacher")],
+)
+def test_rgb_weights_of_a_file_serve_other_channels_as_timms_pretrained_ones_do(tmp_path, name, channels, role):
+    path = str(tmp_path / "w.safetensors")
+    save_file(timm.create_model(name, num_classes=4).state_dict(), path)
+    entry = timm_entry(model_name=name, in_chans=channels)
+    overlay = {"file": path, "num_classes": 4}
+    timms = timm.create_model(**entry["kwargs"], pretrained=True, pretrained_cfg_overlay=overlay)
+    built = build_model(f"models.{role}_model", {**entry, "src_ckpt": path})
+    assert equal(built.state_dict(), timms.state_dict())
+
+
+@pytest.mark.parametrize("where", ["models.teacher_model", "models.student_model"])
+@pytest.mark.parametrize(("classifier", "lacks"), [(None, "nothing"), ("new", "fc.")])
+def test_one_of_several_sets_of_weights_is_chosen(tmp_path, where, classifier, lacks):
+    sources = {f"encoder_{x}": timm_model("test_resnet", num_classes=4) for x in "qk"}
+    states = {name: source.state_dict().items() for name, source in sources.items()}
+    kept = {name: {k: value for k, value in state if not k.startswith(lacks)} for name, state in states.items()}
+    torch.save(kept, path := str(tmp_path / "w.pt"))
+    entry, wanted = {**timm_entry(), "src_ckpt": path, "src_ckpt_classifier": classifier}, sources["encoder_k"]
+    message = rf"^{where}\.src_ckpt: .*src_ckpt_prefix .* 'encoder_k\.', 'encoder_q\.'"
+    refused(message, build_model, where, entry)
+    built = build_model(where, {**entry, "src_ckpt_prefix": "encoder_k"})
+    assert torch.equal(built.layer1[0].conv1.weight, wanted.layer1[0].conv1.weight)
 
 
 def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch, caplog):

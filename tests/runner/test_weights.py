@@ -1,6 +1,7 @@
 """Weights in, weights out: read safely, fitted strictly, written whole."""
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -9,11 +10,13 @@ import random
 import stat
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 from torch import nn
 from torchdistill.common.main_util import load_ckpt
@@ -28,6 +31,7 @@ from gkd_plugin.runner.weights import (
     load_weights,
     read_weights,
 )
+from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyNet
 from tests.runner.fakes import equal, refused
 
@@ -107,6 +111,60 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch, wrap):
     assert not (tmp_path / "hacked").exists()
 
 
+class Custom:
+    pass
+
+
+def pickled(content):
+    torch.save(content, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def scripted():
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+PLAIN = {"w": torch.ones(2)}
+CAUSES = [
+    ("w.pt", b"", "is empty"),
+    ("w.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    ("w.pt", b"\n<!DOCTYPE html>\n<html></html>", "HTML"),
+    ("w.safetensors", b"<html></html>", "HTML"),
+    ("w.pt", to_bytes(PLAIN), r"rename it to \.safetensors"),
+    ("w.safetensors", pickled(PLAIN), r"rename it to \.pt"),
+    ("w.safetensors", pickle.dumps(PLAIN), r"rename it to \.pt"),
+    ("w.pt", pickled(nn.Linear(2, 2)), r"whole pickled model \(torch\.nn\.modules\.linear\.Linear\).*state_dict\(\)"),
+    ("w.pt", pickled({"model": PLAIN, "more": Custom()}), r"object \S+\.Custom, .*not unpickled"),
+    ("w.pt", pickle.dumps({"more": Custom()}), "no file of torch.save"),
+    ("w.pt", scripted(), "TorchScript.*state_dict"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "cause"), CAUSES, ids=range(len(CAUSES)))
+def test_what_is_no_file_of_weights_is_named(tmp_path, name, content, cause):
+    (tmp_path / name).write_bytes(content)
+    refused(rf"^here: \S+{name} cannot be read as weights: .*{cause}", read_weights, tmp_path / name, "here")
+
+
+def test_what_torch_unpickles_afterwards_is_read_by_torch(tmp_path, monkeypatch):
+    """Not every version knows safetensors: what it takes for a pickle must have been read safely as one."""
+    path = save(TinyNet(), tmp_path / "w.safetensors")
+    assert read_weights(path, "here", as_torch_does=True).state
+    monkeypatch.setattr(torch, "load", Mock(side_effect=pickle.UnpicklingError))
+    assert read_weights(path, "here").state
+    refused(r"^here: .*cannot be read as weights", read_weights, path, "here", as_torch_does=True)
+
+
+def test_a_page_in_place_of_an_addresss_weights_is_told_with_its_copy(tmp_path, monkeypatch):
+    """torch keeps what it has fetched, so that a mended address of the same name would meet the page again."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/w.pt").write_text("<html></html>")
+    refused(r"^here: http\S+ \(kept as \S+w\.pt\) .*HTML", read_weights, "http://127.0.0.1:1/w.pt?x=1", "here")
+
+
 @pytest.mark.parametrize(  # the same in every worker of pytest-xdist
     "content",
     [b"", b"\x80", b"hello", b"PK\x03\x04", random.Random(0).randbytes(200), b"\x80\x02]q\x00.", None],
@@ -129,11 +187,20 @@ def test_broken_words_about_the_weights_are_told_with_the_file(tmp_path):
 
 
 def test_files_without_weights_and_with_a_parameter_called_model(tmp_path):
-    for content in ({}, {"a": 1}, [1, 2], {"model": {"a": "b"}}, torch.ones(2)):
+    for content in ({}, {"a": 1}, [1, 2], {"model": {"a": "b"}}, torch.ones(2), {0: torch.ones(2)}):
         torch.save(content, tmp_path / "w.pt")
         refused(r"^here: .*w\.pt holds no state_dict$", read_weights, tmp_path / "w.pt", "here")
     refused(r"^here: no such file: .*nowhere\.pt$", read_weights, tmp_path / "nowhere.pt", "here")
     assert list(read_weights(saved(tmp_path / "w.safetensors", {"model": torch.ones(2)}), "here").state) == ["model"]
+
+
+def test_a_checkpoint_has_the_same_bytes_whatever_process_writes_it(tmp_path, monkeypatch):
+    written = []
+    for process in (1, 23):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        torch.manual_seed(0)
+        written.append(save(TinyNet(), tmp_path / "w.pt", epochs=(1, 2)).read_bytes())
+    assert written[0] == written[1]
 
 
 def test_shared_tensors_and_views_are_written(tmp_path):
@@ -164,6 +231,7 @@ def prefixed(prefix):
     [
         *map(prefixed, ["", "module.", "_orig_mod.module.", "backbone.", "teacher.backbone."]),
         *map(nested, ["state_dict", "state_dict_ema", "model_ema", "model", "teacher"]),  # of timm's train.py, DINO
+        *map(nested, ["net", "model_state_dict"]),  # whatever its name, where it is the only one
         lambda good: {"state_dict": resnet().state_dict(), "state_dict_ema": good},  # averaged ones first
         lambda good: {"state_dict_ema": {}, "state_dict": good},
         lambda good: {k if k.startswith("fc.") else f"backbone.{k}": v for k, v in good.items()},
@@ -187,6 +255,66 @@ def tiny(num_classes):
     model = TinyNet()
     model.pretrained_cfg, model.num_classes = {"classifier": "fc"}, num_classes
     return model
+
+
+@pytest.mark.parametrize("load", [load_weights, load_teacher_weights, load_backbone_weights])
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("", ["total_ops", "layer1.0.total_params", "fc.total_ops"]),  # thop's
+        ("", ["criterion.weight", "loss_fn.weight", "train_acc.tp", "val_metrics.acc.confmat"]),  # Lightning's
+        ("model.", ["criterion.weight", "neck.conv.weight", "total_ops"]),
+    ],
+)
+def test_what_lies_beside_a_complete_model_stays_out(tmp_path, caplog, load, prefix, beside):
+    source, model = resnet(), student()
+    state = prefixed(prefix)(source.state_dict()) | dict.fromkeys(beside, torch.zeros(1))
+    with caplog.at_level(logging.INFO):
+        load(model, saved(tmp_path / "w.pth", state), "here")
+    assert torch.equal(model.conv1[0].weight, source.conv1[0].weight)
+    assert all(name in caplog.messages[-1] for name in ("left out", *sorted(beside)))
+    del state[f"{prefix}bn1.weight"]
+    refused(r"1 missing: bn1\.weight; \d unexpected: ", load, student(), saved(tmp_path / "w.pth", state), "here")
+
+
+def test_a_set_of_weights_is_chosen_by_its_prefix(tmp_path):
+    source, copy = resnet(), resnet()
+    state = source.state_dict() | prefixed("ema.")(copy.state_dict())
+    path = saved(tmp_path / "w.pth", state)
+    for prefix, expected in (("", source), ("ema", copy), ("ema.", copy)):
+        load_weights(model := student(), path, "here", prefix)
+        assert equal(model.state_dict(), expected.state_dict())
+    refused(r"^here: .*src_ckpt_prefix 'emma'; did you mean 'ema\.'", load_weights, student(), path, "here", "emma")
+    refused(r"^here: .*fit ResNet: \d+ missing", load_weights, student(), path, "here", "ema.layer1")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("load", [load_weights, load_teacher_weights, load_backbone_weights])
+def test_broken_weights_are_refused_by_name_and_leave_the_model(tmp_path, load, value):
+    state, model = resnet().state_dict(), student()
+    before = copied(model)
+    state["bn1.weight"][3] = value
+    for name in ("w.pth", "w.safetensors"):
+        refused(rf"^here: .*{name} .*bn1\.weight$", load, model, saved(tmp_path / name, state), "here")
+    assert equal(model.state_dict(), before)
+
+
+def test_infinity_may_stand_in_a_buffer(tmp_path):
+    model = TinyNet()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    load_weights(model, saved(tmp_path / "w.pth", model.state_dict()), "here")
+    model.mask[0] = torch.nan
+    refused(r"mask$", load_weights, model, saved(tmp_path / "w.pth", model.state_dict()), "here")
+
+
+def test_an_rgb_teacher_of_ours_takes_grey_images_as_the_data_has_them(tmp_path):
+    rgb = ImageInput((0.4, 0.5, 0.6), (0.2, 0.3, 0.2), (16, 16))
+    path = save(student(), tmp_path / "w.safetensors", image_input=vars(rgb))
+    load_teacher_weights(model := timm_model("test_resnet", num_classes=4, in_chans=1), path, "here")
+    assert model.image_input == ImageInput(size=(16, 16))
+    assert RefilledTeacher(model, data_mean=0.5, data_std=0.2)(torch.rand(2, 1, 32, 32)).shape == (2, 4)
+    grey = timm_model("test_resnet", num_classes=4, in_chans=1)
+    refused(r"conv1\.0\.weight \[16, 3, 3, 3\]", load_weights, grey, path, "--checkpoint")  # it is to be measured
 
 
 def test_a_teacher_without_classifier_leaves_heads_out_and_says_so_and_needs_none_of_the_file(tmp_path, caplog):
@@ -252,7 +380,7 @@ HEADLESS = "fits the backbone of {}, but not its classifier: 2 .*num_classes: 0"
         (load_teacher_weights, student(), resnet(9).state_dict(), HEADLESS.format("ResNet")),
         (load_teacher_weights, student(), without("fc.", resnet().state_dict()), HEADLESS.format("ResNet")),
         (load_teacher_weights, tiny(4), without("fc.", TinyNet().state_dict()), HEADLESS.format("TinyNet")),
-        (load_teacher_weights, student(), two_models(), r"several sets .* prefixes 'student\.', 'teacher\.'$"),
+        (load_teacher_weights, student(), two_models(), r"several sets .*src_ckpt_prefix .* 'student\.', 'teacher\.'$"),
         (load_teacher_weights, student(), resnet(4, "test_vit").state_dict(), r"fit ResNet: \d+ missing"),
         (load_teacher_weights, TinyNet(), TinyNet(width=9).state_dict(), "fit TinyNet: .*of another shape: bn"),
         (load_teacher_weights, TinyNet(), with_zeros(TinyNet(), "fc.scale"), r"fit TinyNet: 1 unexpected: fc\.scale"),
@@ -278,4 +406,4 @@ def test_a_bias_that_the_new_classifier_lacks_is_left_out(tmp_path):
 
 
 def test_of_prefixes_that_fit_alike_the_shortest_is_taken():
-    assert weights._prefix(dict.fromkeys(["x.weight", "weight"]), dict.fromkeys(["weight", "bias"])) == ""
+    assert weights._prefix(dict.fromkeys(["x.weight", "weight"]), dict.fromkeys(["weight", "bias"]))[0] == ""
