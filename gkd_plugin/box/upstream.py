@@ -1,6 +1,7 @@
 """Shims for torchdistill 1.1.5, each with a test that fails once it is not needed; Accelerate's: ``runner.devices``."""
 
 import functools
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,5 +66,5 @@ def torchdistill_errors(where: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), 300, placeholder=" …")  # torch lists every missing weight
         raise ConfigError(f"{where}: torchdistill cannot build this stage: {reason}") from error

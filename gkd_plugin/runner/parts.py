@@ -16,13 +16,13 @@ from torchdistill.datasets.util import build_data_loader
 
 from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
-from gkd_plugin.config.stages import Stage, stages_of, student_embedding, student_entry
+from gkd_plugin.config.stages import Role, Stage, stages_of, student_embedding, student_entry
 from gkd_plugin.data import class_names_of, normalisation_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checks import check_data, check_dropped, check_forward, check_hooks, first_images
 from gkd_plugin.runner.devices import Placement
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
-from gkd_plugin.runner.weights import read_weights
+from gkd_plugin.runner.weights import OPTIONAL, read_weights, refuse_broken, shown
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +85,29 @@ def build_box(
     if teacher is not None:
         _place_teacher(stages, placement)
     for role in (role for stage in stages for role in (stage.teacher, stage.student) if role is not None):
-        if role.section.get("src_ckpt") is not None:  # read safely, before torchdistill unpickles it
-            read_weights(role.section["src_ckpt"], f"{role.path}.src_ckpt")
+        if role.section.get("src_ckpt") is not None:
+            _check_weights(role, student if teacher is None or role.path.endswith(".student") else teacher)
     common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)
     with torchdistill_errors(stages[0].path):
         if teacher is None:
             return get_training_box(student, *common)
         return get_distillation_box(teacher, student, *common)
+
+
+def _check_weights(role: Role, model: nn.Module) -> None:
+    """Reads a stage's ``src_ckpt`` safely, before torchdistill unpickles it, and refuses what it could not load."""
+    path, where = role.section["src_ckpt"], f"{role.path}.src_ckpt"
+    state = read_weights(path, where, as_torch_does=True).state
+    refuse_broken(state, f"{where}: {path}")
+    inside = {None: "", "refilled_teacher": "teacher.", "projected_student": "student."}.get(role.wrapper)
+    if inside is None or role.section.get("sequential"):
+        return
+    expected = [inside + key for key in model.state_dict() if not key.endswith(OPTIONAL)]
+    if missing := [key for key in expected if key not in state]:
+        lacks = f"lacks {len(missing)} tensors of {role.wrapper or type(model).__name__}: {shown(missing)}"
+        raise ConfigError(
+            f"{where}: {path} {lacks}; the model's own weights go into the src_ckpt of its entry in models"
+        )
 
 
 def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:

@@ -185,6 +185,7 @@ def test_accumulated_gradients_are_clipped_once():
         (AttributeError("x\n y"), "train.stage3: torchdistill cannot build this stage: x y"),
         (KeyError("x"), "train.stage3: torchdistill cannot build this stage: 'x'"),
         (ConfigError("optimizer: missing"), "train.stage3.optimizer: missing"),
+        (ValueError("x" + " y" * 999), f"train.stage3: torchdistill cannot build this stage: x{' y' * 148} …"),
     ],
 )
 def test_errors_of_torchdistill_name_the_stage(error, message):

@@ -45,6 +45,24 @@ WRAPPER = ("teacher", "auxiliary_model_wrapper")
 
 
 @pytest.mark.parametrize(
+    ("role", "wrapped", "broken", "message"),
+    [
+        ("teacher", False, False, r"lacks 77 tensors of refilled_teacher: teacher\.bn1\.bias, .*src_ckpt of its"),
+        ("teacher", True, True, "holds NaN or infinity: teacher.fc.bias"),
+        ("student", True, False, r"lacks 77 tensors of ResNet: bn1\.bias, .*src_ckpt of its entry"),
+    ],
+)
+def test_weights_of_a_later_stage_are_checked_before_the_first(accelerator, tmp_path, role, wrapped, broken, message):
+    """torchdistill would meet them when that stage begins."""
+    built, (teacher, student) = config(stage1=stage("embedding"), stage2=stage("classifier")), models()
+    state = {f"teacher.{key}" if wrapped else key: value.clone() for key, value in teacher.state_dict().items()}
+    state[list(state)[-1]] /= 0 if broken else 1
+    torch.save(state, tmp_path / "w.pt")
+    built["train"]["stage2"][role]["src_ckpt"] = str(tmp_path / "w.pt")
+    refused(rf"^train\.stage2\.{role}\.src_ckpt: .*{message}", build_box, built, teacher, student, CPU, accelerator)
+
+
+@pytest.mark.parametrize(
     ("place", "value", "placement", "message"),
     [
         (("stage2", *WRAPPER), None, TEACHER_APART, r"device\.teacher: only .*; set train\.stage2\.teacher\.aux"),
