@@ -19,23 +19,23 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
-EXIT_FAILED_CELLS = 1
+EXIT_FAILED_PARTS = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", "harmonic_mean")
 """Those of compare/report.py, which imports torch; a test holds them equal."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 1 where cells of a grid failed, 2 for bad input, 130 after Ctrl-C."""
+    """Runs the command; returns its exit code: 0, 1 where a part failed, 2 for bad input, 128 + n for a signal n."""
     options = _parser().parse_args(argv)
     from torch import distributed
 
     from gkd_plugin.errors import ConfigError, require_report
+    from gkd_plugin.runner.stopping import stoppable
 
     if str(Path.cwd()) not in sys.path:  # a YAML may name modules there, as with python -m gkd_plugin
         sys.path.append(str(Path.cwd()))
-    with _console_log(options.log, logging.DEBUG if options.debug else logging.INFO):
+    with stoppable(), _console_log(options.log, logging.DEBUG if options.debug else logging.INFO):
         try:
             if options.command in (_compare, _diagnose):
                 require_report(options.name)
@@ -48,21 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in _lines(error):
                 print(f"refilled: error: {line}", file=sys.stderr)
             return EXIT_BAD_INPUT
-        except KeyboardInterrupt:
-            print(f"refilled: stopped{options.stopped}", file=sys.stderr)
-            return EXIT_INTERRUPTED
+        except KeyboardInterrupt as stop:
+            print(f"refilled: stopped by {stop}{options.stopped}", file=sys.stderr)
+            return getattr(stop, "exit_code", 130)
     return code
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gkd_plugin.runner.run import run_all
+    from gkd_plugin.runner.run import FAILED, run_all
     from gkd_plugin.runner.run_folder import results_table
 
-    given = {name: getattr(options, name) for name in ("overrides", "output", "seed", "device")}
+    given = {name: getattr(options, name) for name in ("overrides", "output", "seed", "device", "earlier")}
     summaries = run_all(options.config, **given)
     if _is_main_process():
         print(f"\n{results_table(summaries)}")
-    return 0
+    return EXIT_FAILED_PARTS if any(summary["status"] == FAILED for summary in summaries) else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -83,7 +83,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     table, results = compare(Comparison(**{field.name: getattr(options, field.name) for field in fields(Comparison)}))
     print(f"\n{table}")
-    return EXIT_FAILED_CELLS if any(result.status == FAILED for result in results) else 0
+    return EXIT_FAILED_PARTS if any(result.status == FAILED for result in results) else 0
 
 
 def _diagnose(options: argparse.Namespace) -> int:
@@ -108,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
 
     run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or with several CONFIGs that of theirs")
+    earlier = run.add_mutually_exclusive_group()
+    text = "go on where the last checkpoint of the run stands"
+    earlier.add_argument("--resume", dest="earlier", action="store_const", const="resume", default="keep", help=text)
+    text = "into the folder of an earlier run, whose files are deleted"
+    earlier.add_argument("--overwrite", dest="earlier", action="store_const", const="overwrite", help=text)
+    run.set_defaults(stopped="; the same command with --resume goes on")
     run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
 
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")

@@ -5,6 +5,8 @@ Imports nothing but the standard library, so every layer may use it.
 
 import difflib
 import math
+import sysconfig
+import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -39,6 +41,15 @@ def told_at(where: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message; its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def raised_in(error: BaseException) -> str:
+    """The exception's type and the innermost line that raised it, of the user's own code where that took part."""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), str(Path(__file__).parent))
+    own = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]
+    frame = (own or frames)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
 
 
 def nearest(given: object, allowed: Iterable[str]) -> str:

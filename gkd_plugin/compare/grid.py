@@ -150,7 +150,7 @@ def run_cell(cell: Cell, device: str | None) -> str:
     try:
         inputs = inputs_of(cell)
         if cell.method.probe is None:
-            run_config(load_config(cell.config), cell.folder, seed=cell.seed, device=device)
+            run_config(load_config(cell.config), cell.folder, seed=cell.seed, device=device, keeps_checkpoints=False)
         else:
             run_probe(load_config(cell.config), cell.folder, cell.method.probe, seed=cell.seed, device=device)
         write_json(cell.folder / _INPUTS, inputs)

@@ -365,6 +365,7 @@ _DEVICES = section(
     }
 )
 _CACHE = section({"views": count(), "folder": _FILE, "seed": count(0)}, ("views",))
+_CHECKPOINT = section({"every_steps": maybe(count()), "every_minutes": maybe(number(0)), "keep": count()})
 _NO_CACHE = never("there is no models.teacher_model whose answers could be kept; remove it")
 
 
@@ -380,6 +381,7 @@ def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
         "test": section({"test_data_loader": _LOADER, "log_freq": count()}, ("test_data_loader",)),
         "device": maybe(_DEVICES),
         "teacher_cache": maybe(_CACHE if has_teacher else _NO_CACHE),
+        "checkpoint": maybe(_CHECKPOINT),
         "tracker": maybe(section({"engine": maybe(one_of(("trackio", "wandb"))), "kwargs": maybe(_SECTION)})),
     }
     return section(keys, ("models", "datasets", "train"))

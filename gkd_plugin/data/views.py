@@ -20,7 +20,15 @@ from gkd_plugin.data.labels import classes_of, labelled_part, labels_of, length_
 from gkd_plugin.data.splits import ClassSubset
 from gkd_plugin.errors import ConfigError, whole_number
 
-__all__ = ["DatasetWithView", "FixedViews", "evaluation_view", "seeded", "sketch", "with_evaluation_view"]
+__all__ = [
+    "DatasetWithView",
+    "FixedViews",
+    "RandomStates",
+    "evaluation_view",
+    "seeded",
+    "sketch",
+    "with_evaluation_view",
+]
 
 _PIXELS = 4096
 _SIGNS = torch.from_numpy(2 * np.random.default_rng(0).integers(0, 2, (8, _PIXELS)) - 1).float()
@@ -117,10 +125,24 @@ class FixedViews(Dataset[Any]):
         return parts[0], parts[1]
 
 
+class RandomStates:
+    """The global random states of ``random``, ``numpy.random`` and torch's CPU generator: those given, or as now."""
+
+    def __init__(self, values: Any = None) -> None:
+        now = random.getstate, np.random.get_state, torch.get_rng_state
+        self.values: Any = tuple(get() for get in now) if values is None else values
+
+    def restore(self) -> None:
+        """Makes them the present ones again."""
+        random.setstate(self.values[0])
+        np.random.set_state(self.values[1])  # noqa: NPY002
+        torch.set_rng_state(self.values[2])
+
+
 @contextmanager
 def seeded(key: str) -> Iterator[None]:
     """Global CPU random states that depend on ``key`` alone; restored afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    states = RandomStates()
     digest = hashlib.blake2b(key.encode(), digest_size=32).digest()
     try:
         random.seed(digest[:16])
@@ -129,9 +151,7 @@ def seeded(key: str) -> Iterator[None]:
         torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
+        states.restore()
 
 
 def sketch(image: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def check_matching(temperature: float, margin: float, mining: str, max_negatives
 class EmbeddingQueue:
     """The last ``size`` ≥ 1 samples' embeddings of both networks and their labels, first in, first out.
 
-    Reading it waits for no device. It is not part of any checkpoint; a run that is resumed fills it again.
+    Reading it waits for no device.
 
     Example:
         >>> import torch

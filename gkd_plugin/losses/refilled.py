@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchdistill.losses.high_level import AbstractLoss
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_level_loss
@@ -62,6 +62,7 @@ class RefilledStage(AbstractLoss):
         _check_weight("weight", self.weight)
         super().__init__(sub_terms=self.sub_terms)
         self.losses = self._losses()  # (factor, term) in the order of the sum
+        self.own_terms = nn.ModuleList(term for _, term in self.losses)  # whose queues a checkpoint keeps
         self.terms: dict[str, Tensor] = {}  # after each forward, unweighted and detached, with the counts behind them
 
     def _losses(self) -> list[tuple[float, Term]]:

@@ -1,6 +1,7 @@
 """``refilled_relationship``: relationship matching as a torchdistill mid-level loss."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
@@ -60,6 +61,16 @@ class RelationshipLoss(Term, RelationshipSettings):
             check_matching(self.temperature, self.margin, self.mining, self.max_negatives)
         size = whole_number("queue_size", self.queue_size, low=0)
         self.queue = EmbeddingQueue(size) if size else None
+
+    def get_extra_state(self) -> Any:
+        """The queue, for checkpoints."""
+        return None if self.queue is None else self.queue.content()
+
+    def set_extra_state(self, state: Any) -> None:
+        """The queue of a checkpoint."""
+        if self.queue is not None and state is not None:
+            self.queue.clear()
+            self.queue.push(*state)
 
     def compute(self, targets: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar, of embeddings of a label; reports itself and the counts of tuples and negatives."""

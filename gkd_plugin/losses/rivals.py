@@ -44,6 +44,14 @@ class QueueDistillation(Term):
             check_temperature("temperature", self.temperature)
         self._queue: Tensor | None = None
 
+    def get_extra_state(self) -> Tensor | None:
+        """The queue, for checkpoints."""
+        return self._queue
+
+    def set_extra_state(self, state: Tensor | None) -> None:
+        """The queue of a checkpoint."""
+        self._queue = state
+
     def compute(self, targets: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss in nats, a scalar, of embeddings ``[B, D_t]``; reports itself."""
         if student.shape != teacher.shape:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy
+from gkd_plugin.runner.checkpoints import Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
-from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions
-from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, holds_run, numbered, package_versions
+from gkd_plugin.runner.training import Training
 from gkd_plugin.runner.weights import load_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.teacher import RefilledTeacher
 
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
+FINISHED, FAILED = "finished", "failed"
 
 
 def run_all(
@@ -40,14 +43,19 @@ def run_all(
     output: Path | None = None,
     seed: int = 0,
     device: str | None = None,
+    earlier: str = "keep",
 ) -> list[dict[str, Any]]:
     """Trains each configuration, in order, and gives the summaries; a later one may load what an earlier one writes.
 
     What is wrong in their texts is told before any of them runs. ``overrides`` (``key.path=value``) apply to each.
     ``output`` is the run folder, or with several configurations the folder that holds one for each. A ``dst_ckpt``
     inside the default run folder ``runs/<stem>`` moves along, and so does a ``src_ckpt`` that names it.
+
+    Where a run is there already, ``earlier`` says what becomes of it: ``'keep'``, the new one goes to ``<folder>-2``
+    and so on; ``'overwrite'``; ``'resume'``, the last one of these goes on. Of several configurations, one that fails
+    while it runs has the status 'failed', and the others run; a single one raises what stopped it.
     """
-    folders = _folders(paths, output)
+    folders = [_numbered_folder(folder, earlier) for folder in _folders(paths, output)]
     written: dict[str, str] = {}
     configs: list[RunConfig] = []
     for path, folder in zip(paths, folders, strict=True):
@@ -60,7 +68,25 @@ def run_all(
         destination = student_entry(config.tree)[1].get("dst_ckpt")
         check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
-    return [run_config(*pair, seed=seed, device=device) for pair in zip(configs, folders, strict=True)]
+    summaries: list[dict[str, Any]] = []
+    for config, folder in zip(configs, folders, strict=True):
+        try:
+            mode = earlier.replace("keep", "aside")
+            summaries.append(run_config(config, folder, seed=seed, device=device, earlier=mode))
+        except (ConfigError, OSError) as error:  # noqa: PERF203
+            if len(configs) == 1:
+                raise
+            logger.error("%s", error)  # noqa: TRY400  # in one line; the next one runs
+            summaries.append({"config": str(config.path), "status": FAILED})
+    return summaries
+
+
+def _numbered_folder(folder: Path, earlier: str) -> Path:
+    """The folder, or the first of ``<folder>-2`` … without a run; to go on, the last one with a run."""
+    taken = [] if earlier == "overwrite" else list(takewhile(holds_run, numbered(folder)))
+    if earlier == "resume":
+        return taken[-1] if taken else folder
+    return next(islice(numbered(folder), len(taken), None))
 
 
 def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
@@ -90,27 +116,45 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
     return {**config.tree, "models": models}
 
 
-def run_config(config: RunConfig, output: Path, *, seed: int = 0, device: str | None = None) -> dict[str, Any]:
-    """Trains what the configuration says, into the run folder ``output`` once all is built; gives ``summary.json``."""
+def run_config(
+    config: RunConfig,
+    output: Path,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    earlier: str = "aside",
+    keeps_checkpoints: bool = True,
+) -> dict[str, Any]:
+    """Trains what the configuration says, into the run folder ``output`` once all is built; gives ``summary.json``.
+
+    What becomes of a run that is there says :class:`RunFolder`.
+    """
     start = time.perf_counter()
     with told_at(f"{config.path}: "):
         placement = read_placement(config.tree, device)
         accelerator = make_accelerator(placement)
         set_seed(seed)
+        folder = RunFolder(output, accelerator.is_main_process, earlier)
+        if earlier == "resume":
+            folder.check_same(config.text, seed)
+            if (summary := folder.summary).get("status") == FINISHED:
+                logger.info("%s → %s: has finished; nothing is left to train", config.path, output)
+                return summary
         cache = TeacherCache.from_section(config.tree.get("teacher_cache"))
         with _held_back() as records:
             parts = Parts(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
-    folder = RunFolder(output, accelerator.is_main_process)
-    folder.create(config.text)
-    with folder.log_file():
+    with folder.opened(config.text):
         for record in records:
             logging.getLogger(record.name).handle(record)
         for notice in config.notices:
             logger.info("%s", notice)
         logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
+        checkpoints = None
+        if keeps_checkpoints and config.tree.get("checkpoint", {}) is not None:
+            checkpoints = Checkpoints(output, accelerator, config.tree.get("checkpoint"))
         summary = _new_summary(config, seed, placement)
-        _run(config, parts, folder, summary, start)
+        _run(config, parts, folder, summary, start=start, checkpoints=checkpoints)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
     return summary
 
@@ -138,7 +182,15 @@ def _new_summary(config: RunConfig, seed: int, placement: Placement) -> dict[str
     }
 
 
-def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, Any], start: float) -> None:
+def _run(
+    config: RunConfig,
+    parts: Parts,
+    folder: RunFolder,
+    summary: dict[str, Any],
+    *,
+    start: float,
+    checkpoints: Checkpoints | None,
+) -> None:
     """Trains, and keeps ``summary.json`` up to date, whatever ends the training; the run began at ``start``."""
     plain = (str, int, float, bool, list, dict, type(None))
     kwargs = parts.student_entry.get("kwargs") or {}
@@ -153,12 +205,18 @@ def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, 
         "stages": {stage.name: {"num_epochs": stage.epochs, "epochs": []} for stage in parts.stages},
         "warnings": folder.warnings,
     }
+    if checkpoints is not None:
+        start -= _restore(folder, summary, checkpoints)
+        checkpoints.summary = summary
     folder.write_summary(summary)
     try:
-        _train(parts, folder, summary, start)
-        summary["status"] = "finished"
+        _train(parts, folder, summary, start, checkpoints)
+        summary["status"] = FINISHED
+    except KeyboardInterrupt as error:
+        summary["status"] = f"stopped ({str(error) or type(error).__name__})"
+        raise
     except ConfigError as error:
-        summary |= {"status": "failed", "error": str(error)}
+        summary |= {"status": FAILED, "error": str(error)}
         logging.getLogger().error("%s", error)  # noqa: TRY400  # to log.txt; the console shows what is raised
         kept = f"; the last good weights are {folder.student}" if folder.student.exists() else ""
         raise ConfigError(f"{config.path}: {error}{kept}") from error
@@ -167,20 +225,48 @@ def _run(config: RunConfig, parts: Parts, folder: RunFolder, summary: dict[str, 
         if summary["status"] == "running":
             summary["status"] = f"stopped ({getattr(sys.exc_info()[0], '__name__', 'unknown')})"
         folder.write_summary(summary)
+    if checkpoints is not None:
+        checkpoints.clear()
     parts.box.clean_modules()
 
 
-def _train(parts: Parts, folder: RunFolder, summary: dict[str, Any], start: float) -> None:
+def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoints) -> float:
+    """Takes over what the summary of the last checkpoint says; the seconds that its run had taken."""
+    found = checkpoints.last()
+    if found is None:
+        return 0.0
+    at, before = found
+    for name, version in before["versions"].items():
+        if version != summary["versions"].get(name):
+            logger.warning("%s is %s now, was %s: results may differ", name, summary["versions"].get(name), version)
+    summary |= {key: value for key, value in before.items() if key not in ("status", "versions", "warnings")}
+    folder.warnings.extend(text for text in before["warnings"] if text not in folder.warnings)
+    folder.write_metrics(_rows(summary))
+    logger.info("goes on after update %d, in epoch %d of stage %d", at.updates, at.epoch, at.stage + 1)
+    return float(before.get("wall_seconds", 0.0))
+
+
+def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of all epochs."""
+    return [row for stage in summary["stages"].values() for row in stage["epochs"]]
+
+
+def _train(
+    parts: Parts, folder: RunFolder, summary: dict[str, Any], start: float, checkpoints: Checkpoints | None
+) -> None:
     box, accelerator = parts.box, parts.accelerator
-    if hasattr(box, "teacher_model"):
+    if hasattr(box, "teacher_model") and "teacher" not in summary:
         summary["teacher"] = check_teacher(box, parts.num_classes, accelerator)
         if isinstance(box.teacher_model, RefilledTeacher):
             summary["teacher_weights"] = teacher_key(box.teacher_model.teacher)
             summary["student"] |= advise(parts, summary["teacher"])
-    prepared = time.perf_counter() - start
-    for stage, row in train_epochs(box, parts.student, parts.stages, accelerator, parts.cache, val_freq=parts.val_freq):
+    prepared = summary.get("preparation_seconds") or time.perf_counter() - start
+    settings: dict[str, Any] = {"val_freq": parts.val_freq, "checkpoints": checkpoints}
+    training = Training(box, parts.student, parts.stages, accelerator, parts.cache, **settings)
+    for stage, row in training.epochs():
         prepared += row.pop("preparation_seconds", 0.0)
         summary["preparation_seconds"] = round(prepared, 3)
+        summary["wall_seconds"] = round(time.perf_counter() - start, 3)
         summary["stages"][stage.name]["epochs"].append(row)
         folder.add_metrics(row)
         has_next_stage = row["epoch"] == stage.epochs and not stage.is_last
@@ -211,7 +297,7 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
     if not parts.accelerator.is_main_process:
         return
     student = summary["student"]
-    rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
+    rows = _rows(summary)
     name = str(student["kwargs"].get("model_name", student["key"]))
     planned = sum(stage.epochs for stage in parts.stages)
     about: dict[str, Any] = {"image_input": vars(parts.image_input), "epochs": (len(rows), planned)}
@@ -259,15 +345,14 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
             raise ConfigError("the teacher has no wrapper 'refilled_teacher', which gives its embedding")
         box.teacher_model.local_classifier.kind = "centres"  # a probe reads no other
         folder = RunFolder(output, accelerator.is_main_process)
-        folder.create(config.text)
-        with folder.log_file(), accelerator.autocast():
+        with folder.opened(config.text), accelerator.autocast():
             score = PROBES[probe](box.teacher_model, box.train_data_loader, num_classes_of(student, entry), accelerator)
             final = evaluate(score, loader, accelerator, "test").as_dict()
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()
     found = {"probe": probe, "warnings": folder.warnings, "stages": {}, "final": {**final, "on": "test"}}
     seconds = dict.fromkeys(("preparation_seconds", "wall_seconds"), round(time.perf_counter() - start, 3))
-    ended = {"status": "finished", **found, **seconds}
+    ended = {"status": FINISHED, **found, **seconds}
     summary = {**_new_summary(config, seed, placement), **ended}
     folder.write_summary(summary)
     return summary

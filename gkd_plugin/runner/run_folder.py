@@ -8,19 +8,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torchdistill.common.constant import LOGGING_FORMAT
 
-from gkd_plugin.config.tree import read
 from gkd_plugin.errors import ConfigError
 
 PACKAGES = ["gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"]
 PACKAGES += ["scikit-learn"]
 _CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.jsonl", "log.txt"
 _FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json"}
+FOLDER = "checkpoints"
+_LOCK = ".lock"
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
 """What runs write into their folders, besides checkpoints that their configurations name."""
 logger = logging.getLogger(__name__)
@@ -66,22 +68,40 @@ def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
     paths = [path for path in folder.iterdir() if path.suffix != ".log"] if folder.exists() else []
-    names = sorted(path.name for path in paths if path != checkpoint)
-    if names and "status" not in read_json(folder / _SUMMARY):
+    names = sorted(path.name for path in paths if path != checkpoint and path.name not in (_LOCK, FOLDER))
+    if names and not holds_run(folder):
         shown = f"{', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
         raise ConfigError(f"--output: {folder} holds {shown} and no earlier run; name a new folder")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun there."""
+    return "status" in read_json(folder / _SUMMARY)
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """The folder itself, then those of later runs: ``x``, ``x-2``, ``x-3``."""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
 
 
 class RunFolder:
     """Writes ``config.yaml``, ``summary.json``, ``metrics.jsonl`` and ``log.txt`` of one run, on the main process.
 
-    The last run there is kept as ``<folder>.previous``; one before it goes, unless it holds a file that no run wrote.
+    ``earlier`` says what becomes of a run that is there: ``'aside'``, it is kept as ``<folder>.previous`` (then
+    ``.previous-2`` …); ``'overwrite'``, its files are deleted; ``'resume'``, it goes on.
     """
 
-    def __init__(self, path: Path, is_main: bool = True) -> None:
+    def __init__(self, path: Path, is_main: bool = True, earlier: str = "aside") -> None:
         self.path = path
         self.is_main = is_main
+        self.earlier = earlier
         self.warnings: list[str] = []
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """That of the run that is there."""
+        return read_json(self.path / _SUMMARY)
 
     @property
     def student(self) -> Path:
@@ -92,26 +112,79 @@ class RunFolder:
         """The student's weights at the end of a stage that others follow."""
         return self.path / "stages" / f"{stage}.safetensors"
 
-    def create(self, config_text: str) -> None:
-        """Makes the folder and writes the resolved configuration."""
-        if not self.is_main:
+    def check_same(self, config_text: str, seed: int) -> None:
+        """Refuses to go on with a run of another configuration or seed."""
+        if not holds_run(self.path):
             return
-        if "status" in read_json(self.path / _SUMMARY):
-            previous = self.path.with_name(f"{self.path.name}.previous")
-            if previous.exists():
-                _make_room(previous)
-            self.path.rename(previous)
-            logger.info("the earlier run in %s is kept as %s", self.path, previous)
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stale in (self.path / _METRICS, *(self.path / "stages").glob("stage*.safetensors")):
-            stale.unlink(missing_ok=True)
-        (self.path / _CONFIG).write_text(config_text, encoding="utf-8")
+        there = (self.path / _CONFIG).read_text("utf-8")
+        pairs = zip_longest(there.splitlines(), config_text.splitlines(), fillvalue="")
+        differing = [pair for pair in pairs if pair[0] != pair[1]]
+        if differing:
+            before, now = (line.strip() for line in differing[0])
+            raise ConfigError(f"--resume: {self.path} was begun with {before!r}, the configuration now says {now!r}")
+        if (begun := self.summary.get("seed")) != seed:
+            raise ConfigError(f"--resume: {self.path} was begun with --seed {begun}, and {seed} is given")
 
     @contextmanager
-    def log_file(self) -> Iterator[None]:
-        """Everything logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept in ``warnings``."""
+    def opened(self, config_text: str) -> Iterator[None]:
+        """Makes the folder, writes the resolved configuration, and keeps other processes out.
+
+        What is logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept in ``warnings``.
+        """
+        with self._locked():
+            if self.is_main:
+                self._make_room()
+                write_atomically(self.path / _CONFIG, lambda file: file.write_text(config_text, encoding="utf-8"))
+            with self._log_file():
+                yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """A lock on the folder that ends with the process."""
+        if not self.is_main:
+            yield
+            return
+        if self.earlier == "aside" and holds_run(self.path):
+            with self._lock():  # nobody is writing there
+                pass
+            names = numbered(self.path.with_name(f"{self.path.name}.previous"))
+            aside = next(path for path in names if not path.exists())
+            self.path.rename(aside)
+            logger.info("the earlier run in %s is kept as %s", self.path, aside)
+        with self._lock():
+            yield
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            advice = "wait for its end, or name another --output"
+            raise ConfigError(f"{self.path}: another run writes there; {advice}") from None
+        try:
+            yield
+        finally:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            lock.release()
+
+    def _make_room(self) -> None:
+        """Deletes what an earlier run wrote, unless it goes on."""
+        if self.earlier == "resume":
+            return
+        files = [self.path / name for name in _FILES]
+        for name, suffixes in _FOLDERS.items():
+            files += [file for file in (self.path / name).glob("*") if file.suffix in suffixes]
+        for file in files:
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / FOLDER, ignore_errors=True)
+
+    @contextmanager
+    def _log_file(self) -> Iterator[None]:
         root, path = logging.getLogger(), self.path / _LOG
-        handler = logging.FileHandler(path, mode="w", encoding="utf-8") if self.is_main else logging.NullHandler()
+        mode = "a" if self.earlier == "resume" else "w"
+        handler = logging.FileHandler(path, mode, encoding="utf-8") if self.is_main else logging.NullHandler()
         handler.setFormatter(logging.Formatter(LOGGING_FORMAT))
         handler.addFilter(self._keep_warning)
         root.addHandler(handler)
@@ -127,6 +200,12 @@ class RunFolder:
             self.warnings.append(text)
         return True
 
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replaces ``metrics.jsonl``."""
+        if self.is_main:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(self.path / _METRICS, lambda file: file.write_text(text, encoding="utf-8"))
+
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to ``metrics.jsonl``."""
         if self.is_main:
@@ -139,29 +218,13 @@ class RunFolder:
             write_json(self.path / _SUMMARY, summary)
 
 
-def _make_room(previous: Path) -> None:
-    """Deletes an older run, or renames it where it holds a file that no run has written."""
-    try:
-        models = read(previous / _CONFIG)["models"].values()
-    except (ConfigError, KeyError):
-        models = ()
-    checkpoints = [model.get("dst_ckpt") for model in models if isinstance(model, Mapping)]
-    ours = _FILES | {Path(str(path)).name for path in checkpoints if path}
-    files = [path.relative_to(previous) for path in sorted(previous.rglob("*")) if path.is_file()]
-    in_folder = {path: path.suffix in _FOLDERS.get(path.parts[0], ()) for path in files if len(path.parts) == 2}
-    others = [path for path in files if not in_folder.get(path, path.name in ours)]
-    if not others:
-        shutil.rmtree(previous)
-        return
-    free = next(path for n in count(2) if not (path := previous.with_name(f"{previous.name}{n}")).exists())
-    previous.rename(free)
-    logger.info("%s holds %r, which no run has written: it is kept as %s", previous, str(others[0]), free)
-
-
 def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Finished runs (their ``summary.json``) side by side, as aligned text."""
+    """Runs (their ``summary.json``) side by side, as aligned text."""
     rows: list[Sequence[str]] = [("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")]
     for summary in summaries:
+        if "final" not in summary:
+            rows.append((Path(summary["config"]).stem, summary["status"], *[""] * 5))
+            continue
         student, top1 = summary["student"], summary["final"].get("top1")
         name, classes = str(student["kwargs"].get("model_name", student["key"])), str(student["classes"] or "?")
         ncm = summary.get("teacher", {}).get("ncm_top1")

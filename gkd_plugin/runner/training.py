@@ -9,144 +9,224 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.data import UNLABELLED, FixedViews
+from gkd_plugin.data import UNLABELLED, FixedViews, seeded
 from gkd_plugin.data.labels import unwrapped
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, first_line, raised_in
 from gkd_plugin.runner.accuracy import LAST_EPOCHS, evaluate, student_ncm
+from gkd_plugin.runner.checkpoints import Checkpoints, Loading, Progress
+from gkd_plugin.runner.stopping import Stopped, undivided
 from gkd_plugin.teacher import RefilledTeacher
 
 logger = logging.getLogger(__name__)
 
 
-def train_epochs(
-    box: Any,
-    student: nn.Module,
-    stages: Sequence[Stage],
-    accelerator: Accelerator,
-    cache: TeacherCache | None = None,
-    *,
-    val_freq: int = 1,
-) -> Iterator[tuple[Stage, dict[str, Any]]]:
-    """Trains torchdistill's box to the end; yields a stage and a row of metrics after every epoch.
+class Training:
+    """The training of torchdistill's box, stage by stage. ``student`` is the model itself, unwrapped.
 
-    A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
-    ``images_per_second``, ``seconds``, and on the validation set, after every ``val_freq``-th epoch of a stage and its
-    last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding``. The first of a stage
-    has ``preparation_seconds``, those before its first step. ``student`` is the model itself, unwrapped. With a cache
-    the teacher answers from it.
+    With a cache the teacher answers from it. With ``checkpoints`` it keeps them, and goes on where the last one stands.
     """
-    done = 0
-    for stage in stages:
-        start = time.perf_counter()
-        if hasattr(box, "teacher_forward_proc"):  # Accelerate prepares only models that train
-            box.teacher_forward_proc = accelerator.autocast()(box.teacher_forward_proc)
-        clip_unscaled(box, accelerator)
-        if cache is not None:
-            cache.attach(box, accelerator)
-        for number in range(1, stage.epochs + 1):
-            is_end = number == stage.epochs
-            row: dict[str, Any] = {"stage": stage.name, "epoch": number}
-            row |= _train_epoch(box, stage, f"{stage.name} {number}/{stage.epochs}", done, accelerator)
-            if number == 1:  # the local classifier is fitted, and the teacher cache opened
-                row["preparation_seconds"] = time.perf_counter() - start - row["seconds"]
-            if number % val_freq == 0 or number > stage.epochs - LAST_EPOCHS:
-                with torch.random.fork_rng(devices=[]):  # loaders draw a seed: training is the same without validation
-                    row |= _validate(box, student, stage, is_end, accelerator)
-            if is_end and row.get("tuples") == 0:
-                text = "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class"
-                logger.warning(text, stage.name)
-            done += 1
-            yield stage, row
-            _finish_epoch(box, is_end, accelerator)
 
+    def __init__(
+        self,
+        box: Any,
+        student: nn.Module,
+        stages: Sequence[Stage],
+        accelerator: Accelerator,
+        cache: TeacherCache | None = None,
+        *,
+        val_freq: int = 1,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.box, self.student, self.stages, self.accelerator = box, student, stages, accelerator
+        self.cache, self.val_freq, self.checkpoints = cache, val_freq, checkpoints
 
-def _train_epoch(box: Any, stage: Stage, title: str, epoch: int, accelerator: Accelerator) -> dict[str, Any]:
-    box.pre_epoch_process(epoch=epoch)
-    if isinstance(box.train_data_loader.dataset, FixedViews):
-        box.train_data_loader.dataset.set_epoch(epoch)
-    lr = box.optimizer.param_groups[0]["lr"]
-    has_pairs = stage.kind != "embedding"
-    disable = None if accelerator.is_main_process else True
-    sums: dict[str, float] = {}
-    step, count, seconds, start = 0, 0, 0.0, time.perf_counter()
-    with tqdm(box.train_data_loader, desc=title, disable=disable, leave=False, dynamic_ncols=True) as bar:
-        for step, batch in enumerate(bar, start=1):
-            images, labels, *rest = batch
-            images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-            place = f"{title}, step {step}"
-            loss = _loss(box, place, images, labels, *rest)
+    def epochs(self) -> Iterator[tuple[Stage, dict[str, Any]]]:
+        """Trains to the end; yields a stage and a row of metrics after every epoch.
+
+        A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
+        ``images_per_second``, ``seconds``, and on the validation set, after every ``val_freq``-th epoch of a stage and
+        its last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding``. The first of
+        a stage has ``preparation_seconds``, those before its first step.
+        """
+        found = self.checkpoints and self.checkpoints.last()
+        at = found[0] if found else Progress(is_over=True)
+        for _ in range(at.stage):
+            self._skip_stage()
+        for index, stage in enumerate(self.stages[at.stage :], at.stage):
+            start, first = time.perf_counter(), 1
+            self._begin_stage()
+            if self.checkpoints is not None and found:
+                self.checkpoints.load(self.box)
+                self.box.current_epoch = self._epochs_before(at)  # of a box of several stages
+                first, found = at.epoch + at.is_over, None
+                if at.is_over:
+                    self._finish_epoch(is_stage_end=at.epoch == stage.epochs)
+            for number in range(first, stage.epochs + 1):
+                if at.is_over:
+                    at = Progress(index, number, updates=at.updates)
+                row: dict[str, Any] = {"stage": stage.name, "epoch": number}
+                try:
+                    row |= self._train_epoch(stage, at)
+                    if number == 1:  # the local classifier is fitted, and the teacher cache opened
+                        row["preparation_seconds"] = time.perf_counter() - start - row["seconds"]
+                    row |= self._validate(stage, number)
+                    with undivided():  # what the caller does with the row, too
+                        yield stage, row
+                        at.is_over = True
+                        self._save(at, only_when_due=True)
+                except Stopped:
+                    self._save(at)
+                    raise
+                self._finish_epoch(is_stage_end=number == stage.epochs)
+
+    def _epochs_before(self, at: Progress) -> int:
+        """The epochs of all stages before the one that has begun."""
+        return sum(stage.epochs for stage in self.stages[: at.stage]) + at.epoch - 1
+
+    def _begin_stage(self) -> None:
+        if hasattr(self.box, "teacher_forward_proc"):  # Accelerate prepares only models that train
+            self.box.teacher_forward_proc = self.accelerator.autocast()(self.box.teacher_forward_proc)
+        clip_unscaled(self.box, self.accelerator)
+        if self.cache is not None:
+            self.cache.attach(self.box, self.accelerator)
+
+    def _train_epoch(self, stage: Stage, at: Progress) -> dict[str, Any]:
+        """Trains an epoch, or the steps of it that ``at`` leaves; the means over all its steps."""
+        box, title = self.box, f"{stage.name} {at.epoch}/{stage.epochs}"
+        epoch = self._epochs_before(at)
+        box.pre_epoch_process(epoch=epoch)
+        if isinstance(box.train_data_loader.dataset, FixedViews):
+            box.train_data_loader.dataset.set_epoch(epoch)
+        at.lr = at.lr if at.step else box.optimizer.param_groups[0]["lr"]
+        loading, start = Loading(), time.perf_counter() - at.seconds
+        models = self.checkpoints.begin(box, loading, is_resumed=at.step > 0) if self.checkpoints is not None else None
+        with seeded(f"models of {torch.initial_seed()}, {epoch}, {self.accelerator.process_index}"):
+            if models is not None:
+                models.restore()
+            try:
+                for step, batch in self._batches(loading, title, at):
+                    with undivided():
+                        self._step(f"{title}, step {step}", batch, at)
+                        at.step, at.updates, at.seconds = step, at.updates + 1, time.perf_counter() - start
+                        self._save(at, only_when_due=True)
+            except Stopped:
+                self._save(at)  # here, where the random states are those of the models
+                raise
+        loading.states.restore()
+        if stage.kind == "embedding" and not at.has_pairs:
+            found = (
+                "no batch held two samples of one class and one of another, so stage 'embedding' has nothing to compare"
+            )
+            cures = "shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
+            raise ConfigError(f"{title}: {found}: {cures}")
+        if at.epoch == stage.epochs and at.sums.get("tuples") == 0:
+            text = "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class"
+            logger.warning(text, stage.name)
+        speed = {"images_per_second": at.images / max(at.seconds, 1e-9), "seconds": at.seconds}
+        return {"lr": at.lr, **at.means(), **speed}
+
+    def _batches(self, loading: Loading, title: str, at: Progress) -> Iterator[tuple[int, Any]]:
+        """The batches that are left of an epoch and the numbers of their steps, with a progress bar."""
+        loader, box, trained = self.box.train_data_loader, self.box, at.step
+        disable = None if self.accelerator.is_main_process else True
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in self._trained.modules())
+        settings: dict[str, Any] = {"disable": disable, "leave": False, "dynamic_ncols": True}
+        with tqdm(loading.batches(loader), title, len(loader), **settings) as bar:
+            for step, batch in enumerate(bar, start=1):
+                if step <= trained:
+                    continue
+                if len(batch[0]) == 1 and step > 1 and has_batch_norm:
+                    if at.epoch == 1:
+                        text = "%s: the last batch has one image, which batch norm cannot use: it is left out"
+                        logger.info(text, title)
+                    continue
+                yield step, batch
+                if not bar.disable:
+                    shown = {name: f"{value:.4g}" for name, value in at.means().items()}
+                    lr_now = f"{box.optimizer.param_groups[0]['lr']:.2g}"
+                    bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{at.images / at.seconds:.0f}"})
+
+    def _step(self, place: str, batch: Any, at: Progress) -> None:
+        """One update, counted; says where a model or loss refused its input."""
+        images, labels = (part.to(self.accelerator.device) for part in batch[:2])
+        known = [label for label in labels.tolist() if label != UNLABELLED]
+        try:
+            loss = self.box.forward_process(images, labels, *batch[2:3])
             value = loss.item()
-            known = [label for label in labels.tolist() if label != UNLABELLED]
-            if not math.isfinite(value):
-                lacks = "" if known else " (the batch has no image with a label: MixedBatchSampler gives each some)"
-                raise ConfigError(f"the loss is {value} at {place}{lacks}: stopped before the weights changed")
-            box.post_forward_process(loss=loss)
-            terms = {"loss": value, **getattr(box.criterion, "terms", {})}
-            sums |= {name: sums.get(name, 0.0) + float(term) for name, term in terms.items()}
-            count, seconds = count + len(images), time.perf_counter() - start
-            if not bar.disable:
-                shown = {name: f"{total / step:.4g}" for name, total in sums.items()}
-                lr_now = f"{box.optimizer.param_groups[0]['lr']:.2g}"
-                bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{count / seconds:.0f}"})
-            has_pairs = has_pairs or 1 < len(set(known)) < len(known)
-    if not has_pairs:
-        found = "no batch held two samples of one class and one of another, so stage 'embedding' has nothing to compare"
-        cures = "shuffle the training set, enlarge the batch, or sample with ClassBalancedBatchSampler"
-        raise ConfigError(f"{title}: {found}: {cures}")
-    means = {name: total / step for name, total in sums.items()}
-    return {"lr": lr, **means, "images_per_second": count / max(seconds, 1e-9), "seconds": seconds}
+            if math.isfinite(value):
+                self.box.post_forward_process(loss=loss)
+        except ConfigError:
+            raise
+        except KeyError as error:
+            text = f"{place}: nothing is recorded under {error}: is it a module path that a forward_hook lacks?"
+            raise ConfigError(text) from error
+        except Exception as error:  # of anybody's model, loss or optimizer
+            hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if len(images) == 1 else ""
+            raise ConfigError(f"{place}: {first_line(error)}{hint} ({raised_in(error)})") from error
+        if not math.isfinite(value):
+            lacks = "" if known else " (the batch has no image with a label: MixedBatchSampler gives each some)"
+            raise ConfigError(f"the loss is {value} at {place}{lacks}: stopped before the weights changed")
+        at.count(len(images), {"loss": value, **getattr(self.box.criterion, "terms", {})})
+        at.has_pairs = at.has_pairs or 1 < len(set(known)) < len(known)
 
+    def _validate(self, stage: Stage, epoch: int) -> dict[str, Any]:
+        """The figures of an epoch that is validated; loaders draw a seed, and training is the same without it."""
+        loader, is_end = self.box.val_data_loader, epoch == stage.epochs
+        if loader is None or not (epoch % self.val_freq == 0 or epoch > stage.epochs - LAST_EPOCHS):
+            return {}
+        self.student.eval()
+        if self.accelerator.num_processes > 1:  # the batch-norm statistics that are saved are those of the main process
+            for buffer in self.student.buffers():
+                broadcast(buffer)
+        with torch.random.fork_rng(devices=[]):
+            if stage.kind != "embedding":
+                with self.accelerator.autocast():  # of a student in a wrapper, Accelerate prepared the wrapper
+                    return dict(evaluate(self.student, loader, self.accelerator, "validation").as_dict())
+            if not is_end:
+                return {}
+            path, train = self.box.criterion.student_embedding, self.box.train_data_loader
+            return dict(student_ncm(self.student, path, train, loader, self.accelerator).as_dict("ncm_"))
 
-def _loss(box: Any, place: str, images: Tensor, labels: Tensor, more: Any = None, *_: Any) -> Tensor:
-    """Of a batch; says where a model or loss refused its input."""
-    try:
-        return cast("Tensor", box.forward_process(images, labels, more))
-    except ConfigError:
-        raise
-    except KeyError as error:
-        text = f"{place}: nothing is recorded under {error}: is it a module path that a forward_hook lacks?"
-        raise ConfigError(text) from error
-    except (ValueError, IndexError) as error:
-        hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if len(images) == 1 else ""
-        raise ConfigError(f"{place}: {error}{hint}") from error
+    def _finish_epoch(self, *, is_stage_end: bool) -> None:
+        """torchdistill's post-epoch process, which moves to the next stage after the last epoch of one."""
+        box = self.box
+        teacher, dataset = getattr(box, "teacher_model", None), box.train_data_loader.dataset
+        if is_stage_end:
+            self._release()
+        with torchdistill_errors("train"):
+            box.post_epoch_process()
+        new = getattr(box, "teacher_model", None)
+        if new is teacher or not isinstance(new, RefilledTeacher) or not isinstance(teacher, RefilledTeacher):
+            return
+        loads_weights = box.train_config[f"stage{box.stage_number}"]["teacher"].get("src_ckpt")
+        is_same_data = unwrapped(box.train_data_loader.dataset) is unwrapped(dataset)
+        if is_same_data and not loads_weights and teacher.local_classifier.is_ready:
+            new.adopt_centres(teacher)
 
+    def _skip_stage(self) -> None:
+        """To the next stage without training."""
+        self._release()
+        self.box.current_epoch = self.box.stage_end_epoch
+        with torchdistill_errors("train"):
+            self.box.advance_to_next_stage()
 
-def _validate(box: Any, student: nn.Module, stage: Stage, is_end: bool, accelerator: Accelerator) -> dict[str, Any]:
-    loader = box.val_data_loader
-    if loader is None:
-        return {}
-    student.eval()
-    if accelerator.num_processes > 1:  # the batch-norm statistics that are saved are those of the main process
-        for buffer in student.buffers():
-            broadcast(buffer)
-    if stage.kind != "embedding":
-        with accelerator.autocast():  # of a student in a wrapper, Accelerate prepared the wrapper
-            return dict(evaluate(student, loader, accelerator, "validation").as_dict())
-    if not is_end:
-        return {}
-    path = box.criterion.student_embedding
-    return dict(student_ncm(student, path, box.train_data_loader, loader, accelerator).as_dict("ncm_"))
+    def _release(self) -> None:
+        """Accelerate wraps forward() anew in every stage: undo it, or the wrappers would pile up."""
+        self.accelerator.unwrap_model(self._trained, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
 
+    @property
+    def _trained(self) -> nn.Module:
+        """The student as the box has it."""
+        return cast("nn.Module", getattr(self.box, "student_model", None) or self.box.model)
 
-def _finish_epoch(box: Any, is_stage_end: bool, accelerator: Accelerator) -> None:
-    """torchdistill's post-epoch process, which moves to the next stage after the last epoch of one."""
-    teacher, dataset = getattr(box, "teacher_model", None), box.train_data_loader.dataset
-    if is_stage_end:
-        # Accelerate wraps forward() anew in every stage: undo it, or the wrappers would pile up.
-        accelerator.unwrap_model(getattr(box, "student_model", None) or box.model, keep_fp32_wrapper=False)
-        accelerator.free_memory()
-    with torchdistill_errors("train"):
-        box.post_epoch_process()
-    new = getattr(box, "teacher_model", None)
-    if new is teacher or not isinstance(new, RefilledTeacher) or not isinstance(teacher, RefilledTeacher):
-        return
-    loads_weights = box.train_config[f"stage{box.stage_number}"]["teacher"].get("src_ckpt")
-    is_same_data = unwrapped(box.train_data_loader.dataset) is unwrapped(dataset)
-    if is_same_data and not loads_weights and teacher.local_classifier.is_ready:
-        new.adopt_centres(teacher)
+    def _save(self, at: Progress, *, only_when_due: bool = False) -> None:
+        if self.checkpoints is not None and (at.step or at.is_over):
+            (self.checkpoints.save_when_due if only_when_due else self.checkpoints.save)(at)

@@ -23,7 +23,7 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.parts import build_box
-from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.runner.training import Training
 from gkd_plugin.teacher import Answers, RefilledTeacher
 from tests.fakes import TinyImages, stage
 
@@ -88,7 +88,7 @@ def _epochs(teacher_name: str, student_name: str, cache: TeacherCache | None, pe
     if cache:
         config = cache.fix_views(config, {f"train.{name}": section for name, section in config["train"].items()})
     box = build_box(config, teacher, student, CPU, accelerator)
-    return [row for _, row in train_epochs(box, student, stages_of(config), accelerator, cache)]
+    return [row for _, row in Training(box, student, stages_of(config), accelerator, cache).epochs()]
 
 
 def main() -> None:

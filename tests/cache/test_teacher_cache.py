@@ -9,7 +9,7 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.devices import Placement, make_accelerator
 from gkd_plugin.runner.parts import build_box
-from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.runner.training import Training
 from gkd_plugin.teacher import fit_class_centres
 from gkd_plugin.teacher.readouts import READOUTS
 from tests.data.fakes import random_states
@@ -49,7 +49,7 @@ def build(folder, views=3, teacher_seed=0, classes=7, precision="no", **changes)
 
 def train(box, student, cache, accelerator):
     stages = stages_of({"train": config()["train"]})
-    return [row["loss"] for _, row in train_epochs(box, student, stages, accelerator, cache)]
+    return [row["loss"] for _, row in Training(box, student, stages, accelerator, cache).epochs()]
 
 
 def test_the_teacher_runs_for_each_view_once_and_a_second_run_reads_the_bank_and_trains_the_same(tmp_path, caplog):

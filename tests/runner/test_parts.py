@@ -10,7 +10,7 @@ import torch
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.runner.parts import Parts, _warn, build_box, build_test_loader, compile_models
-from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.runner.training import Training
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, TinyNet, loader, make_box, models, stage
 from tests.runner.fakes import CPU, cpu, refused, write_configs
@@ -111,7 +111,7 @@ def losses(which):
         section["criterion"]["kwargs"]["student_embedding"] = "pool"
     box = make_box(sections, teacher, student, accelerator)
     compile_models(which, student, teacher)
-    return [row["loss"] for _, row in train_epochs(box, student, stages_of({"train": sections}), accelerator)]
+    return [row["loss"] for _, row in Training(box, student, stages_of({"train": sections}), accelerator).epochs()]
 
 
 def test_compiled_models_train_as_others_do(eager_backend):

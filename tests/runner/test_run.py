@@ -25,6 +25,7 @@ from gkd_plugin.losses import ClassifierStage, EmbeddingStage
 from gkd_plugin.runner import run as run_module
 from gkd_plugin.runner.models import build_model, start_at_centres
 from gkd_plugin.runner.run import evaluate_checkpoint, run_all, run_config, run_probe
+from gkd_plugin.runner.training import Training
 from gkd_plugin.runner.weights import read_weights
 from tests.fakes import TinyImages, cross_entropy, stage, train_box
 from tests.runner.fakes import call, cpu, equal, loaders, refused, student_config, teacher_config, write_configs
@@ -296,14 +297,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, p
 
 
 def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
-    train_epochs = run_module.train_epochs
+    epochs = Training.epochs
 
-    def spoiled(box, student, *args, **kwargs):
-        for found in train_epochs(box, student, *args, **kwargs):
-            student.fc.bias.data[0] = float("inf")
+    def spoiled(self):
+        for found in epochs(self):
+            self.student.fc.bias.data[0] = float("inf")
             yield found
 
-    monkeypatch.setattr(run_module, "train_epochs", spoiled)
+    monkeypatch.setattr(Training, "epochs", spoiled)
     refused(r"^teacher\.yaml: the student's weights contain NaN or infinity and were not", run, "teacher", "out")
     assert not Path("out/student.safetensors").exists()
     assert summary("out")["status"] == "failed"
@@ -378,6 +379,40 @@ def test_all_are_checked_before_the_first_one_runs(configs, planned):
     refused(r"student\.yaml: .*'clasifier'.*; did you mean 'classifier'", run_all, configs)
     refused(r"^teacher\.yaml: --device: there is no device 'gpu' here", run_all, configs, device="gpu")
     assert planned == []
+
+
+@pytest.mark.parametrize(
+    ("earlier", "there", "folder"),
+    [
+        ("keep", [], "runs/teacher"),
+        ("keep", ["runs/teacher"], "runs/teacher-2"),
+        ("keep", ["runs/teacher", "runs/teacher-2"], "runs/teacher-3"),
+        ("overwrite", ["runs/teacher", "runs/teacher-2"], "runs/teacher"),
+        ("resume", [], "runs/teacher"),
+        ("resume", ["runs/teacher", "runs/teacher-2"], "runs/teacher-2"),
+    ],
+)
+def test_what_becomes_of_earlier_runs(earlier, there, folder, configs, planned):
+    for path in map(Path, there):
+        path.mkdir(parents=True)
+        (path / "summary.json").write_text('{"status": "finished"}')
+    run_all(configs, earlier=earlier)
+    (teacher, made), (student, _) = planned
+    assert str(made) == folder
+    assert checkpoints(teacher) == {"model.dst_ckpt": f"{folder}/teacher.pt"}
+    assert checkpoints(student)["teacher_model.src_ckpt"] == f"{folder}/teacher.pt"
+
+
+def test_one_that_fails_while_it_runs_does_not_stop_the_others(configs, monkeypatch, caplog):
+    def run(config, _folder, **_):
+        if config.path.stem == "teacher":
+            raise ConfigError("teacher.yaml: the loss is nan")
+        return {"status": "finished"}
+
+    monkeypatch.setattr(run_module, "run_config", run)
+    assert [made["status"] for made in run_all(configs)] == ["failed", "finished"]
+    assert "teacher.yaml: the loss is nan" in caplog.text
+    refused("^teacher.yaml: the loss is nan$", run_all, configs[:1])
 
 
 def test_folders_that_cannot_be_used(configs, planned):

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what it keeps of an earlier one."""
+"""What a run leaves behind, and what becomes of an earlier one."""
 
 import json
 import logging
@@ -10,11 +10,11 @@ from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_ve
 from tests.runner.fakes import refused
 
 
-def finished_run(path, text="a"):
-    folder = RunFolder(path)
-    folder.create(text)
-    folder.add_metrics({"loss": 1.0})
-    folder.write_summary({"status": text})
+def finished_run(path, text="a", **settings):
+    folder = RunFolder(path, **settings)
+    with folder.opened(text):
+        folder.add_metrics({"loss": 1.0})
+        folder.write_summary({"status": text})
     return folder
 
 
@@ -46,26 +46,78 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path):
     assert path.read_text() == "good"
 
 
-def test_files_and_the_one_earlier_run_that_is_kept(tmp_path):
+def test_files_of_a_run_and_earlier_runs_that_are_kept(tmp_path):
     path = tmp_path / "runs" / "x"
     for text in ("first", "second", "third"):
         folder = finished_run(path, text)
-        folder.student_after("stage1").parent.mkdir(exist_ok=True)
+        folder.student_after("stage1").parent.mkdir()
         folder.student_after("stage1").write_text(text)
-    folder.create("stopped before its summary")
-    assert not folder.student_after("stage1").exists()
-    assert not (path / "metrics.jsonl").exists()
-    folder.create("fourth")
-    for row in ({"loss": 1.0}, {"loss": 0.5, "top1": 3}):
-        folder.add_metrics(row)
-    folder.write_summary({"status": "λ"})
+    folder = RunFolder(path)
+    with folder.opened("fourth"):
+        for row in ({"loss": 1.0}, {"loss": 0.5, "top1": 3}):
+            folder.add_metrics(row)
+        folder.write_summary({"status": "λ"})
     assert (path / "config.yaml").read_text() == "fourth"
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"loss": 1.0}, {"loss": 0.5, "top1": 3}]
-    assert json.loads((path / "summary.json").read_text("utf-8")) == {"status": "λ"}
-    assert names(tmp_path / "runs") == ["x", "x.previous"]
-    for name in ("config.yaml", "stages/stage1.safetensors"):
-        assert (tmp_path / "runs/x.previous" / name).read_text() == "third"
+    assert folder.summary == {"status": "λ"}
+    assert names(path) == ["config.yaml", "log.txt", "metrics.jsonl", "summary.json"]
+    assert names(tmp_path / "runs") == ["x", "x.previous", "x.previous-2", "x.previous-3"]
+    for number, text in (("", "first"), ("-2", "second"), ("-3", "third")):
+        for name in ("config.yaml", "stages/stage1.safetensors"):
+            assert (tmp_path / f"runs/x.previous{number}" / name).read_text() == text
+
+
+def test_overwriting_deletes_what_runs_write_and_going_on_deletes_nothing(tmp_path):
+    path = tmp_path / "x"
+    written = ("stages/stage1.safetensors", "student.safetensors", "checkpoints/1/state", "diagnostics/a.png")
+    own = ("teacher.pt", "stages/mine.txt", "notes.txt")
+    finished_run(path)
+    for name in (*written, *own):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    finished_run(path, "resumed", earlier="resume")
+    assert all((path / name).exists() for name in (*written, *own))
+    assert len((path / "metrics.jsonl").read_text().splitlines()) == 2
+    finished_run(path, "new", earlier="overwrite")
+    assert [name for name in (*written, *own) if (path / name).exists()] == list(own)
+    assert len((path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    """Other processes and other runs of this one; until the lock's holder has ended."""
+
+    def opened(earlier):
+        with RunFolder(tmp_path / "x", earlier=earlier).opened("b"):
+            pass
+
+    with RunFolder(tmp_path / "x").opened("a"):
+        RunFolder(tmp_path / "x").write_summary({"status": "running"})
+        for earlier in ("aside", "overwrite", "resume"):
+            refused(r"x: another run writes there; wait for its end", opened, earlier)
+        assert (tmp_path / "x/config.yaml").read_text() == "a"
+    opened("resume")
+
+
+@pytest.mark.parametrize(
+    ("text", "seed", "message"),
+    [
+        ("a: 1\nb: 2\n", 3, None),
+        ("a: 1\nb: 4\n", 3, "was begun with 'b: 2', the configuration now says 'b: 4'"),
+        ("a: 1\n", 3, "was begun with 'b: 2', the configuration now says ''"),
+        ("a: 1\nb: 2\n", 0, "was begun with --seed 3, and 0 is given"),
+    ],
+)
+def test_only_the_same_run_goes_on(text, seed, message, tmp_path):
+    folder = RunFolder(tmp_path / "x")
+    folder.check_same("nothing is there yet", 0)
+    with folder.opened("a: 1\nb: 2\n"):
+        folder.write_summary({"status": "running", "seed": 3})
+    if message is None:
+        folder.check_same(text, seed)
+    else:
+        refused(message, folder.check_same, text, seed)
 
 
 @pytest.mark.parametrize("summary", [None, "no JSON", "[]", '{"mine": 1}'])
@@ -77,23 +129,6 @@ def test_a_folder_that_is_not_a_run_is_not_moved(summary, tmp_path):
     finished_run(tmp_path / "x")
     assert (tmp_path / "x/mine.txt").read_text() == "keep"
     assert not (tmp_path / "x.previous").exists()
-
-
-def test_what_no_run_has_written_is_never_deleted(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    for number in range(5):
-        finished_run(tmp_path / "x", f"models: {{model: {{dst_ckpt: {tmp_path}/x/teacher.pt}}}}")
-        (tmp_path / "x/teacher.pt").write_text(str(number))
-        if number == 1:
-            (tmp_path / "x/dst_ckpt").write_text(str(number))  # a word of its configuration
-        if number == 2:
-            (tmp_path / "x/stages").mkdir()
-            (tmp_path / "x/stages/mine.txt").write_text(str(number))
-            (tmp_path / "x/stages/stage1.safetensors").touch()
-    assert names(tmp_path) == ["x", "x.previous", "x.previous2", "x.previous3"]
-    for name, kept in (("2/dst_ckpt", "1"), ("3/stages/mine.txt", "2"), ("/teacher.pt", "3")):
-        assert (tmp_path / f"x.previous{name}").read_text() == kept
-    assert caplog.text.count("which no run has written: it is kept as") == 2
 
 
 def test_only_an_empty_folder_or_that_of_a_run_is_written_to(tmp_path):
@@ -119,7 +154,7 @@ def test_everything_logged_goes_to_the_file_while_it_is_open(tmp_path):
     logging.getLogger().setLevel(logging.INFO)
     ours, theirs = logging.getLogger("gkd_plugin.runner"), logging.getLogger("torchdistill.core")
     count = len(logging.getLogger().handlers)
-    with folder.log_file():
+    with folder.opened("a"):
         theirs.info("theirs")
         theirs.warning("theirs")
         for _ in range(2):
@@ -139,10 +174,10 @@ def test_everything_logged_goes_to_the_file_while_it_is_open(tmp_path):
 
 def test_other_processes_write_nothing(tmp_path):
     folder = RunFolder(tmp_path / "x", is_main=False)
-    folder.create("a")
-    folder.add_metrics({})
-    folder.write_summary({})
-    with folder.log_file():
+    with folder.opened("a"):
+        folder.add_metrics({})
+        folder.write_metrics([])
+        folder.write_summary({})
         logging.getLogger("gkd_plugin").warning("x")
     assert names(tmp_path) == []
 
@@ -160,10 +195,12 @@ def summary(name, top1, teacher=None, **student):
 def test_the_table_has_one_line_per_run():
     student = summary("student", 87.654, {"ncm_top1": 62.36}, key="wide_resnet", classes=None)
     made = [summary("teacher", 99.0, kwargs={"model_name": "resnet10t"}), student, summary("other", None, {})]
+    made.append({"config": "broken.yaml", "status": "failed"})
     assert results_table(made).splitlines() == [
         "run      student      parameters  classes  teacher     epochs  top-1 %",
         "----------------------------------------------------------------------",
         "teacher  resnet10t    1,234,567   5        none        10+30   99.00",
         "student  wide_resnet  1,234,567   ?        NCM 62.4 %  10+30   87.65",
         "other    timm_model   1,234,567   5        yes         10+30   –",
+        "broken   failed",
     ]

@@ -11,7 +11,7 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.data import unwrapped
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner import training
-from gkd_plugin.runner.training import train_epochs
+from gkd_plugin.runner.training import Training
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, cross_entropy, loader, make_box, models, stage
 from tests.runner.fakes import cpu, refused
@@ -23,7 +23,7 @@ def epochs_of(sections, accelerator=None, val_freq=1):
     teacher, student = models()
     sections = copy.deepcopy(sections if "stage1" in sections else {"stage1": sections})
     box = make_box(sections, teacher, student, accelerator)
-    return train_epochs(box, student, stages_of({"train": sections}), accelerator, val_freq=val_freq), box
+    return Training(box, student, stages_of({"train": sections}), accelerator, val_freq=val_freq).epochs(), box
 
 
 def train(sections, **options):
@@ -120,13 +120,23 @@ NO_RATE = stage("classifier", optimizer={"key": "SGD", "kwargs": {"lr": -1}})
     ("section", "message"),
     [
         (stage("embedding", **batches(6)), "stage1 1/1: no batch held two samples of one class and one of another"),
-        (stage("embedding", **batches(23)), r"stage1 1/1, step 2: .*\(the batch has one image; kwargs\.drop_last: Tr"),
+        (
+            stage("embedding", **batches(1)),
+            r"stage1 1/1, step 1: .*\(the batch has one image; kwargs\.drop_last: True.*Value",
+        ),
         (stage("classifier", criterion=attention_transfer("layer9")), "stage1 1/1, step 1: .* under 'layer9'"),
         ({"stage1": stage("embedding"), "stage2": NO_RATE}, "train: torchdistill cannot build this stage: Invalid lea"),
     ],
 )
 def test_what_stops_an_epoch_is_told_with_its_place(section, message):
     refused(f"^{message}", train, section)
+
+
+def test_a_last_batch_of_one_image_is_left_out_where_batch_norm_cannot_use_it(caplog):
+    caplog.set_level("INFO")
+    epochs, _ = epochs_of(stage("embedding", num_epochs=2, **batches(23)))
+    assert [row["images_per_second"] == pytest.approx(23 / row["seconds"]) for _, row in epochs] == [True, True]
+    assert caplog.text.count("the last batch has one image") == 1
 
 
 def test_a_batch_without_a_label_is_told_where_it_leaves_no_loss():

@@ -1,0 +1,198 @@
+"""The state of a run that has not ended, kept in its folder through Accelerate: the run can go on where it stood."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from gkd_plugin.data.labels import length_of
+from gkd_plugin.data.views import RandomStates
+from gkd_plugin.errors import ConfigError, first_line
+from gkd_plugin.runner.run_folder import FOLDER, read_json, write_json
+from gkd_plugin.teacher import RefilledTeacher
+
+_PROGRESS, _STATE, _UNFINISHED = "progress.json", "state", ".unfinished"
+_SHARE = 0.02  # of the time, at most, goes into checkpoints at the end of epochs
+
+
+@dataclass
+class Progress:
+    """Where a training stands, and what it has counted of the epoch that has begun."""
+
+    stage: int = 0  # index
+    epoch: int = 0  # from 1, within the stage
+    step: int = 0  # the last one of the epoch that is done
+    updates: int = 0  # steps of all epochs
+    is_over: bool = False  # the epoch, its validation and what the caller does with its figures
+    lr: float = 0.0  # at its start
+    images: int = 0
+    seconds: float = 0.0
+    has_pairs: bool = False  # a batch held two samples of one class and one of another
+    counts: int = 0  # steps in the sums
+    sums: dict[str, float] = field(default_factory=dict)  # of the loss and its terms
+
+    def count(self, images: int, terms: Mapping[str, Any]) -> None:
+        """Adds a step."""
+        self.images, self.counts = self.images + images, self.counts + 1
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(term)
+
+    def means(self) -> dict[str, float]:
+        """Over the steps."""
+        return {name: total / self.counts for name, total in self.sums.items()}
+
+
+class Loading:
+    """The random numbers that load an epoch's batches, apart from those of the models: they can be loaded again."""
+
+    def __init__(self) -> None:
+        self.states = RandomStates()  # before the first batch; in the end those after the last one
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The batches of the loader."""
+        batches: Iterator[Any] | None = None
+        while True:
+            others = RandomStates()
+            self.states.restore()
+            try:
+                batches = iter(loader) if batches is None else batches
+                batch = next(batches, None)
+            finally:
+                self.states = RandomStates()
+                others.restore()
+            if batch is None:
+                return
+            yield batch
+
+
+class Checkpoints:
+    """Keeps the state of a training; see docs/configuration.md for the settings, the section ``checkpoint``.
+
+    Weights, optimizer, scaler and random states are what Accelerate saves; scheduler, criterion, local classifier and
+    the random states of the loading are this object's own state. ``summary`` is that of the run.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, settings: Mapping[str, Any] | None = None) -> None:
+        settings = {"every_steps": None, "every_minutes": 10, "keep": 1, **(settings or {})}
+        self.folder, self.accelerator = folder / FOLDER, accelerator
+        self.every_steps, self.every_minutes, self.keep = (
+            settings[key] for key in ("every_steps", "every_minutes", "keep")
+        )
+        self.box: Any = None
+        self.summary: dict[str, Any] = {}
+        self._before: RandomStates | None = None  # the first batch of the epoch that has begun
+        self._models: RandomStates | None = None  # when the checkpoint was made
+        self._saved, self._cost = time.perf_counter(), 0.0
+        logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file
+        accelerator.register_for_checkpointing(self)
+
+    def last(self) -> tuple[Progress, dict[str, Any]] | None:
+        """Where the last checkpoint stands, and the summary of its run; ``None`` where there is none."""
+        found = read_json(self._last() / _PROGRESS)
+        return (Progress(**found["progress"]), found["summary"]) if found else None
+
+    def _last(self) -> Path:
+        return max(self.folder.glob("[0-9]*"), default=self.folder)
+
+    def load(self, box: Any) -> None:
+        """Puts the last checkpoint into the box, which is at its stage; Python's, NumPy's and torch's states too."""
+        self.box = box
+        try:
+            self.accelerator.load_state(str(self._last() / _STATE))
+        except Exception as error:  # whatever a damaged or foreign file raises
+            advice = "remove the folder, and --resume begins anew"
+            raise ConfigError(f"--resume: {self._last()} cannot be read: {first_line(error)}; {advice}") from error
+
+        self._models = RandomStates()
+
+    def begin(self, box: Any, loading: Loading, *, is_resumed: bool) -> RandomStates | None:
+        """An epoch begins, or goes on: then its batches come as before; gives the random states of the models."""
+        self.box = box
+        if is_resumed and self._before is not None:
+            loading.states = self._before
+        self._before = loading.states
+        return self._models if is_resumed else None
+
+    def save(self, progress: Progress) -> None:
+        """Adds a checkpoint in one step, and removes the oldest."""
+        made = self.folder / f"{progress.updates:09d}.{int(progress.is_over)}"
+        if made.exists():
+            return
+        start = time.perf_counter()
+        new, is_main = self.folder / _UNFINISHED, self.accelerator.is_main_process
+        if is_main:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(new / _STATE), safe_serialization=False)
+        except (OSError, RuntimeError) as error:  # of torch, where the disk is full
+            raise ConfigError(f"{self.folder}: a checkpoint cannot be written: {first_line(error)}") from error
+        self.accelerator.wait_for_everyone()
+        if is_main:
+            write_json(new / _PROGRESS, {"progress": asdict(progress), "summary": self.summary})
+            new.rename(made)
+            for old in sorted(self.folder.glob("[0-9]*"))[: -self.keep]:
+                shutil.rmtree(old)
+        self._saved = time.perf_counter()
+        self._cost = self._saved - start
+
+    def save_when_due(self, progress: Progress) -> None:
+        """After a step by the settings; after an epoch unless that would cost more than 2 % of the time."""
+        since = time.perf_counter() - self._saved
+        if not progress.is_over:
+            by_steps = bool(self.every_steps) and progress.updates % self.every_steps == 0
+            by_time = bool(self.every_minutes) and since > 60 * self.every_minutes
+            is_due = by_steps or (by_time and self.accelerator.num_processes == 1)  # clocks differ
+        else:
+            is_due = gather_object([since * _SHARE >= self._cost])[0]
+        if is_due:
+            self.save(progress)
+
+    def clear(self) -> None:
+        """Removes all: the run has ended."""
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate: what it does not keep itself."""
+        box = self.box
+        parts = {name: part.state_dict() for name, part in _parts(box)}
+        counts = {"stage_grad_count": box.stage_grad_count, "iteration": getattr(box.train_data_loader, "iteration", 0)}
+        samples = length_of(box.train_data_loader.dataset)
+        loading = gather_object([None if self._before is None else self._before.values])
+        return {"parts": parts, "counts": counts, "samples": samples, "loading": loading}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """For Accelerate."""
+        box, samples = self.box, length_of(self.box.train_data_loader.dataset)
+        if state["samples"] != samples:
+            text = f"the training set has {samples} samples, and had {state['samples']}"
+            raise ConfigError(f"{text}: the same run cannot go on")
+        for name, part in _parts(box):
+            part.load_state_dict(state["parts"][name])
+        box.stage_grad_count = state["counts"]["stage_grad_count"]
+        box.train_data_loader.iteration = state["counts"]["iteration"]
+        values = state["loading"][self.accelerator.process_index]
+        self._before = None if values is None else RandomStates(values)
+
+
+def _parts(box: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of a stage with a state that Accelerate does not know."""
+    if box.lr_scheduler is not None:
+        yield "scheduler", box.lr_scheduler
+    if isinstance(box.criterion, nn.Module):
+        yield "criterion", box.criterion
+        for name, (term, _) in getattr(box.criterion, "term_dict", {}).items():  # torchdistill's, in a plain dict
+            if isinstance(term, nn.Module):
+                yield f"criterion.{name}", term
+    teacher = getattr(box, "teacher_model", None)
+    if isinstance(teacher, RefilledTeacher):
+        yield "local_classifier", teacher.local_classifier
