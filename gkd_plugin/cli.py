@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"refilled: error: {line}", file=sys.stderr)
             return EXIT_BAD_INPUT
         except KeyboardInterrupt as stop:
-            print(f"refilled: stopped by {stop}{options.stopped}", file=sys.stderr)
+            print(f"refilled: stopped by {str(stop) or 'SIGINT'}{options.stopped}", file=sys.stderr)
             return getattr(stop, "exit_code", 130)
     return code
 

@@ -184,7 +184,7 @@ def test_the_lines_of_an_error(error, lines):
 def test_ctrl_c(here, capsys, monkeypatch):
     monkeypatch.setattr("gkd_plugin.runner.run.run_all", Mock(side_effect=KeyboardInterrupt))
     assert main(["run", "student.yaml"]) == 130
-    assert capsys.readouterr().err == "refilled: stopped\n"
+    assert re.fullmatch("refilled: stopped by SIGINT; .*--resume.*\n", capsys.readouterr().err)
 
 
 def grid_of(*words):

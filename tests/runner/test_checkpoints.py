@@ -1,0 +1,212 @@
+"""A run that ends before its end goes on where it stood."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gkd_plugin.config.config import load_config
+from gkd_plugin.losses.relationship import RelationshipLoss
+from gkd_plugin.losses.rivals import QueueDistillation
+from gkd_plugin.runner import checkpoints
+from gkd_plugin.runner.checkpoints import Checkpoints, Loading, Progress
+from gkd_plugin.runner.run import run_config
+from gkd_plugin.runner.stopping import Stopped, stoppable
+from gkd_plugin.runner.training import Training
+from tests.runner.fakes import cpu, refused
+from tests.runner.killed import config
+
+KILLED = [sys.executable, "-m", "tests.runner.killed"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "kills", "name"),
+    [
+        ("plain", 4, "SIGKILL"),
+        ("cache", 2, "SIGKILL"),
+        ("workers", 2, "SIGKILL"),
+        ("plain", 2, "SIGTERM"),
+        pytest.param("plain", 50, "SIGKILL", marks=pytest.mark.slow),
+        pytest.param("cache", 25, "SIGKILL", marks=pytest.mark.slow),
+        pytest.param("workers", 25, "SIGKILL", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(variant, kills, name, tmp_path):
+    command = [*KILLED, tmp_path / "k", variant, str(kills), name]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["equal"] == found["runs"]
+    assert {code for code in found["codes"] if code} == {143 if name == "SIGTERM" else -9}
+
+
+class Box:
+    """What a checkpoint reads of torchdistill's."""
+
+    lr_scheduler = None
+    stage_grad_count = 0
+
+    def __init__(self, samples=5):
+        self.criterion, self.teacher_model = RelationshipLoss(queue_size=4), None
+        self.train_data_loader = torch.utils.data.DataLoader(range(samples))
+
+
+def made(folder, samples=5, **settings):
+    found = Checkpoints(folder, cpu(), settings)
+    found.begin(Box(samples), Loading(), is_resumed=False)
+    return found
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_last_ones_are_kept_and_a_stopped_write_leaves_them(tmp_path, monkeypatch):
+    kept = made(tmp_path, keep=2)
+    assert kept.last() is None
+    for step, updates in ((1, 9), (2, 10), (3, 11)):
+        kept.summary = {"status": "running", "after": updates}
+        kept.save(Progress(0, 2, step, updates, sums={"loss": 1 / 3}))
+    kept.save(Progress(0, 2, 3, 11, is_over=True, sums={"loss": 1 / 3}))
+    assert names(tmp_path) == ["000000011.0", "000000011.1"]
+    at, summary = made(tmp_path).last()
+    assert (at.epoch, at.step, at.is_over, at.sums) == (2, 3, True, {"loss": 1 / 3})
+    assert summary == {"status": "running", "after": 11}
+    monkeypatch.setattr(checkpoints, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        kept.save(Progress(0, 3, 1, 12))
+    assert made(tmp_path).last()[0].updates == 11
+    kept.clear()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos")
+
+    kept = made(tmp_path)
+    monkeypatch.setattr(kept.accelerator, "save_state", full)
+    refused(f"^{tmp_path}/checkpoints: a checkpoint cannot be written: .*enforce fail", kept.save, Progress(updates=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "at", "since", "is_due"),
+    [
+        ({}, Progress(step=5, updates=30), 1.0, False),
+        ({"every_steps": 10}, Progress(step=5, updates=30), 1.0, True),
+        ({"every_steps": 10}, Progress(step=5, updates=31), 1.0, False),
+        ({"every_minutes": 0.5}, Progress(step=5, updates=31), 31.0, True),
+        ({"every_minutes": None}, Progress(step=5, updates=31), 9999.0, False),
+        ({}, Progress(step=5, updates=31, is_over=True), 51.0, True),  # the last one took a second
+        ({}, Progress(step=5, updates=31, is_over=True), 49.0, False),
+    ],
+)
+def test_when_a_checkpoint_is_due(settings, at, since, is_due, tmp_path, monkeypatch):
+    kept, saved = made(tmp_path, **settings), []
+    monkeypatch.setattr(kept, "save", saved.append)
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: kept._saved + since)
+    kept._cost = 1.0
+    kept.save_when_due(at)
+    assert bool(saved) == is_due
+
+
+def test_the_batches_of_an_epoch_come_again_whatever_is_drawn_between_them():
+    class Noise(torch.utils.data.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return index + torch.rand(()).item() + random.random() + np.random.rand()  # noqa: NPY002
+
+    loader, drawn = torch.utils.data.DataLoader(Noise(), batch_size=2, shuffle=True), []
+    loading = Loading()
+    begin = loading.states
+    torch.manual_seed(3)
+    for draws in (0, 2):
+        loading.states = begin
+        drawn.append([])
+        for batch in loading.batches(loader):
+            drawn[-1].append(batch)
+            torch.rand(draws), random.random(), np.random.rand()  # noqa: NPY002
+    assert all(torch.equal(first, second) for first, second in zip(*drawn, strict=True))
+
+
+@pytest.mark.parametrize("loss", [RelationshipLoss(queue_size=5), QueueDistillation(queue_size=5)])
+def test_a_queue_is_part_of_the_state(loss):
+    torch.manual_seed(0)
+    batches = [(torch.tensor([0, 1, 0]), torch.randn(3, 4), torch.randn(3, 4)) for _ in range(3)]
+    for batch in batches[:2]:
+        loss.compute(*batch)
+    state = loss.state_dict()
+    wanted = loss.compute(*batches[2])
+    other = type(loss)(queue_size=5)
+    other.load_state_dict(state)
+    assert torch.equal(other.compute(*batches[2]), wanted)
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run that was asked to stop after five of its 32 steps."""
+    monkeypatch.chdir(tmp_path)
+    Path("student.yaml").write_text(config("plain"), encoding="utf-8")
+    step, calls = Training._step, []
+
+    def asked(self, *args):
+        calls.append(step(self, *args))
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch, stoppable():
+        patch.setattr(Training, "_step", asked)
+        with pytest.raises(Stopped):
+            resume()
+    return tmp_path / "run"
+
+
+def resume(*overrides, seed=0):
+    return run_config(load_config("student.yaml", overrides), Path("run"), seed=seed, device="cpu", earlier="resume")
+
+
+def test_a_run_that_stopped_says_so_and_goes_on(stopped, caplog):
+    caplog.set_level("INFO")
+    made = json.loads((stopped / "summary.json").read_text("utf-8"))
+    assert made["status"] == "stopped (SIGTERM)"
+    assert [path.name for path in (stopped / "checkpoints").iterdir()]
+    assert resume()["status"] == "finished"
+    assert "goes on after update" in caplog.text
+    assert not (stopped / "checkpoints").exists()
+    rows = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [(row["stage"], row["epoch"]) for row in rows] == [
+        (f"stage{n}", epoch) for n in (1, 2) for epoch in (1, 2, 3, 4)
+    ]
+    before = (stopped / "student.safetensors").stat().st_mtime_ns
+    assert resume()["final"] == json.loads((stopped / "summary.json").read_text("utf-8"))["final"]
+    assert "has finished; nothing is left to train" in caplog.text
+    assert (stopped / "student.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_cannot_go_on(stopped):
+    refused("was begun with .*lr: 0.05.*now says 'lr: 0.06'", resume, "train.stage1.optimizer.kwargs.lr=0.06")
+    refused("was begun with --seed 0, and 1 is given", resume, seed=1)
+    state = next((stopped / "checkpoints").iterdir()) / "state"
+    (state / "custom_checkpoint_0.pkl").write_bytes(b"not a checkpoint")
+    refused(r"--resume: .*checkpoints/\d+\.0 cannot be read: .*; remove the folder", resume)
+
+
+def test_other_data_is_not_gone_on_with(tmp_path):
+    kept = made(tmp_path)
+    kept.save(Progress(updates=1))
+    refused("the training set has 6 samples, and had 5", Checkpoints(tmp_path, cpu()).load, Box(samples=6))
+
+
+def test_none_are_kept_where_the_configuration_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("student.yaml").write_text(config("plain"), encoding="utf-8")
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: pytest.fail("saved"))
+    assert resume("checkpoint=null", "train.stage1.num_epochs=1", "train.stage2.num_epochs=1")["status"] == "finished"
