@@ -17,7 +17,7 @@ from typing import IO, Any
 import yaml
 from torchdistill.common.yaml_util import load_yaml_file
 from yaml.constructor import ConstructorError
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
 from gkd_plugin.errors import ConfigError, first_line, nearest
 
@@ -25,6 +25,8 @@ CORE = "tag:yaml.org,2002:"
 """What the tags of plain data start with."""
 TEXT_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers that YAML 1.1 reads as text, without a point or a sign: ``1e-3``."""
+LARGEST_TREE, DEEPEST = 100_000, 100
+"""Values and levels that a config may have, aliases written out; torchdistill's and ours have up to 823 and 20."""
 _TEXT_TAGS = ("!join", "!pathjoin", "!expanduser", "!abspath")
 
 load_yaml_file(os.devnull)  # torchdistill adds its tags to FullLoader when it first loads a file
@@ -49,7 +51,8 @@ def compose_file(path: str | Path) -> MappingNode:
 
     Raises:
         ConfigError: no such file, not YAML (with line and column), not a mapping, a key twice in one mapping (YAML
-            would take the last), an unknown tag, a scalar that does not fit its tag, an alias that contains itself.
+            would take the last), an unknown tag, a scalar that does not fit its tag, an alias that contains itself,
+            aliases that stand for more than a memory holds.
     """
     try:
         with Path(path).open("rb") as stream:
@@ -73,8 +76,12 @@ def compose(text: str | IO[bytes], source: str) -> Node:
 
 
 def plain_tree(root: Node, source: str) -> Any:
-    """The tree of nodes; tags that only join text (``!join``, ``!pathjoin`` …) are evaluated."""
+    """The tree of nodes; tags that only join text (``!join``, ``!pathjoin`` …) are evaluated. Raises ConfigError."""
     with _one_line(source):
+        size, depth = _extent(root, {})
+        if size > LARGEST_TREE or depth > DEEPEST:
+            allowed = f"at most {LARGEST_TREE:,} values in {DEEPEST} levels, with every alias written out"
+            raise _error(root, f"too large, or nested too deep: {allowed}")
         return _Loader("").construct_object(root, deep=True)
 
 
@@ -90,6 +97,16 @@ def _one_line(source: str) -> Iterator[None]:
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deep, or an anchor is used inside itself") from error
+
+
+def _extent(node: Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Numbers of values and of levels, with every alias written out; ``known`` ones by the ``id`` of their node."""
+    if id(node) not in known:
+        known[id(node)] = 1, 1  # of an anchor inside itself, which is told when the tree is made
+        inner = node.value if isinstance(node, CollectionNode) else []
+        parts = [_extent(part, known) for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(size for size, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+    return known[id(node)]
 
 
 class _Loader(yaml.FullLoader):

@@ -16,9 +16,20 @@ from tests.runner.fakes import refused
 SNAPSHOT = "tests.config.samples.snapshot"
 
 
+def bomb(line, levels=18):
+    """``a`` is 1, and each level names the one before it several times."""
+    return "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {line.replace('*', f'*a{n - 1}')}\n" for n in range(1, levels))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (bomb("[*, *]"), "at most 100,000 values in 100 levels"),
+        (bomb("{x: *, y: *}"), "at most 100,000 values"),
+        (bomb("{<<: [*, *], x: 1}"), "at most 100,000 values"),
+        (bomb("[[[[[[[[*]]]]]]]]"), "nested too deep"),  # none of them by itself
+        (f"a: {'[' * 5000}", "nested too deep"),
+        ("a:" + "\n".join(f"{' ' * n}a:" for n in range(2000)), "nested too deep"),
         ("a: 1\nb: [1, 2\nc: 3\n", ", line 3, column 2: "),
         ("a:\n\t- 1\n", ", line 2, column 1: "),
         ("a: *nobody\n", r"line 1, column 4: found undefined alias 'nobody'"),
@@ -43,6 +54,11 @@ def test_refuses_missing_files_folders_and_other_encodings(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("a: größer".encode("latin-1"))
     for name, message in (("no.yaml", r"no\.yaml: No such file"), (".", ": Is a directory"), ("latin.yaml", "latin")):
         refused(message, read, tmp_path / name)
+
+
+def test_a_large_list_and_many_aliases_are_read():
+    assert parse(bomb("[*, *]", levels=12))["a11"][0][1][0] == parse(bomb("[*, *]", levels=12))["a8"]
+    assert len(parse(f"a: {[0] * 20000}")["a"]) == 20000
 
 
 def test_aliases_merges_and_scalars(tmp_path):
