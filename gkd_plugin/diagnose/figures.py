@@ -60,8 +60,11 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
 
 def report_tuples(metrics: Path, folder: Path) -> dict[str, list[float]]:
     """How much stage ``embedding`` had to compare: ``epoch`` (from 1), ``tuples``, ``negatives`` of a metrics file."""
-    text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
-    rows = [row for row in map(json.loads, text.splitlines()) if _COUNTS.keys() <= row.keys()]
+    try:
+        text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
+        rows = [row for row in map(json.loads, text.splitlines()) if _COUNTS.keys() <= row.keys()]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise LeftOut(f"{metrics} does not hold a JSON section in each line: {error}") from error
     if not rows:
         raise LeftOut(f"no epoch in {metrics} counts tuples: only 'refilled' does, in stages 'embedding' and 'joint'")
     epochs: list[float] = list(range(1, len(rows) + 1))

@@ -1,7 +1,6 @@
 """A finished run, rebuilt from its folder: the models, the student's weights over time, the data."""
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +16,12 @@ from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import has_teacher, stages_of, student_embedding, student_entry
 from gkd_plugin.data import class_names_of, classes_of
 from gkd_plugin.data.labels import unwrapped
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import ConfigError, told_at, whole_number
 from gkd_plugin.runner.accuracy import Score, classes_without_centre
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.runner.parts import build_box, build_test_loader
-from gkd_plugin.runner.run_folder import RunFolder
+from gkd_plugin.runner.run_folder import RunFolder, read_json
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 from gkd_plugin.teacher.fitting import in_order
@@ -48,7 +47,7 @@ class RestoredRun:
 
     def __init__(self, path: Path, device: str | None = None) -> None:
         summary = _finished_summary(path)
-        self.folder, self.seed = RunFolder(path), int(summary["seed"])
+        self.folder, self.seed = RunFolder(path), summary["seed"]
         if not self.folder.student.is_file():
             raise ConfigError(f"{path}: the student's weights are missing: no such file: {self.folder.student}")
         config = load_config(path / "config.yaml")
@@ -86,6 +85,7 @@ class RestoredRun:
         self.embedding_stage = next((stage.name for stage in config.stages[::-1] if stage.kind == "embedding"), None)
         embedding = student_embedding(config.tree) or "embedding"
         self.embedding_path = embedding if embedding in dict(student.named_modules()) else None
+        self.load_student(self.folder.student)  # damaged weights are told before anything is measured
 
     def load_student(self, weights: Path | None) -> None:
         """Gives the student the weights in a file, or with ``None`` those before any training."""
@@ -117,12 +117,13 @@ def _finished_summary(path: Path) -> dict[str, Any]:
     missing = [name for name in ("config.yaml", "summary.json") if not (path / name).is_file()]
     if missing:
         raise ConfigError(f"{path} is not a run folder: it has no {' and no '.join(missing)}")
-    try:
-        summary: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path / 'summary.json'}: is not JSON: {error}") from error
+    file = path / "summary.json"
+    summary = read_json(file)
+    if not summary:
+        raise ConfigError(f"{file}: is damaged: must be a JSON object with status and seed, as refilled run wrote it")
     if summary.get("status") != "finished":
         raise ConfigError(f"{path}: the run is not finished (status: {summary.get('status')}); diagnose needs its end")
+    whole_number(f"{file}: seed", summary.get("seed"), low=0, high=2**32 - 1)
     return summary
 
 

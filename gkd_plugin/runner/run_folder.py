@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Empty where the file holds no object, or is not there."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -82,6 +82,10 @@ def test_rows_that_count_tuples_alone(tmp_path):
     for file in (metrics, tmp_path / "nowhere.jsonl"):
         with pytest.raises(LeftOut, match=rf"^no epoch in {file} counts tuples: "):
             figures.report_tuples(file, tmp_path)
+    for damaged in ('{"tuples": 3.0, "neg', "[]", "{}\n\n{}"):
+        metrics.write_text(damaged)
+        with pytest.raises(LeftOut, match=rf"^{metrics} does not hold a JSON section in each line: "):
+            figures.report_tuples(metrics, tmp_path)
 
 
 def test_the_confusion_of_the_final_student(run, changed, summary, tmp_path):

@@ -79,6 +79,10 @@ def edit(name, old, new):
     return change
 
 
+def damage(name, text):
+    return lambda: Path("runs/student", name).write_text(text, encoding="utf-8")
+
+
 def other_weights():
     checkpoint = torch.load(TEACHER, weights_only=False)
     checkpoint["model"] = {name: value + 1 for name, value in checkpoint["model"].items()}
@@ -92,7 +96,13 @@ def other_weights():
         (lambda: copytree("runs/teacher", STUDENT, dirs_exist_ok=True), f"{CONFIG}: has no models.teacher_model: "),
         (other_weights, f"{CONFIG}: models.teacher_model: has other weights than in the run"),
         (Path("runs/student/summary.json").unlink, "runs/student is not a run folder: it has no summary.json"),
-        (edit("summary.json", "{", "<"), "runs/student/summary.json: is not JSON: "),
+        (edit("summary.json", "{", "<"), "runs/student/summary.json: is damaged: "),
+        (damage("summary.json", ""), "runs/student/summary.json: is damaged: "),
+        (damage("summary.json", "[" * 100_000), "runs/student/summary.json: is damaged: "),
+        (damage("summary.json", "[]"), "runs/student/summary.json: is damaged: "),
+        (edit("summary.json", '"seed": 3', '"seed": null'), "runs/student/summary.json: seed must be a whole number"),
+        (damage("config.yaml", "train: {"), f"{CONFIG}, line 1, column 9: "),
+        (damage("student.safetensors", ""), "run folder: runs/student/student.safetensors cannot be read as weights: "),
         (edit("summary.json", '"finished"', '"stopped"'), "runs/student: the run is not finished (status: stopped)"),
         (Path("runs/student/student.safetensors").unlink, "runs/student: the student's weights are missing: "),
         (Path(TEACHER).unlink, f"{CONFIG}: models.teacher_model.src_ckpt: no such file: {TEACHER}"),
