@@ -8,15 +8,12 @@ from typing import Any
 
 from torchdistill.common.main_util import import_dependencies
 
-from gkd_plugin.config.kinds import Report
+from gkd_plugin.config.kinds import LARGEST, Report, is_absurd
 from gkd_plugin.config.overrides import apply_overrides
 from gkd_plugin.config.schema import TAGS, absolute, configuration
 from gkd_plugin.config.stages import Stage, has_teacher, stage_names, stages_of
 from gkd_plugin.config.tree import TEXT_NUMBER, Tagged, build, compose_file, dump, places, plain_tree, resolve_target
-from gkd_plugin.errors import ConfigError, is_number
-
-LARGEST = 1e9
-"""No setting of a training is larger, unless a hand slipped."""
+from gkd_plugin.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ def problems(tree: Mapping[str, Any], produced: Collection[str] | None = ()) -> 
         if isinstance(value, Tagged) and value.tag in TAGS and id(value) not in seen:
             seen.add(id(value))
             _check_call(report, path, value)
-    for path, value in places(train, "train"):
-        if is_number(value) and not abs(value) <= LARGEST and report.is_clean(path):
+    for path, value in [*places(train, "train"), *places(tree.get("test"), "test")]:
+        if is_absurd(value) and report.is_clean(path):
             report.add(path, f"{value!r} given; must be a finite number, at most {LARGEST:.0e}")
     return report.lines
 

@@ -17,8 +17,15 @@ import torch
 from gkd_plugin.config.tree import Tagged, at, is_private, items, places, summary
 from gkd_plugin.errors import is_number, nearest
 
+LARGEST = 1e9
+"""No setting of a training is larger, unless a hand slipped."""
 _MISSING = object()
 _WORDS = {"True": "true", "False": "false", "None": "nothing"}
+
+
+def is_absurd(given: Any) -> bool:
+    """Whether it is a number that nobody means: NaN, or too large."""
+    return is_number(given) and not abs(given) <= LARGEST
 
 
 class Report:
@@ -50,9 +57,9 @@ class Report:
         self.add(path, f"missing; {allowed}" if given is _MISSING else f"{text} given; {allowed}")
 
     def is_clean(self, path: str, section: Any = None) -> bool:
-        """Whether nothing was found at the path or below it, and ``section`` waits for no object to be built."""
+        """Whether nothing was found at the path or below it, and ``section`` holds no object and no absurd number."""
         is_found = any(line.startswith((f"{path}:", f"{path}.")) for line in self.lines)
-        return not is_found and not any(isinstance(part, Tagged) for _, part in places(section))
+        return not is_found and not any(isinstance(part, Tagged) or is_absurd(part) for _, part in places(section))
 
     @contextmanager
     def trial(self, path: str) -> Iterator[None]:
@@ -111,7 +118,8 @@ class Report:
             is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             if is_needed and p.name not in filled and p.name not in kwargs:
                 self.add(path, f"argument {p.name!r} is missing")
-        annotated = {p.name: _annotated(p.annotation) for p in parameters} if module.startswith("torch.") else {}
+        is_typed = module.startswith(("torch.", "gkd_plugin."))
+        annotated = {p.name: _annotated(p.annotation) for p in parameters} if is_typed else {}
         for name, kind in {**annotated, **(values or {})}.items():
             if kind is not None and name in kwargs and name not in filled:
                 self.check(at(path, name), kwargs[name], kind)
@@ -148,9 +156,10 @@ def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     return value(allowed, lambda given: is_number(given) and low <= given <= high and abs(given) < math.inf)
 
 
-def count(least: int = 1) -> Kind:
-    """A whole number from ``least`` up."""
-    return value(f"a whole number, {least} or more", lambda given: given >= least, of=int)
+def count(least: int = 1, most: float = math.inf) -> Kind:
+    """A whole number from ``least`` up, to ``most``."""
+    allowed = f", {least} or more" if most == math.inf else f" from {least} to {most}"
+    return value(f"a whole number{allowed}", lambda given: least <= given <= most, of=int)
 
 
 def one_of(names: Collection[str], base: type = object) -> Kind:
@@ -241,7 +250,7 @@ _ANNOTATIONS = {
 
 
 def _annotated(annotation: Any) -> Kind | None:
-    """What torch's annotation of a parameter allows, where it is a number, a flag or null."""
+    """What torch's annotation of a parameter, or ours, allows, where it is a number, a flag or null."""
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     kind = _ANNOTATIONS.get(re.sub(r" \| (None|torch\.Tensor)", "", text))
     return maybe(kind) if kind and "None" in text else kind

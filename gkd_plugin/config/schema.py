@@ -62,7 +62,7 @@ def _check_model(report: Report, path: str, entry: Mapping[Any, Any]) -> None:
     key, kwargs = entry.get("key"), entry.get("kwargs")
     report.check(at(path, "key"), key, one_of(functions))
     if isinstance(key, str) and key in functions and report.is_clean(at(path, "kwargs")):
-        report.bind(path, functions[key], {"kwargs": kwargs})
+        report.bind(path, functions[key], {"kwargs": kwargs}, values=_MODEL_VALUES)
     if key == "timm_model" and isinstance(kwargs, Mapping) and isinstance(kwargs.get("model_name"), str):
         with report.trial(at(path, "kwargs.model_name")):
             check_model_name(kwargs["model_name"])
@@ -93,7 +93,7 @@ def _check_loader(report: Report, path: str, section: Mapping[Any, Any]) -> None
     kwargs, where = section.get("kwargs"), at(path, "kwargs")
     if not isinstance(kwargs, Mapping):
         return
-    names, values = ("sampler", "batch_sampler", "collate_fn"), {"batch_size": count(), "num_workers": count(0)}
+    names, values = ("sampler", "batch_sampler", "collate_fn"), {"batch_size": count(), "num_workers": count(0, 999)}
     report.bind(path, DataLoader, {"kwargs": kwargs}, supplied=1, names=names, values=values)
     batches: dict[str, Any] = {"sampler": [0]}
     if section.get("batch_sampler") is not None:
@@ -197,6 +197,24 @@ _MODULES = value("a list of module paths, e.g. ['layer4', 'fc'], or []", of=list
 _HOOKED = value("a list of module paths, e.g. ['embedding'], or []", of=list[str])
 _DEVICE = value("auto, cpu, cuda, cuda:<number> or mps", lambda x: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(x)))
 
+_RATE = value(  # or one for each group of parameters
+    "a finite number, 0 or more",
+    lambda x: all(is_number(y) and 0 <= y < math.inf for y in (x if isinstance(x, list) else [x])),
+)
+# by the names that torch's and timm's parts have in common: what their own checks let through
+_MODEL_VALUES = {"pretrained": maybe(FLAG), "num_classes": maybe(count(0, 10**6)), "in_chans": maybe(count(1, 999))}
+_RATES = {"lr": number(0), "momentum": number(0, 1), "weight_decay": number(0), "dampening": number(0, 1)}
+_SCHEDULE_VALUES = {
+    **dict.fromkeys(("T_0", "T_max", "step_size", "total_iters"), count()),
+    **dict.fromkeys(("epochs", "steps_per_epoch", "total_steps"), maybe(count())),
+    **dict.fromkeys(("base_lr", "eta_min", "max_lr", "min_lr"), _RATE),
+    **dict.fromkeys(("factor", "gamma"), number(0)),
+}
+_TEMPERATURES = dict.fromkeys(
+    ("temperature", "student_temperature", "relationship_temperature", "kl_temp", "ss_temp", "tf_temp", "tau"),
+    number(1e-4, 1e4),
+)
+
 _KWARGS = {"kwargs": _SECTION}
 _ARGS_KWARGS = {"args": maybe(_LIST), "kwargs": maybe(_SECTION)}
 _BOTH = ("key", "kwargs")
@@ -276,7 +294,6 @@ def _role(supplied: str) -> Kind:
 
 _ROLES = {"teacher": _role("teacher_model"), "student": _role("student_model"), "model": _role("student_model")}
 
-_RATES = {"lr": number(0), "momentum": number(0, 1), "weight_decay": number(0)}
 _MAX_GRAD_NORM = value("a number above 0, or null for no bound", lambda x: is_number(x) and 0 < x < math.inf)
 
 
@@ -294,9 +311,9 @@ def _optimizer(*, has_teacher: bool) -> Kind:
     return part(OPTIM_DICT, keys, _BOTH, _try_optimizer, base=Optimizer, supplied=1, values=_RATES)
 
 
-_SCHEDULER = part(SCHEDULER_DICT, {**_KWARGS, "scheduling_step": count(0)}, _BOTH, base=LRScheduler, supplied=1)
+_STEPPED = {**_KWARGS, "scheduling_step": count(0)}
+_SCHEDULER = part(SCHEDULER_DICT, _STEPPED, _BOTH, base=LRScheduler, supplied=1, values=_SCHEDULE_VALUES)
 
-_TEMPERATURES = dict.fromkeys(("temperature", "kl_temp", "ss_temp", "tf_temp", "tau"), number(1e-4, 1e4))
 _LOSSES = ChainMap(losses.MIDDLE_LEVEL_LOSS_DICT, losses.LOSS_DICT, losses.LOW_LEVEL_LOSS_DICT)
 _HOOK = {"is_from_teacher": FLAG, "module_path": _TEXT, "io": one_of(("input", "output"))}
 _WRAPPED = {"input": section(_HOOK, _HOOK), "target": section({"uses_label": FLAG, **_HOOK})}
@@ -314,7 +331,11 @@ _CRITERION = part(
     losses.HIGH_LEVEL_LOSS_DICT,
     {**_ARGS_KWARGS, "func2extract_model_loss": maybe(one_of(losses.FUNC2EXTRACT_MODEL_OUTPUT_DICT))},
     then=_try_criterion,
-    values={"sub_terms": maybe(each(_SUB_TERM)), "model_term": maybe(section({"weight": maybe(number())}))},
+    values={
+        **_TEMPERATURES,
+        "sub_terms": maybe(each(_SUB_TERM)),
+        "model_term": maybe(section({"weight": maybe(number())})),
+    },
     read=(),
 )
 

@@ -1,10 +1,14 @@
 """From a file to a valid config, and to the objects in it."""
 
+import time
+from pathlib import Path
+
 import pytest
 from torchdistill.common.yaml_util import load_yaml_file
 
-from gkd_plugin.config.config import load_config
+from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.errors import ConfigError
+from tests.config.mutations import mutations
 from tests.config.samples import PLAIN_TRAINING, STAGES, write
 from tests.runner.fakes import refused
 
@@ -41,3 +45,18 @@ def test_one_problem_is_one_line_and_several_are_listed_in_the_order_of_the_tabl
         load_config(path, changes)
     told = [line.partition(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
     assert told == ["trian", "train.log_freq", "train.num_epochs", "train.optimizer.key", "device.default"]
+
+
+def test_a_mistake_is_told_or_harmless_and_never_takes_long(monkeypatch):
+    monkeypatch.setattr("gkd_plugin.config.schema.unknown_keyword", lambda *_: None)  # it makes a model each time
+    told = 0
+    for mistake, tree in mutations(150):
+        start = time.process_time()
+        try:
+            checked_config(Path("x.yaml"), tree, produced=None)
+        except ConfigError as error:
+            told += str(error).startswith("x.yaml: ")
+        except Exception as error:
+            raise AssertionError(mistake) from error
+        assert time.process_time() - start < 5, mistake
+    assert told > 75

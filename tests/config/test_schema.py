@@ -22,10 +22,12 @@ KD = (
     "teacher_module_io: output, temperature: %s, alpha: 0.5}}"
 )
 VID = "{key: VIDLoss, kwargs: {feature_pairs: {}, margin: %s}}"
+COSINE = "{key: CosineAnnealingLR, kwargs: {T_max: %s, eta_min: %s}}"
 ONE_CYCLE = "{key: OneCycleLR, kwargs: {max_lr: %s, total_steps: %s}}"
 TEACHER, AUXILIARY = (f"{ONE}.{role}.auxiliary_model_wrapper" for role in ("teacher", "student"))
 PROJECTED = "{key: projected_student, kwargs: {%s}}"
 SUBSET = "!import_call {key: torch.utils.data.Subset, init: {kwargs: {%s}}}"
+JOINT = "{key: refilled, kwargs: {stage: joint, %s: %s}}"
 REFILLED, SGD = "{key: refilled, kwargs: {stage: classifier}}", "{key: %s, kwargs: {}}"
 NO_FILTER = "{key: SGD, kwargs: {}, filters_params: false}"
 BAD_NUMBERS = ("'0.1'", "true", "[1]", ".nan", ".inf", "")
@@ -39,6 +41,7 @@ model, student_model, t : models=[1]
 true or false           : {MODEL}.quantized=3 {MODEL}.sync_bn='yes' {LOAD}.requires_supp=1 {ROLE}.requires_grad=1
 true or false           : {LOAD}.kwargs.drop_last='yes' {OPTIM}.kwargs.nesterov='yes' {OPTIM}.filters_params=1
 true or false           : {LOAD}.sampler.kwargs.replacement=1 device.channels_last=1
+true or false           : {MODEL}.kwargs.pretrained=[x]
 text: the path          : {MODEL}.dst_ckpt=3 {MODEL}.src_ckpt='' {MODEL}.src_ckpt=3 {ROLE}.src_ckpt=3
 src_ckpt                : {MODEL}.src_ckpt_classifier=extended {MODEL}.src_ckpt_prefix='encoder_q'
 the class itself        : {LOAD}.sampler.class_or_func=RandomSampler
@@ -46,15 +49,19 @@ whole number, 1 or more : {LOAD}.kwargs.batch_size=0 {LOAD}.kwargs.batch_size=-1
 whole number, 1 or more : {LOAD}.kwargs.batch_size='4' {LOAD}.kwargs.batch_size= test.log_freq=x
 whole number, 1 or more : train.num_epochs=0 train.num_epochs=1.5 train.num_epochs=true train.num_epochs=
 whole number, 1 or more : train.log_freq=-1 train.val_freq=0 {OPTIM}.grad_accum_step=0 {OPTIM}.grad_accum_step=1.5
-whole number, 0 or more : {LOAD}.kwargs.num_workers=-1 {LOAD}.kwargs.num_workers=1.5 {LOAD}.kwargs.num_workers=true
+number from 0 to 999    : {LOAD}.kwargs.num_workers=-1 {LOAD}.kwargs.num_workers=1.5 {LOAD}.kwargs.num_workers=true
+number from 0 to 999    : {LOAD}.kwargs.num_workers=100000
 whole number, 0 or more : {PLAN}.scheduling_step=-1
 a whole number          : {PLAN}.kwargs.step_size=1.5 {PLAN}.kwargs.step_size='1' {PLAN}.kwargs.step_size=true
-a whole number          : {PLAN}.kwargs.step_size=
-a finite number         : {OPTIM}.kwargs.lr=-0.1 {OPTIM}.kwargs.weight_decay=-1 {OPTIM}.kwargs.dampening=x
+a whole number, 1 or mo : {PLAN}.kwargs.step_size= {PLAN}.kwargs.step_size=0 {PLAN}.kwargs.step_size=-5
+a whole number from 0 t : {MODEL}.kwargs.num_classes=-1 {MODEL}.kwargs.num_classes=1000001
+a finite number         : {OPTIM}.kwargs.lr=-0.1 {OPTIM}.kwargs.weight_decay=-1 {PLAN}.kwargs.gamma=-1
 a finite number         : {OPTIM}.module_wise_kwargs.0.kwargs.lr='1' {TERM}.criterion.kwargs.label_smoothing='0.1'
 a finite number         : train.criterion.kwargs.model_term.weight=x
 at most 1e+09           : {OPTIM}.kwargs.lr=1.0e+30 {OPTIM}.kwargs.weight_decay=1000000001 {TERM}.weight=1.0e+38
+at most 1e+09           : test.test_data_loader.kwargs.timeout=1.0e+30
 a number from 0 to 1    : {OPTIM}.kwargs.momentum=-1 {OPTIM}.kwargs.momentum=5 {OPTIM}.kwargs.momentum=x
+a number from 0 to 1    : {OPTIM}.kwargs.dampening=-1 {OPTIM}.kwargs.dampening=x
 a number above 0        : {OPTIM}.max_grad_norm=two {OPTIM}.max_grad_norm=-2.0 {OPTIM}.max_grad_norm=0
 a number above 0        : {OPTIM}.max_grad_norm=true {OPTIM}.max_grad_norm=.nan {OPTIM}.max_grad_norm=.inf
 e.g. ['embedding']      : {ROLE}.forward_hook.output=embedding {ROLE}.forward_hook.input= {ROLE}.forward_hook.input=[1]
@@ -124,8 +131,10 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
     (f"{OPTIM}={{key: Adam, kwargs: {{betas: [0.9, 1.5]}}}}", OPTIM, "ValueError", "1.5"),
     (f"{OPTIM}={NO_FILTER}", OPTIM, "TypeError"),  # torch takes parameters, no module
     (f"{PLAN}.kwargs={{}}", "", "'step_size' is missing"),
-    (f"{PLAN}.kwargs.step_size=0", PLAN, "ZeroDivisionError"),
-    (f"{PLAN}={{key: CosineAnnealingLR, kwargs: {{T_max: 0}}}}", PLAN, "ZeroDivisionError"),
+    *((f"{PLAN}={COSINE % (x, 0)}", f"{PLAN}.kwargs.T_max", f"{x} given", "1 or more") for x in (0, -5)),
+    *((f"{PLAN}={COSINE % (9, x)}", f"{PLAN}.kwargs.eta_min", f"{x} given") for x in (-5, "'x'")),
+    (f"{PLAN}={ONE_CYCLE % ('[0.1, -1]', 9)}", f"{PLAN}.kwargs.max_lr", "[0.1, -1] given"),
+    (f"{PLAN}={{key: LambdaLR, kwargs: {{lr_lambda: x}}}}", PLAN, "TypeError"),
     (f"{PLAN}={{key: CosineAnnealingLR, kwargs: {{T_max: '9'}}}}", f"{PLAN}.kwargs.T_max", "'9' given"),
     (f"{PLAN}={{key: MultiStepLR, kwargs: {{milestones: '9'}}}}", f"{PLAN}.kwargs.milestones", "a list"),
     (f"{PLAN}={ONE_CYCLE % (0.1, 1)}", f"{PLAN}.kwargs.total_steps", "num_epochs is 2"),
@@ -156,7 +165,13 @@ REFUSED_IN_STAGES = [
     (f"{TEACHER}={{key: refilled_teacher, kwargs: {{teacher_model: 1}}}}", f"{TEACHER}.kwargs.teacher_model", "given"),
     (f"{ONE}.optimizer.module_wise_kwargs=[]", "", "'module_wise_configs'"),
     (f"{TWO}.optimizer=", "", "nothing given"),
-    (f"{TWO}.scheduler={{key: StepLR, kwargs: {{step_size: 0}}}}", f"{TWO}.scheduler", "ZeroDivisionError"),
+    *(
+        (f"{ONE}.criterion={JOINT % (name, x)}", f"{ONE}.criterion.kwargs.{name}", "given; must be", "0.0001")
+        for name in ("temperature", "student_temperature", "relationship_temperature")
+        for x in ("1.0e-30", "'1'")
+    ),
+    (f"{ONE}.criterion={JOINT % ('adaptive', 'x')}", f"{ONE}.criterion", "adaptive"),
+    (f"{ONE}.criterion={JOINT % ('weight', '.nan')}", f"{ONE}.criterion.kwargs.weight", "nan given"),
     (f"{TWO}.scheduler={ONE_CYCLE % ([0.1, 0.2], 9)}", f"{TWO}.scheduler", "ValueError"),
     (f"{TWO}.criterion={REFILLED}", f"{TWO}.optimizer", "missing; every stage with criterion 'refilled' needs its own"),
     ("teacher_cache={views: 0}", "teacher_cache.views", "0 given", "whole number, 1 or more"),
