@@ -102,7 +102,7 @@ def _width(
     if path == "embedding" and hasattr(model, "head_hidden_size"):
         return int(model.head_hidden_size)  # type: ignore[arg-type]
     check_module_path(model, path, f"{where}: embedding")
-    channels, *size = first_images(_built(data)).shape[1:]
+    channels, *size = first_images(data.path, _built(data)).shape[1:]
     images = torch.empty(2, channels, *(side or own_input(model, preprocessing).size or size), device="meta")
     capture = Capture.of(model, path, io)
     try:

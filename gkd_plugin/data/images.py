@@ -44,6 +44,9 @@ class TransformedImages(Dataset[Any], ABC):
     ) -> None:
         self.targets, self.classes = [int(label) for label in targets], [str(name) for name in classes]
         self.transform, self.eval_transform = transform, eval_transform
+        for name, given in (("transform", transform), ("eval_transform", eval_transform)):
+            if not (given is None or callable(given)):
+                raise ConfigError(f"{name}: {given!r} given; must take an image, e.g. gkd_plugin.data.image_transform")
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
@@ -171,7 +174,7 @@ def digits(
     chosen = np.sort(train if split == "train" else test)
     images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
     if size is not None:
-        shape = (whole_number("size", size, low=1), size)
+        shape = (whole_number("size", size, low=1, high=1000), size)
         scaled = (Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR) for image in images)
         images = np.stack([np.asarray(image) for image in scaled])
     if rgb:

@@ -15,6 +15,8 @@ from gkd_plugin.errors import ConfigError, listed, one_of, whole_number
 
 __all__ = ["ImageInput", "image_transform", "normalisation_of", "trained_with"]
 
+_LARGEST_SIDE = 10_000  # pixels: a larger image would fill the memory
+_HIGHEST = 4  # mean or std of pixels in [0, 1]; more are of pixels in [0, 255]
 _CHANGES_VALUES = {"Lambda", "LinearTransformation", "RandomApply", "RandomChoice", "RandomOrder", "ToDtype"}
 _SCALING = {"ToTensor", "MaybeToTensor", "ConvertImageDtype"}  # pixels 0 … 255 → [0, 1]
 
@@ -48,10 +50,13 @@ def image_transform(
         scale: the smallest and the largest part of the image's area that ``crop: 'resized'`` takes.
         resize: the shorter side before the crop, at least ``size``; ``None`` is ``size``.
     """
-    whole_number("size", size, low=1)
-    whole_number("padding", padding, low=0)
-    if len(mean) != len(std) or not all(value > 0 for value in std):
-        raise ConfigError(f"mean and std must be of one length, std above 0, got mean={mean} and std={std}")
+    whole_number("size", size, low=1, high=_LARGEST_SIDE)
+    whole_number("padding", padding, low=0, high=_LARGEST_SIDE)
+    mean = listed("mean", mean, float, "a number for each channel, of pixels in [0, 1]")
+    std = listed("std", std, float, "a number above 0 for each channel, of pixels in [0, 1]", above_zero=True)
+    if mean is None or std is None or len(mean) != len(std) or max(map(abs, (*mean, *std))) > _HIGHEST:
+        allowed = f"of one length, at most {_HIGHEST}, as for pixels in [0, 1]"
+        raise ConfigError(f"mean and std must be {allowed}, got mean={mean} and std={std}")
     one_of("crop", crop, ("random", "resized"))
     if not train and (padding or flip or crop == "resized"):
         raise ConfigError(f"padding={padding}, flip={flip} and crop={crop!r} augment, so they need train=True")
@@ -62,7 +67,7 @@ def image_transform(
             raise ConfigError(f"scale must be two numbers with 0 < smallest <= largest <= 1, got {scale}")
         steps = [transforms.RandomResizedCrop(size, scale=tuple(scale))]
     else:
-        shorter_side = size if resize is None else whole_number("resize", resize, low=size)
+        shorter_side = size if resize is None else whole_number("resize", resize, low=size, high=_LARGEST_SIDE)
         cut = transforms.RandomCrop(size, padding=padding) if train else transforms.CenterCrop(size)
         steps = [transforms.Resize(shorter_side), cut]
     if flip:
@@ -132,7 +137,7 @@ def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] 
         mean, std = (torch.as_tensor(x, dtype=torch.float64).reshape(-1).tolist() for x in (step.mean, step.std))
     except (AttributeError, TypeError, ValueError, RuntimeError):  # someone else's Normalize
         return None
-    unit = 255.0 if max(*mean, *std) > 4 else 1.0
+    unit = 255.0 if max(*mean, *std) > _HIGHEST else 1.0
     return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 

@@ -20,7 +20,8 @@ from gkd_plugin.box.hooks import check_module_path
 from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.stages import Role, Stage
-from gkd_plugin.data import class_names_of, labelled_part, labels_of
+from gkd_plugin.config.tree import summary
+from gkd_plugin.data import class_names_of, labelled_part, labels_of, normalisation_of
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.losses import RefilledStage
@@ -94,10 +95,24 @@ def _reads(loss: Any) -> Iterator[tuple[str, str, str]]:
                 yield model, path, io
 
 
-def first_images(dataset: Any) -> Tensor:
-    """The first two images of a data set as a batch; random states stay as they were."""
-    with torch.random.fork_rng(devices=[]):
-        images: Tensor = next(iter(DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)))[0]
+def first_images(where: str, dataset: Any) -> Tensor:
+    """The first two images of a data set at a key path as a batch; random states stay as they were.
+
+    Raises ConfigError where they cannot be read, or have other channels than what normalises them.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            images: Tensor = next(iter(DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)))[0]
+            channels = images.shape[1]
+    except ConfigError:
+        raise
+    except Exception as error:  # a transform may raise anything
+        raise ConfigError(f"{where}: its first images cannot be made a batch: {summary(error)}") from error
+    known = normalisation_of(dataset)
+    is_plain = (known.mean, known.std) in ((None, None), ((0.0,), (1.0,)))  # of ToTensor alone
+    if not is_plain and {len(known.mean or ()), len(known.std or ())} != {channels}:
+        given = f"mean {known.mean} and std {known.std} normalise images of {channels} channels"
+        raise ConfigError(f"{where}: {given}; give one number for each")
     return images
 
 

@@ -45,7 +45,10 @@ class Parts:
         teacher_entry = built["models"].get("teacher_model")
         teacher = None if teacher_entry is None else build_model(TEACHER, teacher_entry)
         check_hooks(stages, teacher, student)
-        images = first_images(first)
+        test = (built.get("test") or {}).get("test_data_loader")
+        loaders = filter(None, (*(loader for stage in stages for loader in (stage.loader, stage.val_loader)), test))
+        used = dict.fromkeys(loader["dataset_id"] for loader in loaders)
+        images, *_ = [first_images(f"datasets.{name}", built["datasets"][name]) for name in used]
         check_forward(where, student.to(accelerator.device).eval(), images, accelerator)
         if entry.get("src_ckpt_classifier") == "centres":
             kwargs = stages[0].loader.get("kwargs") or {}

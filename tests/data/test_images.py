@@ -1,3 +1,5 @@
+import itertools
+import re
 import sys
 from collections import Counter
 
@@ -23,6 +25,17 @@ def archive(tmp_path):
 @pytest.fixture
 def tree(tmp_path):
     return image_tree(tmp_path / "train", ["cat", "ant"], per_class=3)
+
+
+def test_a_transform_that_takes_no_image_is_refused():
+    for name, given in itertools.product(("transform", "eval_transform"), (0, False, "flip", [])):
+        refused(
+            rf"^{name}: {re.escape(repr(given))} given; .*image_transform",
+            ArrayImages,
+            GREY,
+            [0, 1, 1],
+            **{name: given},
+        )
 
 
 def test_transforms_and_the_evaluation_view_reach_every_dataset(archive, tree, tmp_path):

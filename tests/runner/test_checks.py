@@ -6,9 +6,10 @@ import logging
 import numpy as np
 import pytest
 import torch
+from torchvision import transforms
 
 from gkd_plugin.config.stages import stages_of
-from gkd_plugin.data import ArrayImages, with_unlabelled
+from gkd_plugin.data import ArrayImages, image_transform, with_unlabelled
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.checks import check_data, check_forward, check_hooks, check_trained_classes, first_images
@@ -142,17 +143,40 @@ def test_without_a_teacher():
         refused(message, check_hooks, stages_of({"train": section}), None, TinyNet())
 
 
+def refuses(images):
+    raise ConfigError("channels")
+
+
 def test_models_that_fit_leave_the_random_state_as_it_was():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    images = first_images(TinyImages())
+    images = first_images("datasets.x", TinyImages())
     check_forward("models.model", torch.nn.Dropout(), images, cpu())
     assert images.shape == (2, 3, 32, 32)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def refuses(images):
-    raise ConfigError("channels")
+def images_of(channels, transform):
+    shape = (2, 8, 8, 3) if channels == 3 else (2, 8, 8)
+    return ArrayImages(np.zeros(shape, np.uint8), [0, 1], transform=transform)
+
+
+@pytest.mark.parametrize(
+    ("channels", "transform", "message"),
+    [
+        (1, None, "its first images cannot be made a batch: TypeError"),
+        (1, image_transform(8, [0.5, 0.5], [0.5, 0.5]), "its first images cannot be made a batch: RuntimeError"),
+        (3, image_transform(8, [0.5], [0.5]), r"mean \(0\.5,\) and std \(0\.5,\) normalise images of 3 channels"),
+        (3, transforms.Compose([transforms.ToTensor(), refuses]), "channels$"),
+    ],
+)
+def test_first_images_that_cannot_be_used(channels, transform, message):
+    place = "" if message == "channels$" else r"datasets\.test: "
+    refused(f"^{place}{message}", first_images, "datasets.test", images_of(channels, transform))
+
+
+def test_first_images_that_are_not_normalised():
+    assert first_images("datasets.test", images_of(3, transforms.ToTensor())).shape == (2, 3, 8, 8)
 
 
 DEIT = timm_model("deit_tiny_patch16_224", num_classes=3, depth=1).eval()
@@ -167,7 +191,7 @@ DEIT = timm_model("deit_tiny_patch16_224", num_classes=3, depth=1).eval()
     ],
 )
 def test_what_a_model_refuses_is_told_with_its_place(model, message):
-    images, accelerator = first_images(TinyImages()), cpu()
+    images, accelerator = first_images("datasets.x", TinyImages()), cpu()
     refused(rf"^models\.teacher_model: {message}", check_forward, "models.teacher_model", model, images, accelerator)
 
 
@@ -215,6 +239,7 @@ BALANCED = {"key": "ClassBalancedBatchSampler", "kwargs": {"classes_per_batch": 
     ],
 )
 def test_good_labels_pass(train, stages, num_classes, caplog):
+    caplog.set_level(logging.WARNING)  # whatever other tests left
     check(stages, num_classes, train=train)
     assert not caplog.messages
 

@@ -1,20 +1,29 @@
 """From sections of a configuration to boxes, loaders and all the parts of a run; whole runs are in test_run."""
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from gkd_plugin.config.config import load_config
+from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.stages import stages_of
+from gkd_plugin.data import ArrayImages
+from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.parts import Parts, _warn, build_box, build_test_loader, compile_models
 from gkd_plugin.runner.training import Training
 from gkd_plugin.teacher import RefilledTeacher
+from tests.config.mutations import ABSURD, mutations, without_weights
+from tests.config.samples import changed, parse
 from tests.fakes import TinyImages, TinyNet, loader, make_box, models, stage
 from tests.runner.fakes import CPU, cpu, refused, write_configs
 
+DIGITS = without_weights("digits_ce")
 TEACHER_APART = replace(CPU, teacher_device=torch.device("cpu"))
 
 
@@ -78,6 +87,20 @@ def test_what_cannot_be_built_is_told_with_its_key(accelerator, place, value, pl
         section = section[key]
     section[place[-1]] = value
     refused(f"^{message}", build_box, built, *models(), placement, accelerator)
+
+
+def test_the_checkpoint_of_a_stage_runs_no_code(accelerator, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"model": Code()}, tmp_path / "x.pt")
+    for role in ("teacher", "student"):
+        built = config(stage1=stage("embedding"), stage2=stage("classifier"))
+        built["train"]["stage2"][role]["src_ckpt"] = str(tmp_path / "x.pt")
+        place = rf"^train\.stage2\.{role}\.src_ckpt: .* holds more than tensors"
+        refused(place, build_box, built, *models(), CPU, accelerator)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_test_loader(accelerator):
@@ -148,6 +171,38 @@ def test_what_a_plain_training_is_built_from(accelerator, caplog):
     Parts(built, CPU, accelerator, None)
     for key in ("tracker", "models.model.sync_bn"):
         assert f"{key}: not read by refilled" in caplog.text
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_images_of_every_data_set_are_looked_at_before_training(accelerator, name):
+    built = load_config("teacher.yaml").build()
+    built["datasets"][name] = ArrayImages(np.zeros((4, 32, 32, 3), np.uint8), [0, 1, 2, 3])
+    refused(rf"^datasets\.{name}: its first images", Parts, built, CPU, accelerator, None)
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, *values in ABSURD for value in values])
+def test_absurd_values_are_told_before_anything_is_written(accelerator, path, value):
+    def build(tree):
+        Parts(checked_config(Path("x.yaml"), tree).build(), CPU, accelerator, None)
+
+    refused(
+        "^(x.yaml: )?(train|datasets)[^ ]+ ?(.line [0-9]+.)?: ", build, changed(DIGITS, path.split("."), parse(value))
+    )
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_before_training_or_harmless(accelerator):
+    for mistake, tree in mutations(2000, seed=1):
+        start = time.process_time()
+        try:
+            made = checked_config(Path("x.yaml"), tree, produced=None)
+            Parts(made.build(), read_placement(made.tree, "cpu"), accelerator, None)
+        except ConfigError:
+            pass
+        except Exception as error:
+            raise AssertionError(mistake) from error
+        assert time.process_time() - start < 5, mistake
 
 
 def test_a_teacher_is_not_saved(caplog):
