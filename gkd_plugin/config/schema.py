@@ -181,11 +181,26 @@ def _try_schedule(report: Report, path: str, section: Mapping[Any, Any]) -> None
     if isinstance(steps, int) and isinstance(warm_up, float) and warm_up * steps == 1:  # it divides by zero
         report.add(at(where, "kwargs.pct_start"), f"its part of {steps} steps is one; OneCycleLR needs a little more")
         return
+    if scheduler["key"] == "ReduceLROnPlateau":
+        _check_plateau(report, path, section)
     with report.trial(where):
         kwargs = copy.deepcopy(scheduler["kwargs"])
         schedule = get_scheduler(copy.deepcopy(report.optimizer), scheduler["key"], **kwargs)
         for _ in range(min(epochs, 1000)):
             schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
+
+
+def _check_plateau(report: Report, path: str, section: Mapping[Any, Any]) -> None:
+    """It is given the top-1 on the validation set after each epoch, as upstream's scripts do."""
+    mode, where = section["scheduler"]["kwargs"].get("mode", "min"), at(path, "scheduler")
+    if mode != "max":
+        report.add(at(where, "kwargs.mode"), f"{mode!r} given; must be 'max', because it watches the validation top-1")
+    train = report.tree["train"]
+    has_set = any(stage.get("val_data_loader") for stage in (train, *train.values()) if isinstance(stage, Mapping))
+    kind = dict(items(dict(items(section.get("criterion"))).get("kwargs"))).get("stage")
+    if not has_set or train.get("val_freq", 1) != 1 or kind == "embedding":
+        needs = "a val_data_loader, val_freq 1, and a stage that trains the classifier"
+        report.add(where, f"ReduceLROnPlateau watches the validation top-1 of each epoch; it needs {needs}")
 
 
 _ANY = value("a section")

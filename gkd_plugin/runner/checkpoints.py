@@ -31,6 +31,7 @@ class Progress:
     step: int = 0  # the last one of the epoch that is done
     updates: int = 0  # steps of all epochs
     is_over: bool = False  # the epoch, its validation and what the caller does with its figures
+    top1: float | None = None  # on the validation set, for ReduceLROnPlateau
     lr: float = 0.0  # at its start
     images: int = 0
     seconds: float = 0.0

@@ -49,7 +49,7 @@ def run_all(
 
     What is wrong in their texts is told before any of them runs. ``overrides`` (``key.path=value``) apply to each.
     ``output`` is the run folder, or with several configurations the folder that holds one for each. A ``dst_ckpt``
-    inside the default run folder ``runs/<stem>`` moves along, and so does a ``src_ckpt`` that names it.
+    inside a folder of ``runs`` goes to the run folder, and a ``src_ckpt`` that names it follows.
 
     Where a run is there already, ``earlier`` says what becomes of it: ``'keep'``, the new one goes to ``<folder>-2``
     and so on; ``'overwrite'``; ``'resume'``, the last one of these goes on. Of several configurations, one that fails
@@ -107,11 +107,12 @@ def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, 
     for entry in models.values():
         if isinstance(entry, dict) and entry.get("src_ckpt") is not None:
             entry["src_ckpt"] = written.get(absolute(entry["src_ckpt"]), entry["src_ckpt"])
-    student, default = student_entry({"models": models})[1], RUNS / config.path.stem
+    student = student_entry({"models": models})[1]
     destination = student.get("dst_ckpt")
     if destination is not None:
-        if Path(destination).is_relative_to(default):
-            student["dst_ckpt"] = str(folder / Path(destination).relative_to(default))
+        inside = Path(destination).relative_to(RUNS).parts if Path(destination).is_relative_to(RUNS) else ()
+        if inside[1:]:  # runs/<any>/…: a copy of a configuration does not write where that one does
+            student["dst_ckpt"] = str(folder.joinpath(*inside[1:]))
         written[absolute(destination)] = student["dst_ckpt"]
     return {**config.tree, "models": models}
 

@@ -67,7 +67,7 @@ class Training:
                 self.box.current_epoch = self._epochs_before(at)  # of a box of several stages
                 first, found = at.epoch + at.is_over, None
                 if at.is_over:
-                    self._finish_epoch(is_stage_end=at.epoch == stage.epochs)
+                    self._finish_epoch(at, is_stage_end=at.epoch == stage.epochs)
             for number in range(first, stage.epochs + 1):
                 if at.is_over:
                     at = Progress(index, number, updates=at.updates)
@@ -77,6 +77,7 @@ class Training:
                     if number == 1:  # the local classifier is fitted, and the teacher cache opened
                         row["preparation_seconds"] = time.perf_counter() - start - row["seconds"]
                     row |= self._validate(stage, number)
+                    at.top1 = row.get("top1")
                     with undivided():  # what the caller does with the row, too
                         yield stage, row
                         at.is_over = True
@@ -84,7 +85,7 @@ class Training:
                 except Stopped:
                     self._save(at)
                     raise
-                self._finish_epoch(is_stage_end=number == stage.epochs)
+                self._finish_epoch(at, is_stage_end=number == stage.epochs)
 
     def _epochs_before(self, at: Progress) -> int:
         """The epochs of all stages before the one that has begun."""
@@ -194,14 +195,14 @@ class Training:
             path, train = self.box.criterion.student_embedding, self.box.train_data_loader
             return dict(student_ncm(self.student, path, train, loader, self.accelerator).as_dict("ncm_"))
 
-    def _finish_epoch(self, *, is_stage_end: bool) -> None:
+    def _finish_epoch(self, at: Progress, *, is_stage_end: bool) -> None:
         """torchdistill's post-epoch process, which moves to the next stage after the last epoch of one."""
         box = self.box
         teacher, dataset = getattr(box, "teacher_model", None), box.train_data_loader.dataset
         if is_stage_end:
             self._release()
         with torchdistill_errors("train"):
-            box.post_epoch_process()
+            box.post_epoch_process(metrics=at.top1)
         new = getattr(box, "teacher_model", None)
         if new is teacher or not isinstance(new, RefilledTeacher) or not isinstance(teacher, RefilledTeacher):
             return

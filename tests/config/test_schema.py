@@ -137,6 +137,7 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
     (f"{PLAN}={{key: LambdaLR, kwargs: {{lr_lambda: x}}}}", PLAN, "TypeError"),
     (f"{PLAN}={{key: CosineAnnealingLR, kwargs: {{T_max: '9'}}}}", f"{PLAN}.kwargs.T_max", "'9' given"),
     (f"{PLAN}={{key: MultiStepLR, kwargs: {{milestones: '9'}}}}", f"{PLAN}.kwargs.milestones", "a list"),
+    (f"{PLAN}={{key: ReduceLROnPlateau, kwargs: {{}}}}", f"{PLAN}.kwargs.mode", "must be 'max'"),
     (f"{PLAN}={ONE_CYCLE % (0.1, 1)}", f"{PLAN}.kwargs.total_steps", "num_epochs is 2"),
     (f"{PLAN}={ONE_CYCLE % (0.1, '10, pct_start: 0.1')}", f"{PLAN}.kwargs.pct_start", "its part of 10 steps is one"),
     (f"{LOAD}.collate_fn=x", "", "'x' is not registered"),
@@ -146,6 +147,7 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
     ("teacher_cache={views: 2}", "", "no models.teacher_model"),
 ]
 REFUSED_IN_STAGES = [
+    ("train.stage1.scheduler={key: ReduceLROnPlateau, kwargs: {mode: max}}", "train.stage1.scheduler", "val_freq 1"),
     ("models.teacher_model.src_ckpt_classifier=centres", "", "'centres' given", "'extended', 'new'"),
     (f"{STUDENT}.kwargs.model_name=resnet81", "", "'resnet81'", "resnet18"),
     (f"{STUDENT}.kwargs=", "", "nothing given", "section"),

@@ -369,6 +369,9 @@ def test_paths_are_one_however_they_are_spelt_and_one_elsewhere_stays(configs, p
     Path(earlier).touch()
     run_all(configs[:1], overrides=[f"models.model.src_ckpt={earlier}"], output=Path("out"))
     assert checkpoints(planned[3][0]) == {"model.src_ckpt": earlier, "model.dst_ckpt": "out/teacher.pt"}
+    Path("copy.yaml").write_text(Path("teacher.yaml").read_text("utf-8"), encoding="utf-8")
+    run_all([Path("copy.yaml")])
+    assert checkpoints(planned[4][0]) == {"model.dst_ckpt": "runs/copy/teacher.pt"}
 
 
 def test_all_are_checked_before_the_first_one_runs(configs, planned):

@@ -132,6 +132,14 @@ def test_what_stops_an_epoch_is_told_with_its_place(section, message):
     refused(f"^{message}", train, section)
 
 
+def test_a_plateau_is_one_of_the_validation_accuracy(monkeypatch):
+    figures = iter((50.0, 40.0, 30.0, 60.0))
+    monkeypatch.setattr(training.Training, "_validate", lambda *_: {"top1": next(figures)})
+    plan = {"key": "ReduceLROnPlateau", "kwargs": {"mode": "max", "patience": 0, "factor": 0.1}}
+    rates = [row["lr"] for row in train(stage("classifier", epochs=4, scheduler=plan))]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+
+
 def test_a_last_batch_of_one_image_is_left_out_where_batch_norm_cannot_use_it(caplog):
     caplog.set_level("INFO")
     epochs, _ = epochs_of(stage("embedding", num_epochs=2, **batches(23)))
