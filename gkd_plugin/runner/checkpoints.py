@@ -15,7 +15,7 @@ from torch import nn
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.data.views import RandomStates
 from gkd_plugin.errors import ConfigError, first_line
-from gkd_plugin.runner.run_folder import FOLDER, read_json, write_json
+from gkd_plugin.runner.run_folder import FOLDER, read_json, told_unwritten, write_json
 from gkd_plugin.teacher import RefilledTeacher
 
 _PROGRESS, _STATE, _UNFINISHED = "progress.json", "state", ".unfinished"
@@ -128,14 +128,12 @@ class Checkpoints:
             return
         start = time.perf_counter()
         new, is_main = self.folder / _UNFINISHED, self.accelerator.is_main_process
-        if is_main:
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        try:
+        with told_unwritten(self.folder):
+            if is_main:
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(new / _STATE), safe_serialization=False)
-        except (OSError, RuntimeError) as error:  # of torch, where the disk is full
-            raise ConfigError(f"{self.folder}: a checkpoint cannot be written: {first_line(error)}") from error
         self.accelerator.wait_for_everyone()
         if is_main:
             write_json(new / _PROGRESS, {"progress": asdict(progress), "summary": self.summary})

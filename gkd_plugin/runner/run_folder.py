@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torchdistill.common.constant import LOGGING_FORMAT
 
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, first_line
 
 PACKAGES = ["gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"]
 PACKAGES += ["scikit-learn"]
@@ -37,15 +37,28 @@ def package_versions() -> dict[str, str | None]:
     return found
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary file beside ``path``, then puts it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")  # torch.save keeps what is before the last dot
+@contextmanager
+def told_unwritten(path: Path) -> Iterator[None]:
+    """What writing to the path raises becomes a ConfigError; torch raises RuntimeError where the disk is full."""
     try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a temporary file beside ``path``, then puts it in place in one step.
+
+    Raises ConfigError, with the path, where it cannot be written: the disk is full, say. The old file is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")  # torch.save keeps what is before the last dot
+    with told_unwritten(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -209,7 +222,8 @@ class RunFolder:
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to ``metrics.jsonl``."""
         if self.is_main:
-            with (self.path / _METRICS).open("a", encoding="utf-8") as file:
+            path = self.path / _METRICS
+            with told_unwritten(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
