@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(Path.cwd()) not in sys.path:  # a YAML may name modules there, as with python -m gkd_plugin
         sys.path.append(str(Path.cwd()))
-    with stoppable(), _console_log(options.log, logging.DEBUG if options.debug else logging.INFO):
+    with stoppable(), _console_log(options.log, logging.DEBUG if options.debug else options.level):
         try:
             if options.command in (_compare, _diagnose):
                 require_report(options.name)
@@ -63,6 +63,16 @@ def _run(options: argparse.Namespace) -> int:
     if _is_main_process():
         print(f"\n{results_table(summaries)}")
     return EXIT_FAILED_PARTS if any(summary["status"] == FAILED for summary in summaries) else 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from gkd_plugin.runner.run import check_all
+
+    given = {name: getattr(options, name) for name in ("overrides", "device", "builds")}
+    for line in check_all(options.config, **given):
+        if _is_main_process():
+            print(line)
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -100,11 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refilled {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     run = commands.add_parser("run", help="train each configuration in turn")
+    check = commands.add_parser("check", help="whether configurations would run: builds and rehearses, trains nothing")
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
-    for added, command in ((run, _run), (evaluate, _evaluate), (compare, _compare), (diagnose, _diagnose)):
-        added.set_defaults(command=command, log="gkd_plugin", stopped="")
+    for added, command in (
+        (run, _run),
+        (check, _check),
+        (evaluate, _evaluate),
+        (compare, _compare),
+        (diagnose, _diagnose),
+    ):
+        added.set_defaults(command=command, log="gkd_plugin", level=logging.INFO, stopped="")
 
     run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or with several CONFIGs that of theirs")
@@ -115,6 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     earlier.add_argument("--overwrite", dest="earlier", action="store_const", const="overwrite", help=text)
     run.set_defaults(stopped="; the same command with --resume goes on")
     run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
+
+    check.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
+    check.add_argument(
+        "--no-build",
+        dest="builds",
+        action="store_false",
+        help="import no module and call no function that the files name",
+    )
+    check.set_defaults(level=logging.WARNING)
 
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
@@ -144,10 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
     diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
 
-    for added in (run, evaluate, compare, diagnose):
+    for added in (run, check, evaluate, compare, diagnose):
         added.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for added in (run, evaluate, compare):
+    for added in (run, check, evaluate, compare):
         text, metavar = "change or add a value of the configuration; may be repeated", "key.path=value"
         added.add_argument("--set", dest="overrides", action="append", default=[], metavar=metavar, help=text)
     return parser

@@ -78,6 +78,35 @@ def test_modules_in_the_working_directory_can_be_named(here, monkeypatch):
     assert main(["run", "teacher.yaml", "--device", "cpu", *words]) == 0
 
 
+def test_check_says_what_is_fine(here, capsys):
+    assert main(["check", "teacher.yaml", "student.yaml", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[:2] for line in out.splitlines()] == [["teacher.yaml", " fine"], ["student.yaml", " fine"]]
+    assert err == ""
+    assert main(["check", "student.yaml", "--set", "models.teacher_model.kwargs.num_classes=7"]) == 2
+    assert re.match(r"refilled: error: student\.yaml: models\.teacher_model\.src_ckpt: ", capsys.readouterr().err)
+    assert {path.name for path in (here / "runs").iterdir()} == {"teacher"}
+
+
+def test_check_without_building_imports_nothing_that_is_named(here, capsys):
+    (here / "unsafe.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
+    text = (here / "student.yaml").read_text("utf-8")
+    for old, new in (
+        ("- name: gkd_plugin", "- name: gkd_plugin\n- name: unsafe"),
+        ("tests.fakes.ViewedImages", "unsafe.images"),
+        ("torch.utils.data.RandomSampler", "unsafe.Sampler"),
+        ("key: SGD", "key: of_unsafe"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (here / "student.yaml").write_text(text, encoding="utf-8")
+    assert main(["check", "--no-build", "student.yaml"]) == 0
+    assert capsys.readouterr().out == "student.yaml: valid, not built\n"
+    assert main(["check", "--no-build", "student.yaml", "--set", "train.stage2.num_epochs=0"]) == 2
+    assert "train.stage2.num_epochs: 0 given" in capsys.readouterr().err
+    assert main(["check", "student.yaml"]) == 2
+
+
 TEACHER = "models.teacher_model"
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torchdistill.core.distillation import DistillationBox
 
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import ConfigError
+
+_BUILDERS = {"build_data_loaders": "train_data_loader", "get_optimizer": "optimizer", "get_scheduler": "scheduler"}
+"""Functions of torchdistill, and the key of a stage's part that each builds."""
 
 
 def install_prepare_hook() -> None:
@@ -61,10 +65,11 @@ def clip_unscaled(box: Any, accelerator: Any) -> None:
 def torchdistill_errors(where: str) -> Iterator[None]:
     """Around torchdistill's building of the stage at key path ``where``: what it raises becomes a ConfigError."""
     try:
-        with told_at(f"{where}."):
-            yield
-    except ConfigError:
-        raise
+        yield
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OSError) as error:
+        called = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+        place = next((f"{where}.{key}" for function, key in _BUILDERS.items() if function in called), where)
+        if isinstance(error, ConfigError):  # begins with a key of the stage, unless it is of a part
+            raise ConfigError(f"{place}{'.' if place == where else ': '}{error}") from error
         reason = textwrap.shorten(str(error), 300, placeholder=" …")  # torch lists every missing weight
-        raise ConfigError(f"{where}: torchdistill cannot build this stage: {reason}") from error
+        raise ConfigError(f"{place}: torchdistill cannot build this stage: {reason}") from error

@@ -39,37 +39,48 @@ class RunConfig:
         return dict(build(self.tree))
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, produced: Collection[str] | None = ()) -> RunConfig:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    produced: Collection[str] | None = (),
+    imports: bool = True,
+) -> RunConfig:
     """Reads a torchdistill YAML, overrides (:func:`~gkd_plugin.config.overrides.apply_overrides`) and validates it.
 
     A ``src_ckpt`` must exist, or be ``produced`` by the configs before this one; with ``None`` it does not matter.
+    Without ``imports`` nothing is imported that the file names, and so less is known.
 
     Raises:
         ConfigError: the file cannot be read, an override does not apply, or there are problems (one line each).
     """
     root = compose_file(path)
     notices = apply_overrides(root, overrides)
-    return checked_config(Path(path), plain_tree(root, str(path)), notices, produced)
+    return checked_config(Path(path), plain_tree(root, str(path)), notices, produced, imports)
 
 
 def checked_config(
-    path: Path, tree: Any, notices: Sequence[str] = (), produced: Collection[str] | None = ()
+    path: Path,
+    tree: Any,
+    notices: Sequence[str] = (),
+    produced: Collection[str] | None = (),
+    imports: bool = True,
 ) -> RunConfig:
     """The config of a tree, validated; arguments and errors as :func:`load_config`."""
-    found = problems(tree, produced)
+    found = problems(tree, produced, imports)
     if found:
         listing = "\n  ".join([f"{len(found)} problems", *found])
         raise ConfigError(f"{path}: {found[0] if len(found) == 1 else listing}")
     return RunConfig(path, tree, tuple(notices))
 
 
-def problems(tree: Mapping[str, Any], produced: Collection[str] | None = ()) -> list[str]:
+def problems(tree: Mapping[str, Any], produced: Collection[str] | None = (), imports: bool = True) -> list[str]:
     """One line for each problem that can be known before anything is built: key path, what was given and is allowed."""
     import gkd_plugin  # noqa: F401  # registers its parts
 
-    report = Report(tree, None if produced is None else {absolute(path) for path in produced})
+    report = Report(tree, None if produced is None else {absolute(path) for path in produced}, imports=imports)
     listed, train = tree.get("dependencies") or [], tree.get("train")
-    for index, dependency in enumerate(listed if isinstance(listed, list) else [listed]):
+    for index, dependency in enumerate(listed if isinstance(listed, list) else [listed]) if imports else ():
         with report.trial(f"dependencies.{index}"):
             import_dependencies([dependency])
     for path, value in places(train, "train"):  # first: the table would only say that it is no number
@@ -90,8 +101,9 @@ def problems(tree: Mapping[str, Any], produced: Collection[str] | None = ()) -> 
 def _check_call(report: Report, path: str, tagged: Tagged) -> None:
     """What a tag imports must exist, and take what it is called with."""
     target = None
-    with report.trial(path):
-        target = resolve_target(tagged)
+    if report.imports:
+        with report.trial(path):
+            target = resolve_target(tagged)
     if not isinstance(tagged.value, Mapping):
         return
     TAGS[tagged.tag](report, path, tagged.value)

@@ -31,10 +31,19 @@ def is_absurd(given: Any) -> bool:
 class Report:
     """Collects the problems, one line each."""
 
-    def __init__(self, tree: Mapping[str, Any], produced: Collection[str] | None, has_anchors: bool = True) -> None:
+    def __init__(
+        self,
+        tree: Mapping[str, Any],
+        produced: Collection[str] | None,
+        has_anchors: bool = True,
+        *,
+        imports: bool = True,
+    ) -> None:
         self.tree = tree
         self.produced = produced  # checkpoints that will exist; None where they do not matter
         self.has_anchors = has_anchors  # whether keys may be mere places for them
+        self.imports = imports  # whether what the tree names may be imported
+        self.unknown: list[str] = []  # paths of parts that may be registered by what is not imported
         self.optimizer: Any = None  # the stage's, built on trial; later stages may keep it
         self.lines: list[str] = []
 
@@ -58,7 +67,7 @@ class Report:
 
     def is_clean(self, path: str, section: Any = None) -> bool:
         """Whether nothing was found at the path or below it, and ``section`` holds no object and no absurd number."""
-        is_found = any(line.startswith((f"{path}:", f"{path}.")) for line in self.lines)
+        is_found = any(line.startswith((f"{path}:", f"{path}.")) for line in (*self.lines, *self.unknown))
         return not is_found and not any(isinstance(part, Tagged) or is_absurd(part) for _, part in places(section))
 
     @contextmanager
@@ -171,7 +180,10 @@ def one_of(names: Collection[str], base: type = object) -> Kind:
         parts = names if isinstance(names, Mapping) else dict.fromkeys(names)  # torchdistill registers even Counter
         known = [name for name, of in parts.items() if not inspect.isclass(of) or issubclass(of, base)]
         offered = nearest(given, known)
-        if isinstance(given, str) and isinstance(names, Mapping):
+        only_ours = report.tree.get("dependencies") == [{"name": "gkd_plugin"}]
+        if isinstance(given, str) and isinstance(names, Mapping) and not (report.imports or only_ours):
+            report.unknown.append(f"{path}:")
+        elif isinstance(given, str) and isinstance(names, Mapping):
             report.add(path, f"{given!r} is not registered; {offered}")
         else:
             report.refuse(path, given, offered)

@@ -110,7 +110,7 @@ def _check_loader(report: Report, path: str, section: Mapping[Any, Any]) -> None
 def _check_sampler(report: Report, path: str, section: Mapping[Any, Any]) -> None:
     """What torchdistill calls takes the data set first."""
     target = section.get("class_or_func")
-    if isinstance(target, Tagged) and target.tag == "!import_get":
+    if isinstance(target, Tagged) and target.tag == "!import_get" and report.imports:
         with contextlib.suppress(ConfigError):  # reported where all tags are
             report.bind(path, resolve_target(target), {"kwargs": section.get("kwargs")}, supplied=1)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
@@ -22,6 +22,7 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checks import check_data, check_dropped, check_forward, check_hooks, first_images
 from gkd_plugin.runner.devices import Placement
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
+from gkd_plugin.runner.rehearsal import copies, rehearse, undisturbed
 from gkd_plugin.runner.weights import OPTIONAL, read_weights, refuse_broken, shown
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,18 @@ _FEW_VIEWS = 5  # times as many epochs as fixed views is told: docs/cache.md and
 
 
 class Parts:
-    """Everything that the run of a built configuration needs, built and checked; nothing is written."""
+    """Everything that the run of a built configuration needs, built, checked and rehearsed; nothing is written.
+
+    But for the teacher's answers that a cache keeps, unless ``is_trial``.
+    """
 
     def __init__(
-        self, built: Mapping[str, Any], placement: Placement, accelerator: Accelerator, cache: TeacherCache | None
+        self,
+        built: Mapping[str, Any],
+        placement: Placement,
+        accelerator: Accelerator,
+        cache: TeacherCache | None,
+        is_trial: bool = False,
     ) -> None:
         self.accelerator, self.cache = accelerator, cache
         self.stages = stages = stages_of(built)
@@ -59,10 +68,9 @@ class Parts:
                 model.to(memory_format=torch.channels_last)
         if cache is not None:
             built = cache.fix_views(built, {stage.path: stage.section for stage in stages})
+        self._rehearse(built, teacher, placement, images)
         self.box = build_box(built, teacher, student, placement, accelerator)
-        if teacher is not None:
-            check_forward(TEACHER, self.box.teacher_model.eval(), images, accelerator)
-        if cache is not None:
+        if cache is not None and not is_trial:
             cache.open(self.box, accelerator)
         compile_models(placement.compile, student, teacher)
         _warn(built, stages)
@@ -74,6 +82,20 @@ class Parts:
         self.val_freq: int = built["train"].get("val_freq", 1)
         self.test_loader = build_test_loader(built, accelerator)
 
+    def _rehearse(
+        self, built: Mapping[str, Any], teacher: nn.Module | None, placement: Placement, images: Tensor
+    ) -> None:
+        """On copies; before the box is built, because torchdistill's class attributes are those of the last stage."""
+        datasets = {name: copy.copy(dataset) for name, dataset in built["datasets"].items()}  # a wrapper may change it
+        built = {**built, "datasets": datasets}
+        with undisturbed(self.accelerator.device):
+            copied, student = copies(teacher, self.student, self.stages)
+            box = build_box(built, copied, student, placement, self.accelerator, is_prepared=False)
+            if teacher is not None:
+                check_forward(TEACHER, box.teacher_model.eval(), images, self.accelerator)
+            about = {"num_classes": self.num_classes, "accelerator": self.accelerator}
+            rehearse(box, student, self.stages, build_test_loader(built, None), **about)
+
 
 def build_box(
     config: Mapping[str, Any],
@@ -81,8 +103,10 @@ def build_box(
     student: nn.Module,
     placement: Placement,
     accelerator: Accelerator,
+    *,
+    is_prepared: bool = True,
 ) -> Any:
-    """torchdistill's training or distillation box for the config."""
+    """torchdistill's training or distillation box for the config, and for Accelerate if ``is_prepared``."""
     train_config = copy.deepcopy(config["train"])  # the box scales learning rates in place
     stages = stages_of({"train": train_config})
     if teacher is not None:
@@ -90,7 +114,8 @@ def build_box(
     for role in (role for stage in stages for role in (stage.teacher, stage.student) if role is not None):
         if role.section.get("src_ckpt") is not None:
             _check_weights(role, student if teacher is None or role.path.endswith(".student") else teacher)
-    common = (config["datasets"], train_config, accelerator.device, None, False, 1, accelerator)
+    prepares = accelerator if is_prepared else None
+    common = (config["datasets"], train_config, accelerator.device, None, False, 1, prepares)
     with torchdistill_errors(stages[0].path):
         if teacher is None:
             return get_training_box(student, *common)
@@ -127,7 +152,7 @@ def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:
         raise ConfigError("train: one teacher_dtype for all stages, which share the teacher; set device.teacher_dtype")
 
 
-def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator, *, is_needed: bool = False) -> Any:
+def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator | None, *, is_needed: bool = False) -> Any:
     """The loader of ``test.test_data_loader``, prepared; ``None`` where the config has none and it is not needed."""
     section = (config.get("test") or {}).get("test_data_loader")
     if section is None and is_needed:
@@ -136,7 +161,7 @@ def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator, *, is
         return None
     check_dropped("test.test_data_loader", section, config["datasets"])
     loader = build_data_loader(config["datasets"][section["dataset_id"]], section, False, accelerator)
-    return accelerator.prepare(loader)
+    return accelerator.prepare(loader) if accelerator else loader
 
 
 def compile_models(which: str | None, student: nn.Module, teacher: nn.Module | None) -> None:

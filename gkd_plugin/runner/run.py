@@ -23,6 +23,7 @@ from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, 
 from gkd_plugin.runner.checkpoints import Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
+from gkd_plugin.runner.dry_run import dry_run
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
 from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, holds_run, numbered, package_versions
@@ -47,7 +48,7 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Trains each configuration, in order, and gives the summaries; a later one may load what an earlier one writes.
 
-    What is wrong in their texts is told before any of them runs. ``overrides`` (``key.path=value``) apply to each.
+    What is wrong in any of them is told before the first one runs. ``overrides`` (``key.path=value``) apply to each.
     ``output`` is the run folder, or with several configurations the folder that holds one for each. A ``dst_ckpt``
     inside a folder of ``runs`` goes to the run folder, and a ``src_ckpt`` that names it follows.
 
@@ -68,6 +69,9 @@ def run_all(
         destination = student_entry(config.tree)[1].get("dst_ckpt")
         check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
+    if len(configs) > 1:
+        with _held_back():
+            list(dry_run(configs, folders, device))
     summaries: list[dict[str, Any]] = []
     for config, folder in zip(configs, folders, strict=True):
         try:
@@ -87,6 +91,24 @@ def _numbered_folder(folder: Path, earlier: str) -> Path:
     if earlier == "resume":
         return taken[-1] if taken else folder
     return next(islice(numbered(folder), len(taken), None))
+
+
+def check_all(
+    paths: Sequence[Path], *, overrides: Sequence[str] = (), device: str | None = None, builds: bool = True
+) -> Iterator[str]:
+    """A line for each configuration in which nothing wrong is found; trains and writes nothing.
+
+    Unless it ``builds``, it imports no module and calls no function that a file names.
+    """
+    configs: list[RunConfig] = []
+    for path in paths:
+        written = [student_entry(config.tree)[1].get("dst_ckpt") for config in configs]
+        produced = [absolute(destination) for destination in written if destination]
+        configs.append(load_config(path, overrides, produced=produced, imports=builds))
+    if builds:
+        yield from dry_run(configs, [RUNS / path.stem for path in paths], device)
+    else:
+        yield from (f"{config.path}: valid, not built" for config in configs)
 
 
 def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:

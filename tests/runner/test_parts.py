@@ -76,7 +76,7 @@ def test_weights_of_a_later_stage_are_checked_before_the_first(accelerator, tmp_
     [
         (("stage2", *WRAPPER), None, TEACHER_APART, r"device\.teacher: only .*; set train\.stage2\.teacher\.aux"),
         (("stage1", *WRAPPER, "kwargs", "teacher_dtype"), "bf16", CPU, r"train: one .*device\.teacher_dtype"),
-        (("stage1", "optimizer", "kwargs", "lr"), -1, CPU, r"train\.stage1: torchdistill .*: Invalid learn"),
+        (("stage1", "optimizer", "kwargs", "lr"), -1, CPU, r"train\.stage1\.optimizer: torchdistill .*: Invalid l"),
         (("stage2", "student", "src_ckpt"), "no.pt", CPU, r"train\.stage2\.student\.src_ckpt: no such file: no\.pt"),
     ],
 )  # fmt: skip

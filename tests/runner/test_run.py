@@ -270,8 +270,8 @@ def test_what_cannot_be_measured(here, path, measure, args, message):
 @pytest.mark.parametrize(
     ("stage", "at", "place", "kept"),
     [
-        (ClassifierStage, 4, "stage2 2/3, step 2", "; the last good weights are out/student.safetensors"),
-        (EmbeddingStage, 1, "stage1 1/1, step 1", ""),
+        (ClassifierStage, 5, "stage2 2/3, step 2", "; the last good weights are out/student.safetensors"),
+        (EmbeddingStage, 2, "stage1 1/1, step 1", ""),  # the first time is in the rehearsal
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, place, kept):
@@ -311,7 +311,7 @@ def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
 
 
 def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
-    monkeypatch.setattr(EmbeddingStage, "forward", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(run_module, "train_epochs", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run("student", "out")
     assert summary("out")["status"] == "stopped (KeyboardInterrupt)"
@@ -381,6 +381,9 @@ def test_all_are_checked_before_the_first_one_runs(configs, planned):
     rewrite_student("stage: classifier", "stage: clasifier")
     refused(r"student\.yaml: .*'clasifier'.*; did you mean 'classifier'", run_all, configs)
     refused(r"^teacher\.yaml: --device: there is no device 'gpu' here", run_all, configs, device="gpu")
+    rewrite_student("stage: clasifier", "stage: classifier")
+    rewrite_student("model_name: test_resnet", "model_name: test_efficientnet")
+    refused(r"^student\.yaml: .*src_ckpt: runs/teacher/teacher\.pt does not fit", run_all, configs)
     assert planned == []
 
 

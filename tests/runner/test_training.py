@@ -125,7 +125,10 @@ NO_RATE = stage("classifier", optimizer={"key": "SGD", "kwargs": {"lr": -1}})
             r"stage1 1/1, step 1: .*\(the batch has one image; kwargs\.drop_last: True.*Value",
         ),
         (stage("classifier", criterion=attention_transfer("layer9")), "stage1 1/1, step 1: .* under 'layer9'"),
-        ({"stage1": stage("embedding"), "stage2": NO_RATE}, "train: torchdistill cannot build this stage: Invalid lea"),
+        (
+            {"stage1": stage("embedding"), "stage2": NO_RATE},
+            "train.optimizer: torchdistill cannot build this stage: Inv",
+        ),
     ],
 )
 def test_what_stops_an_epoch_is_told_with_its_place(section, message):
