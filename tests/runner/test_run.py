@@ -311,7 +311,7 @@ def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
 
 
 def test_a_run_that_is_interrupted_says_so(here, monkeypatch):
-    monkeypatch.setattr(run_module, "train_epochs", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(run_module.Training, "epochs", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run("student", "out")
     assert summary("out")["status"] == "stopped (KeyboardInterrupt)"
