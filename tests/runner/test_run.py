@@ -1,5 +1,6 @@
 """Runs of a tiny teacher and a tiny ReFilled student, and everything that they leave behind."""
 
+import gc
 import json
 import logging
 import shutil
@@ -7,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
 
+import psutil
 import pytest
 import timm
 import torch
@@ -431,3 +433,16 @@ def test_folders_that_cannot_be_used(configs, planned):
         refused(f"^--output: {message}", run_all, configs[:1], output=Path(output))
     refused("two configurations would write to runs/teacher", run_all, [configs[0], Path("elsewhere/teacher.yaml")])
     assert planned == []
+
+
+def test_runs_leave_nothing_behind_in_their_process(here):
+    """Tensors and open files; pytest keeps what is logged, and torchdistill logs its criteria."""
+    logging.disable()
+    counts = []
+    for number in range(3):
+        run("student", f"out{number}")
+        gc.collect()
+        tensors = sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+        counts.append((tensors, len(psutil.Process().open_files())))
+    logging.disable(logging.NOTSET)
+    assert counts[1] == counts[2]
