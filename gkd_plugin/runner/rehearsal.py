@@ -111,7 +111,7 @@ def _end(box: Any, stage: Stage, before: int, accelerator: Accelerator) -> None:
     """The end of its first epoch, and the last step of its scheduler, which has made some ``before`` this stage."""
     box.current_epoch = -1  # the box itself would move to the next stage
     with _told(stage.path, "fails at the end of an epoch", box):
-        box.post_epoch_process()
+        box.post_epoch_process(metrics=0.0)  # of ReduceLROnPlateau
     if box.lr_scheduler is None or isinstance(box.lr_scheduler, ReduceLROnPlateau) or _OWN_STEPS & stage.section.keys():
         return
     steps = stage.epochs
