@@ -88,8 +88,8 @@ def _problems(paths: Sequence[str], root: Path) -> dict[str, str]:
     key = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16).hexdigest()
     memory = Path(torch.hub.get_dir(), "gkd_plugin", f"{key}.json")
     known, read = dict[str, list[int]](), dict[str, list[int]]()
-    with suppress(OSError, ValueError):  # there is none, or another process is writing it
-        known = json.loads(memory.read_text("utf-8"))
+    with suppress(OSError, ValueError, TypeError):  # there is none, or another process is writing it
+        known |= json.loads(memory.read_text("utf-8"))
 
     def problem(path: str) -> str:
         try:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from gkd_plugin.data import files
 from gkd_plugin.data.files import images_below, read_image, unreadable_images
+from tests.damage import damaged
 from tests.data.fakes import image_tree
 from tests.runner.fakes import refused
 
@@ -180,3 +181,19 @@ def test_an_image_is_decoded_once_unless_it_changes(tmp_path, monkeypatch):
     assert looks(Path("photos")) == everything
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "photos" / "a" / "0.png"))  # is no folder
     assert looks(Path("photos")) == looks(Path("photos")) == everything
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])
+def test_a_damaged_image_is_read_or_named(suffix, tmp_path):
+    """Whatever the damage: an image that is not named can be read in training."""
+    path, named = tmp_path / f"image.{suffix}", 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    for number in range(30):
+        path.write_bytes(damaged(content, number))
+        if unreadable_images([str(path)], tmp_path, "skip"):
+            named += 1
+            refused(f"^image {path} cannot be read: ", read_image, str(path))
+        else:
+            assert read_image(str(path)).mode == "RGB"
+    assert named > 5

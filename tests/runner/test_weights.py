@@ -23,6 +23,7 @@ from torchdistill.common.main_util import load_ckpt
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.data import ImageInput
+from gkd_plugin.errors import ConfigError
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner import weights
 from gkd_plugin.runner.weights import (
@@ -32,6 +33,7 @@ from gkd_plugin.runner.weights import (
     read_weights,
 )
 from gkd_plugin.teacher import RefilledTeacher
+from tests.damage import damaged
 from tests.fakes import TinyNet
 from tests.runner.fakes import equal, refused
 
@@ -408,3 +410,21 @@ def test_a_bias_that_the_new_classifier_lacks_is_left_out(tmp_path):
 
 def test_of_prefixes_that_fit_alike_the_shortest_is_taken():
     assert weights._prefix(dict.fromkeys(["x.weight", "weight"]), dict.fromkeys(["weight", "bias"]))[0] == ""
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_a_damaged_file_is_read_or_refused(name, tmp_path):
+    """And a file that is refused changes nothing."""
+    path, model = tmp_path / name, TinyNet()
+    save(model, path)
+    content, before, messages = path.read_bytes(), copied(model), []
+    for number in range(100):
+        path.write_bytes(damaged(content, number))
+        try:
+            load_weights(model, path, "here")
+        except ConfigError as error:
+            messages.append(str(error))
+            assert equal(model.state_dict(), before)
+        model.load_state_dict(before)
+    assert len(messages) > 50
+    assert all(message.startswith("here: ") and "\n" not in message for message in messages)
