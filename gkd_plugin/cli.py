@@ -75,6 +75,20 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _init(options: argparse.Namespace) -> int:
+    from gkd_plugin.recipe import Wanted, write_recipe
+
+    path = options.output.with_suffix(".yaml") if options.output else Path(f"{options.data.resolve().name}.yaml")
+    given = {field.name: getattr(options, field.name) for field in fields(Wanted)}
+    print(write_recipe(Wanted(**given), path, overwrites=options.overwrite))
+    options.config = [path]
+    return 0
+
+
+def _distill(options: argparse.Namespace) -> int:
+    return _init(options) or _run(options)
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from gkd_plugin.config.config import load_config
     from gkd_plugin.runner.run import evaluate_checkpoint
@@ -111,11 +125,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     run = commands.add_parser("run", help="train each configuration in turn")
     check = commands.add_parser("check", help="whether configurations would run: builds and rehearses, trains nothing")
+    distill = commands.add_parser(
+        "distill", help="a student of your photos in one line: writes a configuration, runs it"
+    )
+    init = commands.add_parser("init", help="write that configuration only")
     evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
     for added, command in (
         (run, _run),
+        (distill, _distill),
+        (init, _init),
         (check, _check),
         (evaluate, _evaluate),
         (compare, _compare),
@@ -141,6 +161,26 @@ def _parser() -> argparse.ArgumentParser:
         help="import no module and call no function that the files name",
     )
     check.set_defaults(level=logging.WARNING)
+
+    for added in (distill, init):
+        text = "folder of photos: one folder for each class, or these below train, validation and test"
+        added.add_argument("data", type=Path, metavar="DATA", help=text)
+        for name in ("teacher", "student"):
+            text = f"{name}: timm's name, NAME=FILE of weights, or a run folder"
+            added.add_argument(f"--{name}", required=True, metavar="NAME", help=text)
+        for name, convert, metavar, text in (
+            ("--epochs", _count, "N", "default: by the number of photos"),
+            ("--size", _count, "PX", "of the student's images (default: timm's)"),
+            ("--teacher-size", _count, "PX", "of the teacher's images (default: timm's)"),
+            ("--lr", float, "X", "learning rate"),
+            ("--unlabelled", Path, "DIR", "further photos, without labels"),
+            ("--output", Path, "DIR", "run folder; the configuration is DIR.yaml (default: runs/DATA, DATA.yaml)"),
+        ):
+            added.add_argument(name, type=convert, metavar=metavar, help=text)
+        added.add_argument("--from-scratch", dest="is_pretrained", action="store_false", help="an untrained student")
+        added.add_argument("--overwrite", action="store_true", help="the configuration that is there")
+    distill.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
+    distill.set_defaults(overrides=[], earlier="keep", stopped="; refilled run DATA.yaml --resume goes on")
 
     evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
@@ -170,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
     diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
 
-    for added in (run, check, evaluate, compare, diagnose):
+    for added in (run, distill, init, check, evaluate, compare, diagnose):
         added.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for added in (run, check, evaluate, compare):

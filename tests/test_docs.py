@@ -110,7 +110,7 @@ def test_commands_are_commands(words):
     options = cli._parser().parse_args(words)
     given = getattr(options, "config", [])
     for config in given if isinstance(given, list) else [given]:
-        assert (ROOT / config).is_file()
+        assert (ROOT / config).is_file() or config.name == "own.yaml"  # which refilled distill writes
         if options.overrides:
             load_config(ROOT / config, options.overrides, produced=None)
 

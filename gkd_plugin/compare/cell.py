@@ -16,6 +16,7 @@ from gkd_plugin.runner.run_folder import RunFolder
 
 _REPLACED = ("criterion", "forward_hook", "dataset_wrapper")  # a method's go in place of the configuration's
 _IN_EPOCHS = {  # key of a scheduler → its keyword that counts epochs, if any
+    "refilled_cosine": None,
     "ConstantLR": None,
     "ReduceLROnPlateau": None,
     "CosineAnnealingLR": "T_max",

@@ -28,6 +28,7 @@ from gkd_plugin.errors import ConfigError, is_number, nearest, nearest_beside, o
 
 __all__ = ["ClassNames", "ClassOrder", "ClassSubset", "class_split", "class_subset", "few_shot_subset", "few_shot_task"]
 __all__ += ["incremental_subset", "members_of", "ordered_classes", "overlap_classes", "overlap_subset", "pick"]
+__all__ += ["train_test_subset"]
 
 ClassOrder = Sequence[int] | str  # all class indices, or the path to a text file that holds one class in each line
 
@@ -274,6 +275,30 @@ def few_shot_subset(dataset: Dataset[Any], shots: int, seed: int = 0) -> ClassSu
     for label, name in enumerate(names):
         _check_size(name, members[label], shots, f"shots={shots}")
     samples = [generator.permutation(members[label]).tolist()[:shots] for label in range(len(names))]
+    return replace(pick(dataset, range(len(names)), samples), class_groups=class_groups_of(dataset))
+
+
+def train_test_subset(
+    dataset: Dataset[Any], split: str = "train", test_fraction: float = 0.2, seed: int = 0
+) -> ClassSubset:
+    """One of two disjoint parts of a dataset; each has its part of every class, drawn at random, and at least a sample.
+
+    Args:
+        split: ``'train'`` or ``'test'``.
+        test_fraction: the part of each class's samples that ``'test'`` has.
+        seed: of the draw, which does not depend on the global random state.
+    """
+    one_of("split", split, ("train", "test"))
+    if not is_number(test_fraction) or not 0 < test_fraction < 1:
+        raise ConfigError(f"test_fraction: must lie between 0 and 1, got {test_fraction!r}")
+    names, members = classes_of(dataset), members_of(dataset)
+    generator = np.random.default_rng(whole_number("seed", seed, low=0))
+    samples = []
+    for label, name in enumerate(names):
+        _check_size(name, members[label], 2, "a training and a test sample")
+        order, count = generator.permutation(members[label]).tolist(), len(members[label])
+        tested = min(max(round(test_fraction * count), 1), count - 1)
+        samples.append(order[:tested] if split == "test" else order[tested:])
     return replace(pick(dataset, range(len(names)), samples), class_groups=class_groups_of(dataset))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from gkd_plugin.box.schedule import tell_schedule
 from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Stage
@@ -95,6 +96,7 @@ class Training:
         if hasattr(self.box, "teacher_forward_proc"):  # Accelerate prepares only models that train
             self.box.teacher_forward_proc = self.accelerator.autocast()(self.box.teacher_forward_proc)
         clip_unscaled(self.box, self.accelerator)
+        tell_schedule(self.box)
         if self.cache is not None:
             self.cache.attach(self.box, self.accelerator)
 

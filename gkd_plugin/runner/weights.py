@@ -57,6 +57,7 @@ class WeightFile:
     image_input: ImageInput | None = None
     epochs: tuple[int, int] | None = None  # trained and planned, when the file was written
     classes: list[str] | None = None  # names, in the order of their labels
+    model: str | None = None  # timm's name
 
 
 def read_weights(path: str | Path, where: str, *, as_torch_does: bool = False) -> WeightFile:
@@ -124,6 +125,7 @@ def _read(path: str, is_address: bool, as_torch_does: bool) -> WeightFile:
         trained_with(image_input) if isinstance(image_input, Mapping) else None,
         (int(epochs[0]), int(epochs[1])) if isinstance(epochs, list | tuple) and len(epochs) == 2 else None,
         [str(name) for name in classes] if isinstance(classes, list | tuple) else None,
+        str(about["model"]) if "model" in about else None,
     )
 
 

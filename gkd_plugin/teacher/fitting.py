@@ -12,6 +12,7 @@ from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT, regi
 from tqdm import tqdm
 
 from gkd_plugin.box import register
+from gkd_plugin.box.schedule import tell_schedule
 from gkd_plugin.data import UNLABELLED, FixedViews, evaluation_view, labelled_part, seeded, unwrapped
 from gkd_plugin.teacher.readouts import Answers
 from gkd_plugin.teacher.wrapper import RefilledTeacher
@@ -29,6 +30,7 @@ def refilled_pre_epoch_process(self: Any, epoch: int | None = None, **kwargs: An
     A criterion with ``weigh`` is then told what the local classifier knows.
     """
     default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
+    tell_schedule(self)
     teacher = self.teacher_model
     teacher.eval()
     is_read = isinstance(teacher, RefilledTeacher) and "local_classifier" in self.teacher_io_dict

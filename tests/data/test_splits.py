@@ -6,7 +6,13 @@ from torch.utils.data import ConcatDataset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
 from gkd_plugin.data import ClassSubset, class_split, class_subset, few_shot_subset, few_shot_task, teacher_labels_of
-from gkd_plugin.data.splits import incremental_subset, ordered_classes, overlap_classes, overlap_subset
+from gkd_plugin.data.splits import (
+    incremental_subset,
+    ordered_classes,
+    overlap_classes,
+    overlap_subset,
+    train_test_subset,
+)
 from gkd_plugin.errors import ConfigError
 from tests.data.fakes import FakeImages, counted, known_by_a_teacher, samples
 from tests.runner.fakes import refused
@@ -183,6 +189,32 @@ def test_few_shot_draws_the_same_number_of_every_class_by_the_seed_alone():
     assert set(few_shot_subset(dataset, 2, seed=1).indices) < set(first.indices)
     draw = np.random.default_rng(1)  # a seed means the same samples in every version
     assert first.indices == sorted(int(i) for k in range(3) for i in draw.permutation(range(k, 90, 3))[:5])
+
+
+@pytest.mark.parametrize(
+    ("fraction", "tested"), [(0.2, [2, 1, 1]), (0.5, [5, 2, 1]), (0.99, [9, 4, 1]), (0.01, [1, 1, 1])]
+)
+def test_a_part_of_every_class_is_held_out(fraction, tested):
+    dataset = FakeImages([0] * 10 + [1] * 5 + [2] * 2, THREE)
+    train, test = (train_test_subset(dataset, split, fraction, seed=3) for split in ("train", "test"))
+    assert per_label(test) == tested
+    assert sorted((*train.indices, *test.indices)) == list(range(17))
+    assert train.classes == test.classes == THREE
+    assert train_test_subset(dataset, "test", 0.5, seed=3).indices == train_test_subset(dataset, "test", 0.5, 3).indices
+    assert train_test_subset(dataset, "test", 0.5, seed=4).indices != train_test_subset(dataset, "test", 0.5, 3).indices
+
+
+@pytest.mark.parametrize(
+    ("labels", "kwargs", "message"),
+    [
+        ([0, 0, 1], {}, "class 'b' has 1"),
+        ([0, 0, 1, 1], {"split": "val"}, "split: 'val' is unknown"),
+        ([0, 0, 1, 1], {"test_fraction": 1}, "test_fraction: must lie between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_held_out(labels, kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        train_test_subset(FakeImages(labels, ["a", "b"]), **kwargs)
 
 
 def both(ways, shots, task, **others):

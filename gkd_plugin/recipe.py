@@ -1,0 +1,234 @@
+"""``refilled init`` and ``refilled distill``: from a folder of photos and two models to a configuration.
+
+What it chooses, and where that was measured: docs/distill.md.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import timm
+import yaml
+from huggingface_hub import HfApi, try_to_load_from_cache
+from timm.models import PretrainedCfg, parse_model_name
+
+from gkd_plugin.data import ImageFiles, image_folder
+from gkd_plugin.data.files import existing_folder
+from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.models.timm_model import check_model_name
+from gkd_plugin.runner.run_folder import RunFolder, write_atomically
+from gkd_plugin.runner.weights import read_weights
+
+_TEMPLATE = Template((Path(__file__).parent / "recipe.yaml").read_text(encoding="utf-8"))
+_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
+_UPDATES = 300  # of a pretrained student at least, while that takes no more than so many epochs
+_PRETRAINED_EPOCHS, _SCRATCH_EPOCHS = (20, 60), 100
+_MANY = 2000  # images, above which the teacher's answers are not kept
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line says; ``None`` is chosen."""
+
+    data: Path
+    teacher: str  # timm's name, name=file, a file that this package wrote, or a run folder
+    student: str
+    epochs: int | None = None
+    size: int | None = None  # the student's images, in pixels
+    teacher_size: int | None = None
+    lr: float | None = None
+    unlabelled: Path | None = None
+    is_pretrained: bool = True  # the student, where there are weights
+
+
+def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str:
+    """Writes the configuration, with comments; says in a line what it is of. Another one that is there is refused."""
+    folders = find_folders(wanted.data)
+    with told_at("DATA: "):
+        images = image_folder(folders["train"])
+    counts = Counter(images.targets)
+    if len(counts) < 2:
+        raise ConfigError(f"DATA: {folders['train']} has one class, {images.classes[0]!r}; it takes at least two")
+    teacher, cfg = _model("--teacher", wanted.teacher)
+    teacher_size = wanted.teacher_size or _size(cfg)
+    student, cfg = _model("--student", wanted.student, is_pretrained=wanted.is_pretrained)
+    size = wanted.size or _size(cfg)
+    _check_reachable({"--teacher": teacher, "--student": student})
+    is_pretrained = bool(student["kwargs"].get("pretrained") or student.get("src_ckpt"))
+    student["kwargs"] |= {"num_classes": len(images.classes), "input_size": size}
+    if is_pretrained:
+        student["src_ckpt_classifier"] = "centres"
+    teacher["kwargs"]["input_size"] = teacher_size
+    text = _TEMPLATE.substitute(
+        about=_about(folders, images),
+        train=str(folders["train"]),
+        **_data_sets(folders, wanted.unlabelled),
+        teacher=_inline(teacher),
+        student=_inline(student),
+        image_size=max(size, teacher_size),
+        resize=int(max(size, teacher_size) / cfg.crop_pct),
+        mean=list(cfg.mean),
+        std=list(cfg.std),
+        workers=min(4, os.cpu_count() or 1),
+        **_schedule(
+            len(images) if "test" in folders else round(0.8 * len(images)), wanted, is_pretrained=is_pretrained
+        ),
+    )
+    if path.exists() and path.read_text(encoding="utf-8") != text and not overwrites:
+        raise ConfigError(f"--output: {path} is there and differs; name another, or give --overwrite")
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return f"{path}: {_about(folders, images)}"
+
+
+def find_folders(data: Path) -> dict[str, Path]:
+    """The folders of ``train``, and of ``validation`` and ``test`` where they are; the folder itself as ``train``."""
+    with told_at("DATA: "):
+        below = {path.name.lower(): path for path in existing_folder(data).iterdir() if path.is_dir()}
+    found = {part: below[name] for part, names in _FOLDERS.items() for name in names if name in below}
+    if not found:
+        return {"train": data}
+    if "train" not in found:
+        raise ConfigError(f"DATA: {data} holds {sorted(path.name for path in found.values())}, and no folder 'train'")
+    return found
+
+
+def _about(folders: Mapping[str, Path], images: ImageFiles) -> str:
+    counts = Counter(images.targets)
+    fewest = min(counts, key=lambda label: counts[label])
+    sizes = f"{len(images)} images of {len(counts)} classes, {counts[fewest]} of the smallest, {images.classes[fewest]}"
+    if "test" in folders:
+        return sizes
+    return f"{sizes}; a fifth of each class, drawn with seed 0, is the test set, because there is no folder 'test'"
+
+
+def _data_sets(folders: Mapping[str, Path], unlabelled: Path | None) -> dict[str, str]:
+    """The texts of the data sets and of the loaders that name them."""
+
+    def folder(name: str, root: str, *, train: bool = False) -> str:
+        transforms = (
+            "transform: *augmented, eval_transform: *plain" if train else "classes_of: *train, transform: *plain"
+        )
+        call = f"{{key: 'gkd_plugin.data.image_folder', init: {{kwargs: {{root: {root}, {transforms}}}}}}}"
+        return f"  {name}: !import_call {call}"
+
+    def part(name: str, split: str, *, of: str) -> str:
+        kwargs = f"{{dataset: *{of}, split: '{split}', test_fraction: 0.2, seed: 0}}"
+        return f"  {name}: !import_call {{key: 'gkd_plugin.data.train_test_subset', init: {{kwargs: {kwargs}}}}}"
+
+    lines, train_id = [], "own/train"
+    if "test" in folders:
+        lines += [folder("own/train", "*train", train=True), folder("own/test", _quoted(folders["test"]))]
+    else:
+        lines += [folder("own/all", "*train", train=True).replace("!import", "&all !import", 1)]
+        lines += [folder("own/plain", "*train").replace("!import", "&unchanged !import", 1)]
+        lines += [part("own/train", "train", of="all"), part("own/test", "test", of="unchanged")]
+    validation = ""
+    if "validation" in folders:
+        lines.append(folder("own/validation", _quoted(folders["validation"])))
+        validation = _VALIDATION
+    batches = "    kwargs: {batch_size: *batch, num_workers: *workers}"
+    if unlabelled is not None:
+        with told_at("--unlabelled: "):
+            existing_folder(unlabelled, "folder")
+        labelled = next(line for line in lines if line.startswith("  own/train:"))
+        lines[lines.index(labelled)] = labelled.replace("!import", "&labelled !import", 1)
+        kwargs = f"{{labelled: *labelled, unlabelled: {_quoted(unlabelled)}}}"
+        call = f"{{key: 'gkd_plugin.data.with_unlabelled', init: {{kwargs: {kwargs}}}}}"
+        lines.append(f"  own/mixed: !import_call {call}")
+        train_id = "own/mixed"
+        batches = "    batch_sampler: {key: 'MixedBatchSampler', kwargs: {labelled: *batch, unlabelled: *batch}}\n"
+        batches += "    kwargs: {num_workers: *workers}"
+    return {"datasets": "\n".join(lines), "train_id": train_id, "batches": batches, "validation": validation}
+
+
+_VALIDATION = """
+  val_data_loader:
+    dataset_id: 'own/validation'
+    sampler: {class_or_func: !import_get {key: 'torch.utils.data.SequentialSampler'}}
+    kwargs: {batch_size: 100, num_workers: *workers}"""
+
+
+def _schedule(count: int, wanted: Wanted, *, is_pretrained: bool) -> dict[str, Any]:
+    batch = 24 if count < 500 else 32 if count < _MANY else 64
+    fewest, most = _PRETRAINED_EPOCHS
+    epochs = min(max(math.ceil(_UPDATES * batch / count), fewest), most) if is_pretrained else _SCRATCH_EPOCHS
+    epochs = wanted.epochs or epochs
+    keeps = is_pretrained and count < _MANY and wanted.unlabelled is None
+    cache = (
+        f"{{views: {min(epochs, 20)}}}  # the teacher answers once for so many views of each image" if keeps else "null"
+    )
+    return {"epochs": epochs, "batch": batch, "lr": wanted.lr or (0.001 if is_pretrained else 0.005), "cache": cache}
+
+
+def _size(cfg: PretrainedCfg) -> int:
+    return max((cfg.test_input_size or cfg.input_size)[1:])
+
+
+def _model(option: str, text: str, *, is_pretrained: bool = True) -> tuple[dict[str, Any], PretrainedCfg]:
+    """The entry of a model, and what timm knows of its weights."""
+    name, _, file = text.partition("=")
+    written = Path(text) / RunFolder(Path(text)).student.name if Path(text).is_dir() else Path(text)
+    classes = None
+    if not file and written.is_file():
+        read = read_weights(written, option)
+        if read.model is None:
+            raise ConfigError(f"{option}: {written} does not say which model it is of; give NAME={written}")
+        name, file, classes = read.model, str(written), read.classes
+    with told_at(f"{option}: "):
+        check_model_name(name)
+    cfg = timm.get_pretrained_cfg(name) or PretrainedCfg()
+    entry: dict[str, Any] = {"key": "timm_model", "kwargs": {"model_name": name}}
+    if file:
+        entry["src_ckpt"] = file
+        count = len(classes) if classes else _classes_in(file, option, str(cfg.classifier))
+        if option == "--teacher" and count is not None:
+            entry["kwargs"]["num_classes"] = count
+    elif cfg.has_weights and is_pretrained:
+        entry["kwargs"]["pretrained"] = True
+    elif option == "--teacher":
+        raise ConfigError(f"--teacher: timm has no weights of {name!r}; give a name with weights, or {name}=FILE")
+    return entry, cfg
+
+
+def _classes_in(file: str, option: str, classifier: str) -> int | None:
+    """How many classes the classifier in a file has, where it has one."""
+    state = read_weights(file, option).state
+    rows = [len(value) for key, value in state.items() if key.endswith(f"{classifier}.weight")]
+    return rows[0] if rows else 0
+
+
+def _check_reachable(entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Says of all pretrained models at once which are neither in the cache nor can be fetched."""
+    missing = []
+    for option, entry in entries.items():
+        name = entry["kwargs"]["model_name"]
+        cfg = timm.get_pretrained_cfg(name)
+        if not entry["kwargs"].get("pretrained") or parse_model_name(name)[0] or not (cfg and cfg.hf_hub_id):
+            continue
+        files = ("model.safetensors", "pytorch_model.bin")
+        if any(isinstance(try_to_load_from_cache(cfg.hf_hub_id, file), str) for file in files):
+            continue
+        try:
+            HfApi().model_info(cfg.hf_hub_id, timeout=10)
+        except Exception:  # of any layer of the network
+            missing.append(f"{option} {name}")
+    if missing:
+        where = "not in the local cache, and the Hugging Face hub cannot be reached"
+        cures = "download them elsewhere and give NAME=FILE, or train the student from scratch (--from-scratch)"
+        raise ConfigError(f"the weights of {' and '.join(missing)} are {where}; {cures}")
+
+
+def _quoted(path: Path) -> str:
+    return _inline(str(path))
+
+
+def _inline(value: Any) -> str:
+    """YAML in one line."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False).removesuffix("\n...\n").strip()
+    )

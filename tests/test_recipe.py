@@ -1,0 +1,148 @@
+"""From a folder of photos and two models to a configuration that runs."""
+
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from gkd_plugin import recipe
+from gkd_plugin.cli import main
+from gkd_plugin.config.config import load_config
+from gkd_plugin.config.tree import read
+from gkd_plugin.recipe import Wanted, find_folders, write_recipe
+from tests.data.fakes import image_tree
+from tests.runner.fakes import refused
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Photos with and without folders for parts, and weights of a teacher."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("own/train", "own/val", "own/test", "plain"):
+        image_tree(tmp_path / part, ("cat", "dog", "owl"), 5)
+    image_tree(tmp_path / "more", ("any",))
+    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "teacher.safetensors")
+    return tmp_path
+
+
+def wanted(data="own", **changes):
+    given = {"teacher": "test_resnet=teacher.safetensors", "student": "test_vit", "is_pretrained": False, "size": 32}
+    return Wanted(Path(data), **{**given, "teacher_size": 48, **changes})
+
+
+@pytest.mark.parametrize("unlabelled", [None, Path("more")])
+@pytest.mark.parametrize("data", ["own", "plain"])
+def test_the_configuration_runs(data, unlabelled, here, caplog):
+    caplog.set_level("INFO")
+    size = ["--size", "32", "--teacher-size", "32", "--epochs", "1", "--from-scratch", "--device", "cpu"]
+    more = ["--unlabelled", "more"] if unlabelled else []
+    models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet"]
+    assert main(["distill", data, *models, *size, *more]) == 0
+    assert "final top-1 on the test set" in caplog.text
+    counts = {"own": (15, 15), "plain": (12, 3)}[data]
+    assert f"{counts[0]} samples of 3 classes" in caplog.text
+    assert f"own/test: {counts[1]} samples of 3 classes" in caplog.text
+    assert ("2 without a label" in caplog.text) == bool(unlabelled)
+    assert {path.name for path in Path("runs", data).iterdir()} >= {"student.safetensors", "summary.json"}
+
+
+def test_every_number_is_written_once_and_the_models_are_as_their_files_say(here):
+    told = write_recipe(wanted(epochs=7, lr=0.25), Path("own.yaml"))
+    assert told.startswith("own.yaml: 15 images of 3 classes, 5 of the smallest, cat")
+    text, tree = Path("own.yaml").read_text("utf-8"), read(Path("own.yaml"))
+    assert text.count(": &epochs 7\n") == text.count("x-lr: &lr 0.25\n") == 1
+    assert tree["models"]["teacher_model"]["kwargs"] == {
+        "model_name": "test_resnet",
+        "num_classes": 7,
+        "input_size": 48,
+    }
+    assert tree["models"]["student_model"]["kwargs"] == {"model_name": "test_vit", "num_classes": 3, "input_size": 32}
+    assert "validation" in str(tree["train"]["val_data_loader"]["dataset_id"])
+    load_config("own.yaml", ["x-epochs=2"])
+
+
+def test_a_student_with_weights_starts_at_centres_and_the_teachers_answers_are_kept(here):
+    write_recipe(wanted(student="test_resnet=teacher.safetensors"), Path("own.yaml"))
+    tree = read(Path("own.yaml"))
+    assert tree["models"]["student_model"]["src_ckpt_classifier"] == "centres"
+    assert tree["teacher_cache"] == {"views": 20}
+    assert tree["train"]["num_epochs"] == 60
+
+
+@pytest.mark.parametrize(
+    ("count", "is_pretrained", "epochs", "batch"),
+    [(120, True, 60, 24), (360, True, 20, 24), (900, True, 20, 32), (50_000, True, 20, 64), (120, False, 100, 24)],
+)
+def test_epochs_and_batches_by_the_number_of_images(count, is_pretrained, epochs, batch):
+    made = recipe._schedule(count, wanted(), is_pretrained=is_pretrained)
+    assert (made["epochs"], made["batch"]) == (epochs, batch)
+
+
+def test_a_run_folder_and_a_file_of_this_package_say_what_they_are(here):
+    args = ["--size", "32", "--teacher-size", "32", "--epochs", "1", "--from-scratch", "--device", "cpu"]
+    models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet"]
+    assert main(["distill", "own", *models, *args]) == 0
+    for teacher in ("runs/own", "runs/own/student.safetensors"):
+        write_recipe(wanted("plain", teacher=teacher), Path("next.yaml"), overwrites=True)
+        entry = read(Path("next.yaml"))["models"]["teacher_model"]
+        assert entry["kwargs"]["model_name"] == "test_resnet"
+        assert entry["kwargs"]["num_classes"] == 3
+        assert entry["src_ckpt"] == "runs/own/student.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere"}, "DATA: root: there is no folder nowhere"),
+        ({"data": "empty"}, "DATA: root: empty holds no folders"),
+        ({"data": "one"}, "DATA: one has one class, 'cat'"),
+        ({"data": "only"}, "DATA: only holds .*test.*, and no folder 'train'"),
+        ({"teacher": "resnet81"}, "--teacher: timm has no model 'resnet81'.*resnet18"),
+        ({"teacher": "teacher.safetensors"}, "--teacher: teacher.safetensors does not say which model .* NAME=teacher"),
+        ({"teacher": "test_resnet=nothing.pt"}, "--teacher: no such file: nothing.pt"),
+        ({"unlabelled": Path("nowhere")}, "--unlabelled: folder: there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_used(changes, message, here):
+    (here / "empty").mkdir()
+    image_tree(here / "one", ("cat",))
+    image_tree(here / "only/test", ("cat", "dog"))
+    refused(f"^{message}", write_recipe, wanted(**changes), Path("x.yaml"))
+    assert not Path("x.yaml").exists()
+
+
+def test_what_cannot_be_fetched_is_told_of_both_models(here, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(recipe, "HfApi", offline)
+    monkeypatch.setattr(recipe, "try_to_load_from_cache", lambda *_: None)
+    given = wanted(teacher="resnet50", student="resnet18", is_pretrained=True)
+    refused(
+        "--teacher resnet50 and --student resnet18 .* cannot be reached; .*NAME=FILE",
+        write_recipe,
+        given,
+        Path("x.yaml"),
+    )
+    monkeypatch.setattr(recipe, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
+    write_recipe(given, Path("x.yaml"))
+    assert read(Path("x.yaml"))["models"]["student_model"]["kwargs"]["pretrained"] is True
+
+
+def test_another_configuration_that_is_there_stays(here):
+    write_recipe(wanted(), Path("own.yaml"))
+    write_recipe(wanted(), Path("own.yaml"))
+    refused("own.yaml is there and differs; .*--overwrite", write_recipe, wanted(epochs=3), Path("own.yaml"))
+    write_recipe(wanted(epochs=3), Path("own.yaml"), overwrites=True)
+
+
+def test_names_of_folders(tmp_path):
+    for name in ("Training", "valid", "testing", "other"):
+        (tmp_path / name).mkdir()
+    found = find_folders(tmp_path)
+    assert {part: path.name for part, path in found.items()} == {
+        "train": "Training",
+        "validation": "valid",
+        "test": "testing",
+    }
