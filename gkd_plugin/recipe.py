@@ -28,6 +28,7 @@ _TEMPLATE = Template((Path(__file__).parent / "recipe.yaml").read_text(encoding=
 _FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
 _UPDATES = 300  # of a pretrained student at least, while that takes no more than so many epochs
 _PRETRAINED_EPOCHS, _SCRATCH_EPOCHS = (20, 60), 100
+_VIEWS, _PASSES = (8, 20), 4800  # the teacher answers for about so many images, in so many views of each
 _MANY = 2000  # images, above which the teacher's answers are not kept
 
 
@@ -158,10 +159,9 @@ def _schedule(count: int, wanted: Wanted, *, is_pretrained: bool) -> dict[str, A
     fewest, most = _PRETRAINED_EPOCHS
     epochs = min(max(math.ceil(_UPDATES * batch / count), fewest), most) if is_pretrained else _SCRATCH_EPOCHS
     epochs = wanted.epochs or epochs
+    views = min(epochs, max(_VIEWS[0], min(_VIEWS[1], _PASSES // count)))
     keeps = is_pretrained and count < _MANY and wanted.unlabelled is None
-    cache = (
-        f"{{views: {min(epochs, 20)}}}  # the teacher answers once for so many views of each image" if keeps else "null"
-    )
+    cache = f"{{views: {views}}}  # the teacher answers once for so many views of each image" if keeps else "null"
     return {"epochs": epochs, "batch": batch, "lr": wanted.lr or (0.001 if is_pretrained else 0.005), "cache": cache}
 
 
