@@ -1,6 +1,7 @@
 """``refilled_cosine``: a learning rate that is told how long its stage is."""
 
 import math
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +44,9 @@ class RefilledCosine(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each group at the present step."""
+        if self.last_epoch > 0 and not self.length:
+            text = "refilled_cosine was not told its length, so the rate stays; pre_epoch_process: 'refilled' tells it"
+            warnings.warn(text, stacklevel=2)
         return [rate * self._factor(self.last_epoch) for rate in self.base_lrs]
 
     def _factor(self, step: int) -> float:

@@ -40,7 +40,8 @@ def test_it_rises_and_falls_to_the_end(warmup, final):
 
 
 def test_until_it_is_told_and_after_the_end():
-    assert rates(0, 3) == [0.4] * 3
+    with pytest.warns(UserWarning, match="was not told its length"):
+        assert rates(0, 3) == [0.4] * 3
     assert rates(4, 7, warmup=0.0)[4:] == pytest.approx([0.0] * 3)
     assert rates(1, 1) == pytest.approx([0.2])
 
