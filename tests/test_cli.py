@@ -234,7 +234,7 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     out, err = capsys.readouterr()
     header, _, ce, kd, note, teacher = out.strip().splitlines()
     assert note.startswith("top1 in %, mean ± standard error over seeds (the teacher is the same in all); − ce: paired")
-    assert re.fullmatch(r"the teacher's NCM accuracy on validation images in %: overlap 100 % \d+\.\d", teacher)
+    assert re.fullmatch(r"the teacher's NCM accuracy before training in %: overlap 100 % \d+\.\d", teacher)
     assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce +preparation \+ training", header)
     mean, seconds = r"\d+\.\d ± \d+\.\d", r" +\d+\.\d \+ \d+\.\d s"
     assert re.fullmatch(rf"cross-entropy +{mean} +{mean}{seconds}", ce)

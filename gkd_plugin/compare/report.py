@@ -155,7 +155,7 @@ def _teacher(results: Sequence[Result]) -> list[str]:
     answers = [(result.cell.setting, result.summary.get("teacher", {}).get("ncm_top1")) for result in given]
     found = _grouped((setting, ncm) for setting, ncm in answers if ncm is not None)
     texts = [f"{setting.title} {fmean(values):.1f}" for setting, values in found.items()]
-    return [f"the teacher's NCM accuracy on validation images in %: {', '.join(texts)}"] if texts else []
+    return [f"the teacher's NCM accuracy before training in %: {', '.join(texts)}"] if texts else []
 
 
 def _reasons(results: Sequence[Result]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
@@ -19,6 +20,7 @@ from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.parts import Parts
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
+from gkd_plugin.teacher.fitting import MAX_ROWS, first_of_each, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +120,28 @@ def student_ncm(
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
 
 
+@torch.no_grad()
+def left_out_ncm(embed: Score, train_loader: Any, accelerator: Accelerator) -> Accuracy:
+    """NCM accuracy on the training set (clean view), each sample left out of its own class's mean.
+
+    Where there is no validation set; of large sets, about as many samples of each class.
+    """
+    loader, hidden = clean_loader(train_loader), not accelerator.is_main_process or None
+    if len(loader.dataset) > MAX_ROWS:  # type: ignore[arg-type]
+        chosen = first_of_each(torch.tensor(labels_of(loader.dataset)), MAX_ROWS)
+        loader = in_order(Subset(loader.dataset, chosen.tolist()), train_loader)
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed
+        batches = tqdm(loader, desc="NCM", leave=False, disable=hidden)
+        found = [(embed(item[0].to(accelerator.device)).float().cpu(), item[1]) for item in batches]
+    rows, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    sums = rows.new_zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels, rows)
+    scores = nearest_class_mean(rows, normalize(sums))
+    others = nearest_class_mean(rows, normalize(sums[labels] - rows)).diagonal()
+    scores[torch.arange(len(rows)), labels] = others
+    right = 100 * float((scores.argmax(1) == labels).double().mean())
+    return Accuracy(right, None, len(rows), len(sums))
+
+
 def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy of the last weights on the test set, of embedding too; the mean of the last validation figures."""
     last = list(summary["stages"].values())[-1]["epochs"]
@@ -140,7 +164,10 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_ncm(parts: Parts, loader: Any) -> Accuracy | str:
-    """What the student's embedding knows without its classifier, or why that cannot be measured."""
+    """What the student's embedding knows without its classifier, or why that cannot be measured.
+
+    Of the training images, each left out in turn, where there is no ``loader``.
+    """
     path, train = parts.embedding_path, parts.box.train_data_loader
     if path is None:
         return "the configuration does not show which module gives the student's embedding"
@@ -153,6 +180,8 @@ def _own_ncm(parts: Parts, loader: Any) -> Accuracy | str:
         return lacks if missing else "the training set offers no evaluation view"
     parts.student.eval()
     with parts.accelerator.autocast():
+        if loader is None:
+            return left_out_ncm(embedding_of(parts.student, path), train, parts.accelerator)
         return student_ncm(parts.student, path, train, loader, parts.accelerator)
 
 
@@ -184,29 +213,36 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
 def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -> dict[str, Any]:
     """Measures the teacher on the validation set before training: ``ncm_top1`` and ``top1``, as far as they apply.
 
+    Without one, ``ncm_top1`` is :func:`left_out_ncm`.
+
     Both near chance is a warning. Its own top-1 is a figure where the student's classes are its own: where nothing
     shows that, if they are as many and it is right more often than by chance and at least half as often as NCM.
     """
     teacher, loader = box.teacher_model, box.val_data_loader
-    if loader is None:
-        logger.warning("there is no validation set (val_data_loader): the teacher's accuracy is not measured")
-        return {}
     teacher.eval()
     row: dict[str, Any] = {}
     relation = teacher.class_map.relation if isinstance(teacher, RefilledTeacher) else None
-    own = best = _own_accuracy(teacher, loader, num_classes, accelerator)  # draws from torch's random state: always
+    own = best = None
+    if loader is not None:  # draws from torch's random state, whatever becomes of it
+        own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
     if relation not in ("same", None):
         own = best = None
     missing = classes_without_centre(teacher, box.train_data_loader.dataset)
     if missing:
         logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
     elif isinstance(teacher, RefilledTeacher):
-        ncm = evaluate(_nearest_class_mean(teacher, box.train_data_loader), loader, accelerator, "teacher NCM")
+        if loader is None:
+            ncm = left_out_ncm(teacher.embed, box.train_data_loader, accelerator)
+        else:
+            ncm = evaluate(_nearest_class_mean(teacher, box.train_data_loader), loader, accelerator, "teacher NCM")
         row |= ncm.as_dict("ncm_")
         is_poor = own is not None and (near_chance(own) or own.top1 < ncm.top1 / 2)
         own = None if is_poor and relation is None else own
         best = ncm if own is None or own.top1 <= ncm.top1 else own
-        logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%", ncm.classes, ncm.top1)
+        on = " (training images, each left out in turn)" if loader is None else ""
+        logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%%s", ncm.classes, ncm.top1, on)
+    elif loader is None:
+        logger.warning("there is no validation set (val_data_loader): the teacher's accuracy is not measured")
     if own is not None:
         row |= own.as_dict()
         logger.info("teacher: top-1 of its own classifier %.1f %% (the classes are shared)", own.top1)

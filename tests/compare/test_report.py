@@ -50,7 +50,7 @@ cross-entropy     62.0 ± 1.2                                     50.0 ± 0.0   
 ReFilled (TPAMI)  64.0 ± 1.7              +2.0 ± 0.6 (p 0.074)   57.0, 2 failed  +7.0   0.2 + 1.0 s
 KD                needs the same classes                         failed
 top1 in %, mean ± standard error over seeds (the teacher is the same in all); − ce: paired difference, p of the t-test
-the teacher's NCM accuracy on validation images in %: overlap 50 % 33.3, overlap 100 % 33.3
+the teacher's NCM accuracy before training in %: overlap 50 % 33.3, overlap 100 % 33.3
 failed: overlap 100 %, refilled, seed 1 and 1 more: too small, "x"
 failed: overlap 100 %, kd, seed 0 and 2 more: no weights
 """
@@ -63,7 +63,7 @@ def test_a_teacher_of_a_methods_own_says_nothing_of_the_configurations():
     own = finished(method, HALF, 0, 50.0)
     own.summary["teacher"]["ncm_top1"] = 0.0
     table = comparison_table([*ONE_SETTING, own], "top1")
-    assert "\nthe teacher's NCM accuracy on validation images in %: overlap 50 % 33.3\n" in table + "\n"
+    assert "\nthe teacher's NCM accuracy before training in %: overlap 50 % 33.3\n" in table + "\n"
     assert "the teacher is the same in all" not in table
 
 

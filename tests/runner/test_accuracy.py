@@ -21,6 +21,7 @@ from gkd_plugin.runner.accuracy import (
     check_teacher,
     evaluate,
     final_figures,
+    left_out_ncm,
     student_ncm,
 )
 from tests.fakes import TinyImages, TinyNet, make_box, stage
@@ -240,9 +241,38 @@ def test_without_the_wrapper_its_own_classifier_is_measured(accelerator, caplog)
 
 def test_without_a_validation_set(accelerator, caplog):
     box = box_of(Knowing(), accelerator, val_data_loader={})
-    assert check_teacher(box, 4, accelerator) == {}
+    caplog.set_level(logging.INFO)
+    before = torch.get_rng_state()
+    assert check_teacher(box, 4, accelerator) == {"ncm_top1": 100.0}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "classes 100.0 % (training images, each left out in turn)" in caplog.text
+    bare = stage("embedding")["teacher"] | {"auxiliary_model_wrapper": {}}
+    assert check_teacher(box_of(Knowing(), accelerator, val_data_loader={}, teacher=bare), 4, accelerator) == {}
     assert "there is no validation set (val_data_loader)" in caplog.text
-    assert not box.teacher_model.local_classifier.is_ready
+
+
+@pytest.mark.parametrize(("most", "counts"), [(100, (6, 6, 6, 1)), (9, (2, 2, 2, 1))])
+def test_each_image_left_out_against_a_loop(accelerator, monkeypatch, most, counts):
+    """Also of the first of each class alone; the only image of its class is never right."""
+    monkeypatch.setattr(module, "MAX_ROWS", most)
+    images = TinyImages(seed=3)
+    images = Subset(images, range(19))
+    images.targets = images.dataset.targets[:19]
+    embed = lambda x: x.mean((2, 3)) + x[:, :, 0, :3].mean(1)  # noqa: E731
+    found = left_out_ncm(embed, DataLoader(images, batch_size=4), accelerator)
+    kept = [i for k, n in enumerate(counts) for i in [j for j in range(19) if images.targets[j] == k][:n]]
+    rows = {i: embed(images[i][0][None])[0].double() for i in kept}
+    right = 0
+    for i in kept:
+        means = {}
+        for k in range(4):
+            others = [rows[j] for j in kept if images.targets[j] == k and j != i]
+            means[k] = sum(others) / len(others) if others else torch.zeros(3)
+        scores = [float(torch.nn.functional.cosine_similarity(rows[i], means[k].double(), dim=0)) for k in range(4)]
+        right += scores.index(max(scores)) == images.targets[i]
+    assert (found.samples, found.classes) == (len(kept), 4)
+    assert found.top1 == pytest.approx(100 * right / len(kept))
+    assert 0 < right < len(kept)
 
 
 def test_a_class_without_a_training_sample_leaves_ncm_out(accelerator, caplog):
