@@ -8,6 +8,7 @@
 import importlib.util
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from gkd_plugin import functional
 from gkd_plugin.errors import ConfigError
@@ -28,4 +29,13 @@ else:
     from gkd_plugin.box.upstream import install_prepare_hook
 
     install_prepare_hook()
-    __all__ += ["data", "losses", "models", "teacher"]
+    __all__ += ["DistilledStudent", "data", "losses", "models", "teacher"]
+
+
+def __getattr__(name: str) -> Any:
+    """``DistilledStudent``, imported when it is asked for: training and torchdistill's scripts need none of it."""
+    if name == "DistilledStudent":
+        from gkd_plugin.deploy.student import DistilledStudent
+
+        return DistilledStudent
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,8 @@
 """
 
 import argparse
+import csv
+import io
 import logging
 import math
 import os
@@ -91,13 +93,39 @@ def _distill(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from gkd_plugin.config.config import load_config
+    from gkd_plugin.deploy.student import DistilledStudent, student_of
     from gkd_plugin.runner.run import evaluate_checkpoint
 
-    config = load_config(options.config, options.overrides, produced=None)
-    result = evaluate_checkpoint(config, options.checkpoint, options.device)
+    source, weights, overrides, images = options.source, options.checkpoint, options.overrides, "test samples"
+    if options.data:
+        student, images = DistilledStudent.load(source, overrides=overrides), f"images of {options.data}"
+        weights, result = source, student.evaluate(options.data, options.device)
+    else:
+        if weights and not source.is_dir():
+            config = load_config(source, overrides, produced=None)
+        else:
+            config, own = student_of(source, overrides)
+            weights = weights or own
+        result = evaluate_checkpoint(config, weights, options.device)
     if _is_main_process():
         shown = ", ".join(f"{key} {value:.2f} %" for key, value in result.items() if key != "samples")
-        print(f"{options.checkpoint}: {shown} on {result['samples']} test samples")
+        print(f"{weights}: {shown} on {result['samples']} {images}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from gkd_plugin.deploy.student import DistilledStudent
+    from gkd_plugin.runner.run_folder import write_atomically
+
+    student = DistilledStudent.load(options.run_folder, options.device or "auto")
+    rows: list[tuple[Any, ...]] = [("path", "rank", "class", "probability")]
+    for path, answer in student.predict_files(options.images, options.topk):
+        print(f"{path}: {', '.join(f'{name} {100 * share:.2f} %' for name, share in answer)}")
+        rows += [(path, rank, name, round(share, 6)) for rank, (name, share) in enumerate(answer, 1)]
+    if options.csv:
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(rows)
+        write_atomically(options.csv, lambda file: file.write_text(table.getvalue(), encoding="utf-8"))
     return 0
 
 
@@ -129,8 +157,9 @@ def _parser() -> argparse.ArgumentParser:
         "distill", help="a student of your photos in one line: writes a configuration, runs it"
     )
     init = commands.add_parser("init", help="write that configuration only")
-    evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set")
+    evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set, or on a folder")
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
+    predict = commands.add_parser("predict", help="what the student of a run sees in photos")
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
     for added, command in (
         (run, _run),
@@ -138,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         (init, _init),
         (check, _check),
         (evaluate, _evaluate),
+        (predict, _predict),
         (compare, _compare),
         (diagnose, _diagnose),
     ):
@@ -182,8 +212,17 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
     distill.set_defaults(overrides=[], earlier="keep", stopped="; refilled run DATA.yaml --resume goes on")
 
-    evaluate.add_argument("config", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="student.safetensors or .pt")
+    evaluate.add_argument("source", type=Path, metavar="RUN|CONFIG", help="run folder, or torchdistill YAML file")
+    measured = evaluate.add_mutually_exclusive_group()
+    text = "student.safetensors or .pt (default: that of RUN)"
+    measured.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
+    text = "a folder of images for each class, instead of the test set"
+    measured.add_argument("--data", type=Path, metavar="DIR", help=text)
+
+    predict.add_argument("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|DIR", help="photos, and folders of photos")
+    predict.add_argument("--topk", type=_count, default=3, metavar="K", help="classes for each image (default: 3)")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="also write path, rank, class, probability there")
 
     compare.add_argument(
         "config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages, or joint"
@@ -210,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
     diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
 
-    for added in (run, distill, init, check, evaluate, compare, diagnose):
+    for added in (run, distill, init, check, evaluate, predict, compare, diagnose):
         added.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for added in (run, check, evaluate, compare):

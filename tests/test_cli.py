@@ -1,5 +1,6 @@
 """The command: what it prints, what it returns, and that bad input is one clear line."""
 
+import csv
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from gkd_plugin.cli import _lines, main
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage
 from tests.compare.fakes import write_config
+from tests.data.fakes import image_tree
 from tests.runner.fakes import write_configs
 
 ROOT = Path(__file__).parent.parent
@@ -45,8 +47,9 @@ def here(trained, tmp_path, monkeypatch):
 def check_evaluation(name, folder, summary, capsys):
     checkpoint = f"{folder}/student.safetensors"
     capsys.readouterr()
-    assert main(["evaluate", f"{name}.yaml", "--checkpoint", checkpoint, "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == f"{checkpoint}: top1 {summary['final']['top1']:.2f} % on 24 test samples\n"
+    for words in ([f"{name}.yaml", "--checkpoint", checkpoint], [folder]):
+        assert main(["evaluate", *words, "--device", "cpu"]) == 0
+        assert capsys.readouterr().out == f"{checkpoint}: top1 {summary['final']['top1']:.2f} % on 24 test samples\n"
 
 
 def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
@@ -121,6 +124,8 @@ def sets(*assignments):
         (["run", "student.yaml", "--device", "cuda:99"], r"--device: .*'cuda:99' .*: auto, cpu"),
         (["compare", "student.yaml", "--output", "grid", "--methods", "refiled"], r"--methods: .*; did you mean 'ref"),
         (["evaluate", "student.yaml", "--checkpoint", "nowhere.pt"], r"--checkpoint: no such file: nowhere\.pt"),
+        (["evaluate", "student.yaml"], r"RUN: student\.yaml is a file, .*--checkpoint"),
+        (["predict", "runs/teacher", "x.png"], r"RUN: runs/teacher is not a run folder: it has no config\.yaml"),
         (
             sets("models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}"),
             r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: .* \(its kwargs\.img_size: 32 ",
@@ -149,6 +154,23 @@ def test_bad_input_is_one_clear_line(words, message, here, capsys):
     assert {path.name for path in (here / "runs").iterdir()} == {"teacher"}
     with pytest.raises((ConfigError, OSError)):
         main([*words, "--debug"])
+
+
+def test_photos_are_told_and_measured(trained, tmp_path, capsys):
+    run, table = str(trained / "runs/teacher"), tmp_path / "table.csv"
+    image_tree(tmp_path / "photos", "01", 1)
+    assert main(["predict", run, f"{tmp_path}/photos", "nowhere.png", "--topk", "2", "--csv", str(table)]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"(.*photos/[01]/0\.png: \d \d+\.\d\d %, \d \d+\.\d\d %\n){2}", out)
+    assert re.search(r"^warning: image nowhere\.png ", err, re.MULTILINE)
+    head, *rows = csv.reader(table.open(encoding="utf-8"))
+    assert head == ["path", "rank", "class", "probability"]
+    assert [row[:2] for row in rows] == [[f"{tmp_path}/photos/{k}/0.png", rank] for k in "01" for rank in "12"]
+    assert [f"{row[2]} {100 * float(row[3]):.2f} %" in out for row in rows] == [True] * 4
+    assert main(["predict", run, "nowhere.png"]) == 2
+    assert "no image could be read" in capsys.readouterr().err
+    assert main(["evaluate", run, "--data", f"{tmp_path}/photos", "--device", "cpu"]) == 0
+    assert re.fullmatch(rf"{run}: top1 \d+\.00 % on 2 images of {tmp_path}/photos\n", capsys.readouterr().out)
 
 
 def test_a_damaged_cache_is_refused_before_anything_is_written(here, capsys):
@@ -265,7 +287,11 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
     [
         ([], "the following arguments are required: COMMAND"),
         (["run"], "the following arguments are required: CONFIG"),
-        (["evaluate", "student.yaml"], "the following arguments are required: --checkpoint"),
+        (
+            ["evaluate", "x", "--data", "x", "--checkpoint", "x"],
+            "argument --checkpoint: not allowed with argument --data",
+        ),
+        (["predict", "x"], "the following arguments are required: IMAGE|DIR"),
         (["run", "x", "--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
         (["diagnose", "x", "--known", "0,a"], "argument --known: 'a' is not a class index; give a list such as 0,1,2"),
         (grid_of("--seeds", "0,1,0"), "argument --seeds: '0,1,0' names something twice"),

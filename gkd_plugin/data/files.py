@@ -132,9 +132,14 @@ def _read(path: str, *, quick: bool = False) -> Image.Image:
         if quick:
             image.draft(None, (1, 1))
         image.load()
-        with suppress(Exception):  # what Pillow raises of damaged tags, when it has turned the image in place
-            ImageOps.exif_transpose(image, in_place=True)
-        return _as_rgb(image)
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """As :func:`read_image`, of an image in memory, which may change."""
+    with suppress(Exception):  # what Pillow raises of damaged tags, when it has turned the image in place
+        ImageOps.exif_transpose(image, in_place=True)
+    return _as_rgb(image)
 
 
 def _reason(error: Exception) -> str:

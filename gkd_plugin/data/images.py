@@ -201,23 +201,38 @@ def image_folder(
         on_bad_image: ``'refuse'``: images that cannot be read are an error, which names them. ``'skip'``: they are left
             out, and the log names them.
     """
-    folder = existing_folder(root)
-    own = _class_folders(folder, "root")
-    classes = own if classes_of is None else _class_folders(existing_folder(classes_of, "classes_of"), "classes_of")
+    key, source = ("root", root) if classes_of is None else ("classes_of", classes_of)
+    classes, arguments = _class_folders(source, key), (transform, eval_transform, on_bad_image)
+    return images_of_classes(root, classes, *arguments, may_lack=classes_of is not None)
+
+
+def images_of_classes(
+    root: str | Path,
+    classes: Sequence[str],
+    transform: Transform = None,
+    eval_transform: Transform = None,
+    on_bad_image: str = "refuse",
+    *,
+    may_lack: bool = True,
+    key: str = "root",
+) -> ImageFiles:
+    """As :func:`image_folder`, of the ``classes`` given; ``key`` is what messages call ``root``."""
+    folder, own = Path(root).expanduser(), _class_folders(root, key)
     for name in own:
-        one_of(f"root: class folder of {folder}", name, classes)
+        one_of(f"{key}: class folder of {folder}", name, classes)
     found = {name: images_below(folder / name) if name in own else [] for name in classes}
     bad = unreadable_images([path for images in found.values() for path in images], folder, on_bad_image)
     found = {name: [path for path in images if path not in bad] for name, images in found.items()}
     empty = [name for name, images in found.items() if not images]
-    if empty and (classes_of is None or len(empty) == len(classes)):
+    if empty and (not may_lack or len(empty) == len(classes)):
         text = f"no image in the folders of {len(empty)} of {len(classes)} classes: {', '.join(empty[:10])}"
-        raise ConfigError(f"root: {folder}: {text}")
+        raise ConfigError(f"{key}: {folder}: {text}")
     samples = [(path, label) for label, images in enumerate(found.values()) for path in images]
     return ImageFiles(samples, classes, folder, transform, eval_transform)
 
 
-def _class_folders(folder: Path, key: str) -> list[str]:
+def _class_folders(root: str | Path, key: str) -> list[str]:
+    folder = existing_folder(root, key)
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
     if not names:
         raise ConfigError(f"{key}: {folder} holds no folders; it needs a folder of images for each class")

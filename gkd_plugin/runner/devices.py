@@ -35,8 +35,10 @@ def read_placement(config: Mapping[str, Any], device: str | None = None, *, one_
     """Reads ``device:`` of a valid config; ``--device`` goes before ``default``, ``one_device`` before ``teacher``."""
     section = config.get("device") or {}
     key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
-    default = _find(key, name)
-    teacher = None if one_device or section.get("teacher") is None else _find("device.teacher", section["teacher"])
+    default = find_device(key, name)
+    teacher = (
+        None if one_device or section.get("teacher") is None else find_device("device.teacher", section["teacher"])
+    )
     precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
     _check_available("device.precision", precision, default)
     _check_available("device.teacher_dtype", dtype, teacher or default)
@@ -56,7 +58,8 @@ def make_accelerator(placement: Placement) -> Accelerator:
     return accelerator
 
 
-def _find(key: str, name: str) -> torch.device:
+def find_device(key: str, name: str) -> torch.device:
+    """The device of a name, ``'auto'`` too; raises ConfigError at ``key`` where this machine has none of it."""
     devices = available_devices()
     if name == "auto":
         return torch.device(next((best for best in ("cuda", "mps") if best in devices), "cpu"))

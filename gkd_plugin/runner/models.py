@@ -66,6 +66,12 @@ def build_model(where: str, entry: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def without_weights(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a model that gets its weights later: none are read or downloaded for it."""
+    never = {"pretrained": False} if entry["key"] == "timm_model" else {}
+    return {**entry, "src_ckpt": None, "kwargs": {**(entry.get("kwargs") or {}), **never}}
+
+
 @torch.no_grad()
 def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelerator: Accelerator) -> None:
     r"""Sets every classifier of the student to z_k = 10 · φᵀc_k / m, with no bias.

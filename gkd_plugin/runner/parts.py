@@ -18,6 +18,7 @@ from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Role, Stage, stages_of, student_embedding, student_entry
 from gkd_plugin.data import class_names_of, normalisation_of
+from gkd_plugin.data.transforms import preprocessing_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checks import check_data, check_dropped, check_forward, check_hooks, first_images
 from gkd_plugin.runner.devices import Placement
@@ -57,7 +58,8 @@ class Parts:
         test = (built.get("test") or {}).get("test_data_loader")
         loaders = filter(None, (*(loader for stage in stages for loader in (stage.loader, stage.val_loader)), test))
         used = dict.fromkeys(loader["dataset_id"] for loader in loaders)
-        images, *_ = [first_images(f"datasets.{name}", built["datasets"][name]) for name in used]
+        shown_first = {name: first_images(f"datasets.{name}", built["datasets"][name]) for name in used}
+        images = next(iter(shown_first.values()))
         check_forward(where, student.to(accelerator.device).eval(), images, accelerator)
         if entry.get("src_ckpt_classifier") == "centres":
             kwargs = stages[0].loader.get("kwargs") or {}
@@ -78,6 +80,8 @@ class Parts:
         self.class_names = names if names is not None and len(names) == self.num_classes else None
         size = getattr(student, "own_size", None) or (images.shape[-2], images.shape[-1])
         self.image_input = replace(normalisation_of(last), size=size)
+        measured = (test or stages[-1].val_loader or stages[-1].loader)["dataset_id"]
+        self.preprocessing = preprocessing_of(built["datasets"][measured], shown_first[measured])
         self.embedding_path = student_embedding(built)
         self.val_freq: int = built["train"].get("val_freq", 1)
         self.test_loader = build_test_loader(built, accelerator)

@@ -24,7 +24,7 @@ from gkd_plugin.runner.checkpoints import Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.dry_run import dry_run
-from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
+from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres, without_weights
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
 from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, holds_run, numbered, package_versions
 from gkd_plugin.runner.training import Training
@@ -324,6 +324,7 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
     name = str(student["kwargs"].get("model_name", student["key"]))
     planned = sum(stage.epochs for stage in parts.stages)
     about: dict[str, Any] = {"image_input": vars(parts.image_input), "epochs": (len(rows), planned)}
+    about["preprocessing"] = vars(parts.preprocessing)
     if parts.class_names is not None:
         about["classes"] = parts.class_names
     save_student(parts.student, folder.student, {"model": name, **about})
@@ -340,7 +341,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None 
     with told_at(f"{config.path}: "):
         accelerator = make_accelerator(read_placement(config.tree, device, one_device=True))
         where, entry = student_entry(config.tree)
-        student = build_model(where, {**entry, "src_ckpt": None})
+        student = build_model(where, without_weights(entry))
         built = config.build()
         loader = build_test_loader(built, accelerator, is_needed=True)
     trained = load_weights(student, checkpoint, "--checkpoint").classes

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from gkd_plugin.data import ImageInput, image_transform, normalisation_of, with_evaluation_view
-from gkd_plugin.data.transforms import trained_with
+from gkd_plugin.data.transforms import Preprocessing, preprocessing_of, trained_with
 from tests.runner.fakes import refused
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -146,3 +147,42 @@ def test_a_record_is_read_back():
         assert trained_with(vars(known)) == known
     for record in ({"mean": "x"}, {"size": [3]}, {"std": 1}):
         refused("no description of images", trained_with, record)
+
+
+RESIZED = image_transform(8, MEAN, STD, resize=10)
+TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), NORMALISE]
+
+
+@pytest.mark.parametrize(
+    ("transform", "resize", "interpolation"),
+    [
+        (RESIZED, (10,), "bilinear"),
+        (create_transform(8, mean=MEAN, std=STD, crop_pct=0.8, interpolation="bicubic"), (10,), "bicubic"),
+        (create_transform(8, mean=MEAN, std=STD, crop_pct=1.0, crop_mode="squash"), (8, 8), "bilinear"),
+        (v2.Compose([v2.Resize((8, 8), v2.InterpolationMode.NEAREST), *TENSOR]), (8, 8), "nearest"),
+        (v2.Compose([v2.Resize(10), v2.CenterCrop(8), *TENSOR]), (10,), "bilinear"),
+    ],
+)
+def test_the_way_of_a_photo_is_read_and_rebuilt(transform, resize, interpolation):
+    photo = Image.effect_noise((20, 16), 90).convert("RGB")
+    known = preprocessing_of(Subset(Images(transform), [1]), transform(photo)[None])
+    assert known == Preprocessing((3, 8, 8), pytest.approx(MEAN), pytest.approx(STD), resize, interpolation)
+    assert torch.allclose(known.transform()(photo), transform(photo), atol=1e-6)
+    assert Preprocessing.from_record(json.loads(json.dumps(vars(known)))) == known
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [transforms.ToTensor(), NORMALISE],
+        [transforms.CenterCrop(12), transforms.Resize(8), transforms.ToTensor(), NORMALISE],
+        [transforms.Resize(10), transforms.RandomCrop(8), transforms.ToTensor(), NORMALISE],
+        [transforms.Lambda(lambda image: image), transforms.Resize(8), transforms.ToTensor(), NORMALISE],
+        [type("Resize", (), {})(), transforms.ToTensor(), NORMALISE],
+    ],
+)
+def test_a_way_that_cannot_be_told_stays_open(steps):
+    known = preprocessing_of(Images(*steps), torch.zeros(2, 3, 8, 8))
+    assert known == Preprocessing((3, 8, 8), pytest.approx(MEAN), pytest.approx(STD))
+    both = ConcatDataset([Images(RESIZED), Images(image_transform(8, MEAN, STD))])
+    assert preprocessing_of(both, torch.zeros(2, 3, 8, 8)).resize == ()

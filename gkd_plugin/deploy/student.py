@@ -1,0 +1,162 @@
+"""A trained student, taken out of its run folder."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from gkd_plugin.config.config import RunConfig, load_config
+from gkd_plugin.config.stages import student_entry
+from gkd_plugin.data.files import existing_folder, images_below, read_image, upright_rgb
+from gkd_plugin.data.images import images_of_classes
+from gkd_plugin.data.transforms import Preprocessing, checked_size
+from gkd_plugin.errors import ConfigError, user_can_mend
+from gkd_plugin.models.timm_model import check_model_name
+from gkd_plugin.runner.accuracy import classes_without_sample, evaluate
+from gkd_plugin.runner.devices import find_device, make_accelerator, read_placement
+from gkd_plugin.runner.models import build_model, without_weights
+from gkd_plugin.runner.run_folder import RunFolder
+from gkd_plugin.runner.weights import WeightFile, load_weights
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledStudent:
+    """The student of a run, without teacher and wrapper, in eval mode.
+
+    ``model`` is timm's own (or what else the run trained), ``classes`` are the names in the order of its logits,
+    ``transform`` turns a PIL image in RGB into what the model takes.
+    """
+
+    model: nn.Module = field(repr=False)
+    classes: list[str]
+    transform: Callable[[Image.Image], Tensor] = field(repr=False)
+    preprocessing: Preprocessing  # of the run's test images; nothing is empty
+    own_size: tuple[int, int] | None  # height and width to which the run's model resizes them
+    run: Path
+    config: RunConfig = field(repr=False)
+
+    @classmethod
+    def load(cls, run: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> "DistilledStudent":
+        """That of a run folder. Raises ConfigError where there is none; what the run does not show is logged."""
+        config, weights = student_of(run, overrides)
+        where, entry = student_entry(config.tree)
+        kwargs, own_size = without_weights(entry)["kwargs"], None
+        if entry["key"] == "timm_model":  # without what timm_model adds
+            own_size = checked_size(kwargs.pop("input_size", None))
+            with user_can_mend(f"{config.path}: {where}"):
+                check_model_name(kwargs["model_name"])
+                model = timm.create_model(**kwargs)
+        else:
+            model = build_model(where, without_weights(entry))
+        file = load_weights(model.eval(), weights, "RUN")
+        known = _shown(file, model, weights)
+        transform = known.transform()
+        if own_size is not None:  # in the order and way of the run
+            transform.transforms.append(transforms.Resize(own_size, transforms.InterpolationMode.BICUBIC))
+        model.to(find_device("--device", device))
+        names = file.classes
+        if names is None:
+            names = [str(label) for label in range(_scores(model, transform(Image.new("RGB", (8, 8)))[None]).shape[1])]
+            logger.warning("RUN: %s names no classes: they are called 0 to %s", weights, names[-1])
+        return cls(model, names, transform, known, own_size, Path(run), config)
+
+    def predict(
+        self, images: Sequence[str | Path | Image.Image], topk: int | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """For each image, a path or a PIL image, the ``topk`` (all) classes with their probabilities, highest first."""
+        answers: list[list[tuple[str, float]]] = []
+        for start in range(0, len(images), _BATCH):
+            batch = torch.stack([self.transform(_opened(image)) for image in images[start : start + _BATCH]])
+            found = _scores(self.model, batch).softmax(1).topk(min(topk or len(self.classes), len(self.classes)))
+            for values, labels in zip(found.values.tolist(), found.indices.tolist(), strict=True):
+                answers.append([(self.classes[label], value) for label, value in zip(labels, values, strict=True)])
+        return answers
+
+    def predict_files(
+        self, paths: Sequence[str | Path], topk: int | None = None
+    ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        """(path, answer) of each image among the paths and in the folders among them.
+
+        The log names an image that cannot be read. Raises ConfigError where there is no other.
+        """
+        files = [file for path in paths for file in (images_below(Path(path)) if Path(path).is_dir() else [str(path)])]
+        count = 0
+        for start in range(0, len(files), _BATCH):
+            images: dict[str, Image.Image] = {}
+            for file in files[start : start + _BATCH]:
+                try:
+                    images[file] = read_image(file)
+                except ConfigError as error:  # noqa: PERF203
+                    logger.warning("%s", error)
+            yield from zip(images, self.predict(list(images.values()), topk), strict=True)
+            count += len(images)
+        if not count:
+            raise ConfigError(f"no image could be read ({len(files)} found in {', '.join(map(str, paths[:3]))})")
+
+    def evaluate(self, folder: Path, device: str | None = None) -> dict[str, Any]:
+        """Accuracy on a folder that holds a folder of images for each class, in the precision of the run."""
+        dataset = images_of_classes(folder, self.classes, self.transform, key="--data")
+        if missing := [self.classes[label] for label in classes_without_sample(dataset, len(self.classes))]:
+            logger.warning("--data: no image of %s: the accuracy is that of the other classes", ", ".join(missing[:10]))
+        accelerator = make_accelerator(read_placement(self.config.tree, device, one_device=True))
+        loader = accelerator.prepare(DataLoader(dataset, _BATCH))
+        self.model.to(accelerator.device)
+        with accelerator.autocast():
+            accuracy = evaluate(self.model, loader, accelerator)
+        return {**accuracy.as_dict(), "samples": accuracy.samples}
+
+
+def student_of(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
+    """Configuration and weights of a run folder; raises ConfigError where it has none."""
+    if Path(run).is_file():
+        raise ConfigError(f"RUN: {run} is a file, not a run folder; evaluate takes it with --checkpoint FILE")
+    folder = RunFolder(existing_folder(run, "RUN"))
+    if not (folder.path / "config.yaml").is_file():
+        raise ConfigError(f"RUN: {folder.path} is not a run folder: it has no config.yaml")
+    if not folder.student.is_file():
+        raise ConfigError(f"RUN: {folder.path} holds no student.safetensors: no epoch of the run has ended")
+    return load_config(folder.path / "config.yaml", overrides, produced=None), folder.student
+
+
+def _shown(file: WeightFile, model: nn.Module, path: Path) -> Preprocessing:
+    """How the run's test images were prepared; the log says what is assumed because the run does not show it."""
+    known, trained, assumed = file.preprocessing, file.image_input, []
+    if known is None:  # of an earlier version
+        if trained is None or trained.size is None:
+            raise ConfigError(f"RUN: {path} does not say what images it takes: refilled run writes that into it")
+        size = (getattr(model, "in_chans", 3), *trained.size)
+        known = Preprocessing(size, trained.mean or (), trained.std or ())
+    if not known.resize:
+        known = replace(known, resize=(min(known.size[1:]),), interpolation="bilinear")
+        assumed.append(f"the shorter side is scaled to {known.resize[0]} pixels (bilinear) and the centre cut out")
+    if not known.mean:
+        half = (0.5,) * known.size[0]
+        mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if len(half) == 3 else (half, half)
+        known = replace(known, mean=mean, std=std)
+        assumed.append(f"mean {known.mean} and std {known.std}")
+    if assumed:
+        logger.warning("RUN: %s does not show how test images were prepared; assumed: %s", path, " and ".join(assumed))
+    return known
+
+
+def _opened(image: str | Path | Image.Image) -> Image.Image:
+    return upright_rgb(image.copy()) if isinstance(image, Image.Image) else read_image(str(image))
+
+
+@torch.inference_mode()
+def _scores(model: nn.Module, images: Tensor) -> Tensor:
+    scores: Tensor = model(images.to(next(model.parameters()).device)).float()
+    return scores
