@@ -212,17 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
     distill.set_defaults(overrides=[], earlier="keep", stopped="; refilled run DATA.yaml --resume goes on")
 
-    evaluate.add_argument("source", type=Path, metavar="RUN|CONFIG", help="run folder, or torchdistill YAML file")
-    measured = evaluate.add_mutually_exclusive_group()
-    text = "student.safetensors or .pt (default: that of RUN)"
-    measured.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
-    text = "a folder of images for each class, instead of the test set"
-    measured.add_argument("--data", type=Path, metavar="DIR", help=text)
-
-    predict.add_argument("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|DIR", help="photos, and folders of photos")
-    predict.add_argument("--topk", type=_count, default=3, metavar="K", help="classes for each image (default: 3)")
-    predict.add_argument("--csv", type=Path, metavar="FILE", help="also write path, rank, class, probability there")
+    _add_deploy(evaluate, predict)
 
     compare.add_argument(
         "config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages, or joint"
@@ -256,6 +246,20 @@ def _parser() -> argparse.ArgumentParser:
         text, metavar = "change or add a value of the configuration; may be repeated", "key.path=value"
         added.add_argument("--set", dest="overrides", action="append", default=[], metavar=metavar, help=text)
     return parser
+
+
+def _add_deploy(evaluate: argparse.ArgumentParser, predict: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("source", type=Path, metavar="RUN|CONFIG", help="run folder, or torchdistill YAML file")
+    measured = evaluate.add_mutually_exclusive_group()
+    text = "student.safetensors or .pt (default: that of RUN)"
+    measured.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
+    text = "a folder of images for each class, instead of the test set"
+    measured.add_argument("--data", type=Path, metavar="DIR", help=text)
+
+    predict.add_argument("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|DIR", help="photos, and folders of photos")
+    predict.add_argument("--topk", type=_count, default=3, metavar="K", help="classes for each image (default: 3)")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="also write path, rank, class, probability there")
 
 
 class _Parser(argparse.ArgumentParser):
