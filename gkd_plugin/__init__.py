@@ -29,13 +29,14 @@ else:
     from gkd_plugin.box.upstream import install_prepare_hook
 
     install_prepare_hook()
-    __all__ += ["DistilledStudent", "data", "losses", "models", "teacher"]
+    __all__ += ["DistilledStudent", "data", "distill", "losses", "models", "teacher"]
+
+
+_LATE = {"DistilledStudent": "gkd_plugin.deploy.student", "distill": "gkd_plugin.recipe"}
 
 
 def __getattr__(name: str) -> Any:
-    """``DistilledStudent``, imported when it is asked for: training and torchdistill's scripts need none of it."""
-    if name == "DistilledStudent":
-        from gkd_plugin.deploy.student import DistilledStudent
-
-        return DistilledStudent
+    """What training and torchdistill's scripts need not import."""
+    if name in _LATE:
+        return getattr(importlib.import_module(_LATE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

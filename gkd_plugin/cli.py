@@ -78,9 +78,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from gkd_plugin.recipe import Wanted, write_recipe
+    from gkd_plugin.recipe import Wanted, recipe_path, write_recipe
 
-    path = options.output.with_suffix(".yaml") if options.output else Path(f"{options.data.resolve().name}.yaml")
+    path = recipe_path(options.data, options.output)
     given = {field.name: getattr(options, field.name) for field in fields(Wanted)}
     print(write_recipe(Wanted(**given), path, overwrites=options.overwrite))
     options.config = [path]

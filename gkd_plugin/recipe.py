@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,9 +20,11 @@ from timm.models import PretrainedCfg, parse_model_name
 
 from gkd_plugin.data import ImageFiles, image_folder
 from gkd_plugin.data.files import existing_folder
+from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.models.timm_model import check_model_name
-from gkd_plugin.runner.run_folder import RunFolder, write_atomically
+from gkd_plugin.runner.run import RUNS, run_all
+from gkd_plugin.runner.run_folder import RunFolder, holds_run, numbered, write_atomically
 from gkd_plugin.runner.weights import read_weights
 
 _TEMPLATE = Template((Path(__file__).parent / "recipe.yaml").read_text(encoding="utf-8"))
@@ -45,6 +48,44 @@ class Wanted:
     lr: float | None = None
     unlabelled: Path | None = None
     is_pretrained: bool = True  # the student, where there are weights
+
+
+def distill(
+    data: str | Path,
+    teacher: str,
+    student: str,
+    *,
+    output: str | Path | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    **choices: Any,
+) -> DistilledStudent:
+    """As ``refilled distill``: trains a student of the photos in ``data``, and gives it.
+
+    Args:
+        data: folder of photos, see docs/distill.md.
+        teacher: timm's name, ``NAME=FILE`` of weights, or a run folder.
+        student: likewise.
+        output: run folder; the configuration is ``<output>.yaml``. By default ``runs/<data>``, and ``<data>.yaml``.
+        seed: of every random number.
+        device: ``'auto'``, ``'cpu'``, ``'cuda'``, ``'cuda:N'`` or ``'mps'``.
+        choices: the fields of :class:`Wanted`: ``epochs``, ``size``, ``teacher_size``, ``lr``, ``unlabelled``,
+            ``is_pretrained``.
+
+    Raises:
+        ConfigError: as the command, whose message it is.
+    """
+    path = recipe_path(data, output)
+    write_recipe(Wanted(Path(data), teacher, student, **choices), path)
+    folder = RUNS / path.stem if output is None else Path(output)
+    run_all([path], output=folder, seed=seed, device=device)
+    *_, last = takewhile(holds_run, numbered(folder))
+    return DistilledStudent.load(last)
+
+
+def recipe_path(data: str | Path, output: str | Path | None) -> Path:
+    """Where the configuration goes: beside the run folder, or into the working directory."""
+    return Path(f"{Path(data).resolve().name}.yaml") if output is None else Path(f"{output}.yaml")
 
 
 def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str:

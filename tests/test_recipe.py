@@ -6,7 +6,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from gkd_plugin import recipe
+from gkd_plugin import distill, recipe
 from gkd_plugin.cli import main
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read
@@ -89,6 +89,16 @@ def test_a_run_folder_and_a_file_of_this_package_say_what_they_are(here):
         assert entry["kwargs"]["model_name"] == "test_resnet"
         assert entry["kwargs"]["num_classes"] == 3
         assert entry["src_ckpt"] == "runs/own/student.safetensors"
+
+
+def test_from_python(here):
+    given = {"is_pretrained": False, "size": 32, "teacher_size": 32, "epochs": 1, "device": "cpu"}
+    for folder in ("out", "out-2"):
+        student = distill("own", "test_resnet=teacher.safetensors", "test_resnet", output="out", **given)
+        assert student.run == Path(folder)
+    assert Path("out.yaml").exists()
+    assert student.classes == ["cat", "dog", "owl"]
+    assert student.predict(["own/test/cat/0.png"])
 
 
 @pytest.mark.parametrize(
