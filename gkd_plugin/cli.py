@@ -25,6 +25,8 @@ EXIT_FAILED_PARTS = 1
 EXIT_BAD_INPUT = 2
 SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", "harmonic_mean")
 """Those of compare/report.py, which imports torch; a test holds them equal."""
+FORMATS = ("timm", "onnx", "torch-export")
+"""Those of deploy/export.py, likewise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     from torch import distributed
 
-    from gkd_plugin.errors import ConfigError, require_report
+    from gkd_plugin.errors import ConfigError, require_extra
     from gkd_plugin.runner.stopping import stoppable
 
     if str(Path.cwd()) not in sys.path:  # a YAML may name modules there, as with python -m gkd_plugin
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stoppable(), _console_log(options.log, logging.DEBUG if options.debug else options.level):
         try:
             if options.command in (_compare, _diagnose):
-                require_report(options.name)
+                require_extra("report", options.name)
             code: int = options.command(options)
             if distributed.is_initialized():  # by Accelerate, under torchrun
                 distributed.destroy_process_group()
@@ -129,6 +131,14 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from gkd_plugin.deploy.export import export
+
+    formats = FORMATS if options.format == "all" else (options.format,)
+    given = {name: getattr(options, name) for name in ("output", "licence", "hub")}
+    return EXIT_FAILED_PARTS if export(options.run_folder, formats, **given) else 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     from gkd_plugin.compare.compare import Comparison, compare
     from gkd_plugin.compare.grid import FAILED
@@ -157,9 +167,8 @@ def _parser() -> argparse.ArgumentParser:
         "distill", help="a student of your photos in one line: writes a configuration, runs it"
     )
     init = commands.add_parser("init", help="write that configuration only")
-    evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set, or on a folder")
+    evaluate, predict, export = _add_deploy(commands)
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
-    predict = commands.add_parser("predict", help="what the student of a run sees in photos")
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
     for added, command in (
         (run, _run),
@@ -168,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         (check, _check),
         (evaluate, _evaluate),
         (predict, _predict),
+        (export, _export),
         (compare, _compare),
         (diagnose, _diagnose),
     ):
@@ -212,8 +222,6 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
     distill.set_defaults(overrides=[], earlier="keep", stopped="; refilled run DATA.yaml --resume goes on")
 
-    _add_deploy(evaluate, predict)
-
     compare.add_argument(
         "config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages, or joint"
     )
@@ -248,7 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_deploy(evaluate: argparse.ArgumentParser, predict: argparse.ArgumentParser) -> None:
+def _add_deploy(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
+    evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set, or on a folder")
     evaluate.add_argument("source", type=Path, metavar="RUN|CONFIG", help="run folder, or torchdistill YAML file")
     measured = evaluate.add_mutually_exclusive_group()
     text = "student.safetensors or .pt (default: that of RUN)"
@@ -256,10 +265,22 @@ def _add_deploy(evaluate: argparse.ArgumentParser, predict: argparse.ArgumentPar
     text = "a folder of images for each class, instead of the test set"
     measured.add_argument("--data", type=Path, metavar="DIR", help=text)
 
-    predict.add_argument("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
+    predict = commands.add_parser("predict", help="what the student of a run sees in photos")
+    export = commands.add_parser("export", help="the student of a run for timm, ONNX or torch.export")
+    for added in (predict, export):
+        added.add_argument("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|DIR", help="photos, and folders of photos")
     predict.add_argument("--topk", type=_count, default=3, metavar="K", help="classes for each image (default: 3)")
     predict.add_argument("--csv", type=Path, metavar="FILE", help="also write path, rank, class, probability there")
+
+    export.add_argument("--format", choices=(*FORMATS, "all"), default="timm", help="default: timm")
+    export.add_argument("--output", type=Path, metavar="DIR", help="default: RUN/export")
+    text = "for the model card, as the Hugging Face hub names it: mit, apache-2.0, …"
+    export.add_argument("--license", dest="licence", default="unknown", metavar="L", help=text)
+    text = "also upload timm's format to the Hugging Face hub, with your token"
+    export.add_argument("--push-to-hub", dest="hub", metavar="OWNER/NAME", help=text)
+    export.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return evaluate, predict, export
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,6 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard
 
+_EXTRAS = {
+    "report": {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy"},
+    "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+}
+"""Module → package, as in pyproject.toml."""
+
 
 class ConfigError(ValueError):
     """A configuration, file or batch that cannot be used as given; the message says what would be allowed."""
@@ -105,9 +111,8 @@ def listed(name: str, value: Any, kind: type, what: str, *, above_zero: bool = F
     return tuple(map(kind, values))
 
 
-def require_report(command: str) -> None:
-    """Raises ConfigError unless the optional extra ``report`` is installed: matplotlib, scikit-learn and SciPy."""
-    packages = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy"}
-    missing = [name for module, name in packages.items() if find_spec(module) is None]
+def require_extra(extra: str, needs: str) -> None:
+    """Raises ConfigError unless the packages of an optional extra are installed; ``needs`` is what needs them."""
+    missing = [name for module, name in _EXTRAS[extra].items() if find_spec(module) is None]
     if missing:
-        raise ConfigError(f"{command} needs {' and '.join(missing)}: pip install 'gkd-plugin[report]'")
+        raise ConfigError(f"{needs} needs {' and '.join(missing)}: pip install 'gkd-plugin[{extra}]'")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from gkd_plugin.errors import ConfigError, first_line, nearest, nearest_beside, one_of, require_report, whole_number
+from gkd_plugin.errors import ConfigError, first_line, nearest, nearest_beside, one_of, require_extra, whole_number
 from tests.runner.fakes import refused
 
 
@@ -58,7 +58,7 @@ def test_a_choice_that_is_not_offered_is_refused_with_a_value_error():
     ("modules", "names"), [(["matplotlib"], "matplotlib"), (["matplotlib", "sklearn"], "matplotlib and scikit-learn")]
 )
 def test_a_missing_extra_is_named(monkeypatch, modules, names):
-    require_report("diagnose")
+    require_extra("report", "diagnose")
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    refused(rf"^diagnose needs {names}: pip install 'gkd-plugin\[report\]'$", require_report, "diagnose")
+    refused(rf"^diagnose needs {names}: pip install 'gkd-plugin\[report\]'$", require_extra, "report", "diagnose")

@@ -1,5 +1,6 @@
 """Image transforms: the usual ones in one call, and the normalisation that a dataset's transforms apply."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ _HIGHEST = 4  # mean or std of pixels in [0, 1]; more are of pixels in [0, 255]
 _CHANGES_VALUES = {"Lambda", "LinearTransformation", "RandomApply", "RandomChoice", "RandomOrder", "ToDtype"}
 _SCALING = {"ToTensor", "MaybeToTensor", "ConvertImageDtype"}  # pixels 0 … 255 → [0, 1]
 _CUTS = ["Resize", "CenterCrop"]
-_EVALUATES = {*_CUTS, *_SCALING, "Normalize", "PILToTensor", "ToDtype", "ToImage"}
+_PREPARES = {*_CUTS, *_SCALING, "Normalize", "PILToTensor", "ToDtype", "ToImage"}
 
 
 def image_transform(
@@ -143,51 +144,34 @@ def _normalisation(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] 
     return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a photo becomes what a model is measured on; empty where the data set does not show it."""
+def preprocessing_of(dataset: Dataset[Any], images: Tensor) -> dict[str, Any]:
+    """How a data set prepares photos, in timm's words; ``images`` are a batch of it.
 
-    size: tuple[int, ...]  # channels, height, width
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    resize: tuple[int, ...] = ()  # the shorter side, or height and width; then the centre is cut out
-    interpolation: str = ""  # as torchvision's InterpolationMode and timm name it
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Preprocessing":
-        """What ``vars()`` of one was, when it has been JSON."""
-        values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-        return cls(**values)
-
-    def transform(self) -> transforms.Compose:
-        """PIL image in RGB → tensor of the size; nothing may be empty."""
-        channels, *size = self.size
-        scaled = self.resize[0] if len(self.resize) == 1 else self.resize
-        steps = [transforms.Resize(scaled, transforms.InterpolationMode(self.interpolation))]
-        steps += [transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        return transforms.Compose([transforms.Grayscale(), *steps] if channels == 1 else steps)
-
-
-def preprocessing_of(dataset: Dataset[Any], images: Tensor) -> Preprocessing:
-    """That of a data set, of which ``images`` are a batch; looks for transforms as :func:`normalisation_of`.
-
-    Reads torchvision's and timm's ``Resize`` and ``CenterCrop``, where nothing else moves pixels.
+    ``input_size``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``, ``interpolation``: what its transforms do not show
+    is left out. Reads torchvision's and timm's ``Resize`` and ``CenterCrop``, where nothing else moves pixels.
     """
-    known, found = normalisation_of(dataset), {cut for cut in map(_resize, layers_of(dataset)) if cut is not None}
-    cut = found.pop() if len(found) == 1 else ((), "")
-    return Preprocessing(tuple(images.shape[1:]), known.mean or (), known.std or (), *cut)
+    known, size = normalisation_of(dataset), tuple(images.shape[1:])
+    found = {cut for cut in (_cut(layer, size[1:]) for layer in layers_of(dataset)) if cut is not None}
+    cut = zip(("crop_pct", "crop_mode", "interpolation"), found.pop(), strict=True) if len(found) == 1 else ()
+    shown = {"input_size": size, "mean": known.mean, "std": known.std, **dict(cut)}
+    return {key: value for key, value in shown.items() if value is not None}
 
 
-def _resize(dataset: Any) -> tuple[tuple[int, ...], str] | None:
+def _cut(dataset: Any, size: tuple[int, ...]) -> tuple[float, str, str] | None:
     steps = _steps(getattr(dataset, "transform", None))
     names = [type(step).__name__ for step in steps]
     theirs = all(type(step).__module__.startswith(("torchvision.", "timm.")) for step in steps)
     cuts = [name for name in names if name in _CUTS]
-    if not theirs or not _EVALUATES.issuperset(names) or cuts not in (_CUTS, _CUTS[:1]):
+    if not theirs or not _PREPARES.issuperset(names) or cuts not in (_CUTS, _CUTS[:1]):
         return None
     step = steps[names.index("Resize")]
-    sides = (step.size,) if isinstance(step.size, int) else tuple(step.size or ())
-    return sides, str(getattr(step.interpolation, "value", step.interpolation))
+    sides = (step.size,) if isinstance(step.size, int) else tuple(step.size or size)
+    for rounding in (0, 0.5):  # timm rounds side / crop_pct down
+        share = size[0] / (sides[0] + rounding)
+        if not step.max_size and [math.floor(side / share) for side in size] == [*sides] * (2 // len(sides)):
+            mode = "center" if len(sides) == 1 else "squash"
+            return share, mode, str(getattr(step.interpolation, "value", step.interpolation))
+    return None  # timm has no words for it
 
 
 def _steps(transform: Any) -> list[Any]:

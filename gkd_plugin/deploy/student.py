@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -18,14 +19,14 @@ from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.data.files import existing_folder, images_below, read_image, upright_rgb
 from gkd_plugin.data.images import images_of_classes
-from gkd_plugin.data.transforms import Preprocessing, checked_size
+from gkd_plugin.data.transforms import checked_size
 from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.models.timm_model import check_model_name
 from gkd_plugin.runner.accuracy import classes_without_sample, evaluate
 from gkd_plugin.runner.devices import find_device, make_accelerator, read_placement
 from gkd_plugin.runner.models import build_model, without_weights
 from gkd_plugin.runner.run_folder import RunFolder
-from gkd_plugin.runner.weights import WeightFile, load_weights
+from gkd_plugin.runner.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class DistilledStudent:
     model: nn.Module = field(repr=False)
     classes: list[str]
     transform: Callable[[Image.Image], Tensor] = field(repr=False)
-    preprocessing: Preprocessing  # of the run's test images; nothing is empty
-    own_size: tuple[int, int] | None  # height and width to which the run's model resizes them
+    preprocessing: dict[str, Any]  # what ``model`` takes, in timm's words
     run: Path
     config: RunConfig = field(repr=False)
 
@@ -62,16 +62,18 @@ class DistilledStudent:
         else:
             model = build_model(where, without_weights(entry))
         file = load_weights(model.eval(), weights, "RUN")
-        known = _shown(file, model, weights)
-        transform = known.transform()
-        if own_size is not None:  # in the order and way of the run
+        known = _completed(file.preprocessing, weights)
+        transform = create_transform(**known)
+        if known["input_size"][0] == 1:
+            transform.transforms.insert(0, transforms.Grayscale())
+        if own_size is not None:  # after all else, as in the run
             transform.transforms.append(transforms.Resize(own_size, transforms.InterpolationMode.BICUBIC))
-        model.to(find_device("--device", device))
+            known |= {"input_size": (known["input_size"][0], *own_size), "interpolation": "bicubic"}
         names = file.classes
         if names is None:
-            names = [str(label) for label in range(_scores(model, transform(Image.new("RGB", (8, 8)))[None]).shape[1])]
+            names = [str(label) for label in range(_scores(model, torch.zeros(1, *known["input_size"])).shape[1])]
             logger.warning("RUN: %s names no classes: they are called 0 to %s", weights, names[-1])
-        return cls(model, names, transform, known, own_size, Path(run), config)
+        return cls(model.to(find_device("--device", device)), names, transform, known, Path(run), config)
 
     def predict(
         self, images: Sequence[str | Path | Image.Image], topk: int | None = None
@@ -131,25 +133,22 @@ def student_of(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunConfi
     return load_config(folder.path / "config.yaml", overrides, produced=None), folder.student
 
 
-def _shown(file: WeightFile, model: nn.Module, path: Path) -> Preprocessing:
-    """How the run's test images were prepared; the log says what is assumed because the run does not show it."""
-    known, trained, assumed = file.preprocessing, file.image_input, []
-    if known is None:  # of an earlier version
-        if trained is None or trained.size is None:
-            raise ConfigError(f"RUN: {path} does not say what images it takes: refilled run writes that into it")
-        size = (getattr(model, "in_chans", 3), *trained.size)
-        known = Preprocessing(size, trained.mean or (), trained.std or ())
-    if not known.resize:
-        known = replace(known, resize=(min(known.size[1:]),), interpolation="bilinear")
-        assumed.append(f"the shorter side is scaled to {known.resize[0]} pixels (bilinear) and the centre cut out")
-    if not known.mean:
-        half = (0.5,) * known.size[0]
+def _completed(shown: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+    """The record of how test images were prepared; the log says what is assumed because it does not show it."""
+    if not shown or "input_size" not in shown:
+        raise ConfigError(f"RUN: {path} does not say what images it takes: refilled run writes that into it")
+    usual, assumed = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}, []
+    if "crop_pct" not in shown:
+        shown = {**shown, **usual}
+        assumed.append("the shorter side is scaled to the size (bilinear) and the centre cut out")
+    if "mean" not in shown:
+        half = (0.5,) * shown["input_size"][0]
         mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if len(half) == 3 else (half, half)
-        known = replace(known, mean=mean, std=std)
-        assumed.append(f"mean {known.mean} and std {known.std}")
+        shown = {**shown, "mean": mean, "std": std}
+        assumed.append(f"mean {mean} and std {std}")
     if assumed:
         logger.warning("RUN: %s does not show how test images were prepared; assumed: %s", path, " and ".join(assumed))
-    return known
+    return shown
 
 
 def _opened(image: str | Path | Image.Image) -> Image.Image:

@@ -324,7 +324,7 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
     name = str(student["kwargs"].get("model_name", student["key"]))
     planned = sum(stage.epochs for stage in parts.stages)
     about: dict[str, Any] = {"image_input": vars(parts.image_input), "epochs": (len(rows), planned)}
-    about["preprocessing"] = vars(parts.preprocessing)
+    about["preprocessing"] = parts.preprocessing
     if parts.class_names is not None:
         about["classes"] = parts.class_names
     save_student(parts.student, folder.student, {"model": name, **about})

@@ -24,6 +24,7 @@ _FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json
 FOLDER = "checkpoints"
 _LOCK = ".lock"
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
+_FOLDERS["export"] = {".json", ".safetensors", ".md", ".onnx", ".data", ".pt2"}
 """What runs write into their folders, besides checkpoints that their configurations name."""
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchdistill.common.main_util import save_ckpt
 
 from gkd_plugin.data import ImageInput
-from gkd_plugin.data.transforms import Preprocessing, trained_with
+from gkd_plugin.data.transforms import trained_with
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.runner.run_folder import write_atomically
 
@@ -58,7 +58,7 @@ class WeightFile:
     epochs: tuple[int, int] | None = None  # trained and planned, when the file was written
     classes: list[str] | None = None  # names, in the order of their labels
     model: str | None = None  # timm's name
-    preprocessing: Preprocessing | None = None  # of the images that the weights are measured on
+    preprocessing: dict[str, Any] | None = None  # of the images that the weights are measured on, in timm's words
 
 
 def read_weights(path: str | Path, where: str, *, as_torch_does: bool = False) -> WeightFile:
@@ -128,7 +128,7 @@ def _read(path: str, is_address: bool, as_torch_does: bool) -> WeightFile:
         (int(epochs[0]), int(epochs[1])) if isinstance(epochs, list | tuple) and len(epochs) == 2 else None,
         [str(name) for name in classes] if isinstance(classes, list | tuple) else None,
         str(about["model"]) if "model" in about else None,
-        Preprocessing.from_record(preprocessing) if isinstance(preprocessing, Mapping) else None,
+        preprocessing if isinstance(preprocessing, dict) else None,
     )
 
 

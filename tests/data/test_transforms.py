@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from gkd_plugin.data import ImageInput, image_transform, normalisation_of, with_evaluation_view
-from gkd_plugin.data.transforms import Preprocessing, preprocessing_of, trained_with
+from gkd_plugin.data.transforms import preprocessing_of, trained_with
 from tests.runner.fakes import refused
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -154,35 +154,43 @@ TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), NORMALISE]
 
 
 @pytest.mark.parametrize(
-    ("transform", "resize", "interpolation"),
+    ("transform", "share", "mode", "interpolation"),
     [
-        (RESIZED, (10,), "bilinear"),
-        (create_transform(8, mean=MEAN, std=STD, crop_pct=0.8, interpolation="bicubic"), (10,), "bicubic"),
-        (create_transform(8, mean=MEAN, std=STD, crop_pct=1.0, crop_mode="squash"), (8, 8), "bilinear"),
-        (v2.Compose([v2.Resize((8, 8), v2.InterpolationMode.NEAREST), *TENSOR]), (8, 8), "nearest"),
-        (v2.Compose([v2.Resize(10), v2.CenterCrop(8), *TENSOR]), (10,), "bilinear"),
+        (RESIZED, 0.8, "center", "bilinear"),
+        (image_transform(8, MEAN, STD, resize=11), 8 / 11, "center", "bilinear"),
+        (image_transform(32, MEAN, STD, resize=93), 32 / 93.5, "center", "bilinear"),  # 32 / (32 / 93) is below 93
+        (create_transform(8, mean=MEAN, std=STD, crop_pct=0.8, interpolation="bicubic"), 0.8, "center", "bicubic"),
+        (create_transform(8, mean=MEAN, std=STD, crop_pct=1.0, crop_mode="squash"), 1, "squash", "bilinear"),
+        (create_transform((3, 8, 4), mean=MEAN, std=STD, crop_pct=0.5, crop_mode="squash"), 0.5, "squash", "bilinear"),
+        (v2.Compose([v2.Resize((8, 8), v2.InterpolationMode.NEAREST), *TENSOR]), 1, "squash", "nearest"),
+        (v2.Compose([v2.Resize(10), v2.CenterCrop(8), *TENSOR]), 0.8, "center", "bilinear"),
     ],
 )
-def test_the_way_of_a_photo_is_read_and_rebuilt(transform, resize, interpolation):
+def test_how_a_photo_is_prepared_is_told_in_timms_words(transform, share, mode, interpolation):
     photo = Image.effect_noise((20, 16), 90).convert("RGB")
     known = preprocessing_of(Subset(Images(transform), [1]), transform(photo)[None])
-    assert known == Preprocessing((3, 8, 8), pytest.approx(MEAN), pytest.approx(STD), resize, interpolation)
-    assert torch.allclose(known.transform()(photo), transform(photo), atol=1e-6)
-    assert Preprocessing.from_record(json.loads(json.dumps(vars(known)))) == known
+    about = {"crop_pct": pytest.approx(share), "crop_mode": mode, "interpolation": interpolation}
+    size = tuple(transform(photo).shape)
+    assert known == {"input_size": size, "mean": pytest.approx(MEAN), "std": pytest.approx(STD), **about}
+    made = create_transform(**json.loads(json.dumps(known)))
+    assert torch.allclose(made(photo), transform(photo), atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "steps",
     [
-        [transforms.ToTensor(), NORMALISE],
-        [transforms.CenterCrop(12), transforms.Resize(8), transforms.ToTensor(), NORMALISE],
-        [transforms.Resize(10), transforms.RandomCrop(8), transforms.ToTensor(), NORMALISE],
-        [transforms.Lambda(lambda image: image), transforms.Resize(8), transforms.ToTensor(), NORMALISE],
-        [type("Resize", (), {})(), transforms.ToTensor(), NORMALISE],
+        [],
+        [transforms.CenterCrop(12), transforms.Resize(8)],
+        [transforms.Resize(10), transforms.RandomCrop(8)],
+        [transforms.Resize(10, max_size=12), transforms.CenterCrop(8)],
+        [transforms.Resize((10, 12)), transforms.CenterCrop(8)],
+        [transforms.Lambda(lambda image: image), transforms.Resize(8)],
+        [type("Resize", (), {})()],
     ],
 )
-def test_a_way_that_cannot_be_told_stays_open(steps):
-    known = preprocessing_of(Images(*steps), torch.zeros(2, 3, 8, 8))
-    assert known == Preprocessing((3, 8, 8), pytest.approx(MEAN), pytest.approx(STD))
-    both = ConcatDataset([Images(RESIZED), Images(image_transform(8, MEAN, STD))])
-    assert preprocessing_of(both, torch.zeros(2, 3, 8, 8)).resize == ()
+def test_what_timm_has_no_words_for_is_left_out(steps):
+    images = torch.zeros(2, 3, 8, 8)
+    known = {"input_size": (3, 8, 8), "mean": pytest.approx(MEAN), "std": pytest.approx(STD)}
+    assert preprocessing_of(Images(*steps, transforms.ToTensor(), NORMALISE), images) == known
+    assert preprocessing_of(ConcatDataset([Images(RESIZED), Images(image_transform(8, MEAN, STD))]), images) == known
+    assert preprocessing_of(Images(), images) == {"input_size": (3, 8, 8)}

@@ -7,19 +7,20 @@ import torch
 from PIL import Image
 
 from gkd_plugin.config.tree import dump
-from gkd_plugin.data.transforms import Preprocessing
 from gkd_plugin.runner.models import build_model
 from gkd_plugin.runner.run_folder import write_json
 from gkd_plugin.runner.weights import save_student
 from tests.runner.fakes import model, student_config
 
 CLASSES = ["ant", "bee", "cat", "dog"]
-PHOTOS = Preprocessing((3, 32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (36,), "bilinear")
+MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+PHOTOS = {"input_size": [3, 32, 32], "mean": MEAN, "std": STD}
+PHOTOS |= {"crop_pct": 32 / 36, "crop_mode": "center", "interpolation": "bilinear"}
 """As image_transform(32, …, resize=36)."""
 
 
 def fake_run(
-    folder: Path, entry: dict[str, Any] | None = None, known: Preprocessing | None = PHOTOS, **about: Any
+    folder: Path, entry: dict[str, Any] | None = None, known: dict[str, Any] | None = PHOTOS, **about: Any
 ) -> Any:
     """Writes the run of a student (test_vit) with a teacher; gives the student as the run had it."""
     tree = student_config()
@@ -28,7 +29,7 @@ def fake_run(
     (folder / "config.yaml").write_text(dump(tree), encoding="utf-8")
     torch.manual_seed(0)
     student = build_model("models.student_model", entry).eval()
-    about = {"classes": CLASSES, "epochs": (2, 2), **about} | ({} if known is None else {"preprocessing": vars(known)})
+    about = {"classes": CLASSES, "epochs": (2, 2), **about} | ({} if known is None else {"preprocessing": known})
     save_student(student, folder / "student.safetensors", about)
     final = {"top1": 87.5, "ncm_top1": 75.0, "samples": 24, "on": "test"}
     about = {"config": "own.yaml", "status": "finished", "seed": 3, "final": final, "versions": {"timm": "1.0"}}
