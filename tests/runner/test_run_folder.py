@@ -71,6 +71,7 @@ def test_files_of_a_run_and_earlier_runs_that_are_kept(tmp_path):
 def test_overwriting_deletes_what_runs_write_and_going_on_deletes_nothing(tmp_path):
     path = tmp_path / "x"
     written = ("stages/stage1.safetensors", "student.safetensors", "checkpoints/1/state", "diagnostics/a.png")
+    written += ("export/student.onnx",)
     own = ("teacher.pt", "stages/mine.txt", "notes.txt")
     finished_run(path)
     for name in (*written, *own):
