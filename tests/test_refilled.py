@@ -27,6 +27,7 @@ except SystemExit as ended:
         (["evaluate", "--help"], 0, "--checkpoint"),
         (["compare", "--help"], 0, "--score"),
         (["diagnose", "--help"], 0, "--projection"),
+        (["export", "--help"], 0, "torch-export"),
         (["--version"], 0, f"refilled {gkd_plugin.__version__}\n"),
         (["fly"], 2, "invalid choice: 'fly'"),
         (["compare", "x.yaml", "--output", "x", "--score", "top2"], 2, "invalid choice: 'top2'"),

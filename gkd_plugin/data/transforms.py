@@ -166,12 +166,17 @@ def _cut(dataset: Any, size: tuple[int, ...]) -> tuple[float, str, str] | None:
         return None
     step = steps[names.index("Resize")]
     sides = (step.size,) if isinstance(step.size, int) else tuple(step.size or size)
-    for rounding in (0, 0.5):  # timm rounds side / crop_pct down
-        share = size[0] / (sides[0] + rounding)
-        if not step.max_size and [math.floor(side / share) for side in size] == [*sides] * (2 // len(sides)):
-            mode = "center" if len(sides) == 1 else "squash"
-            return share, mode, str(getattr(step.interpolation, "value", step.interpolation))
-    return None  # timm has no words for it
+    share = crop_pct(size[0], sides[0])
+    if step.max_size or [math.floor(side / share) for side in size] != [*sides] * (2 // len(sides)):
+        return None  # timm has no words for it
+    mode = "center" if len(sides) == 1 else "squash"
+    return share, mode, str(getattr(step.interpolation, "value", step.interpolation))
+
+
+def crop_pct(side: int, scaled: int) -> float:
+    """timm's word for cutting ``side`` out of ``scaled`` pixels; timm rounds side / crop_pct down."""
+    share = side / scaled
+    return share if math.floor(side / share) == scaled else side / (scaled + 0.5)
 
 
 def _steps(transform: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.data.files import existing_folder, images_below, read_image, upright_rgb
 from gkd_plugin.data.images import images_of_classes
-from gkd_plugin.data.transforms import checked_size
+from gkd_plugin.data.transforms import checked_size, crop_pct
 from gkd_plugin.errors import ConfigError, user_can_mend
 from gkd_plugin.models.timm_model import check_model_name
 from gkd_plugin.runner.accuracy import classes_without_sample, evaluate
@@ -68,7 +68,9 @@ class DistilledStudent:
             transform.transforms.insert(0, transforms.Grayscale())
         if own_size is not None:  # after all else, as in the run
             transform.transforms.append(transforms.Resize(own_size, transforms.InterpolationMode.BICUBIC))
-            known |= {"input_size": (known["input_size"][0], *own_size), "interpolation": "bicubic"}
+            share = crop_pct(own_size[0], round(own_size[0] / known["crop_pct"]))
+            own = {"input_size": (known["input_size"][0], *own_size), "crop_pct": share, "interpolation": "bicubic"}
+            known = {**known, **own}
         names = file.classes
         if names is None:
             names = [str(label) for label in range(_scores(model, torch.zeros(1, *known["input_size"])).shape[1])]
