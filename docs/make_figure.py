@@ -25,8 +25,9 @@ LINES = {
 SAME_CLASSES_ONLY = {"kd-tuned": ("KD", "P"), "dist-tuned": ("DIST", "X"), "srd": ("SRD", "*")}
 # label → the case in the CSV file, and the case of its cross-entropy
 CASES = {
-    "pretrained,\n10 of each": ("pretrained, 20 views", "pretrained, 20 views"),
-    "pretrained,\n30 of each": ("pretrained, 30 of each", "pretrained, 30 of each"),
+    "pretrained,\n10 of each": ("pretrained, 60 epochs", "pretrained, 60 epochs"),
+    "pretrained, 10 of each,\n20 epochs": ("pretrained, 20 views", "pretrained, 20 views"),
+    "pretrained, 30 of each,\n20 epochs": ("pretrained, 30 of each", "pretrained, 30 of each"),
     "pretrained, 10 of each\n+ photos without labels": ("pretrained, unlabelled", "pretrained, 20 views"),
     "from scratch,\n10 of each": ("from scratch, 100 views", "from scratch, 100 views"),
     "from scratch, 10 of each\n+ photos without labels": ("from scratch, unlabelled", "from scratch, 100 views"),
