@@ -39,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(Path.cwd()) not in sys.path:  # a YAML may name modules there, as with python -m gkd_plugin
         sys.path.append(str(Path.cwd()))
-    with stoppable(), _console_log(options.log, logging.DEBUG if options.debug else options.level):
+    with _console_log(options.log, logging.DEBUG if options.debug else options.level):
         try:
             if options.command in (_compare, _diagnose):
                 require_extra("report", options.name)
-            code: int = options.command(options)
+            with stoppable():
+                code: int = options.command(options)
             if distributed.is_initialized():  # by Accelerate, under torchrun
                 distributed.destroy_process_group()
         except (ConfigError, OSError) as error:
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gkd_plugin.runner.run import FAILED, run_all
-    from gkd_plugin.runner.run_folder import results_table
+    from gkd_plugin.runner.run import run_all
+    from gkd_plugin.runner.run_folder import FAILED, results_table
 
     given = {name: getattr(options, name) for name in ("overrides", "output", "seed", "device", "earlier")}
     summaries = run_all(options.config, **given)
@@ -141,7 +142,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from gkd_plugin.compare.compare import Comparison, compare
-    from gkd_plugin.compare.grid import FAILED
+    from gkd_plugin.runner.run_folder import FAILED
 
     table, results = compare(Comparison(**{field.name: getattr(options, field.name) for field in fields(Comparison)}))
     print(f"\n{table}")

@@ -28,11 +28,12 @@ from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read, walk
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.run import run_config, run_probe
-from gkd_plugin.runner.run_folder import package_versions, read_json, write_json
+from gkd_plugin.runner.run_folder import FAILED, FINISHED, package_versions, read_json, write_json
+from gkd_plugin.runner.stopping import handled_by
 
 logger = logging.getLogger(__name__)
 
-FINISHED, FAILED, NOT_SERVED = "finished", "failed", "not served"
+NOT_SERVED = "not served"
 _INPUTS, _PACKAGE = "inputs.json", "gkd_plugin"
 
 
@@ -117,7 +118,7 @@ def _known(cell: Cell, results: Mapping[Path, Result]) -> Result | None:
     if teacher and teacher.status != FINISHED:
         return Result(cell, FAILED, reason=f"its teacher ({teacher.cell.title}): {teacher.reason}")
     summary, config_file = read_json(cell.folder / "summary.json"), cell.folder / "config.yaml"
-    if summary.get("status") != "finished" or not config_file.exists():
+    if summary.get("status") != FINISHED or not config_file.exists():
         return None
     is_same = config_file.read_text("utf-8") == cell.config.read_text("utf-8") and summary.get("seed") == cell.seed
     reason = stale_input(cell) if is_same else "its configuration has changed since it ran"
@@ -196,11 +197,8 @@ def _start_worker(threads: int, processes: dict[Any, BaseProcess]) -> Connection
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, threads))
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the comparison, which ends its workers
-    try:
+    with handled_by(signal.SIG_IGN, [signal.SIGINT]):  # Ctrl-C is for the comparison, which ends its workers
         process.start()  # inherits it, while it still imports, too
-    finally:
-        signal.signal(signal.SIGINT, before)
     theirs.close()  # so that the end of the process is the end of what can be read
     processes[ours] = process
     return ours

@@ -21,7 +21,7 @@ from gkd_plugin.runner.accuracy import Score, classes_without_centre
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.models import TEACHER, build_model
 from gkd_plugin.runner.parts import build_box, build_test_loader
-from gkd_plugin.runner.run_folder import RunFolder, read_json
+from gkd_plugin.runner.run_folder import FINISHED, RunFolder, read_json
 from gkd_plugin.runner.weights import load_weights
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 from gkd_plugin.teacher.fitting import in_order
@@ -121,7 +121,7 @@ def _finished_summary(path: Path) -> dict[str, Any]:
     summary = read_json(file)
     if not summary:
         raise ConfigError(f"{file}: is damaged: must be a JSON object with status and seed, as refilled run wrote it")
-    if summary.get("status") != "finished":
+    if summary.get("status") != FINISHED:
         raise ConfigError(f"{path}: the run is not finished (status: {summary.get('status')}); diagnose needs its end")
     whole_number(f"{file}: seed", summary.get("seed"), low=0, high=2**32 - 1)
     return summary

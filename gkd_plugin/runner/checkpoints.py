@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -16,7 +17,10 @@ from gkd_plugin.data.labels import length_of
 from gkd_plugin.data.views import RandomStates
 from gkd_plugin.errors import ConfigError, first_line
 from gkd_plugin.runner.run_folder import FOLDER, read_json, told_unwritten, write_json
+from gkd_plugin.runner.stopping import heeded
 from gkd_plugin.teacher import RefilledTeacher
+
+logger = logging.getLogger(__name__)
 
 _PROGRESS, _STATE, _UNFINISHED = "progress.json", "state", ".unfinished"
 _SHARE = 0.02  # of the time, at most, goes into checkpoints at the end of epochs
@@ -55,22 +59,37 @@ class Loading:
 
     def __init__(self) -> None:
         self.states = RandomStates()  # before the first batch; in the end those after the last one
+        self._models: RandomStates | None = None  # while a batch is loaded
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of the loader."""
         batches: Iterator[Any] | None = None
         while True:
-            others = RandomStates()
-            self.states.restore()
+            self._models = RandomStates()
             try:
-                batches = iter(loader) if batches is None else batches
-                batch = next(batches, None)
+                self.states.restore()
+                batches = _begun(loader) if batches is None else batches
+                with heeded():
+                    batch = next(batches, None)
             finally:
                 self.states = RandomStates()
-                others.restore()
+                self.end()
             if batch is None:
                 return
             yield batch
+
+    def end(self) -> None:
+        """The random states are those of the models again, also where a request to stop came before they were."""
+        if self._models is not None:
+            self._models.restore()
+            self._models = None
+
+
+def _begun(loader: Iterable[Any]) -> Iterator[Any]:
+    order = getattr(loader, "synchronized_generator", None)  # of several processes, with a state of its own
+    if order is not None:
+        order.manual_seed(int(torch.randint(2**62, ())))
+    return iter(loader)
 
 
 class Checkpoints:
@@ -112,6 +131,8 @@ class Checkpoints:
             raise ConfigError(f"--resume: {self._last()} cannot be read: {first_line(error)}; {advice}") from error
 
         self._models = RandomStates()
+        if getattr(box.train_data_loader, "persistent_workers", False):
+            logger.warning("persistent_workers: new workers draw other random transforms than those of the run would")
 
     def begin(self, box: Any, loading: Loading, *, is_resumed: bool) -> RandomStates | None:
         """An epoch begins, or goes on: then its batches come as before; gives the random states of the models."""
@@ -162,25 +183,31 @@ class Checkpoints:
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate: what it does not keep itself."""
-        box = self.box
-        parts = {name: part.state_dict() for name, part in _parts(box)}
-        counts = {"stage_grad_count": box.stage_grad_count, "iteration": getattr(box.train_data_loader, "iteration", 0)}
-        samples = length_of(box.train_data_loader.dataset)
-        loading = gather_object([None if self._before is None else self._before.values])
-        return {"parts": parts, "counts": counts, "samples": samples, "loading": loading}
+        parts = {name: part.state_dict() for name, part in _parts(self.box)}
+        own = {"parts": parts, "loading": None if self._before is None else self._before.values}
+        gradients = [parameter.grad for parameter in _trained(self.box)]  # where they accumulate, between two updates
+        steps = self.box.stage_grad_count
+        return {"sizes": self._sizes(), "steps": steps, "gradients": gradients, "ranks": gather_object([own])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """For Accelerate."""
-        box, samples = self.box, length_of(self.box.train_data_loader.dataset)
-        if state["samples"] != samples:
-            text = f"the training set has {samples} samples, and had {state['samples']}"
-            raise ConfigError(f"{text}: the same run cannot go on")
-        for name, part in _parts(box):
-            part.load_state_dict(state["parts"][name])
-        box.stage_grad_count = state["counts"]["stage_grad_count"]
-        box.train_data_loader.iteration = state["counts"]["iteration"]
-        values = state["loading"][self.accelerator.process_index]
-        self._before = None if values is None else RandomStates(values)
+        if (made := state["sizes"]) != (now := self._sizes()):
+            raise ConfigError(f"made with {made}, now {now}: the same run cannot go on")
+        own = state["ranks"][self.accelerator.process_index]
+        for name, part in _parts(self.box):
+            part.load_state_dict(own["parts"][name])
+        for parameter, gradient in zip(_trained(self.box), state["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        self.box.stage_grad_count = state["steps"]
+        self._before = None if own["loading"] is None else RandomStates(own["loading"])
+
+    def _sizes(self) -> str:
+        count = length_of(self.box.train_data_loader.dataset)
+        return f"{count} training samples in {self.accelerator.num_processes} processes"
+
+
+def _trained(box: Any) -> list[nn.Parameter]:
+    return [parameter for group in box.optimizer.param_groups for parameter in group["params"]]
 
 
 def _parts(box: Any) -> Iterator[tuple[str, Any]]:

@@ -72,6 +72,8 @@ class Parts:
             built = cache.fix_views(built, {stage.path: stage.section for stage in stages})
         self._rehearse(built, teacher, placement, images)
         self.box = build_box(built, teacher, student, placement, accelerator)
+        if teacher is not None:
+            self.box.teacher_model.eval()  # torchdistill's processes leave it as it is
         if cache is not None and not is_trial:
             cache.open(self.box, accelerator)
         compile_models(placement.compile, student, teacher)

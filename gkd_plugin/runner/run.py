@@ -18,15 +18,23 @@ from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.config import RunConfig, checked_config, load_config
 from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import Stage, student_entry
-from gkd_plugin.errors import ConfigError, told_at
+from gkd_plugin.errors import ConfigError, first_line, raised_in, told_at
 from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy
-from gkd_plugin.runner.checkpoints import Checkpoints
+from gkd_plugin.runner.checkpoints import Checkpoints, Progress
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.dry_run import dry_run
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres, without_weights
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
-from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, holds_run, numbered, package_versions
+from gkd_plugin.runner.run_folder import (
+    FAILED,
+    FINISHED,
+    RunFolder,
+    check_run_folder,
+    holds_run,
+    numbered,
+    package_versions,
+)
 from gkd_plugin.runner.training import Training
 from gkd_plugin.runner.weights import load_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.teacher import RefilledTeacher
@@ -34,7 +42,6 @@ from gkd_plugin.teacher import RefilledTeacher
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-FINISHED, FAILED = "finished", "failed"
 
 
 def run_all(
@@ -56,14 +63,20 @@ def run_all(
     and so on; ``'overwrite'``; ``'resume'``, the last one of these goes on. Of several configurations, one that fails
     while it runs has the status 'failed', and the others run; a single one raises what stopped it.
     """
-    folders = [_numbered_folder(folder, earlier) for folder in _folders(paths, output)]
+    folders: list[Path] = []
     written: dict[str, str] = {}
     configs: list[RunConfig] = []
-    for path, folder in zip(paths, folders, strict=True):
-        config = load_config(path, overrides, produced=tuple(written))
-        moved = _with_moved_checkpoints(config, folder, written)
-        if moved != config.tree:
-            config = checked_config(path, moved, config.notices, produced=tuple(written.values()))
+    for path, base in zip(paths, _folders(paths, output), strict=True):
+        read = load_config(path, overrides, produced=tuple(written))
+        folder = _numbered_folder(base, earlier)
+        config, known = _placed(read, folder, written)
+        there = RunFolder(folder)
+        if earlier == "resume" and there.is_finished and (differs := there.other_than(config.text, seed)):
+            folder = _numbered_folder(base, "keep")
+            config, known = _placed(read, folder, written)
+            logger.info("%s: the next run, in %s", differs, folder)
+        written = known
+        folders.append(folder)
         with told_at(f"{path}: "):
             read_placement(config.tree, device)
         destination = student_entry(config.tree)[1].get("dst_ckpt")
@@ -77,10 +90,12 @@ def run_all(
         try:
             mode = earlier.replace("keep", "aside")
             summaries.append(run_config(config, folder, seed=seed, device=device, earlier=mode))
-        except (ConfigError, OSError) as error:  # noqa: PERF203
+        except Exception as error:  # noqa: PERF203  # whatever it is, the others run
             if len(configs) == 1:
                 raise
-            logger.error("%s", error)  # noqa: TRY400  # in one line; the next one runs
+            is_known = isinstance(error, ConfigError | OSError)
+            text = str(error) if is_known else f"{config.path}: {first_line(error)} ({raised_in(error)})"
+            logger.error("%s", text)  # noqa: TRY400
             summaries.append({"config": str(config.path), "status": FAILED})
     return summaries
 
@@ -123,20 +138,28 @@ def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
     return folders
 
 
-def _with_moved_checkpoints(config: RunConfig, folder: Path, written: dict[str, str]) -> dict[str, Any]:
-    """The config's tree with its checkpoints where this command writes them; ``written`` maps the YAML's to these."""
+def _placed(config: RunConfig, folder: Path, written: Mapping[str, str]) -> tuple[RunConfig, dict[str, str]]:
+    """The config with its checkpoints where this command writes them, and ``written`` with its own.
+
+    ``written`` maps the checkpoints of the YAML files to these.
+    """
     models = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in config.tree["models"].items()}
     for entry in models.values():
         if isinstance(entry, dict) and entry.get("src_ckpt") is not None:
             entry["src_ckpt"] = written.get(absolute(entry["src_ckpt"]), entry["src_ckpt"])
     student = student_entry({"models": models})[1]
-    destination = student.get("dst_ckpt")
+    destination, known = student.get("dst_ckpt"), dict(written)
     if destination is not None:
         inside = Path(destination).relative_to(RUNS).parts if Path(destination).is_relative_to(RUNS) else ()
         if inside[1:]:  # runs/<any>/…: a copy of a configuration does not write where that one does
             student["dst_ckpt"] = str(folder.joinpath(*inside[1:]))
-        written[absolute(destination)] = student["dst_ckpt"]
-    return {**config.tree, "models": models}
+        known[absolute(destination)] = student["dst_ckpt"]
+        if student["dst_ckpt"] != destination and Path(destination).exists():
+            logger.info("%s: writes %s; %s stays as it is", config.path, student["dst_ckpt"], destination)
+    tree = {**config.tree, "models": models}
+    if tree == config.tree:
+        return config, known
+    return checked_config(config.path, tree, config.notices, produced=tuple(known.values())), known
 
 
 def run_config(
@@ -159,15 +182,17 @@ def run_config(
         set_seed(seed)
         folder = RunFolder(output, accelerator.is_main_process, earlier)
         if earlier == "resume":
-            folder.check_same(config.text, seed)
-            if (summary := folder.summary).get("status") == FINISHED:
+            if differs := folder.other_than(config.text, seed):
+                raise ConfigError(f"--resume: {differs}")
+            if folder.is_finished:
                 logger.info("%s → %s: has finished; nothing is left to train", config.path, output)
-                return summary
+                return folder.summary
         cache = TeacherCache.from_section(config.tree.get("teacher_cache"))
         with _held_back() as records:
             parts = Parts(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
     with folder.opened(config.text):
+        accelerator.wait_for_everyone()  # an earlier run's checkpoints are gone
         for record in records:
             logging.getLogger(record.name).handle(record)
         for notice in config.notices:
@@ -228,10 +253,15 @@ def _run(
         "stages": {stage.name: {"num_epochs": stage.epochs, "epochs": []} for stage in parts.stages},
         "warnings": folder.warnings,
     }
-    if checkpoints is not None:
-        start -= _restore(folder, summary, checkpoints)
-        checkpoints.summary = summary
+    found = None if checkpoints is None else checkpoints.last()
+    if found is not None:
+        start -= _restore(folder, summary, *found)
+    elif holds_run(folder.path):
+        logger.warning("%s holds no checkpoint: the run begins anew", folder.path)
+    folder.write_metrics(_rows(summary))
     folder.write_summary(summary)
+    if checkpoints is not None:
+        checkpoints.summary = summary
     try:
         _train(parts, folder, summary, start, checkpoints)
         summary["status"] = FINISHED
@@ -253,18 +283,14 @@ def _run(
     parts.box.clean_modules()
 
 
-def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoints) -> float:
+def _restore(folder: RunFolder, summary: dict[str, Any], at: Progress, before: Mapping[str, Any]) -> float:
     """Takes over what the summary of the last checkpoint says; the seconds that its run had taken."""
-    found = checkpoints.last()
-    if found is None:
-        return 0.0
-    at, before = found
-    for name, version in before["versions"].items():
-        if version != summary["versions"].get(name):
-            logger.warning("%s is %s now, was %s: results may differ", name, summary["versions"].get(name), version)
-    summary |= {key: value for key, value in before.items() if key not in ("status", "versions", "warnings")}
+    now = {**summary["versions"], "device": summary["device"]}
+    for name, was in {**before["versions"], "device": before["device"]}.items():
+        if was != now.get(name):
+            logger.warning("%s is %s now, was %s: results may differ", name, now.get(name), was)
+    summary |= {key: value for key, value in before.items() if key not in ("status", "versions", "device", "warnings")}
     folder.warnings.extend(text for text in before["warnings"] if text not in folder.warnings)
-    folder.write_metrics(_rows(summary))
     logger.info("goes on after update %d, in epoch %d of stage %d", at.updates, at.epoch, at.stage + 1)
     return float(before.get("wall_seconds", 0.0))
 

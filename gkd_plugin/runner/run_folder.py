@@ -19,6 +19,7 @@ from gkd_plugin.errors import ConfigError, first_line
 
 PACKAGES = ["gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"]
 PACKAGES += ["scikit-learn"]
+FINISHED, FAILED = "finished", "failed"
 _CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.jsonl", "log.txt"
 _FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json"}
 FOLDER = "checkpoints"
@@ -78,11 +79,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
-    """Refuses a file, and a folder without an earlier run that holds more than ``*.log`` and the ``checkpoint``."""
+    """Refuses a file, and a folder without an earlier run that holds more than ``*.log`` and the ``checkpoint``.
+
+    A lock that is there shows a run that was killed before it had a summary.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    paths = [path for path in folder.iterdir() if path.suffix != ".log"] if folder.exists() else []
-    names = sorted(path.name for path in paths if path != checkpoint and path.name not in (_LOCK, FOLDER))
+    ours = {_LOCK, FOLDER, *(_FILES | _FOLDERS.keys() if (folder / _LOCK).exists() else ())}
+    paths = [path for path in folder.iterdir() if path != checkpoint] if folder.exists() else []
+    names = sorted(p.name for p in paths if p.name not in ours and not p.suffix.startswith((".log", ".tmp")))
     if names and not holds_run(folder):
         shown = f"{', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
         raise ConfigError(f"--output: {folder} holds {shown} and no earlier run; name a new folder")
@@ -126,18 +131,22 @@ class RunFolder:
         """The student's weights at the end of a stage that others follow."""
         return self.path / "stages" / f"{stage}.safetensors"
 
-    def check_same(self, config_text: str, seed: int) -> None:
-        """Refuses to go on with a run of another configuration or seed."""
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run has come to its end there."""
+        return bool(self.summary.get("status") == FINISHED)
+
+    def other_than(self, config_text: str, seed: int) -> str:
+        """What is not as in the run that is there, a configuration or a seed; empty where there is none, or nothing."""
         if not holds_run(self.path):
-            return
+            return ""
         there = (self.path / _CONFIG).read_text("utf-8")
-        pairs = zip_longest(there.splitlines(), config_text.splitlines(), fillvalue="")
-        differing = [pair for pair in pairs if pair[0] != pair[1]]
-        if differing:
-            before, now = (line.strip() for line in differing[0])
-            raise ConfigError(f"--resume: {self.path} was begun with {before!r}, the configuration now says {now!r}")
-        if (begun := self.summary.get("seed")) != seed:
-            raise ConfigError(f"--resume: {self.path} was begun with --seed {begun}, and {seed} is given")
+        for before, now in zip_longest(there.splitlines(), config_text.splitlines(), fillvalue=""):
+            if before != now:
+                given = f"was begun with {before.strip()!r}, the configuration now says {now.strip()!r}"
+                return f"{self.path} {given}"
+        begun = self.summary.get("seed")
+        return "" if begun == seed else f"{self.path} was begun with --seed {begun}, and {seed} is given"
 
     @contextmanager
     def opened(self, config_text: str) -> Iterator[None]:
@@ -147,6 +156,8 @@ class RunFolder:
         """
         with self._locked():
             if self.is_main:
+                for half in self.path.rglob(".*.tmp[0-9]*"):  # of write_atomically() in a process that was killed
+                    half.unlink(missing_ok=True)
                 self._make_room()
                 write_atomically(self.path / _CONFIG, lambda file: file.write_text(config_text, encoding="utf-8"))
             with self._log_file():
@@ -166,6 +177,8 @@ class RunFolder:
             self.path.rename(aside)
             logger.info("the earlier run in %s is kept as %s", self.path, aside)
         with self._lock():
+            if self.earlier == "resume" and self.is_finished:
+                raise ConfigError(f"--resume: {self.path} has finished meanwhile")
             yield
 
     @contextmanager
@@ -180,7 +193,8 @@ class RunFolder:
         try:
             yield
         finally:
-            (self.path / _LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps it while it is open
+                (self.path / _LOCK).unlink()
             lock.release()
 
     def _make_room(self) -> None:

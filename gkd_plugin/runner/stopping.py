@@ -1,11 +1,15 @@
 """Requests to stop: Ctrl-C, and the signals by which schedulers announce that a machine will be taken away."""
 
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from gkd_plugin.errors import ConfigError
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(KeyboardInterrupt):
@@ -17,35 +21,67 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Requests:
-    """What has come while it had to wait."""
+    """What has come to this process, and whether it has to wait."""
 
-    waits = False
+    process = 0
     number: int | None = None
+    waits = False
+
+
+@contextmanager
+def handled_by(handler: Any, numbers: Iterable[int]) -> Iterator[None]:
+    """Handles signals otherwise, in the main thread; Python lets no other thread say so."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if is_main}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Lets each of :data:`SIGNALS` raise :class:`Stopped`, at once or at the end of what is :func:`undivided`."""
-    before = {number: signal.signal(number, _stop) for number in SIGNALS}
-    try:
+    _Requests.process, _Requests.number = os.getpid(), None
+    with handled_by(_stop, SIGNALS), heeded():
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stop(number: int, _frame: Any) -> None:
-    if not _Requests.waits:
-        raise Stopped(number)
+    if os.getpid() != _Requests.process:  # a worker, which ends with the process that it works for
+        if number == signal.SIGTERM:
+            os._exit(128 + number)
+        return
     if _Requests.number is not None:  # the second one does not wait, and nothing is kept of what it divides
         raise KeyboardInterrupt(signal.Signals(number).name)
     _Requests.number = number
+    if hasattr(signal, "SIGCHLD"):  # workers were asked, too: torch raises an error wherever it hears of their end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if not _Requests.waits:
+        raise Stopped(number)
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """An error after a request to stop is the request: workers that were asked, too, have ended.
+
+    The request itself may have been raised where Python drops errors: in a destructor, or as a worker began.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if _Requests.number is None:
+            raise
+        raise Stopped(_Requests.number) from error
 
 
 @contextmanager
 def undivided() -> Iterator[None]:
     """What belongs together, such as an update and the count of it: a request to stop waits for the end."""
-    _Requests.waits, _Requests.number = True, None
+    _Requests.waits = True
     try:
         yield
     finally:

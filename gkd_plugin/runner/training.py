@@ -17,12 +17,12 @@ from gkd_plugin.box.schedule import tell_schedule
 from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.data import UNLABELLED, FixedViews, seeded
+from gkd_plugin.data import UNLABELLED, seeded
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, first_line, raised_in
 from gkd_plugin.runner.accuracy import LAST_EPOCHS, evaluate, student_ncm
 from gkd_plugin.runner.checkpoints import Checkpoints, Loading, Progress
-from gkd_plugin.runner.stopping import Stopped, undivided
+from gkd_plugin.runner.stopping import Stopped, heeded, undivided
 from gkd_plugin.teacher import RefilledTeacher
 
 logger = logging.getLogger(__name__)
@@ -73,18 +73,20 @@ class Training:
                 if at.is_over:
                     at = Progress(index, number, updates=at.updates)
                 row: dict[str, Any] = {"stage": stage.name, "epoch": number}
+                trained = at.seconds  # of an epoch that goes on
                 try:
                     row |= self._train_epoch(stage, at)
                     if number == 1:  # the local classifier is fitted, and the teacher cache opened
-                        row["preparation_seconds"] = time.perf_counter() - start - row["seconds"]
-                    row |= self._validate(stage, number)
+                        row["preparation_seconds"] = time.perf_counter() - start - (row["seconds"] - trained)
+                    with heeded():
+                        row |= self._validate(stage, number)
                     at.top1 = row.get("top1")
                     with undivided():  # what the caller does with the row, too
                         yield stage, row
                         at.is_over = True
-                        self._save(at, only_when_due=True)
+                        self._save(at)
                 except Stopped:
-                    self._save(at)
+                    self._save(at, is_stopped=True)
                     raise
                 self._finish_epoch(at, is_stage_end=number == stage.epochs)
 
@@ -105,8 +107,7 @@ class Training:
         box, title = self.box, f"{stage.name} {at.epoch}/{stage.epochs}"
         epoch = self._epochs_before(at)
         box.pre_epoch_process(epoch=epoch)
-        if isinstance(box.train_data_loader.dataset, FixedViews):
-            box.train_data_loader.dataset.set_epoch(epoch)
+        box.train_data_loader.iteration = at.epoch - 1  # what Accelerate tells samplers and FixedViews
         at.lr = at.lr if at.step else box.optimizer.param_groups[0]["lr"]
         loading, start = Loading(), time.perf_counter() - at.seconds
         models = self.checkpoints.begin(box, loading, is_resumed=at.step > 0) if self.checkpoints is not None else None
@@ -118,9 +119,10 @@ class Training:
                     with undivided():
                         self._step(f"{title}, step {step}", batch, at)
                         at.step, at.updates, at.seconds = step, at.updates + 1, time.perf_counter() - start
-                        self._save(at, only_when_due=True)
+                        self._save(at)
             except Stopped:
-                self._save(at)  # here, where the random states are those of the models
+                loading.end()
+                self._save(at, is_stopped=True)  # here, where the random states are those of the models
                 raise
         loading.states.restore()
         if stage.kind == "embedding" and not at.has_pairs:
@@ -163,7 +165,8 @@ class Training:
         try:
             loss = self.box.forward_process(images, labels, *batch[2:3])
             value = loss.item()
-            if math.isfinite(value):
+            at.count(len(images), {"loss": value, **getattr(self.box.criterion, "terms", {})})
+            if math.isfinite(value):  # a GPU that now goes back through the model is not waited for
                 self.box.post_forward_process(loss=loss)
         except ConfigError:
             raise
@@ -176,7 +179,6 @@ class Training:
         if not math.isfinite(value):
             lacks = "" if known else " (the batch has no image with a label: MixedBatchSampler gives each some)"
             raise ConfigError(f"the loss is {value} at {place}{lacks}: stopped before the weights changed")
-        at.count(len(images), {"loss": value, **getattr(self.box.criterion, "terms", {})})
         at.has_pairs = at.has_pairs or 1 < len(set(known)) < len(known)
 
     def _validate(self, stage: Stage, epoch: int) -> dict[str, Any]:
@@ -230,6 +232,11 @@ class Training:
         """The student as the box has it."""
         return cast("nn.Module", getattr(self.box, "student_model", None) or self.box.model)
 
-    def _save(self, at: Progress, *, only_when_due: bool = False) -> None:
-        if self.checkpoints is not None and (at.step or at.is_over):
-            (self.checkpoints.save_when_due if only_when_due else self.checkpoints.save)(at)
+    def _save(self, at: Progress, *, is_stopped: bool = False) -> None:
+        """A checkpoint where one is due; or at once, but several processes do not stop at the same step."""
+        if self.checkpoints is None or not (at.step or at.is_over):
+            return
+        if not is_stopped:
+            self.checkpoints.save_when_due(at)
+        elif self.accelerator.num_processes == 1:
+            self.checkpoints.save(at)
