@@ -131,6 +131,7 @@ class Checkpoints:
             raise ConfigError(f"--resume: {self._last()} cannot be read: {first_line(error)}; {advice}") from error
 
         self._models = RandomStates()
+        box.optimizer.optimizer._opt_called = True  # noqa: SLF001  # in its run: torch warns where a schedule goes first
         if getattr(box.train_data_loader, "persistent_workers", False):
             logger.warning("persistent_workers: new workers draw other random transforms than those of the run would")
 

@@ -43,9 +43,12 @@ def handled_by(handler: Any, numbers: Iterable[int]) -> Iterator[None]:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Lets each of :data:`SIGNALS` raise :class:`Stopped`, at once or at the end of what is :func:`undivided`."""
-    _Requests.process, _Requests.number = os.getpid(), None
-    with handled_by(_stop, SIGNALS), heeded():
-        yield
+    _Requests.process = os.getpid()
+    try:
+        with handled_by(_stop, SIGNALS), heeded():
+            yield
+    finally:
+        _Requests.number = None
 
 
 def _stop(number: int, _frame: Any) -> None:

@@ -31,7 +31,7 @@ class NoisyImages(TinyImages):
 
 
 def config(variant):
-    """Both stages, four epochs and four steps each; dropout, momentum, a queue and a schedule have states."""
+    """Both stages, four epochs and four steps each; dropout, momentum, queues, gradients and a schedule have states."""
     tree = student_config()
     tree["datasets"]["train"] = call("tests.runner.killed.NoisyImages", seed=0)
     del tree["models"]["teacher_model"]["src_ckpt"], tree["models"]["student_model"]["dst_ckpt"]
@@ -42,7 +42,7 @@ def config(variant):
         stage["train_data_loader"]["kwargs"] |= {"batch_size": 7, "num_workers": 2 * (variant == "workers")}
     tree["train"]["stage1"]["criterion"]["kwargs"]["queue_size"] = 20
     tree["train"]["stage2"]["criterion"]["kwargs"] = {"stage": "joint", "queue_size": 20}
-    tree["train"]["stage2"]["optimizer"] = {"key": "AdamW", "kwargs": {"lr": 0.01}}
+    tree["train"]["stage2"]["optimizer"] = {"key": "AdamW", "grad_accum_step": 2, "kwargs": {"lr": 0.01}}
     if variant == "cache":
         tree["teacher_cache"] = {"views": 2, "folder": "cache"}
     return dump(tree)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from gkd_plugin.config.config import load_config
+from gkd_plugin.data import RandomStates
 from gkd_plugin.losses.relationship import RelationshipLoss
 from gkd_plugin.losses.rivals import QueueDistillation
 from gkd_plugin.runner import checkpoints
@@ -31,7 +33,7 @@ KILLED = [sys.executable, "-m", "tests.runner.killed"]
         ("plain", 4, "SIGKILL"),
         ("cache", 2, "SIGKILL"),
         ("workers", 2, "SIGKILL"),
-        ("plain", 2, "SIGTERM"),
+        ("workers", 2, "SIGTERM"),
         pytest.param("plain", 50, "SIGKILL", marks=pytest.mark.slow),
         pytest.param("cache", 25, "SIGKILL", marks=pytest.mark.slow),
         pytest.param("workers", 25, "SIGKILL", marks=pytest.mark.slow),
@@ -55,6 +57,7 @@ class Box:
     def __init__(self, samples=5):
         self.criterion, self.teacher_model = RelationshipLoss(queue_size=4), None
         self.train_data_loader = torch.utils.data.DataLoader(range(samples))
+        self.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
 
 
 def made(folder, samples=5, **settings):
@@ -137,6 +140,34 @@ def test_the_batches_of_an_epoch_come_again_whatever_is_drawn_between_them():
     assert all(torch.equal(first, second) for first, second in zip(*drawn, strict=True))
 
 
+def test_several_processes_share_an_order_that_comes_again():
+    order = torch.Generator()
+    loader = torch.utils.data.DataLoader(range(20), shuffle=True, generator=order)
+    loader.synchronized_generator = order  # as Accelerate has it
+    first, again = Loading(), Loading()
+    again.states = first.states
+    assert list(first.batches(loader)) == list(again.batches(loader)) != list(first.batches(loader))
+
+
+def test_a_stop_while_a_batch_is_loaded_leaves_the_random_states_of_the_models(monkeypatch):
+    restore, loading, calls = RandomStates.restore, Loading(), []
+
+    def interrupted(states):
+        calls.append(states)
+        if len(calls) == 2:
+            raise Stopped(signal.SIGTERM)
+        restore(states)
+
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    monkeypatch.setattr(RandomStates, "restore", interrupted)
+    with pytest.raises(Stopped):
+        next(loading.batches(torch.utils.data.DataLoader(range(5), shuffle=True)))
+    loading.end()
+    assert torch.equal(torch.rand(3), wanted)
+
+
 @pytest.mark.parametrize("loss", [RelationshipLoss(queue_size=5), QueueDistillation(queue_size=5)])
 def test_a_queue_is_part_of_the_state(loss):
     torch.manual_seed(0)
@@ -150,27 +181,60 @@ def test_a_queue_is_part_of_the_state(loss):
     assert torch.equal(other.compute(*batches[2]), wanted)
 
 
-@pytest.fixture
-def stopped(tmp_path, monkeypatch):
-    """A run that was asked to stop after five of its 32 steps."""
-    monkeypatch.chdir(tmp_path)
-    Path("student.yaml").write_text(config("plain"), encoding="utf-8")
-    step, calls = Training._step, []
+def stop(method, at):
+    """Asks a run to stop in the call ``at`` of a method of its training."""
+    real, calls = getattr(Training, method), []
 
     def asked(self, *args):
-        calls.append(step(self, *args))
-        if len(calls) == 5:
+        calls.append(args)
+        if len(calls) == at:
             signal.raise_signal(signal.SIGTERM)
+        return real(self, *args)
 
-    with pytest.MonkeyPatch.context() as patch, stoppable():
-        patch.setattr(Training, "_step", asked)
-        with pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, method, asked)
+        with stoppable(), pytest.raises(Stopped):
             resume()
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run that was asked to stop in the fifth of its 32 steps."""
+    monkeypatch.chdir(tmp_path)
+    Path("student.yaml").write_text(config("plain"), encoding="utf-8")
+    stop("_step", 5)
     return tmp_path / "run"
 
 
-def resume(*overrides, seed=0):
-    return run_config(load_config("student.yaml", overrides), Path("run"), seed=seed, device="cpu", earlier="resume")
+def resume(*overrides, seed=0, folder="run"):
+    return run_config(load_config("student.yaml", overrides), Path(folder), seed=seed, device="cpu", earlier="resume")
+
+
+def test_a_stop_in_validation_changes_neither_views_nor_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("student.yaml").write_text(config("cache"), encoding="utf-8")
+    wanted = resume(folder="whole")
+    stop("_validate", 1)
+    stop("_validate", 5)
+    assert resume()["final"] == wanted["final"]
+    weights = [(Path(folder) / "student.safetensors").read_bytes() for folder in ("run", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_a_resumed_run_tells_of_another_device_and_of_no_checkpoint(stopped, caplog):
+    (stopped / "metrics.jsonl").write_text('{"stage": "stage1", "epoch": 1}\n')
+    progress = next((stopped / "checkpoints").iterdir()) / "progress.json"
+    found = json.loads(progress.read_text("utf-8"))
+    found["summary"]["device"] = "cuda:3"
+    progress.write_text(json.dumps(found))
+    stop("_step", 1)
+    assert "device is cpu now, was cuda:3" in caplog.text
+    assert json.loads((stopped / "summary.json").read_text("utf-8"))["device"] == "cpu"
+    shutil.rmtree(stopped / "checkpoints")
+    made = resume()
+    assert "run holds no checkpoint: the run begins anew" in made["warnings"]
+    assert len((stopped / "metrics.jsonl").read_text().splitlines()) == 8
+    assert 0 < made["preparation_seconds"] < made["wall_seconds"]
 
 
 def test_a_run_that_stopped_says_so_and_goes_on(stopped, caplog):
@@ -202,7 +266,8 @@ def test_what_cannot_go_on(stopped):
 def test_other_data_is_not_gone_on_with(tmp_path):
     kept = made(tmp_path)
     kept.save(Progress(updates=1))
-    refused("the training set has 6 samples, and had 5", Checkpoints(tmp_path, cpu()).load, Box(samples=6))
+    message = "made with 5 training samples in 1 processes, now 6 training samples in 1 processes"
+    refused(message, Checkpoints(tmp_path, cpu()).load, Box(samples=6))
 
 
 def test_none_are_kept_where_the_configuration_says_so(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -102,23 +103,38 @@ def test_a_folder_has_one_writer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "seed", "message"),
+    ("text", "seed", "differs"),
     [
-        ("a: 1\nb: 2\n", 3, None),
-        ("a: 1\nb: 4\n", 3, "was begun with 'b: 2', the configuration now says 'b: 4'"),
-        ("a: 1\n", 3, "was begun with 'b: 2', the configuration now says ''"),
-        ("a: 1\nb: 2\n", 0, "was begun with --seed 3, and 0 is given"),
+        ("a: 1\nb: 2\n", 3, ""),
+        ("a: 1\nb: 4\n", 3, "x was begun with 'b: 2', the configuration now says 'b: 4'"),
+        ("a: 1\n", 3, "x was begun with 'b: 2', the configuration now says ''"),
+        ("a: 1\nb: 2\n", 0, "x was begun with --seed 3, and 0 is given"),
     ],
 )
-def test_only_the_same_run_goes_on(text, seed, message, tmp_path):
-    folder = RunFolder(tmp_path / "x")
-    folder.check_same("nothing is there yet", 0)
+def test_only_the_same_run_goes_on(text, seed, differs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("x"))
+    assert folder.other_than("nothing is there yet", 0) == ""
     with folder.opened("a: 1\nb: 2\n"):
         folder.write_summary({"status": "running", "seed": 3})
-    if message is None:
-        folder.check_same(text, seed)
-    else:
-        refused(message, folder.check_same, text, seed)
+    assert folder.other_than(text, seed) == differs
+
+
+def test_a_run_that_another_process_has_finished_does_not_go_on(tmp_path):
+    folder = finished_run(tmp_path, "finished", earlier="resume")
+    refused("has finished meanwhile", folder.opened("finished").__enter__)
+    assert folder.summary == {"status": "finished"}
+
+
+def test_a_run_that_was_killed_at_once_can_begin_again(tmp_path):
+    left = ("config.yaml", "log.txt", ".summary.json.tmp12")
+    for name in left:
+        (tmp_path / name).touch()
+    refused("holds 'config.yaml', 'log.txt' and no earlier run", check_run_folder, tmp_path)
+    (tmp_path / ".lock").touch()
+    check_run_folder(tmp_path)
+    finished_run(tmp_path, earlier="resume")
+    assert names(tmp_path) == ["config.yaml", "log.txt", "metrics.jsonl", "summary.json"]
 
 
 @pytest.mark.parametrize("summary", [None, "no JSON", "[]", '{"mine": 1}'])
