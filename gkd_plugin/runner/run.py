@@ -20,7 +20,7 @@ from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, first_line, raised_in, told_at
 from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy
-from gkd_plugin.runner.checkpoints import Checkpoints, Progress
+from gkd_plugin.runner.checkpoints import Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.dry_run import dry_run
@@ -253,12 +253,8 @@ def _run(
         "stages": {stage.name: {"num_epochs": stage.epochs, "epochs": []} for stage in parts.stages},
         "warnings": folder.warnings,
     }
-    found = None if checkpoints is None else checkpoints.last()
-    if found is not None:
-        start -= _restore(folder, summary, *found)
-    elif holds_run(folder.path):
-        logger.warning("%s holds no checkpoint: the run begins anew", folder.path)
-    folder.write_metrics(_rows(summary))
+    if folder.earlier == "resume" and holds_run(folder.path):
+        start -= _restore(folder, summary, checkpoints)
     folder.write_summary(summary)
     if checkpoints is not None:
         checkpoints.summary = summary
@@ -283,14 +279,21 @@ def _run(
     parts.box.clean_modules()
 
 
-def _restore(folder: RunFolder, summary: dict[str, Any], at: Progress, before: Mapping[str, Any]) -> float:
+def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoints | None) -> float:
     """Takes over what the summary of the last checkpoint says; the seconds that its run had taken."""
+    found = None if checkpoints is None else checkpoints.last()
+    if found is None:
+        logger.warning("%s holds no checkpoint: the run begins anew", folder.path)
+        folder.write_metrics([])
+        return 0.0
+    at, before = found
     now = {**summary["versions"], "device": summary["device"]}
     for name, was in {**before["versions"], "device": before["device"]}.items():
         if was != now.get(name):
             logger.warning("%s is %s now, was %s: results may differ", name, now.get(name), was)
     summary |= {key: value for key, value in before.items() if key not in ("status", "versions", "device", "warnings")}
     folder.warnings.extend(text for text in before["warnings"] if text not in folder.warnings)
+    folder.write_metrics(_rows(summary))
     logger.info("goes on after update %d, in epoch %d of stage %d", at.updates, at.epoch, at.stage + 1)
     return float(before.get("wall_seconds", 0.0))
 

@@ -21,7 +21,7 @@ from gkd_plugin.teacher import RefilledTeacher
 from tests.config.mutations import ABSURD, mutations, without_weights
 from tests.config.samples import changed, parse
 from tests.fakes import TinyImages, TinyNet, loader, make_box, models, stage
-from tests.runner.fakes import CPU, cpu, refused, write_configs
+from tests.runner.fakes import CPU, cpu, refused, student_config, write_configs
 
 DIGITS = without_weights("digits_ce")
 TEACHER_APART = replace(CPU, teacher_device=torch.device("cpu"))
@@ -171,6 +171,17 @@ def test_what_a_plain_training_is_built_from(accelerator, caplog):
     Parts(built, CPU, accelerator, None)
     for key in ("tracker", "models.model.sync_bn"):
         assert f"{key}: not read by refilled" in caplog.text
+
+
+@pytest.mark.usefixtures("here")
+def test_a_teacher_without_a_wrapper_begins_in_eval_mode(accelerator):
+    """In a run that goes on, too, which does not measure it."""
+    role = {"forward_proc": "forward_batch_only", "requires_grad": False, "forward_hook": {"output": ["embedding"]}}
+    tree = student_config()
+    del tree["train"]["stage2"], tree["models"]["teacher_model"]["src_ckpt"]
+    tree["train"]["stage1"] |= {"teacher": role}
+    made = Parts(checked_config(Path("student.yaml"), tree).build(), CPU, accelerator, None)
+    assert not any(module.training for module in made.box.teacher_model.modules())
 
 
 @pytest.mark.usefixtures("here")

@@ -2,6 +2,8 @@
 
 import copy
 import io
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.data import unwrapped
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner import training
+from gkd_plugin.runner.checkpoints import Progress
 from gkd_plugin.runner.training import Training
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyImages, cross_entropy, loader, make_box, models, stage
@@ -178,3 +181,11 @@ def test_centres_are_kept_for_the_same_data_and_weights_alone(data, has_weights,
         centres.append(box.teacher_model.local_classifier.centres.clone())
     assert len(fitted) == fits
     assert torch.equal(*centres) == (fits == 1)
+
+
+@pytest.mark.parametrize(("processes", "saved"), [(1, 1), (2, 0)])
+def test_several_processes_do_not_stop_at_one_step_and_save_nothing_there(processes, saved):
+    checkpoints = Mock()
+    training = Training(None, None, [], SimpleNamespace(num_processes=processes), checkpoints=checkpoints)
+    training._save(Progress(step=1), is_stopped=True)
+    assert checkpoints.save.call_count == saved
