@@ -99,13 +99,11 @@ class Checkpoints:
     the random states of the loading are this object's own state. ``summary`` is that of the run.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, settings: Mapping[str, Any] | None = None) -> None:
-        settings = {"every_steps": None, "every_minutes": 10, "keep": 1, **(settings or {})}
-        self.folder, self.accelerator = folder / FOLDER, accelerator
-        self.every_steps, self.every_minutes, self.keep = (
-            settings[key] for key in ("every_steps", "every_minutes", "keep")
-        )
-        self.box: Any = None
+    def __init__(
+        self, folder: Path, box: Any, accelerator: Accelerator, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder, self.box, self.accelerator = folder / FOLDER, box, accelerator
+        self.settings: dict[str, Any] = {"every_steps": None, "every_minutes": 10, "keep": 1, **(settings or {})}
         self.summary: dict[str, Any] = {}
         self._before: RandomStates | None = None  # the first batch of the epoch that has begun
         self._models: RandomStates | None = None  # when the checkpoint was made
@@ -121,23 +119,20 @@ class Checkpoints:
     def _last(self) -> Path:
         return max(self.folder.glob("[0-9]*"), default=self.folder)
 
-    def load(self, box: Any) -> None:
+    def load(self) -> None:
         """Puts the last checkpoint into the box, which is at its stage; Python's, NumPy's and torch's states too."""
-        self.box = box
         try:
             self.accelerator.load_state(str(self._last() / _STATE))
         except Exception as error:  # whatever a damaged or foreign file raises
             advice = "remove the folder, and --resume begins anew"
             raise ConfigError(f"--resume: {self._last()} cannot be read: {first_line(error)}; {advice}") from error
-
         self._models = RandomStates()
-        box.optimizer.optimizer._opt_called = True  # noqa: SLF001  # in its run: torch warns where a schedule goes first
-        if getattr(box.train_data_loader, "persistent_workers", False):
+        self.box.optimizer.optimizer._opt_called = True  # noqa: SLF001  # in its run: torch warns where a schedule goes first
+        if getattr(self.box.train_data_loader, "persistent_workers", False):
             logger.warning("persistent_workers: new workers draw other random transforms than those of the run would")
 
-    def begin(self, box: Any, loading: Loading, *, is_resumed: bool) -> RandomStates | None:
+    def begin(self, loading: Loading, *, is_resumed: bool) -> RandomStates | None:
         """An epoch begins, or goes on: then its batches come as before; gives the random states of the models."""
-        self.box = box
         if is_resumed and self._before is not None:
             loading.states = self._before
         self._before = loading.states
@@ -160,7 +155,7 @@ class Checkpoints:
         if is_main:
             write_json(new / _PROGRESS, {"progress": asdict(progress), "summary": self.summary})
             new.rename(made)
-            for old in sorted(self.folder.glob("[0-9]*"))[: -self.keep]:
+            for old in sorted(self.folder.glob("[0-9]*"))[: -self.settings["keep"]]:
                 shutil.rmtree(old)
         self._saved = time.perf_counter()
         self._cost = self._saved - start
@@ -168,12 +163,12 @@ class Checkpoints:
     def save_when_due(self, progress: Progress) -> None:
         """After a step by the settings; after an epoch unless that would cost more than 2 % of the time."""
         since = time.perf_counter() - self._saved
-        if not progress.is_over:
-            by_steps = bool(self.every_steps) and progress.updates % self.every_steps == 0
-            by_time = bool(self.every_minutes) and since > 60 * self.every_minutes
-            is_due = by_steps or (by_time and self.accelerator.num_processes == 1)  # clocks differ
-        else:
+        steps, minutes = self.settings["every_steps"], self.settings["every_minutes"]
+        if progress.is_over:
             is_due = gather_object([since * _SHARE >= self._cost])[0]
+        else:
+            by_time = minutes and since > 60 * minutes and self.accelerator.num_processes == 1  # clocks differ
+            is_due = by_time or (steps and progress.updates % steps == 0)
         if is_due:
             self.save(progress)
 
@@ -186,7 +181,7 @@ class Checkpoints:
         """For Accelerate: what it does not keep itself."""
         parts = {name: part.state_dict() for name, part in _parts(self.box)}
         own = {"parts": parts, "loading": None if self._before is None else self._before.values}
-        gradients = [parameter.grad for parameter in _trained(self.box)]  # where they accumulate, between two updates
+        gradients = [parameter.grad for parameter in _parameters(self.box)]  # those that accumulate
         steps = self.box.stage_grad_count
         return {"sizes": self._sizes(), "steps": steps, "gradients": gradients, "ranks": gather_object([own])}
 
@@ -197,7 +192,7 @@ class Checkpoints:
         own = state["ranks"][self.accelerator.process_index]
         for name, part in _parts(self.box):
             part.load_state_dict(own["parts"][name])
-        for parameter, gradient in zip(_trained(self.box), state["gradients"], strict=True):
+        for parameter, gradient in zip(_parameters(self.box), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self.box.stage_grad_count = state["steps"]
         self._before = None if own["loading"] is None else RandomStates(own["loading"])
@@ -207,7 +202,7 @@ class Checkpoints:
         return f"{count} training samples in {self.accelerator.num_processes} processes"
 
 
-def _trained(box: Any) -> list[nn.Parameter]:
+def _parameters(box: Any) -> list[nn.Parameter]:
     return [parameter for group in box.optimizer.param_groups for parameter in group["params"]]
 
 

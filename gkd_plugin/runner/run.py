@@ -200,7 +200,7 @@ def run_config(
         logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
         checkpoints = None
         if keeps_checkpoints and config.tree.get("checkpoint", {}) is not None:
-            checkpoints = Checkpoints(output, accelerator, config.tree.get("checkpoint"))
+            checkpoints = Checkpoints(output, parts.box, accelerator, config.tree.get("checkpoint"))
         summary = _new_summary(config, seed, placement)
         _run(config, parts, folder, summary, start=start, checkpoints=checkpoints)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written

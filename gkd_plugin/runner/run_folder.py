@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count, zip_longest
 from pathlib import Path
@@ -154,35 +154,27 @@ class RunFolder:
 
         What is logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept in ``warnings``.
         """
-        with self._locked():
+        with ExitStack() as open_there:
             if self.is_main:
-                for half in self.path.rglob(".*.tmp[0-9]*"):  # of write_atomically() in a process that was killed
-                    half.unlink(missing_ok=True)
+                if self.earlier == "aside" and holds_run(self.path):
+                    self._move_aside()
+                open_there.enter_context(self._lock())
                 self._make_room()
                 write_atomically(self.path / _CONFIG, lambda file: file.write_text(config_text, encoding="utf-8"))
-            with self._log_file():
-                yield
+            open_there.enter_context(self._log_file())
+            yield
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """A lock on the folder that ends with the process."""
-        if not self.is_main:
-            yield
-            return
-        if self.earlier == "aside" and holds_run(self.path):
-            with self._lock():  # nobody is writing there
-                pass
-            names = numbered(self.path.with_name(f"{self.path.name}.previous"))
-            aside = next(path for path in names if not path.exists())
-            self.path.rename(aside)
-            logger.info("the earlier run in %s is kept as %s", self.path, aside)
-        with self._lock():
-            if self.earlier == "resume" and self.is_finished:
-                raise ConfigError(f"--resume: {self.path} has finished meanwhile")
-            yield
+    def _move_aside(self) -> None:
+        with self._lock():  # nobody is writing there
+            pass
+        names = numbered(self.path.with_name(f"{self.path.name}.previous"))
+        aside = next(path for path in names if not path.exists())
+        self.path.rename(aside)
+        logger.info("the earlier run in %s is kept as %s", self.path, aside)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
+        """Ends with the process, however that ends."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / _LOCK, timeout=0)
         try:
@@ -199,7 +191,11 @@ class RunFolder:
 
     def _make_room(self) -> None:
         """Deletes what an earlier run wrote, unless it goes on."""
+        for half in self.path.rglob(".*.tmp[0-9]*"):  # of write_atomically() in a process that was killed
+            half.unlink(missing_ok=True)
         if self.earlier == "resume":
+            if self.is_finished:
+                raise ConfigError(f"--resume: {self.path} has finished meanwhile")
             return
         files = [self.path / name for name in _FILES]
         for name, suffixes in _FOLDERS.items():

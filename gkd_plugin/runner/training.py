@@ -64,7 +64,7 @@ class Training:
             start, first = time.perf_counter(), 1
             self._begin_stage()
             if self.checkpoints is not None and found:
-                self.checkpoints.load(self.box)
+                self.checkpoints.load()
                 self.box.current_epoch = self._epochs_before(at)  # of a box of several stages
                 first, found = at.epoch + at.is_over, None
                 if at.is_over:
@@ -110,7 +110,7 @@ class Training:
         box.train_data_loader.iteration = at.epoch - 1  # what Accelerate tells samplers and FixedViews
         at.lr = at.lr if at.step else box.optimizer.param_groups[0]["lr"]
         loading, start = Loading(), time.perf_counter() - at.seconds
-        models = self.checkpoints.begin(box, loading, is_resumed=at.step > 0) if self.checkpoints is not None else None
+        models = self.checkpoints.begin(loading, is_resumed=at.step > 0) if self.checkpoints is not None else None
         with seeded(f"models of {torch.initial_seed()}, {epoch}, {self.accelerator.process_index}"):
             if models is not None:
                 models.restore()

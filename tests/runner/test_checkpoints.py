@@ -61,8 +61,8 @@ class Box:
 
 
 def made(folder, samples=5, **settings):
-    found = Checkpoints(folder, cpu(), settings)
-    found.begin(Box(samples), Loading(), is_resumed=False)
+    found = Checkpoints(folder, Box(samples), cpu(), settings)
+    found.begin(Loading(), is_resumed=False)
     return found
 
 
@@ -267,7 +267,7 @@ def test_other_data_is_not_gone_on_with(tmp_path):
     kept = made(tmp_path)
     kept.save(Progress(updates=1))
     message = "made with 5 training samples in 1 processes, now 6 training samples in 1 processes"
-    refused(message, Checkpoints(tmp_path, cpu()).load, Box(samples=6))
+    refused(message, Checkpoints(tmp_path, Box(samples=6), cpu()).load)
 
 
 def test_none_are_kept_where_the_configuration_says_so(tmp_path, monkeypatch):
