@@ -32,6 +32,13 @@ CASES = {
     "from scratch,\n10 of each": ("from scratch, 100 views", "from scratch, 100 views"),
     "from scratch, 10 of each\n+ photos without labels": ("from scratch, unlabelled", "from scratch, 100 views"),
 }
+FURTHER = {"pretrained, further methods": ("pretrained, further methods",) * 2}  # in a table, not in the figure
+FURTHER_METHODS = {
+    "vkd": "VkD",
+    "inverted-projector": "inverted projector",
+    "srd-features": "SRD, features",
+    "finetuned-kd": "fine-tuned teacher, then KD",
+}
 PHOTO_LINES = {
     "refilled-joint": LINES["refilled-joint"],
     "probe-kd": ("probe, then KD", "#0072B2", "s", ""),
@@ -104,17 +111,19 @@ def photo_scores(path: Path = PHOTOS) -> dict[tuple[str, str], dict[tuple[int, N
 
 def gain(data: str, label: str, method: str) -> Mean | None:
     """Difference from cross-entropy in points, paired by choice of the labelled photos; of a case in :data:`CASES`."""
-    (case, control), scores = CASES[label], photo_scores()
+    (case, control), scores = {**CASES, **FURTHER}[label], photo_scores()
     return paired_difference(scores[f"{data}, {case}", method], scores[f"{data}, {control}", "ce"])
 
 
 def photo_table(label: str) -> list[str]:
     """The rows of a case in when-it-pays.md."""
     rows, scores = list[str](), photo_scores()
-    for method, name in {"ce": "cross-entropy", **{method: line[0] for method, line in PHOTO_LINES.items()}}.items():
+    names = {"ce": "cross-entropy", **{method: line[0] for method, line in PHOTO_LINES.items()}, **FURTHER_METHODS}
+    for method, name in names.items():
         cells = []
         for data in ("clothes", "flowers"):
-            found, difference = scores[f"{data}, {CASES[label][method == 'ce']}", method], gain(data, label, method)
+            case = {**CASES, **FURTHER}[label][method == "ce"]
+            found, difference = scores[f"{data}, {case}", method], gain(data, label, method)
             cells += [
                 shown(mean_of(found)) if found else "",
                 "" if difference is None or method == "ce" else shown(difference, "+"),
@@ -161,5 +170,5 @@ def draw_photos(path: Path = PHOTOS_FIGURE) -> None:
 if __name__ == "__main__":
     draw()
     draw_photos()
-    for case in CASES:
+    for case in {**CASES, **FURTHER}:
         sys.stdout.write("\n".join([case.replace("\n", " "), *photo_table(case), "\n"]))
