@@ -17,6 +17,7 @@ from gkd_plugin.config.stages import stages_of, student_entry
 from gkd_plugin.data import class_groups_of
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.runner.devices import read_placement
+from gkd_plugin.runner.run_folder import LOCK, locked
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +60,16 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
             effect = "methods of one stage take that of 'classifier', so the number of their updates may be another"
             logger.warning("train: the two stages' train_data_loader differ; %s", effect)
         cells, configs = _plan(config.tree, methods, wanted)
-    for path, made in configs.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(made.text, encoding="utf-8")
-    results = run_grid(cells, wanted.device, wanted.jobs, wanted.score)
-    table = comparison_table(results, wanted.score)
-    write_csv(results, wanted.output / RESULTS)
-    (wanted.output / TABLE).write_text(table + "\n", encoding="utf-8")
-    draw_settings(results, wanted.score, wanted.output)
-    logger.info("results.csv, table.txt and the cells' run folders are in %s", wanted.output)
+    with locked(wanted.output):
+        for path, made in configs.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(made.text, encoding="utf-8")
+        results = run_grid(cells, wanted.device, wanted.jobs, wanted.score)
+        table = comparison_table(results, wanted.score)
+        write_csv(results, wanted.output / RESULTS)
+        (wanted.output / TABLE).write_text(table + "\n", encoding="utf-8")
+        draw_settings(results, wanted.score, wanted.output)
+        logger.info("results.csv, table.txt and the cells' run folders are in %s", wanted.output)
     return table, results
 
 
@@ -75,7 +77,10 @@ def check_grid_folder(folder: Path) -> None:
     """Refuses a folder that holds something other than logs, and no earlier grid."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    names = sorted(path.name for path in folder.iterdir() if path.suffix != ".log") if folder.exists() else []
+    paths = (
+        [path for path in folder.iterdir() if path.suffix != ".log" and path.name != LOCK] if folder.exists() else []
+    )
+    names = sorted(path.name for path in paths)
     if (folder / RESULTS).is_file():
         is_grid = (folder / RESULTS).read_text("utf-8", "replace").startswith(",".join(COLUMNS[:3]))
     else:  # <setting>/<method>, of few-shot tasks with task0 below

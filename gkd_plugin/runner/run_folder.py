@@ -23,7 +23,7 @@ FINISHED, FAILED = "finished", "failed"
 _CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.jsonl", "log.txt"
 _FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json"}
 FOLDER = "checkpoints"
-_LOCK = ".lock"
+LOCK = ".lock"
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
 _FOLDERS["export"] = {".json", ".safetensors", ".md", ".onnx", ".data", ".pt2"}
 """What runs write into their folders, besides checkpoints that their configurations name."""
@@ -85,7 +85,7 @@ def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    ours = {_LOCK, FOLDER, *(_FILES | _FOLDERS.keys() if (folder / _LOCK).exists() else ())}
+    ours = {LOCK, FOLDER, *(_FILES | _FOLDERS.keys() if (folder / LOCK).exists() else ())}
     paths = [path for path in folder.iterdir() if path != checkpoint] if folder.exists() else []
     names = sorted(p.name for p in paths if p.name not in ours and not p.suffix.startswith((".log", ".tmp")))
     if names and not holds_run(folder):
@@ -102,6 +102,24 @@ def numbered(folder: Path) -> Iterator[Path]:
     """The folder itself, then those of later runs: ``x``, ``x-2``, ``x-3``."""
     yield folder
     yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes out; ends with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        advice = "wait for its end, or name another --output"
+        raise ConfigError(f"{folder}: another run writes there; {advice}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps it while it is open
+            (folder / LOCK).unlink()
+        lock.release()
 
 
 class RunFolder:
@@ -158,36 +176,19 @@ class RunFolder:
             if self.is_main:
                 if self.earlier == "aside" and holds_run(self.path):
                     self._move_aside()
-                open_there.enter_context(self._lock())
+                open_there.enter_context(locked(self.path))
                 self._make_room()
                 write_atomically(self.path / _CONFIG, lambda file: file.write_text(config_text, encoding="utf-8"))
             open_there.enter_context(self._log_file())
             yield
 
     def _move_aside(self) -> None:
-        with self._lock():  # nobody is writing there
+        with locked(self.path):  # nobody is writing there
             pass
         names = numbered(self.path.with_name(f"{self.path.name}.previous"))
         aside = next(path for path in names if not path.exists())
         self.path.rename(aside)
         logger.info("the earlier run in %s is kept as %s", self.path, aside)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Ends with the process, however that ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            advice = "wait for its end, or name another --output"
-            raise ConfigError(f"{self.path}: another run writes there; {advice}") from None
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps it while it is open
-                (self.path / _LOCK).unlink()
-            lock.release()
 
     def _make_room(self) -> None:
         """Deletes what an earlier run wrote, unless it goes on."""

@@ -15,7 +15,7 @@ from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner.run import evaluate_checkpoint
-from gkd_plugin.runner.run_folder import read_json, write_json
+from gkd_plugin.runner.run_folder import locked, read_json, write_json
 from tests.compare.conftest import METHODS
 from tests.compare.fakes import FEW_SHOT, INCREMENTAL, RESULTS, TINY, write_config
 from tests.runner.fakes import call, refused
@@ -73,6 +73,12 @@ def test_what_cannot_be_is_told_before_anything_is_written(compared, here, chang
         write_config(here, tree)
     refused(reason, compared, **{"methods": ["ce"], **changes})
     assert not (here / "grid").exists()
+
+
+def test_a_grid_has_one_writer(compared, here):
+    with locked(Path("grid")):
+        refused("^grid: another run writes there", compared, ["ce"], output=Path("grid"))
+    assert list(Path("grid").iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [12, 4])
