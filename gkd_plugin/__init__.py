@@ -26,9 +26,10 @@ if _missing:
     warnings.warn(f"{' and '.join(_missing)} not installed: {_effect}", stacklevel=2)
 else:
     from gkd_plugin import data, losses, models, teacher
-    from gkd_plugin.box.upstream import install_prepare_hook
+    from gkd_plugin.box.upstream import install_own_processes, install_prepare_hook
 
     install_prepare_hook()
+    install_own_processes()
     __all__ += ["DistilledStudent", "data", "distill", "losses", "models", "teacher"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 from torchdistill.core.distillation import DistillationBox
+from torchdistill.core.training import TrainingBox
 
 from gkd_plugin.errors import ConfigError
 
@@ -39,6 +40,38 @@ def install_prepare_hook() -> None:
 
     setup_loss.calls_prepare = True  # type: ignore[attr-defined]
     DistillationBox.setup_loss = setup_loss
+
+
+def install_own_processes() -> None:
+    """Lets every box keep the processes before and after its epochs and steps.
+
+    Symptom: torchdistill sets them on the class of the box, so that a second box in a process changes what the first
+    one does from then on. Installing twice is harmless.
+    """
+    for kind in (DistillationBox, TrainingBox):
+        original: Callable[..., None] = kind.setup_pre_post_processes
+        if getattr(original, "keeps_own", False):
+            continue
+
+        @functools.wraps(original)
+        def setup(self: Any, train_config: dict[str, Any], kind: Any = kind, original: Any = original) -> None:
+            original(self, train_config)
+            self.own_processes = {name: vars(kind)[name] for name in _PROCESSES}
+            for name in _PROCESSES:
+                setattr(kind, name, _of_its_own(name))
+
+        setup.keeps_own = True  # type: ignore[attr-defined]
+        kind.setup_pre_post_processes = setup
+
+
+_PROCESSES = ("pre_epoch_process", "pre_forward_process", "post_forward_process", "post_epoch_process")
+
+
+def _of_its_own(name: str) -> Callable[..., Any]:
+    def process(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.own_processes[name](self, *args, **kwargs)
+
+    return process
 
 
 def clip_unscaled(box: Any, accelerator: Any) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,15 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from torchdistill.core.distillation import DistillationBox
 from torchdistill.core.interfaces.post_forward_proc import default_post_forward_process
+from torchdistill.core.training import TrainingBox
 from torchdistill.losses.mid_level import CRDLoss
 from torchdistill.losses.registry import get_high_level_loss
 
+from gkd_plugin.box import upstream
 from gkd_plugin.box.upstream import clip_unscaled, install_prepare_hook, torchdistill_errors
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
+from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import TinyNet, cross_entropy, make_box, models, stage, train_box
 from tests.runner.fakes import equal
 
@@ -58,10 +62,9 @@ def test_trap_9_misspelt_keys_pass_silently_upstream():
     make_box({**plain_stage(), "optimzer": {}}, TinyNet(), TinyNet())
 
 
-def test_trap_5_processes_are_set_on_the_class_and_the_learning_rate_is_changed_in_place():
-    first, section = make_box(stage("embedding"), *models()), plain_stage()
+def test_trap_5_the_learning_rate_is_changed_in_place():
+    section = plain_stage()
     make_box(section, TinyNet(), TinyNet(), lr_factor=2)
-    assert first.pre_epoch_process.__func__.__name__ == "default_pre_epoch_process_with_teacher"
     assert section["optimizer"]["kwargs"]["lr"] == pytest.approx(2 * 0.05)
 
 
@@ -191,3 +194,27 @@ def test_accumulated_gradients_are_clipped_once():
 def test_errors_of_torchdistill_name_the_stage(error, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"), torchdistill_errors("train.stage3"):
         raise error
+
+
+def test_a_second_box_leaves_the_first_its_processes(monkeypatch):
+    """Upstream's own way, without the shim, changes those of the first: when it does not any more, remove the shim."""
+
+    def process_of(first):
+        made = {}
+        for name, process in (("first", "refilled"), ("second", "default_pre_epoch_process_with_teacher")):
+            made[name] = make_box({"stage1": stage("classifier", pre_epoch_process=process)}, *models())
+        return made[first].pre_epoch_process
+
+    called = []
+    monkeypatch.setattr(RefilledTeacher, "fit_centres", lambda *_: called.append("refilled"))
+    with suppress(RuntimeError, ValueError):  # nothing was fitted
+        process_of("first")(epoch=0)
+    assert called == ["refilled"]
+    process_of("second")(epoch=0)
+    assert called == ["refilled"]
+    for kind in (DistillationBox, TrainingBox):
+        monkeypatch.setattr(kind, "setup_pre_post_processes", kind.setup_pre_post_processes.__wrapped__)
+        for name in upstream._PROCESSES:
+            monkeypatch.setattr(kind, name, None)
+    process_of("first")(epoch=0)
+    assert called == ["refilled"]

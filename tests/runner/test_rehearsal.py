@@ -126,7 +126,7 @@ def test_everything_is_as_it_was(monkeypatch, overrides):
     monkeypatch.setattr(Parts, "_rehearse", watched)
     made = parts(*overrides)
     assert equal(*seen)
-    assert made.box.pre_epoch_process.__func__ is PRE_EPOCH_PROC_FUNC_DICT["refilled"]
+    assert made.box.own_processes["pre_epoch_process"] is PRE_EPOCH_PROC_FUNC_DICT["refilled"]
     assert made.box.stage_number == 1
     assert {path.name for path in Path().iterdir()} == {"teacher.yaml", "student.yaml"}
 
