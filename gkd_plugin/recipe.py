@@ -25,6 +25,7 @@ from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.models.timm_model import check_model_name
 from gkd_plugin.runner.run import RUNS, run_all
 from gkd_plugin.runner.run_folder import RunFolder, holds_run, numbered, write_atomically
+from gkd_plugin.runner.stopping import stoppable
 from gkd_plugin.runner.weights import read_weights
 
 _TEMPLATE = Template((Path(__file__).parent / "recipe.yaml").read_text(encoding="utf-8"))
@@ -78,7 +79,8 @@ def distill(
     path = recipe_path(data, output)
     write_recipe(Wanted(Path(data), teacher, student, **choices), path)
     folder = RUNS / path.stem if output is None else Path(output)
-    run_all([path], output=folder, seed=seed, device=device)
+    with stoppable():  # Ctrl-C leaves a checkpoint, from which refilled run --resume goes on
+        run_all([path], output=folder, seed=seed, device=device)
     *_, last = takewhile(holds_run, numbered(folder))
     return DistilledStudent.load(last)
 

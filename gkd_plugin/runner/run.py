@@ -191,7 +191,7 @@ def run_config(
         with _held_back() as records:
             parts = Parts(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
-    with folder.opened(config.text):
+    with folder.opened(config.text, seed):
         accelerator.wait_for_everyone()  # an earlier run's checkpoints are gone
         for record in records:
             logging.getLogger(record.name).handle(record)
@@ -253,7 +253,7 @@ def _run(
         "stages": {stage.name: {"num_epochs": stage.epochs, "epochs": []} for stage in parts.stages},
         "warnings": folder.warnings,
     }
-    if folder.earlier == "resume" and holds_run(folder.path):
+    if folder.earlier == "resume" and "stages" in folder.summary:
         start -= _restore(folder, summary, checkpoints)
     folder.write_summary(summary)
     if checkpoints is not None:
@@ -398,7 +398,7 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
             raise ConfigError("the teacher has no wrapper 'refilled_teacher', which gives its embedding")
         box.teacher_model.local_classifier.kind = "centres"  # a probe reads no other
         folder = RunFolder(output, accelerator.is_main_process)
-        with folder.opened(config.text), accelerator.autocast():
+        with folder.opened(config.text, seed), accelerator.autocast():
             score = PROBES[probe](box.teacher_model, box.train_data_loader, num_classes_of(student, entry), accelerator)
             final = evaluate(score, loader, accelerator, "test").as_dict()
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])

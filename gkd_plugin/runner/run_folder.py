@@ -79,15 +79,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_run_folder(folder: Path, checkpoint: Path | None = None) -> None:
-    """Refuses a file, and a folder without an earlier run that holds more than ``*.log`` and the ``checkpoint``.
-
-    A lock that is there shows a run that was killed before it had a summary.
-    """
+    """Refuses a file, and a folder without an earlier run that holds more than ``*.log`` and the ``checkpoint``."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    ours = {LOCK, FOLDER, *(_FILES | _FOLDERS.keys() if (folder / LOCK).exists() else ())}
     paths = [path for path in folder.iterdir() if path != checkpoint] if folder.exists() else []
-    names = sorted(p.name for p in paths if p.name not in ours and not p.suffix.startswith((".log", ".tmp")))
+    names = sorted(p.name for p in paths if p.name not in (LOCK, FOLDER) and not p.suffix.startswith((".log", ".tmp")))
     if names and not holds_run(folder):
         shown = f"{', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
         raise ConfigError(f"--output: {folder} holds {shown} and no earlier run; name a new folder")
@@ -158,7 +154,7 @@ class RunFolder:
         """What is not as in the run that is there, a configuration or a seed; empty where there is none, or nothing."""
         if not holds_run(self.path):
             return ""
-        there = (self.path / _CONFIG).read_text("utf-8")
+        there = (self.path / _CONFIG).read_text("utf-8") if (self.path / _CONFIG).exists() else config_text
         for before, now in zip_longest(there.splitlines(), config_text.splitlines(), fillvalue=""):
             if before != now:
                 given = f"was begun with {before.strip()!r}, the configuration now says {now.strip()!r}"
@@ -167,8 +163,8 @@ class RunFolder:
         return "" if begun == seed else f"{self.path} was begun with --seed {begun}, and {seed} is given"
 
     @contextmanager
-    def opened(self, config_text: str) -> Iterator[None]:
-        """Makes the folder, writes the resolved configuration, and keeps other processes out.
+    def opened(self, config_text: str, seed: int = 0) -> Iterator[None]:
+        """Makes the folder that of this run, writes the resolved configuration, and keeps other processes out.
 
         What is logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept in ``warnings``.
         """
@@ -177,7 +173,7 @@ class RunFolder:
                 if self.earlier == "aside" and holds_run(self.path):
                     self._move_aside()
                 open_there.enter_context(locked(self.path))
-                self._make_room()
+                self._make_room(seed)
                 write_atomically(self.path / _CONFIG, lambda file: file.write_text(config_text, encoding="utf-8"))
             open_there.enter_context(self._log_file())
             yield
@@ -190,20 +186,22 @@ class RunFolder:
         self.path.rename(aside)
         logger.info("the earlier run in %s is kept as %s", self.path, aside)
 
-    def _make_room(self) -> None:
-        """Deletes what an earlier run wrote, unless it goes on."""
+    def _make_room(self, seed: int) -> None:
+        """Deletes what an earlier run wrote, unless it goes on; a summary makes the folder that of a run at once."""
         for half in self.path.rglob(".*.tmp[0-9]*"):  # of write_atomically() in a process that was killed
             half.unlink(missing_ok=True)
         if self.earlier == "resume":
             if self.is_finished:
                 raise ConfigError(f"--resume: {self.path} has finished meanwhile")
-            return
-        files = [self.path / name for name in _FILES]
+            if holds_run(self.path):
+                return
+        shutil.rmtree(self.path / FOLDER, ignore_errors=True)
+        self.write_summary({"status": "running", "seed": seed})
+        files = [self.path / name for name in _FILES - {_SUMMARY}]
         for name, suffixes in _FOLDERS.items():
             files += [file for file in (self.path / name).glob("*") if file.suffix in suffixes]
         for file in files:
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.path / FOLDER, ignore_errors=True)
 
     @contextmanager
     def _log_file(self) -> Iterator[None]:

@@ -54,10 +54,11 @@ class Box:
     lr_scheduler = None
     stage_grad_count = 0
 
-    def __init__(self, samples=5):
+    def __init__(self, samples=5, **loading):
         self.criterion, self.teacher_model = RelationshipLoss(queue_size=4), None
-        self.train_data_loader = torch.utils.data.DataLoader(range(samples))
+        self.train_data_loader = torch.utils.data.DataLoader(range(samples), **loading)
         self.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
+        self.optimizer.optimizer = self.optimizer  # Accelerate's holds another
 
 
 def made(folder, samples=5, **settings):
@@ -261,6 +262,14 @@ def test_what_cannot_go_on(stopped):
     state = next((stopped / "checkpoints").iterdir()) / "state"
     (state / "custom_checkpoint_0.pkl").write_bytes(b"not a checkpoint")
     refused(r"--resume: .*checkpoints/\d+\.0 cannot be read: .*; remove the folder", resume)
+
+
+def test_workers_that_persist_are_told(tmp_path, caplog):
+    made(tmp_path).save(Progress(updates=1))
+    Checkpoints(tmp_path, Box(), cpu()).load()
+    assert not caplog.messages
+    Checkpoints(tmp_path, Box(num_workers=1, persistent_workers=True), cpu()).load()
+    assert any(text.startswith("persistent_workers: ") for text in caplog.messages)
 
 
 def test_other_data_is_not_gone_on_with(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -126,15 +127,26 @@ def test_a_run_that_another_process_has_finished_does_not_go_on(tmp_path):
     assert folder.summary == {"status": "finished"}
 
 
-def test_a_run_that_was_killed_at_once_can_begin_again(tmp_path):
-    left = ("config.yaml", "log.txt", ".summary.json.tmp12")
-    for name in left:
-        (tmp_path / name).touch()
-    refused("holds 'config.yaml', 'log.txt' and no earlier run", check_run_folder, tmp_path)
-    (tmp_path / ".lock").touch()
-    check_run_folder(tmp_path)
-    finished_run(tmp_path, earlier="resume")
-    assert names(tmp_path) == ["config.yaml", "log.txt", "metrics.jsonl", "summary.json"]
+@pytest.mark.parametrize("earlier", ["aside", "overwrite", "resume"])
+@pytest.mark.parametrize("writes", range(2))
+def test_a_run_that_ends_as_it_begins_can_begin_again(writes, earlier, tmp_path, monkeypatch):
+    run, calls, write = tmp_path / "x", count(), run_folder.write_atomically
+
+    def killed(*args):
+        if next(calls) == writes:
+            raise KeyboardInterrupt
+        write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(run, earlier=earlier).opened("a", 3).__enter__()
+    for name in (".lock", ".summary.json.tmp12"):
+        (run / name).touch()
+    check_run_folder(run)
+    assert RunFolder(run).other_than("a", 3) == ""
+    finished_run(run, earlier=earlier)
+    assert names(run) == ["config.yaml", "log.txt", "metrics.jsonl", "summary.json"]
 
 
 @pytest.mark.parametrize("summary", [None, "no JSON", "[]", '{"mine": 1}'])
