@@ -9,6 +9,7 @@ import io
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"refilled: error: {line}", file=sys.stderr)
             return EXIT_BAD_INPUT
         except KeyboardInterrupt as stop:
-            print(f"refilled: stopped by {str(stop) or 'SIGINT'}{options.stopped}", file=sys.stderr)
-            return getattr(stop, "exit_code", 130)
+            name = str(stop) or "SIGINT"
+            print(f"refilled: stopped by {name}{options.stopped}", file=sys.stderr)
+            return 128 + int(getattr(signal, name, signal.SIGINT))
     return code
 
 

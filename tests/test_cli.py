@@ -16,6 +16,7 @@ import torch
 from gkd_plugin.cli import _lines, main
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage
+from gkd_plugin.runner.stopping import Stopped
 from tests.compare.fakes import write_config
 from tests.data.fakes import image_tree
 from tests.runner.fakes import write_configs
@@ -232,10 +233,19 @@ def test_the_lines_of_an_error(error, lines):
     assert _lines(error) == lines
 
 
-def test_ctrl_c(here, capsys, monkeypatch):
-    monkeypatch.setattr("gkd_plugin.runner.run.run_all", Mock(side_effect=KeyboardInterrupt))
-    assert main(["run", "student.yaml"]) == 130
-    assert re.fullmatch("refilled: stopped by SIGINT; .*--resume.*\n", capsys.readouterr().err)
+@pytest.mark.parametrize(
+    ("stop", "name", "code"),
+    [
+        (KeyboardInterrupt(), "SIGINT", 130),
+        (Stopped("SIGTERM"), "SIGTERM", 143),
+        (Stopped("SIGUSR1"), "SIGUSR1", 138),
+        (KeyboardInterrupt("SIGTERM"), "SIGTERM", 143),  # the second one
+    ],
+)
+def test_the_code_of_a_stop(here, capsys, monkeypatch, stop, name, code):
+    monkeypatch.setattr("gkd_plugin.runner.run.run_all", Mock(side_effect=stop))
+    assert main(["run", "student.yaml"]) == code
+    assert re.fullmatch(f"refilled: stopped by {name}; .*--resume.*\n", capsys.readouterr().err)
 
 
 def grid_of(*words):

@@ -15,16 +15,12 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 class Stopped(KeyboardInterrupt):
     """One of :data:`SIGNALS` has come; ``str()`` gives its name."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
 
 class _Requests:
     """What has come to this process, and whether it has to wait."""
 
     process = 0
-    number: int | None = None
+    name: str | None = None
     waits = False
 
 
@@ -48,7 +44,7 @@ def stoppable() -> Iterator[None]:
         with handled_by(_stop, SIGNALS), heeded():
             yield
     finally:
-        _Requests.number = None
+        _Requests.name = None
 
 
 def _stop(number: int, _frame: Any) -> None:
@@ -56,13 +52,14 @@ def _stop(number: int, _frame: Any) -> None:
         if number == signal.SIGTERM:
             os._exit(128 + number)
         return
-    if _Requests.number is not None:  # the second one does not wait, and nothing is kept of what it divides
-        raise KeyboardInterrupt(signal.Signals(number).name)
-    _Requests.number = number
+    name = signal.Signals(number).name
+    if _Requests.name is not None:  # the second one does not wait, and nothing is kept of what it divides
+        raise KeyboardInterrupt(name)
+    _Requests.name = name
     if hasattr(signal, "SIGCHLD"):  # workers were asked, too: torch raises an error wherever it hears of their end
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if not _Requests.waits:
-        raise Stopped(number)
+        raise Stopped(name)
 
 
 @contextmanager
@@ -76,9 +73,9 @@ def heeded() -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        if _Requests.number is None:
+        if _Requests.name is None:
             raise
-        raise Stopped(_Requests.number) from error
+        raise Stopped(_Requests.name) from error
 
 
 @contextmanager
@@ -89,5 +86,5 @@ def undivided() -> Iterator[None]:
         yield
     finally:
         _Requests.waits = False
-    if _Requests.number is not None:
-        raise Stopped(_Requests.number)
+    if _Requests.name is not None:
+        raise Stopped(_Requests.name)

@@ -156,7 +156,7 @@ def test_a_stop_while_a_batch_is_loaded_leaves_the_random_states_of_the_models(m
     def interrupted(states):
         calls.append(states)
         if len(calls) == 2:
-            raise Stopped(signal.SIGTERM)
+            raise Stopped("SIGTERM")
         restore(states)
 
     torch.manual_seed(5)
