@@ -132,8 +132,8 @@ def _check_weights(role: Role, model: nn.Module) -> None:
     """Reads a stage's ``src_ckpt`` safely, before torchdistill unpickles it, and refuses what it could not load."""
     path, where = role.section["src_ckpt"], f"{role.path}.src_ckpt"
     state = read_weights(path, where, as_torch_does=True).state
-    refuse_broken(state, f"{where}: {path}")
     inside = {None: "", "refilled_teacher": "teacher.", "projected_student": "student."}.get(role.wrapper)
+    refuse_broken(state, f"{where}: {path}", {f"{inside}{name}" for name, _ in model.named_buffers()})
     if inside is None or role.section.get("sequential"):
         return
     expected = [inside + key for key in model.state_dict() if not key.endswith(OPTIONAL)]

@@ -71,6 +71,15 @@ def test_weights_of_a_later_stage_are_checked_before_the_first(accelerator, tmp_
     refused(rf"^train\.stage2\.{role}\.src_ckpt: .*{message}", build_box, built, teacher, student, CPU, accelerator)
 
 
+def test_a_later_stage_may_load_infinity_into_a_buffer(accelerator, tmp_path):
+    """As masks of attention have it."""
+    built, (teacher, student) = config(stage1=stage("embedding"), stage2=stage("classifier")), models()
+    teacher.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    torch.save({f"teacher.{key}": value for key, value in teacher.state_dict().items()}, tmp_path / "w.pt")
+    built["train"]["stage2"]["teacher"]["src_ckpt"] = str(tmp_path / "w.pt")
+    assert build_box(built, teacher, student, CPU, accelerator) is not None
+
+
 @pytest.mark.parametrize(
     ("place", "value", "placement", "message"),
     [
