@@ -28,11 +28,39 @@ SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", 
 """Those of compare/report.py, which imports torch; a test holds them equal."""
 FORMATS = ("timm", "onnx", "torch-export")
 """Those of deploy/export.py, likewise."""
+ABOUT = """\
+Knowledge distillation when teacher and student do not share their classes.
+
+a student of your photos, one folder of them for each class:
+  refilled distill photos --teacher resnet50 --student resnet18
+
+an experiment that is a file; some come with this package:
+  refilled configs copy digits
+  refilled run configs/digits/digits_teacher.yaml configs/digits/digits_refilled.yaml
+
+other methods on the same images:
+  refilled compare photos.yaml --methods ce,probe-kd,refilled-joint --output runs/compare
+
+what the student sees in photos, and its files for timm, ONNX and torch.export:
+  refilled predict runs/photos new_photos
+  refilled export runs/photos --format all
+
+a closer look at a run:
+  refilled diagnose runs/photos
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 where a part failed, 2 for bad input, 128 + n for a signal n."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(argv)
+    if options.name is None:
+        parser.print_help()
+        return 0
     from torch import distributed
 
     from gkd_plugin.errors import ConfigError, require_extra
@@ -159,11 +187,27 @@ def _diagnose(options: argparse.Namespace) -> int:
     return 0
 
 
+def _configs(options: argparse.Namespace) -> int:
+    from gkd_plugin.catalogue import copy_configs, list_configs, show_configs
+    from gkd_plugin.errors import ConfigError
+
+    if options.action != "list" and options.wanted is None:
+        raise ConfigError(f"NAME: configs {options.action} needs the name of a configuration, or of a folder of them")
+    print({"list": list_configs, "show": show_configs, "copy": copy_configs}[options.action](options.wanted))
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from gkd_plugin.catalogue import models_table
+
+    print(models_table(options.pattern))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    text = "Knowledge distillation when teacher and student do not share their classes."
-    parser = _Parser(prog="refilled", description=text)
+    parser = _Parser(prog="refilled", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"refilled {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="name")
     run = commands.add_parser("run", help="train each configuration in turn")
     check = commands.add_parser("check", help="whether configurations would run: builds and rehearses, trains nothing")
     distill = commands.add_parser(
@@ -173,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate, predict, export = _add_deploy(commands)
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
     diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
+    configs, models = _add_catalogue(commands)
     for added, command in (
         (run, _run),
         (distill, _distill),
@@ -183,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
         (export, _export),
         (compare, _compare),
         (diagnose, _diagnose),
+        (configs, _configs),
+        (models, _models),
     ):
         added.set_defaults(command=command, log="gkd_plugin", level=logging.INFO, stopped="")
 
@@ -284,6 +331,19 @@ def _add_deploy(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
     export.add_argument("--push-to-hub", dest="hub", metavar="OWNER/NAME", help=text)
     export.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return evaluate, predict, export
+
+
+def _add_catalogue(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
+    configs = commands.add_parser("configs", help="the configurations that come with this package")
+    text = "list: names and what they are; show: the text; copy: into ./configs"
+    configs.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list", help=text)
+    text = "folder or file, e.g. digits or digits_ce.yaml"
+    configs.add_argument("wanted", nargs="?", metavar="NAME", help=text)
+    models = commands.add_parser("models", help="timm's models: parameters, embedding width, image size, weights")
+    models.add_argument("pattern", metavar="PATTERN", help="part of a name, or with wildcards: 'vit_*_patch16*'")
+    for added in (configs, models):
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return configs, models
 
 
 class _Parser(argparse.ArgumentParser):

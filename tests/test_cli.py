@@ -295,7 +295,7 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        (["models"], "the following arguments are required: PATTERN"),
         (["run"], "the following arguments are required: CONFIG"),
         (
             ["evaluate", "x", "--data", "x", "--checkpoint", "x"],
