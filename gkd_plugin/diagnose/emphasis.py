@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from gkd_plugin.diagnose.figures import PALETTE, new_figure, save_figure
+from gkd_plugin.diagnose.figures import save_figure
 from gkd_plugin.diagnose.restore import Images, LeftOut, RestoredRun
 from gkd_plugin.functional import confidence_cost, emphasis_weights
+from gkd_plugin.runner.curves import PALETTE, new_figure
 
 # score of a sample → how it is named; the larger, the more the teacher should know of the sample
 SCORES = {

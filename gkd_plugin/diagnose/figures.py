@@ -1,4 +1,4 @@
-"""How pictures are drawn, and the parts ``embedding``, ``tuples`` and ``confusion``: their figures and pictures."""
+"""How figures are saved, and the parts ``embedding``, ``tuples`` and ``confusion``: their figures and pictures."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure  # not pyplot, which may open a window
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
@@ -21,21 +21,12 @@ from torch.nn import functional
 from gkd_plugin.diagnose.restore import LeftOut, RestoredRun
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.accuracy import embedding_of
+from gkd_plugin.runner.curves import PALETTE, new_figure
 
-# Petroff's ten colours ("Accessible color sequences for data visualization", 2021), told apart by the colour-blind
-PALETTE = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
 SUFFIXES = ("png", "svg")
 PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
 _MARKERS = "os^Dv"
 _COUNTS = {"tuples": "tuples (a, p, N) in a batch", "negatives": "semi-hard negatives in a tuple"}
-
-
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure of so many inches, and its axes as rows of a grid."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:

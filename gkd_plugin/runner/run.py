@@ -203,6 +203,8 @@ def run_config(
             checkpoints = Checkpoints(output, parts.box, accelerator, config.tree.get("checkpoint"))
         summary = _new_summary(config, seed, placement)
         _run(config, parts, folder, summary, start=start, checkpoints=checkpoints)
+        if folder.is_main:
+            _draw_curves(folder, summary)
     accelerator.wait_for_everyone()  # a later configuration may load what the main process has written
     return summary
 
@@ -277,6 +279,18 @@ def _run(
     if checkpoints is not None:
         checkpoints.clear()
     parts.box.clean_modules()
+
+
+def _draw_curves(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Writes ``curves.png`` of a run that has finished; the log says why where it cannot."""
+    try:
+        from gkd_plugin.runner.curves import write_curves
+
+        write_curves(folder.path, summary)
+    except ImportError as error:  # not installed, or damaged
+        logger.info("no curves.png (%s): pip install 'gkd-plugin[report]'", error)
+    except ConfigError as error:  # the disk is full, say
+        logger.warning("%s", error)
 
 
 def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoints | None) -> float:

@@ -21,10 +21,11 @@ PACKAGES = ["gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accel
 PACKAGES += ["scikit-learn"]
 FINISHED, FAILED = "finished", "failed"
 _CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.jsonl", "log.txt"
-_FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, "student.safetensors", "inputs.json"}
+CURVES, REPORT = "curves.png", "report.html"
+_FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, CURVES, REPORT, "student.safetensors", "inputs.json"}
 FOLDER = "checkpoints"
 LOCK = ".lock"
-_FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg"}}
+_FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg", ".html"}}
 _FOLDERS["export"] = {".json", ".safetensors", ".md", ".onnx", ".data", ".pt2"}
 """What runs write into their folders, besides checkpoints that their configurations name."""
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import torch
 from gkd_plugin.diagnose import figures
 from gkd_plugin.diagnose.emphasis import report_emphasis
 from gkd_plugin.diagnose.restore import LeftOut
+from gkd_plugin.runner.curves import PALETTE, new_figure
 from gkd_plugin.runner.run_folder import RunFolder
 from tests.fakes import TinyImages
 
@@ -26,7 +27,7 @@ def names_in(folder):
 
 def test_both_formats_and_the_same_bytes_and_no_window(tmp_path):
     def line(folder, values):
-        figure, ((axis,),) = figures.new_figure(3, 2)
+        figure, ((axis,),) = new_figure(3, 2)
         axis.plot(values)
         figures.save_figure(figure, folder, "line")
         return [(folder / f"line.{suffix}").read_bytes() for suffix in ("png", "svg")]
@@ -43,8 +44,8 @@ def test_both_formats_and_the_same_bytes_and_no_window(tmp_path):
     ("panels", "name", "rows"), [(3, "{}", 1), (3, "american_bulldog_{}", 2), (2, f"{{}} {'long ' * 30}", 5)]
 )
 def test_a_legend_lies_inside_the_figure_and_off_the_axes(panels, name, rows):
-    figure, ((*axes,),) = figures.new_figure(3.4 * panels, 4.2, columns=panels)
-    for index, colour in enumerate(figures.PALETTE):
+    figure, ((*axes,),) = new_figure(3.4 * panels, 4.2, columns=panels)
+    for index, colour in enumerate(PALETTE):
         axes[0].scatter([0, 1], [1, 0], color=colour, label=name.format(index))
     figures.add_legend(figure, *axes[0].get_legend_handles_labels())
     figure.draw_without_rendering()

@@ -33,7 +33,7 @@ from gkd_plugin.runner.weights import read_weights
 from tests.fakes import TinyImages, cross_entropy, stage, train_box
 from tests.runner.fakes import call, cpu, equal, loaders, refused, student_config, teacher_config, write_configs
 
-FILES = {"config.yaml", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
+FILES = {"config.yaml", "curves.png", "log.txt", "metrics.jsonl", "student.safetensors", "summary.json"}
 
 
 def run(stem, output, *overrides, seed=0):
