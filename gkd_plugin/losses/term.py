@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from gkd_plugin.box.hooks import hooked_tensor
-from gkd_plugin.errors import user_can_mend
+from gkd_plugin.errors import ConfigError, user_can_mend
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -43,14 +43,25 @@ class Term(nn.Module):
             ("teacher", self.teacher_module_path, self.teacher_module_io),
         ]
 
-    def forward(self, student_io_dict: Any, teacher_io_dict: Any, targets: Any = None, *_: Any, **__: Any) -> Tensor:
+    def forward(self, student: Any, teacher: Any, targets: Any = None, *_: Any, **__: Any) -> Tensor:
         """The loss of a batch, a scalar, on the student's device.
 
+        Args:
+            student: what torchdistill's hooks recorded; in a loop of your own, the tensor that is read.
+            teacher: likewise; several tensors as a tuple, in the order of ``hooks``.
+            targets: labels ``[B]``.
+
         Raises:
-            ConfigError: a path is not recorded, or what is recorded does not fit.
+            ConfigError: a path is not recorded, or what is given does not fit.
         """
-        recorded = {"student": student_io_dict, "teacher": teacher_io_dict}
-        read = [hooked_tensor(recorded[model], model, path, io) for model, path, io in self.hooks]
+        if isinstance(student, Tensor):
+            read = [student, *(teacher if isinstance(teacher, tuple) else (teacher,))]
+            if len(read) != len(self.hooks):
+                wanted = ", ".join(f"{model}'s {path}" for model, path, _io in self.hooks)
+                raise ConfigError(f"{self.key}: {len(read)} tensors given, it reads {len(self.hooks)}: {wanted}")
+        else:
+            recorded = {"student": student, "teacher": teacher}
+            read = [hooked_tensor(recorded[model], model, path, io) for model, path, io in self.hooks]
         with user_can_mend(self.key):
             return self.compute(targets, *(tensor.to(read[0].device) for tensor in read))
 

@@ -5,6 +5,7 @@ import torch
 from torchdistill.losses.registry import get_high_level_loss, get_mid_level_loss
 
 from gkd_plugin.functional import emphasis_weights, local_classifier_distillation
+from gkd_plugin.losses import LocalClassifierLoss
 from tests import reference
 from tests.runner.fakes import refused
 
@@ -61,3 +62,13 @@ def test_what_old_classes_do_not_take():
     two, three = torch.zeros(1, 2), torch.zeros(1, 3)
     refused("the student has 2 classes, fewer than the teacher's 3", old_class_loss, two, three)
     refused("temperature: must be a finite number above 0", old_class_loss, two, two, temperature=0)
+
+
+def test_in_a_loop_of_ones_own_it_takes_the_logits():
+    torch.manual_seed(0)
+    student, local, own, labels = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6, 5), torch.arange(6) % 3
+    plain = local_classifier_distillation(student, local, labels).item()
+    weighed = local_classifier_distillation(student, local, labels, weights=emphasis_weights(own)).item()
+    assert LocalClassifierLoss(adaptive=False)(student, local, labels).item() == pytest.approx(plain)
+    assert LocalClassifierLoss()(student, (local, own), labels).item() == pytest.approx(weighed)
+    refused(r"refilled_local_classifier: 2 .* 3: .*local_classifier", LocalClassifierLoss(), student, local, labels)

@@ -3,6 +3,7 @@ import torch
 from torchdistill.losses.registry import get_mid_level_loss
 
 from gkd_plugin.functional import relationship_matching
+from gkd_plugin.losses import RelationshipLoss
 from tests.runner.fakes import refused
 
 
@@ -29,3 +30,9 @@ def test_the_queue_holds_earlier_batches():
     assert values[1].item() == pytest.approx(relationship_matching(*second, earlier=earlier).loss.item())
     values[1].backward()
     assert first[0].grad is None
+
+
+def test_in_a_loop_of_ones_own_it_takes_the_embeddings():
+    torch.manual_seed(0)
+    batch = torch.randn(10, 4), torch.randn(10, 6), torch.arange(10) % 3
+    assert RelationshipLoss()(*batch).item() == pytest.approx(relationship_matching(*batch).loss.item())
