@@ -415,9 +415,11 @@ def _lines(error: Exception) -> list[str]:
 
 
 class _Console(logging.Handler):
-    """Writes to stderr, above the progress bar."""
+    """Writes to stderr, above the progress bar; what that shows is not said again."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "is_on_bar", False) and sys.stderr.isatty():
+            return
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         tqdm.write(f"{level}{record.getMessage()}", file=sys.stderr)
 

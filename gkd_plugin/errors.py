@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 _EXTRAS = {
     "report": {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy"},
     "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    **{engine: {engine: engine} for engine in ("tensorboard", "trackio", "wandb")},
 }
 """Module → package, as in pyproject.toml."""
 

@@ -49,7 +49,7 @@ def stand_ins(tmp_path_factory):
         "tiny100": write_npz(folder / "tiny100.npz"),
         "cifar100": folder / "cifar100",
         "cub200": cub_tree(folder, num_classes=10, per_class=4),
-        "image_folder": image_tree(folder / "own", [f"class_{k}" for k in range(10)], per_class=2),
+        "image_folder": image_tree(folder / "own", [f"class_{k}" for k in range(10)], per_class=4),
     }
 
 
@@ -96,6 +96,7 @@ def overrides_for(path, stand_ins):
     if family == "cub200":
         put("num_classes", 5, "datasets", "models")
     put("src_ckpt", "null", "models")
+    put("src_ckpt_classifier", "null", "models")
     return sets
 
 

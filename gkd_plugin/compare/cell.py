@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gkd_plugin.compare.method import Method, MethodStage
-from gkd_plugin.compare.setting import WEIGHTS, Setting, Tree, apply_setting, is_incremental, with_memory
+from gkd_plugin.compare.setting import Setting, Tree, apply_setting, is_incremental, with_memory
 from gkd_plugin.compare.sizes import Measured, filled
 from gkd_plugin.config.config import RunConfig, checked_config
-from gkd_plugin.config.stages import Stage, stages_of, student_embedding, student_entry
+from gkd_plugin.config.stages import WEIGHTS, Stage, stages_of, student_embedding, student_entry
 from gkd_plugin.errors import ConfigError, nearest, told_at
 from gkd_plugin.runner.run_folder import RunFolder
 

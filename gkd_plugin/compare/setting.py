@@ -10,7 +10,7 @@ from typing import Any
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.sizes import training_set
 from gkd_plugin.config.config import RunConfig
-from gkd_plugin.config.stages import student_entry
+from gkd_plugin.config.stages import names_weights, student_entry
 from gkd_plugin.config.tree import Tagged, walk
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.models import TEACHER
@@ -23,7 +23,6 @@ _OVERLAP = "gkd_plugin.data.overlap_subset"
 _FEW_SHOT = "gkd_plugin.data.few_shot_task"
 _INCREMENTAL = "gkd_plugin.data.incremental_subset"
 _UNLABELLED = "gkd_plugin.data.with_unlabelled"
-WEIGHTS = ("weights", "checkpoint_path")  # keywords of torchvision's and timm's models that name trained weights
 NOT_SAME = "needs the same classes"
 _REASONS = {"same": "", "reordered": "needs the same class order", "different": NOT_SAME}
 
@@ -120,9 +119,7 @@ def _calls(tree: Tree, key: str) -> Iterator[Tree]:
 
 def untrained_student(method: Method, tree: Tree) -> str:
     """Why a method that is about a student's trained weights has nothing to do; empty where it has."""
-    student = student_entry(tree)[1]
-    kwargs = student.get("kwargs") or {}
-    is_trained = student.get("src_ckpt") or any(kwargs.get(key) for key in ("pretrained", *WEIGHTS))
+    is_trained = names_weights(student_entry(tree)[1])
     if method.student == "untrained" and not is_trained:
         return "is the same as ce: random weights"
     return "needs a student with trained weights" if method.of == "student" and not is_trained else ""

@@ -27,6 +27,7 @@ from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT, get_optimize
 from torchvision import models as torchvision_models
 
 from gkd_plugin.config.kinds import FLAG, Kind, Report, count, each, maybe, never, number, one_of, part, section, value
+from gkd_plugin.config.stages import names_weights, stage_names, stages_of, student_entry
 from gkd_plugin.config.tree import Tagged, at, is_private, items, resolve_target
 from gkd_plugin.errors import ConfigError, is_number, nearest
 from gkd_plugin.models.timm_model import check_model_name, unknown_keyword
@@ -196,11 +197,37 @@ def _check_plateau(report: Report, path: str, section: Mapping[Any, Any]) -> Non
     if mode != "max":
         report.add(at(where, "kwargs.mode"), f"{mode!r} given; must be 'max', because it watches the validation top-1")
     train = report.tree["train"]
-    has_set = any(stage.get("val_data_loader") for stage in (train, *train.values()) if isinstance(stage, Mapping))
-    kind = dict(items(dict(items(section.get("criterion"))).get("kwargs"))).get("stage")
-    if not has_set or train.get("val_freq", 1) != 1 or kind == "embedding":
+    if not _is_validated(train, section) or train.get("val_freq", 1) != 1:
         needs = "a val_data_loader, val_freq 1, and a stage that trains the classifier"
         report.add(where, f"ReduceLROnPlateau watches the validation top-1 of each epoch; it needs {needs}")
+
+
+def _is_validated(train: Mapping[Any, Any], stage: Mapping[Any, Any]) -> bool:
+    """Whether a stage of ``train`` has a top-1 on a validation set, perhaps that of a stage before."""
+    has_set = any(part.get("val_data_loader") for part in (train, *train.values()) if isinstance(part, Mapping))
+    return has_set and dict(items(dict(items(stage.get("criterion"))).get("kwargs"))).get("stage") != "embedding"
+
+
+def _check_choice(report: Report, path: str, train: Mapping[Any, Any]) -> None:
+    """What chooses an epoch goes by the validation top-1 of the last stage."""
+    names = stage_names(train)
+    last = train[names[-1]] if names else train
+    for key in ("keep", "patience"):
+        is_given = train.get(key) not in (None, "last") and report.is_clean(at(path, key))
+        if is_given and isinstance(last, Mapping) and not _is_validated(train, last):
+            needs = "a val_data_loader, and a last stage that trains the classifier"
+            report.add(at(path, key), f"goes by the validation top-1 of the last stage; it needs {needs}")
+
+
+def _check_start(report: Report, _: str, tree: Mapping[Any, Any]) -> None:
+    """Class centres of an embedding that knows nothing are a worse start for a classifier than random weights."""
+    if not (report.is_clean("models") and report.is_clean("train")):
+        return
+    where, entry = student_entry(tree)
+    may_be_trained = names_weights(entry) or entry.get("repo_or_dir")
+    if entry.get("src_ckpt_classifier") == "centres" and not may_be_trained and stages_of(tree)[0].trains_classifier:
+        cures = "give it pretrained: True in its kwargs or a src_ckpt, or remove the key"
+        report.add(at(where, "src_ckpt_classifier"), f"'centres' given, but the student is untrained; {cures}")
 
 
 _ANY = value("a section")
@@ -216,6 +243,8 @@ _RATE = value(  # or one for each group of parameters
     "a finite number, 0 or more",
     lambda x: all(is_number(y) and 0 <= y < math.inf for y in (x if isinstance(x, list) else [x])),
 )
+TRACKERS = ("trackio", "wandb", "tensorboard")
+"""The first two are torchdistill's."""
 # by the names that torch's and timm's parts have in common: what their own checks let through
 _MODEL_VALUES = {"pretrained": maybe(FLAG), "num_classes": maybe(count(0, 10**6)), "in_chans": maybe(count(1, 999))}
 _RATES = {"lr": number(0), "momentum": number(0, 1), "weight_decay": number(0), "dampening": number(0, 1)}
@@ -374,9 +403,9 @@ def _train(stages: Sequence[str], *, has_teacher: bool) -> Kind:
     }
     needs = ("num_epochs", *roles, "criterion")
     needs_first = (*needs, "train_data_loader", "optimizer")
-    for_all = {"log_freq": count(), "val_freq": count()}
+    for_all = {"log_freq": count(), "val_freq": count(), "keep": one_of(("last", "best")), "patience": maybe(count())}
     if not stages:
-        return section({**for_all, **first, "stage1": _ANY}, needs_first, _try_schedule)
+        return section({**for_all, **first, "stage1": _ANY}, needs_first, _check_only_stage)
     later = {**first, "optimizer": maybe(first["optimizer"], {})}  # loaders and optimizer may be kept from before
     without_gaps = [f"stage{number}" for number in range(1, len(stages) + 1)]
     keys = {
@@ -387,7 +416,12 @@ def _train(stages: Sequence[str], *, has_teacher: bool) -> Kind:
         **dict.fromkeys(stages, section(later, needs, _try_schedule)),
         stages[0]: section(first, needs_first, _try_schedule),
     }
-    return section(keys, without_gaps)
+    return section(keys, without_gaps, _check_choice)
+
+
+def _check_only_stage(report: Report, path: str, train: Mapping[Any, Any]) -> None:
+    _try_schedule(report, path, train)
+    _check_choice(report, path, train)
 
 
 _DEVICES = section(
@@ -418,6 +452,6 @@ def configuration(stages: Sequence[str], *, has_teacher: bool) -> Kind:
         "device": maybe(_DEVICES),
         "teacher_cache": maybe(_CACHE if has_teacher else _NO_CACHE),
         "checkpoint": maybe(_CHECKPOINT),
-        "tracker": maybe(section({"engine": maybe(one_of(("trackio", "wandb"))), "kwargs": maybe(_SECTION)})),
+        "tracker": maybe(section({"engine": maybe(one_of(TRACKERS)), "kwargs": maybe(_SECTION)})),
     }
-    return section(keys, ("models", "datasets", "train"))
+    return section(keys, ("models", "datasets", "train"), _check_start)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+WEIGHTS = ("weights", "checkpoint_path")  # keywords of torchvision's and timm's models that name trained weights
 STAGE_NAME = re.compile(r"stage([1-9][0-9]*)")
 
 
@@ -120,6 +121,12 @@ def student_entry(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(key path, entry) of the model to train: ``models.student_model``, or ``models.model`` without a teacher."""
     name = "student_model" if "student_model" in config["models"] else "model"
     return f"models.{name}", config["models"][name]
+
+
+def names_weights(entry: Mapping[str, Any]) -> bool:
+    """Whether the entry of a model names trained weights."""
+    kwargs = entry.get("kwargs") or {}
+    return bool(entry.get("src_ckpt")) or any(kwargs.get(key) for key in ("pretrained", *WEIGHTS))
 
 
 def student_embedding(config: Mapping[str, Any]) -> str | None:

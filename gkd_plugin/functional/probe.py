@@ -13,7 +13,7 @@ then distilled is a strong baseline (Marrie et al., TMLR 2024, arXiv 2402.11305)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +50,7 @@ def fit_probe(
     samples: Tensor | None = None,
     folds: int = 5,
     penalties: Sequence[float] = PENALTIES,
+    progress: Callable[[Sequence[float]], Iterable[float]] = iter,
 ) -> LinearFit:
     """Fits the classifier of this module's formula in float32 by L-BFGS; its ``strength`` is α.
 
@@ -63,6 +64,7 @@ def fit_probe(
             one in ε. ``None`` where every row is a sample of its own.
         folds: K ≥ 2.
         penalties: the α to try, above 0, the largest first.
+        progress: gives them in turn, e.g. with a progress bar; not all are tried.
 
     Raises:
         ValueError: shapes do not fit, values are not finite, a label is out of range, a class has fewer than two
@@ -91,7 +93,7 @@ def fit_probe(
     zeros = padded.new_zeros(num_classes, padded.shape[1])
     weights = [zeros] * len(outs)  # found last without the rows of each fold
     best: tuple[float, float, float, Tensor] | None = None
-    for penalty in penalties:
+    for penalty in progress(penalties):
         logits = torch.empty_like(targets)
         for k, out in enumerate(outs):
             weights[k] = _minimum(padded[~out], labels[~out], penalty, weights[k])

@@ -143,8 +143,9 @@ def left_out_ncm(embed: Score, train_loader: Any, accelerator: Accelerator) -> A
 
 
 def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy of the last weights on the test set, of embedding too; the mean of the last validation figures."""
+    """Accuracy of the kept student on the test set, of its embedding too; the mean of the last validation figures."""
     last = list(summary["stages"].values())[-1]["epochs"]
+    kept = last[summary["kept"]["epoch"] - 1 if "kept" in summary else -1] if last else {}
     final: dict[str, Any] = {}
     if parts.test_loader is not None:
         parts.student.eval()
@@ -155,8 +156,8 @@ def final_figures(parts: Parts, summary: Mapping[str, Any]) -> dict[str, Any]:
                 logger.info("final NCM accuracy: not measured, %s", ncm)
             final |= {**accuracy.as_dict(), **({} if isinstance(ncm, str) else ncm.as_dict("ncm_"))}
             final |= {"on": "test", "samples": accuracy.samples}
-    elif "top1" in last[-1]:
-        final |= {**{key: value for key, value in last[-1].items() if is_accuracy(key)}, "on": "validation"}
+    elif "top1" in kept:
+        final |= {**{key: value for key, value in kept.items() if is_accuracy(key)}, "on": "validation"}
     tail = [row["top1"] for row in last[-LAST_EPOCHS:] if "top1" in row]
     if tail:
         final["val_top1_last3"] = sum(tail) / len(tail)

@@ -1,6 +1,7 @@
 """The state of a run that has not ended, kept in its folder through Accelerate: the run can go on where it stood."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,18 +12,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
+from gkd_plugin.data import UNLABELLED
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.data.views import RandomStates
 from gkd_plugin.errors import ConfigError, first_line
-from gkd_plugin.runner.run_folder import FOLDER, read_json, told_unwritten, write_json
+from gkd_plugin.runner.run_folder import FOLDER, STUDENT, read_json, told_unwritten, write_atomically, write_json
 from gkd_plugin.runner.stopping import heeded
 from gkd_plugin.teacher import RefilledTeacher
 
 logger = logging.getLogger(__name__)
 
 _PROGRESS, _STATE, _UNFINISHED = "progress.json", "state", ".unfinished"
+NOT_FINITE = "the student's weights contain NaN or infinity and were not saved"
 _SHARE = 0.02  # of the time, at most, goes into checkpoints at the end of epochs
 
 
@@ -39,25 +42,49 @@ class Progress:
     lr: float = 0.0  # at its start
     images: int = 0
     seconds: float = 0.0
+    waiting: float = 0.0  # of these seconds, those in which a batch was waited for
     has_pairs: bool = False  # a batch held two samples of one class and one of another
     counts: int = 0  # steps in the sums
     sums: dict[str, float] = field(default_factory=dict)  # of the loss and its terms
 
-    def count(self, images: int, terms: Mapping[str, Any]) -> None:
-        """Adds a step."""
-        self.images, self.counts = self.images + images, self.counts + 1
-        for name, term in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(term)
+    def __post_init__(self) -> None:
+        self._unread: list[tuple[str, Tensor, list[str], Tensor]] = []  # place, labels, names, figures of a step
 
-    def means(self) -> dict[str, float]:
-        """Over the steps."""
-        return {name: total / self.counts for name, total in self.sums.items()}
+    def count(self, place: str, labels: Tensor, loss: Tensor, terms: Mapping[str, Any]) -> None:
+        """Adds a step. Its figures are read later: a GPU that has yet to compute them is not waited for."""
+        self.images += len(labels)
+        named = {"loss": loss, **terms}
+        values = [torch.as_tensor(term, dtype=torch.float32, device=loss.device) for term in named.values()]
+        self._unread.append((place, labels, list(named), torch.stack(values).detach()))
+
+    def read(self) -> None:
+        """Takes the figures of the steps since the last time into the sums; refuses a loss that is not finite."""
+        for place, labels, names, figures in self._unread:
+            values = dict(zip(names, figures.tolist(), strict=True))
+            if not math.isfinite(values["loss"]):
+                hint = " (the batch has no image with a label: MixedBatchSampler gives each some)"
+                lacks = hint if bool((labels == UNLABELLED).all()) else ""
+                found = f"the loss is {values['loss']} at {place}{lacks}"
+                raise ConfigError(f"{found}: stopped, and no later weights are saved")
+            self.counts += 1
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        self._unread.clear()
+
+    def means(self, since: "Progress | None" = None) -> dict[str, float]:
+        """Over the steps that were read, or those of them after ``since``."""
+        counts, sums = (since.counts, since.sums) if since else (0, {})
+        return {name: (total - sums.get(name, 0.0)) / (self.counts - counts) for name, total in self.sums.items()}
 
 
 class Loading:
-    """The random numbers that load an epoch's batches, apart from those of the models: they can be loaded again."""
+    """The random numbers that load an epoch's batches, apart from those of the models: they can be loaded again.
 
-    def __init__(self) -> None:
+    ``seconds`` are those that it takes, added to those before.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
         self.states = RandomStates()  # before the first batch; in the end those after the last one
         self._models: RandomStates | None = None  # while a batch is loaded
 
@@ -65,7 +92,7 @@ class Loading:
         """The batches of the loader."""
         batches: Iterator[Any] | None = None
         while True:
-            self._models = RandomStates()
+            start, self._models = time.perf_counter(), RandomStates()
             try:
                 self.states.restore()
                 batches = _begun(loader) if batches is None else batches
@@ -74,6 +101,7 @@ class Loading:
             finally:
                 self.states = RandomStates()
                 self.end()
+                self.seconds += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
@@ -126,6 +154,9 @@ class Checkpoints:
         except Exception as error:  # whatever a damaged or foreign file raises
             advice = "remove the folder, and --resume begins anew"
             raise ConfigError(f"--resume: {self._last()} cannot be read: {first_line(error)}; {advice}") from error
+        kept = self._last() / STUDENT  # the file in the run's folder may be of an epoch that comes again
+        if self.accelerator.is_main_process and kept.exists():
+            write_atomically(self.folder.parent / STUDENT, lambda file: shutil.copy(kept, file))
         self._models = RandomStates()
         self.box.optimizer.optimizer._opt_called = True  # noqa: SLF001  # in its run: torch warns where a schedule goes first
         if getattr(self.box.train_data_loader, "persistent_workers", False):
@@ -143,6 +174,9 @@ class Checkpoints:
         made = self.folder / f"{progress.updates:09d}.{int(progress.is_over)}"
         if made.exists():
             return
+        progress.read()
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in _parameters(self.box)):
+            raise ConfigError(NOT_FINITE)
         start = time.perf_counter()
         new, is_main = self.folder / _UNFINISHED, self.accelerator.is_main_process
         with told_unwritten(self.folder):
@@ -153,6 +187,8 @@ class Checkpoints:
             self.accelerator.save_state(str(new / _STATE), safe_serialization=False)
         self.accelerator.wait_for_everyone()
         if is_main:
+            if "kept" in self.summary:
+                shutil.copy(self.folder.parent / STUDENT, new)
             write_json(new / _PROGRESS, {"progress": asdict(progress), "summary": self.summary})
             new.rename(made)
             for old in sorted(self.folder.glob("[0-9]*"))[: -self.settings["keep"]]:

@@ -163,6 +163,21 @@ def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, s
         if shared > _MANY * len(keys[name]):  # an accuracy on these says little
             text = f"{shared} of its {len(keys[name])} images are training images too (datasets.{trained})"
             logger.warning("datasets.%s: %s", name, text)
+    _check_choice(config, stages[-1], keys)
+
+
+def _check_choice(config: Mapping[str, Any], last: Stage, keys: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses to choose an epoch on the images of the test set."""
+    chooses = [key for key in ("keep", "patience") if config["train"].get(key) not in (None, "last")]
+    test = (config.get("test") or {}).get("test_data_loader")
+    if not (chooses and last.val_loader and test):
+        return
+    name, test_name = last.val_loader["dataset_id"], test["dataset_id"]
+    shared = len(set(keys.get(name, ())) & set(keys.get(test_name, ())))
+    if name == test_name or shared > _MANY * len(keys.get(name, ())):
+        found = f"the validation set, datasets.{name}, has images of the test set"
+        cure = "hold out a part of the training set (gkd_plugin.data.train_test_subset)"
+        raise ConfigError(f"train.{chooses[0]}: {found}, on which nothing may be chosen; {cure}")
 
 
 def check_dropped(path: str, loader: Mapping[str, Any], datasets: Mapping[str, Any], is_training: bool = False) -> None:

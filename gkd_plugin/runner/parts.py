@@ -24,6 +24,7 @@ from gkd_plugin.runner.checks import check_data, check_dropped, check_forward, c
 from gkd_plugin.runner.devices import Placement
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
 from gkd_plugin.runner.rehearsal import copies, rehearse, undisturbed
+from gkd_plugin.runner.tracking import check_tracker
 from gkd_plugin.runner.weights import OPTIONAL, read_weights, refuse_broken, shown
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Parts:
         self.student = student = build_model(where, entry)
         self.num_classes = num_classes_of(student, entry)
         check_data(built, where, self.num_classes, stages)
+        check_tracker(built.get("tracker"))
         teacher_entry = built["models"].get("teacher_model")
         teacher = None if teacher_entry is None else build_model(TEACHER, teacher_entry)
         check_hooks(stages, teacher, student)
@@ -85,7 +87,8 @@ class Parts:
         measured = (test or stages[-1].val_loader or stages[-1].loader)["dataset_id"]
         self.preprocessing = preprocessing_of(built["datasets"][measured], shown_first[measured])
         self.embedding_path = student_embedding(built)
-        self.val_freq: int = built["train"].get("val_freq", 1)
+        defaults = {"val_freq": 1, "log_freq": 100, "keep": "last", "patience": None}
+        self.settings = {name: built["train"].get(name, default) for name, default in defaults.items()}
         self.test_loader = build_test_loader(built, accelerator)
 
     def _rehearse(
@@ -187,8 +190,6 @@ def num_classes_of(student: nn.Module, entry: Mapping[str, Any]) -> int | None:
 def _warn(built: Mapping[str, Any], stages: Sequence[Stage]) -> None:
     """Tells what this runner does not read, and schedulers whose cycle does not end with their stage."""
     where, entry = student_entry(built)
-    if built.get("tracker"):
-        logger.warning("tracker: not read by refilled; metrics.jsonl holds the figures")
     if entry.get("sync_bn"):
         logger.warning("%s.sync_bn: not read by refilled", where)
     if (built["models"].get("teacher_model") or {}).get("dst_ckpt"):

@@ -20,7 +20,7 @@ from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, first_line, raised_in, told_at
 from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy
-from gkd_plugin.runner.checkpoints import Checkpoints
+from gkd_plugin.runner.checkpoints import NOT_FINITE, Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.dry_run import dry_run
@@ -35,8 +35,9 @@ from gkd_plugin.runner.run_folder import (
     numbered,
     package_versions,
 )
+from gkd_plugin.runner.tracking import Track, tracked
 from gkd_plugin.runner.training import Training
-from gkd_plugin.runner.weights import load_weights, save_student, save_upstream_checkpoint
+from gkd_plugin.runner.weights import load_weights, read_weights, save_student, save_upstream_checkpoint
 from gkd_plugin.teacher import RefilledTeacher
 
 logger = logging.getLogger(__name__)
@@ -261,7 +262,8 @@ def _run(
     if checkpoints is not None:
         checkpoints.summary = summary
     try:
-        _train(parts, folder, summary, start, checkpoints)
+        with tracked(config.tree, folder) as track:
+            _train(parts, folder, summary, start=start, checkpoints=checkpoints, track=track)
         summary["status"] = FINISHED
     except KeyboardInterrupt as error:
         summary["status"] = f"stopped ({str(error) or type(error).__name__})"
@@ -318,7 +320,13 @@ def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _train(
-    parts: Parts, folder: RunFolder, summary: dict[str, Any], start: float, checkpoints: Checkpoints | None
+    parts: Parts,
+    folder: RunFolder,
+    summary: dict[str, Any],
+    *,
+    start: float,
+    checkpoints: Checkpoints | None,
+    track: Track,
 ) -> None:
     box, accelerator = parts.box, parts.accelerator
     if hasattr(box, "teacher_model") and "teacher" not in summary:
@@ -327,8 +335,12 @@ def _train(
             summary["teacher_weights"] = teacher_key(box.teacher_model.teacher)
             summary["student"] |= advise(parts, summary["teacher"])
     prepared = summary.get("preparation_seconds") or time.perf_counter() - start
-    settings: dict[str, Any] = {"val_freq": parts.val_freq, "checkpoints": checkpoints}
-    training = Training(box, parts.student, parts.stages, accelerator, parts.cache, **settings)
+    keep, patience = parts.settings["keep"], parts.settings["patience"]
+    settings = {name: parts.settings[name] for name in ("val_freq", "log_freq")}
+    more: dict[str, Any] = {**settings, "checkpoints": checkpoints, "track": track}
+    training = Training(box, parts.student, parts.stages, accelerator, parts.cache, **more)
+    last = summary["stages"][parts.stages[-1].name]["epochs"]
+    training.is_enough = _is_enough(last, patience)
     for stage, row in training.epochs():
         prepared += row.pop("preparation_seconds", 0.0)
         summary["preparation_seconds"] = round(prepared, 3)
@@ -336,17 +348,29 @@ def _train(
         summary["stages"][stage.name]["epochs"].append(row)
         folder.add_metrics(row)
         has_next_stage = row["epoch"] == stage.epochs and not stage.is_last
-        _save(parts, folder, summary, stage if has_next_stage else None)
+        training.is_enough = _is_enough(last, patience)
+        best = _best(last) if keep == "best" else None
+        if best in (None, row):
+            if best is not None:
+                summary["kept"] = {"stage": stage.name, "epoch": row["epoch"], "val_top1": row["top1"]}
+            _save(parts, folder, summary, stage if has_next_stage else None)
         starts_at_centres = parts.student_entry.get("src_ckpt_classifier") == "centres"
         if starts_at_centres and has_next_stage and not stage.trains_classifier:  # it fits the embedding no more
             start_at_centres(parts.student_path, parts.student, box.train_data_loader, accelerator)
-        hidden = {"stage", "epoch", "seconds", "images_per_second"}
+        hidden = {"stage", "epoch", "seconds", "images_per_second", "waiting"}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in hidden)
         place = f"{stage.name} {row['epoch']}/{stage.epochs}"
-        logger.info("%s  %s  %.0f img/s", place, shown, row["images_per_second"])
+        speed = row["images_per_second"], 100 * row["waiting"]
+        logger.info("%s  %s  %.0f img/s, %.0f %% waiting", place, shown, *speed)
+    if training.is_enough:
+        logger.info("ends after epoch %d: no better validation top-1 for %d epochs", last[-1]["epoch"], patience)
+    if training.is_enough or "kept" in summary:
+        _keep(parts, folder, summary)
     if parts.cache is not None:
         summary["teacher_cache"] = parts.cache.reports
     summary["final"] = final = final_figures(parts, summary)
+    figures = {f"{final.get('on')}/{key}": value for key, value in final.items() if is_accuracy(key)}
+    track(figures, training.updates)
     if "top1" in final:
         others = [key for key in final if is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
         shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
@@ -356,16 +380,38 @@ def _train(
         logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
 
 
-def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: Stage | None) -> None:
+def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first row with the highest top-1 on the validation set; ``None`` before there is one."""
+    return max((row for row in rows if "top1" in row), key=lambda row: float(row["top1"]), default=None)
+
+
+def _is_enough(rows: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether the last epoch is one of at least ``patience`` without a better top-1 on the validation set."""
+    best = _best(rows)
+    return bool(patience and best and "top1" in rows[-1] and rows[-1]["epoch"] - best["epoch"] >= patience)
+
+
+def _keep(parts: Parts, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Makes the kept student that of the run, which is complete."""
+    if "kept" in summary:
+        parts.accelerator.wait_for_everyone()  # the main process writes it
+        parts.student.load_state_dict(read_weights(folder.student, "train.keep").state)
+        logger.info("keeps epoch %(epoch)d of %(stage)s, with a validation top-1 of %(val_top1).2f %%", summary["kept"])
+    _save(parts, folder, summary, None, is_complete=True)
+
+
+def _save(
+    parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: Stage | None, *, is_complete: bool = False
+) -> None:
     """Writes the student's weights after an epoch, and apart at the end of a stage that others follow."""
     if not all(bool(torch.isfinite(value).all()) for value in parts.student.state_dict().values()):
-        raise ConfigError("the student's weights contain NaN or infinity and were not saved")
+        raise ConfigError(NOT_FINITE)
     if not parts.accelerator.is_main_process:
         return
     student = summary["student"]
     rows = _rows(summary)
     name = str(student["kwargs"].get("model_name", student["key"]))
-    planned = sum(stage.epochs for stage in parts.stages)
+    planned = len(rows) if is_complete else sum(stage.epochs for stage in parts.stages)
     about: dict[str, Any] = {"image_input": vars(parts.image_input), "epochs": (len(rows), planned)}
     about["preprocessing"] = parts.preprocessing
     if parts.class_names is not None:
@@ -373,7 +419,8 @@ def _save(parts: Parts, folder: RunFolder, summary: Mapping[str, Any], ended: St
     save_student(parts.student, folder.student, {"model": name, **about})
     destination = parts.student_entry.get("dst_ckpt")
     if destination is not None:
-        save_upstream_checkpoint(parts.student, parts.box, rows[-1].get("top1", 0.0), Path(destination), about)
+        top1 = summary["kept"]["val_top1"] if "kept" in summary else rows[-1].get("top1", 0.0)
+        save_upstream_checkpoint(parts.student, parts.box, top1, Path(destination), about)
     if ended is not None:
         del about["epochs"]  # of a stage that is complete
         save_student(parts.student, folder.student_after(ended.name), {"model": name, **about})

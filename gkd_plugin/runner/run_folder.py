@@ -22,9 +22,11 @@ PACKAGES += ["scikit-learn"]
 FINISHED, FAILED = "finished", "failed"
 _CONFIG, _SUMMARY, _METRICS, _LOG = "config.yaml", "summary.json", "metrics.jsonl", "log.txt"
 CURVES, REPORT = "curves.png", "report.html"
-_FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, CURVES, REPORT, "student.safetensors", "inputs.json"}
+STUDENT = "student.safetensors"
+_FILES = {_CONFIG, _SUMMARY, _METRICS, _LOG, CURVES, REPORT, STUDENT, "inputs.json"}
 FOLDER = "checkpoints"
 LOCK = ".lock"
+TENSORBOARD = "tensorboard"
 _FOLDERS = {"stages": {".safetensors"}, "diagnostics": {".json", ".png", ".svg", ".html"}}
 _FOLDERS["export"] = {".json", ".safetensors", ".md", ".onnx", ".data", ".pt2"}
 """What runs write into their folders, besides checkpoints that their configurations name."""
@@ -140,7 +142,7 @@ class RunFolder:
     @property
     def student(self) -> Path:
         """The student's weights."""
-        return self.path / "student.safetensors"
+        return self.path / STUDENT
 
     def student_after(self, stage: str) -> Path:
         """The student's weights at the end of a stage that others follow."""
@@ -201,7 +203,7 @@ class RunFolder:
         files = [self.path / name for name in _FILES - {_SUMMARY}]
         for name, suffixes in _FOLDERS.items():
             files += [file for file in (self.path / name).glob("*") if file.suffix in suffixes]
-        for file in files:
+        for file in [*files, *(self.path / TENSORBOARD).glob("events.out.tfevents.*")]:
             file.unlink(missing_ok=True)
 
     @contextmanager

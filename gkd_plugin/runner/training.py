@@ -1,9 +1,9 @@
 """The epoch loop over a torchdistill box, stage by stage."""
 
 import logging
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -20,18 +20,21 @@ from gkd_plugin.config.stages import Stage
 from gkd_plugin.data import UNLABELLED, seeded
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, first_line, raised_in
-from gkd_plugin.runner.accuracy import LAST_EPOCHS, evaluate, student_ncm
+from gkd_plugin.runner.accuracy import LAST_EPOCHS, evaluate, is_accuracy, student_ncm
 from gkd_plugin.runner.checkpoints import Checkpoints, Loading, Progress
 from gkd_plugin.runner.stopping import Stopped, heeded, undivided
 from gkd_plugin.teacher import RefilledTeacher
 
 logger = logging.getLogger(__name__)
 
+_RUN_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
 
 class Training:
     """The training of torchdistill's box, stage by stage. ``student`` is the model itself, unwrapped.
 
     With a cache the teacher answers from it. With ``checkpoints`` it keeps them, and goes on where the last one stands.
+    Every ``log_freq`` steps there is a line in the log, and ``track`` is given figures and the number of the step.
     """
 
     def __init__(
@@ -43,33 +46,49 @@ class Training:
         cache: TeacherCache | None = None,
         *,
         val_freq: int = 1,
+        log_freq: int = 100,
         checkpoints: Checkpoints | None = None,
+        track: Callable[[Mapping[str, Any], int], None] = lambda *_: None,
     ) -> None:
         self.box, self.student, self.stages, self.accelerator = box, student, stages, accelerator
         self.cache, self.val_freq, self.checkpoints = cache, val_freq, checkpoints
+        self.log_freq, self.track = log_freq, track
+        self.is_enough = False  # whoever gets the rows may set it: no epoch follows
+        self._planned = sum(stage.epochs for stage in stages)
+        self._begun: tuple[float, float] | None = None  # when the first step began, and the epochs done by then
 
     def epochs(self) -> Iterator[tuple[Stage, dict[str, Any]]]:
         """Trains to the end; yields a stage and a row of metrics after every epoch.
 
         A row holds ``stage``, ``epoch`` (from 1, within the stage), ``lr``, the means of the loss and its terms,
-        ``images_per_second``, ``seconds``, and on the validation set, after every ``val_freq``-th epoch of a stage and
-        its last three, ``top1`` / ``top5``, or ``ncm_top1`` after the last epoch of a stage ``embedding``. The first of
-        a stage has ``preparation_seconds``, those before its first step.
+        ``images_per_second``, ``seconds``, the share of these in which it was ``waiting`` for images, and on the
+        validation set, after every ``val_freq``-th epoch of a stage and its last three, ``top1`` / ``top5``, or
+        ``ncm_top1`` after the last epoch of a stage ``embedding``. The first of a stage has ``preparation_seconds``,
+        those before its first step.
         """
         found = self.checkpoints and self.checkpoints.last()
         at = found[0] if found else Progress(is_over=True)
+        self.updates = at.updates
+        done = sum(stage.epochs for stage in self.stages[: at.stage]) + at.epoch
+        settings: dict[str, Any] = {"initial": done, "bar_format": _RUN_BAR, "smoothing": 0, "miniters": 0}
+        with self._bar(None, "all epochs", self._planned, **settings) as self._run_bar:
+            yield from self._epochs(at, is_resumed=bool(found))
+
+    def _epochs(self, at: Progress, *, is_resumed: bool) -> Iterator[tuple[Stage, dict[str, Any]]]:
         for _ in range(at.stage):
             self._skip_stage()
         for index, stage in enumerate(self.stages[at.stage :], at.stage):
             start, first = time.perf_counter(), 1
             self._begin_stage()
-            if self.checkpoints is not None and found:
+            if self.checkpoints is not None and is_resumed:
                 self.checkpoints.load()
                 self.box.current_epoch = self._epochs_before(at)  # of a box of several stages
-                first, found = at.epoch + at.is_over, None
+                first, is_resumed = at.epoch + at.is_over, False
                 if at.is_over:
-                    self._finish_epoch(at, is_stage_end=at.epoch == stage.epochs)
+                    self._finish_epoch(at, is_stage_end=self.is_enough or at.epoch == stage.epochs)
             for number in range(first, stage.epochs + 1):
+                if self.is_enough:
+                    return
                 if at.is_over:
                     at = Progress(index, number, updates=at.updates)
                 row: dict[str, Any] = {"stage": stage.name, "epoch": number}
@@ -82,13 +101,14 @@ class Training:
                         row |= self._validate(stage, number)
                     at.top1 = row.get("top1")
                     with undivided():  # what the caller does with the row, too
+                        self._track_epoch(row, at)
                         yield stage, row
                         at.is_over = True
                         self._save(at)
                 except Stopped:
                     self._save(at, is_stopped=True)
                     raise
-                self._finish_epoch(at, is_stage_end=number == stage.epochs)
+                self._finish_epoch(at, is_stage_end=self.is_enough or number == stage.epochs)
 
     def _epochs_before(self, at: Progress) -> int:
         """The epochs of all stages before the one that has begun."""
@@ -109,7 +129,8 @@ class Training:
         box.pre_epoch_process(epoch=epoch)
         box.train_data_loader.iteration = at.epoch - 1  # what Accelerate tells samplers and FixedViews
         at.lr = at.lr if at.step else box.optimizer.param_groups[0]["lr"]
-        loading, start = Loading(), time.perf_counter() - at.seconds
+        self._begun = self._begun or (time.perf_counter(), self._done(at))
+        loading, start, told = Loading(at.waiting), time.perf_counter() - at.seconds, replace(at, sums=dict(at.sums))
         models = self.checkpoints.begin(loading, is_resumed=at.step > 0) if self.checkpoints is not None else None
         with seeded(f"models of {torch.initial_seed()}, {epoch}, {self.accelerator.process_index}"):
             if models is not None:
@@ -117,14 +138,24 @@ class Training:
             try:
                 for step, batch in self._batches(loading, title, at):
                     with undivided():
-                        self._step(f"{title}, step {step}", batch, at)
-                        at.step, at.updates, at.seconds = step, at.updates + 1, time.perf_counter() - start
+                        self._step(f"{title}, step {step}", batch, at, stage)
+                        at.step = step
+                        self.updates = at.updates = at.updates + 1
+                        at.seconds, at.waiting = time.perf_counter() - start, loading.seconds
+                        is_told = step % self.log_freq == 0
+                        if is_told:
+                            at.read()
                         self._save(at)
+                    if is_told:
+                        self._tell(title, at, told)
+                        told = replace(at, sums=dict(at.sums))
             except Stopped:
                 loading.end()
                 self._save(at, is_stopped=True)  # here, where the random states are those of the models
                 raise
         loading.states.restore()
+        at.read()
+        at.seconds, at.waiting = time.perf_counter() - start, loading.seconds
         if stage.kind == "embedding" and not at.has_pairs:
             found = (
                 "no batch held two samples of one class and one of another, so stage 'embedding' has nothing to compare"
@@ -134,16 +165,13 @@ class Training:
         if at.epoch == stage.epochs and at.sums.get("tuples") == 0:
             text = "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class"
             logger.warning(text, stage.name)
-        speed = {"images_per_second": at.images / max(at.seconds, 1e-9), "seconds": at.seconds}
-        return {"lr": at.lr, **at.means(), **speed}
+        return {"lr": at.lr, **at.means(), **_speed(at), "seconds": at.seconds}
 
     def _batches(self, loading: Loading, title: str, at: Progress) -> Iterator[tuple[int, Any]]:
         """The batches that are left of an epoch and the numbers of their steps, with a progress bar."""
-        loader, box, trained = self.box.train_data_loader, self.box, at.step
-        disable = None if self.accelerator.is_main_process else True
+        loader, trained = self.box.train_data_loader, at.step
         has_batch_norm = any(isinstance(module, _BatchNorm) for module in self._trained.modules())
-        settings: dict[str, Any] = {"disable": disable, "leave": False, "dynamic_ncols": True}
-        with tqdm(loading.batches(loader), title, len(loader), **settings) as bar:
+        with self._bar(loading.batches(loader), title, len(loader)) as bar:
             for step, batch in enumerate(bar, start=1):
                 if step <= trained:
                     continue
@@ -154,20 +182,56 @@ class Training:
                     continue
                 yield step, batch
                 if not bar.disable:
-                    shown = {name: f"{value:.4g}" for name, value in at.means().items()}
-                    lr_now = f"{box.optimizer.param_groups[0]['lr']:.2g}"
-                    bar.set_postfix({**shown, "lr": lr_now, "img/s": f"{at.images / at.seconds:.0f}"})
+                    bar.set_postfix_str(self._shown(at.means(), at), refresh=False)
+                    self._run_bar.n = self._done(at)
+                    self._run_bar.update(0)
 
-    def _step(self, place: str, batch: Any, at: Progress) -> None:
+    def _bar(self, iterable: Iterable[Any] | None, title: str, total: int, **settings: Any) -> Any:
+        disable = None if self.accelerator.is_main_process else True
+        return tqdm(iterable, title, total, leave=False, dynamic_ncols=True, disable=disable, **settings)
+
+    def _done(self, at: Progress) -> float:
+        """How many epochs of all stages are done, with the part of the one that has begun."""
+        return self._epochs_before(at) + at.step / len(self.box.train_data_loader)
+
+    def _shown(self, means: Mapping[str, float], at: Progress) -> str:
+        """Figures for the bar and the log."""
+        named = {**means, "lr": self.box.optimizer.param_groups[0]["lr"]}
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in named.items())
+        speed = _speed(at)
+        return f"{figures}, {speed['images_per_second']:.0f} img/s, {100 * speed['waiting']:.0f} % waiting"
+
+    def _tell(self, title: str, at: Progress, since: Progress) -> None:
+        """A line in the log, and figures for the tracker; the means are those ``since`` the last time."""
+        means = at.means(since)
+        assert self._begun is not None
+        (start, before), done = self._begun, self._done(at)
+        left = (time.perf_counter() - start) / (done - before) * (self._planned - done)
+        text, steps = "%s, step %d/%d: %s, %s left", len(self.box.train_data_loader)
+        shown = self._shown(means, at), tqdm.format_interval(left)
+        logger.info(text, title, at.step, steps, *shown, extra={"is_on_bar": True})
+        named = {**means, "lr": self.box.optimizer.param_groups[0]["lr"], **_speed(at)}
+        self.track({f"train/{name}": value for name, value in named.items()}, at.updates)
+
+    def _track_epoch(self, row: Mapping[str, Any], at: Progress) -> None:
+        figures: dict[str, Any] = {"epoch": self._epochs_before(at) + 1}
+        for name, value in row.items():
+            if name not in ("stage", "epoch"):
+                figures[f"{'val' if is_accuracy(name) else 'epoch'}/{name}"] = value
+        self.track(figures, at.updates)
+
+    def _step(self, place: str, batch: Any, at: Progress, stage: Stage) -> None:
         """One update, counted; says where a model or loss refused its input."""
         images, labels = (part.to(self.accelerator.device) for part in batch[:2])
-        known = [label for label in labels.tolist() if label != UNLABELLED]
+        if stage.kind == "embedding" and not at.has_pairs:
+            known = [label for label in labels.tolist() if label != UNLABELLED]
+            at.has_pairs = 1 < len(set(known)) < len(known)
         try:
             loss = self.box.forward_process(images, labels, *batch[2:3])
-            value = loss.item()
-            at.count(len(images), {"loss": value, **getattr(self.box.criterion, "terms", {})})
-            if math.isfinite(value):  # a GPU that now goes back through the model is not waited for
-                self.box.post_forward_process(loss=loss)
+            at.count(place, labels, loss, getattr(self.box.criterion, "terms", {}))
+            if loss.device.type == "cpu":
+                at.read()  # before the weights change
+            self.box.post_forward_process(loss=loss)
         except ConfigError:
             raise
         except KeyError as error:
@@ -176,10 +240,6 @@ class Training:
         except Exception as error:  # of anybody's model, loss or optimizer
             hint = " (the batch has one image; kwargs.drop_last: True leaves it out)" if len(images) == 1 else ""
             raise ConfigError(f"{place}: {first_line(error)}{hint} ({raised_in(error)})") from error
-        if not math.isfinite(value):
-            lacks = "" if known else " (the batch has no image with a label: MixedBatchSampler gives each some)"
-            raise ConfigError(f"the loss is {value} at {place}{lacks}: stopped before the weights changed")
-        at.has_pairs = at.has_pairs or 1 < len(set(known)) < len(known)
 
     def _validate(self, stage: Stage, epoch: int) -> dict[str, Any]:
         """The figures of an epoch that is validated; loaders draw a seed, and training is the same without it."""
@@ -240,3 +300,8 @@ class Training:
             self.checkpoints.save_when_due(at)
         elif self.accelerator.num_processes == 1:
             self.checkpoints.save(at)
+
+
+def _speed(at: Progress) -> dict[str, float]:
+    seconds = max(at.seconds, 1e-9)
+    return {"images_per_second": at.images / seconds, "waiting": at.waiting / seconds}

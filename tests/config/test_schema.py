@@ -29,6 +29,7 @@ PROJECTED = "{key: projected_student, kwargs: {%s}}"
 SUBSET = "!import_call {key: torch.utils.data.Subset, init: {kwargs: {%s}}}"
 JOINT = "{key: refilled, kwargs: {stage: joint, %s: %s}}"
 REFILLED, SGD = "{key: refilled, kwargs: {stage: classifier}}", "{key: %s, kwargs: {}}"
+VALIDATION = "{dataset_id: d/train, sampler: {class_or_func: !import_get {key: builtins.list}}, kwargs: {}}"
 NO_FILTER = "{key: SGD, kwargs: {}, filters_params: false}"
 BAD_NUMBERS = ("'0.1'", "true", "[1]", ".nan", ".inf", "")
 
@@ -77,7 +78,7 @@ cuda:<number>           : device.default=gpu device.teacher=cuda:x
 'fp16'                  : device.precision=fp32 device.precision=true
 'bf16', 'float32', 'fp  : device.teacher_dtype=half
 'both', 'student', 'te  : device.compile=true
-'trackio', 'wandb'      : tracker.engine=tensorboard
+'trackio', 'wandb'      : tracker.engine=tensorbord
 section                 : tracker.kwargs=1
 none of the             : {MODEL}.key=
 default_post_epoch_proc : train.post_epoch_process=
@@ -145,9 +146,14 @@ REFUSED = [  # change, path of the line where it is not the changed one, parts o
     ("train.criterion.kwargs={1: 1}", "train.criterion.kwargs.1", "'sub_terms'"),
     (f"{WRAPPER}=", "", "missing", "'CrossEntropyLoss'", "'SimpleLossWrapper'"),
     ("teacher_cache={views: 2}", "", "no models.teacher_model"),
+    (f"{MODEL}.src_ckpt_classifier=centres", "", "'centres' given", "untrained", "pretrained: True"),
 ]
 REFUSED_IN_STAGES = [
     ("train.stage1.scheduler={key: ReduceLROnPlateau, kwargs: {mode: max}}", "train.stage1.scheduler", "val_freq 1"),
+    ("train.keep=first", "", "'first' given", "allowed: 'best', 'last'"),
+    ("train.keep=best", "", "val_data_loader", "last stage"),
+    ("train.patience=3", "", "val_data_loader", "last stage"),
+    ("train.patience=0", "", "0 given", "1 or more"),
     ("models.teacher_model.src_ckpt_classifier=centres", "", "'centres' given", "'extended', 'new'"),
     (f"{STUDENT}.kwargs.model_name=resnet81", "", "'resnet81'", "resnet18"),
     (f"{STUDENT}.kwargs=", "", "nothing given", "section"),
@@ -244,11 +250,13 @@ ACCEPTED = [  # changes that do not touch each other
     (f"{PLAN}={{key: poly_lr_scheduler, kwargs: {{num_iterations: 1, num_epochs: 2}}}}",),
     (f"{TERM}.criterion={VID % 1}",),  # ignored
     ("device={precision: 'no', default: auto, teacher: }", "tracker={engine: wandb, kwargs: {project: x}}"),
+    ("train.keep=best", "train.patience=3", "tracker={engine: tensorboard}"),
     ("device={teacher_dtype: bf16, channels_last: true, compile: student}",),
 ]
 ACCEPTED_IN_STAGES = [
     ("models.teacher_model.src_ckpt_classifier=", f"{STUDENT}.kwargs.drop_rate=0.1", f"{TWO}.optimizer={{}}"),
-    (f"{STUDENT}.src_ckpt_classifier=centres", "teacher_cache={views: 1, seed: 0, folder: }"),
+    (f"{STUDENT}.src_ckpt_classifier=centres", f"{STUDENT}.kwargs.pretrained=true"),
+    ("teacher_cache={views: 1, seed: 0, folder: }", f"{TWO}.val_data_loader={VALIDATION}", "train.keep=best"),
     (f"{AUXILIARY}={PROJECTED % 'projection: 1'}", f"{TWO}.scheduler={ONE_CYCLE % ([0.1], 9)}"),
     (f"{TWO}.criterion={REFILLED}", f"{TWO}.optimizer={SGD % 'SGD'}"),
     (f"{STUDENT}.kwargs.model_name=hf-hub:owner/model", "models.teacher_model.dst_ckpt=t.pt"),

@@ -45,6 +45,7 @@ def config(variant):
     tree["train"]["stage2"]["optimizer"] = {"key": "AdamW", "grad_accum_step": 2, "kwargs": {"lr": 0.01}}
     if variant == "cache":
         tree["teacher_cache"] = {"views": 2, "folder": "cache"}
+        tree["train"] |= {"keep": "best", "patience": 2, "log_freq": 2}
     return dump(tree)
 
 
@@ -68,10 +69,10 @@ def left(folder):
     """What must not depend on the kills."""
     files = sorted((folder / "run").rglob("*.safetensors"))
     rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text("utf-8").splitlines()]
-    clocks = ("seconds", "images_per_second")
+    clocks = ("seconds", "images_per_second", "waiting")
     summary = json.loads((folder / "run/summary.json").read_text("utf-8"))
     kept = [{key: value for key, value in row.items() if key not in clocks} for row in rows]
-    return [file.read_bytes() for file in files], kept, summary["status"], summary["final"]
+    return [file.read_bytes() for file in files], kept, summary["status"], summary["final"], summary.get("kept")
 
 
 def new_folder(path, variant):

@@ -1,5 +1,6 @@
 """A run that ends before its end goes on where it stood."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -78,6 +79,9 @@ def test_the_last_ones_are_kept_and_a_stopped_write_leaves_them(tmp_path, monkey
         kept.summary = {"status": "running", "after": updates}
         kept.save(Progress(0, 2, step, updates, sums={"loss": 1 / 3}))
     kept.save(Progress(0, 2, 3, 11, is_over=True, sums={"loss": 1 / 3}))
+    kept.box.optimizer.param_groups[0]["params"][0].data[0] = float("nan")
+    refused("the student's weights contain NaN", kept.save, Progress(0, 3, 1, 12))
+    kept.box.optimizer.param_groups[0]["params"][0].data.zero_()
     assert names(tmp_path) == ["000000011.0", "000000011.1"]
     at, summary = made(tmp_path).last()
     assert (at.epoch, at.step, at.is_over, at.sums) == (2, 3, True, {"loss": 1 / 3})
@@ -88,6 +92,49 @@ def test_the_last_ones_are_kept_and_a_stopped_write_leaves_them(tmp_path, monkey
     assert made(tmp_path).last()[0].updates == 11
     kept.clear()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_figures_are_added_when_they_are_read_and_refused_where_a_loss_is_not_finite(tmp_path):
+    at, labels, terms = Progress(epoch=1), torch.tensor([0, 1]), {"tuples": torch.tensor(4), "own": 0.5}
+    for step, loss in ((1, 1.0), (2, 2.0)):
+        at.count(f"step {step}", labels, torch.tensor(loss, requires_grad=True), terms)
+    assert (at.images, at.counts, at.sums) == (4, 0, {})
+    at.read()
+    since = dataclasses.replace(at, sums=dict(at.sums))
+    assert at.means() == {"loss": 1.5, "tuples": 4.0, "own": 0.5}
+    for step, loss in ((3, 6.0), (4, float("nan")), (5, 1.0)):
+        at.count(f"step {step}", labels * 0 - 1, torch.tensor(loss), {"tuples": torch.tensor(1), "own": 1})
+    kept = made(tmp_path)
+    refused("the loss is nan at step 4 .*no image with a label", kept.save, at)
+    assert kept.last() is None
+    assert at.means(since) == {"loss": 6.0, "tuples": 1.0, "own": 1.0}
+
+
+def test_loading_counts_the_seconds_that_it_takes(monkeypatch):
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            clock[0] += 2.0
+            return index
+
+    clock = [0.0]
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: clock[0])
+    loading = Loading(1.0)
+    for _ in loading.batches(torch.utils.data.DataLoader(Slow())):
+        clock[0] += 100.0
+    assert loading.seconds == 7.0
+
+
+def test_the_chosen_student_is_part_of_a_checkpoint(tmp_path):
+    kept, file = made(tmp_path), tmp_path / "student.safetensors"
+    file.write_bytes(b"of epoch 1")
+    kept.summary = {"kept": {"epoch": 1}}
+    kept.save(Progress(0, 2, 3, 11))
+    file.write_bytes(b"of an epoch that comes again")
+    kept.load()
+    assert file.read_bytes() == b"of epoch 1"
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):

@@ -213,9 +213,11 @@ EMBEDDING, CLASSIFIER, JOINT = (stages(stage(kind)) for kind in ("embedding", "c
 CROSS_ENTROPY = stages(stage("embedding", criterion={"key": "WeightedSumLoss", "kwargs": None}))
 
 
-def check(stages, num_classes=4, **datasets):
+def check(stages, num_classes=4, choice=None, **datasets):
     """Of the training set, unless others are given."""
-    config = {"datasets": datasets, "test": {"test_data_loader": loader("test")} if "test" in datasets else None}
+    config = {"datasets": datasets, "train": choice or {}, "test": None}
+    if "test" in datasets:
+        config["test"] = {"test_data_loader": loader("test")}
     for name in ("val", "test"):
         datasets.setdefault(name, datasets["train"])
     check_data(config, "models.student_model", num_classes, stages)
@@ -370,7 +372,7 @@ def test_no_sample_is_left_out_of_an_accuracy_and_not_all_of_training():
         dropping = {**loader(name), "kwargs": {"batch_size": size, "drop_last": True}}
         section = stages(stage("classifier", **({f"{name}_data_loader": dropping} if name != "test" else {})))
         config = {"datasets": {key: TinyImages(seed=seed) for seed, key in enumerate(("train", "val", "test"))}}
-        config["test"] = {"test_data_loader": dropping if name == "test" else loader("test")}
+        config |= {"train": {}, "test": {"test_data_loader": dropping if name == "test" else loader("test")}}
         checked = (build_test_loader, config, cpu()) if name == "test" else (check_data, config, "student", 4, section)
         if dropped is None:
             checked[0](*checked[1:])
@@ -419,3 +421,16 @@ def test_numbers_of_crd(given, path, message):
     if message is None and data["dataset_wrapper"] == WRAPPER:
         lacks = r"^datasets\.train: has images without labels, which CRDDatasetWrapper takes to be of the last class"
         refused(lacks, check, section, train=with_unlabelled(TinyImages(), TinyImages()))
+
+
+@pytest.mark.parametrize("choice", [{"keep": "best"}, {"patience": 3}, {"keep": "last", "patience": None}])
+@pytest.mark.parametrize("shared", [0, 30])
+def test_nothing_is_chosen_on_test_images(choice, shared):
+    rows = np.random.default_rng(0).integers(0, 255, (180, 4, 4, 3), dtype=np.uint8)
+    parts = (rows[:60], rows[60:120], rows[120 - shared : 180 - shared])
+    train, val, test = (ArrayImages(part, [index % 2 for index in range(60)]) for part in parts)
+    if shared and choice.get("keep") != "last":
+        message = rf"^train\.{next(iter(choice))}: .*datasets\.val, has images of the test set"
+        refused(message, check, CLASSIFIER, 2, choice, train=train, val=val, test=test)
+    else:
+        check(CLASSIFIER, 2, choice, train=train, val=val, test=test)

@@ -87,7 +87,7 @@ def test_summary_of_a_distillation(runs):
     assert 0 <= made["student"]["ncm_top1"] <= 100
     (first,), others = (made["stages"][name]["epochs"] for name in ("stage1", "stage2"))
     second = others[-1]
-    common = {"stage", "epoch", "lr", "loss", "images_per_second", "seconds"}
+    common = {"stage", "epoch", "lr", "loss", "images_per_second", "waiting", "seconds"}
     assert first.keys() == common | {"relationship", "tuples", "negatives", "ncm_top1"}
     assert second.keys() == common | {"cross_entropy", "local_classifier", "emphasis", "top1"}
     assert first["loss"] == pytest.approx(1000 * first["relationship"], rel=1e-4)
@@ -100,10 +100,10 @@ def test_summary_of_a_distillation(runs):
     assert "teacher" not in summary(runs / "runs/teacher")
 
 
-def bare(runs, role, name, **kwargs):
+def bare(folder, name, **kwargs):
     """A trained model with timm alone."""
     model = timm.create_model(name, num_classes=4, **kwargs)
-    model.load_state_dict(load_file(runs / f"runs/{role}/student.safetensors"), strict=True)
+    model.load_state_dict(load_file(folder / "student.safetensors"), strict=True)
     return model.eval()
 
 
@@ -120,7 +120,7 @@ def figures_of(model):
 
 def test_the_final_figures_are_of_the_student_in_its_file(runs):
     final = summary(runs / "runs/student")["final"]
-    assert final == final | figures_of(bare(runs, "student", "test_vit", img_size=32))
+    assert final == final | figures_of(bare(runs / "runs/student", "test_vit", img_size=32))
 
 
 def test_evaluation_gives_the_final_figure(here):
@@ -235,7 +235,7 @@ def test_what_the_teachers_embedding_knows(here, caplog):
     kwargs = "{preprocessing: data, local_classifier: probe}"  # another kind of probe, which this one does not read
     config = load_config("student.yaml", [f"train.stage1.teacher.auxiliary_model_wrapper.kwargs={kwargs}"])
     made = run_probe(config, Path("probed"), "ncm", seed=3, device="cpu")
-    assert made["final"] == {"top1": figures_of(bare(here, "teacher", "test_resnet"))["ncm_top1"], "on": "test"}
+    assert made["final"] == {"top1": figures_of(bare(here / "runs/teacher", "test_resnet"))["ncm_top1"], "on": "test"}
     assert (made["status"], made["seed"], made["probe"], made["stages"]) == ("finished", 3, "ncm", {})
     assert summary("probed") == made
     assert {path.name for path in Path("probed").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, p
     monkeypatch.setattr(stage, "forward", broken)
     with pytest.raises(ConfigError) as caught:
         run("student", "out", "train.stage2.num_epochs=3")
-    reason = f"the loss is nan at {place}: stopped before the weights changed"
+    reason = f"the loss is nan at {place}: stopped, and no later weights are saved"
     assert str(caught.value) == f"student.yaml: {reason}{kept}"
     made = summary("out")
     assert (made["status"], made["error"]) == ("failed", reason)
@@ -311,6 +311,46 @@ def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
     refused(r"^teacher\.yaml: the student's weights contain NaN or infinity and were not", run, "teacher", "out")
     assert not Path("out/student.safetensors").exists()
     assert summary("out")["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("sets", "epochs", "kept"),
+    [
+        (["train.keep=best"], 5, 2),
+        (["train.keep=best", "train.patience=2"], 4, 2),
+        (["train.patience=2"], 4, 4),
+        (["train.patience=3"], 5, 5),
+    ],
+)
+def test_the_epoch_is_chosen_on_the_validation_set(here, monkeypatch, sets, epochs, kept):
+    figures, states = iter((30.0, 50.0, 50.0, 40.0, 45.0)), []
+
+    def validated(self, stage, epoch):
+        if stage.name == "stage1":
+            return {}
+        states.append({key: value.clone() for key, value in self.student.state_dict().items()})
+        return {"top1": next(figures)}
+
+    monkeypatch.setattr(Training, "_validate", validated)
+    made = run("student", "out", "train.stage2.num_epochs=5", *sets)
+    assert len(made["stages"]["stage2"]["epochs"]) == epochs
+    assert equal(load_file("out/student.safetensors"), states[kept - 1])
+    assert equal(torch.load("runs/student/student.pt", weights_only=False)["model"], states[kept - 1])
+    chosen = {"stage": "stage2", "epoch": 2, "val_top1": 50.0}
+    assert made.get("kept") == (chosen if "train.keep=best" in sets else None)
+    assert not any("finish" in text for text in made["warnings"])
+    done = read_weights("out/student.safetensors", "here").epochs
+    assert done[0] == done[1] == 1 + epochs  # a student that is finished
+    assert made["final"] == made["final"] | figures_of(bare(Path("out"), "test_vit", img_size=32))
+
+
+def test_without_a_test_set_the_chosen_epochs_figure_is_the_final_one(here, monkeypatch):
+    figures = iter((50.0, 40.0))
+    monkeypatch.setattr(Training, "_validate", lambda *_: {"top1": next(figures)})
+    config = checked_config(Path("x.yaml"), without(teacher_config(), "test"))
+    config = checked_config(Path("x.yaml"), {**config.tree, "train": {**config.tree["train"], "keep": "best"}})
+    final = run_config(config, Path("out"), device="cpu")["final"]
+    assert (final["top1"], final["on"]) == (50.0, "validation")
 
 
 def test_a_run_that_is_interrupted_says_so(here, monkeypatch):

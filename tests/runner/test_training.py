@@ -20,13 +20,13 @@ from tests.fakes import TinyImages, cross_entropy, loader, make_box, models, sta
 from tests.runner.fakes import cpu, refused
 
 
-def epochs_of(sections, accelerator=None, val_freq=1):
+def epochs_of(sections, accelerator=None, **options):
     """The generator of rows, and the box."""
     accelerator = accelerator or cpu()
     teacher, student = models()
     sections = copy.deepcopy(sections if "stage1" in sections else {"stage1": sections})
     box = make_box(sections, teacher, student, accelerator)
-    return Training(box, student, stages_of({"train": sections}), accelerator, val_freq=val_freq).epochs(), box
+    return Training(box, student, stages_of({"train": sections}), accelerator, **options).epochs(), box
 
 
 def train(sections, **options):
@@ -49,20 +49,54 @@ def test_a_row_holds_the_means_over_the_batches():
     for name in ("loss", "cross_entropy", "local_classifier"):
         assert row[name] == pytest.approx(sum(values[name] for values in terms) / 3)
     assert row["images_per_second"] == pytest.approx(24 / row["seconds"])
+    assert 0 < row["waiting"] < 1
 
 
-def test_the_bar_shows_terms_learning_rate_and_speed_and_is_closed(monkeypatch):
+def test_the_bars_show_figures_and_the_time_left_and_are_closed(monkeypatch):
     stream, bars, plain = io.StringIO(), [], training.tqdm
 
     def bar(*args, **kwargs):
-        bars.append(plain(*args, **{**kwargs, "disable": False}, file=stream, mininterval=0))
+        settings = {**kwargs, "disable": False, "ncols": 200, "dynamic_ncols": False, "miniters": 0}
+        bars.append(plain(*args, **settings, file=stream, mininterval=0))
         return bars[-1]
 
     monkeypatch.setattr(training, "tqdm", bar)
-    train(stage("embedding"))
-    for part in ("stage1 1/1", "loss=", "relationship=", "lr=0.05", "img/s="):
+    train({"stage1": stage("embedding", epochs=2), "stage2": stage("classifier")})
+    for part in ("stage1 1/2", "loss ", "relationship ", "lr 0.05", " img/s, ", "% waiting", "all epochs:  50%|"):
         assert part in stream.getvalue()
-    assert bars[0].disable
+    assert len(bars) == 4
+    assert [bar.total for bar in bars] == [3, 2, 2, 2]
+    assert bars[0].n == pytest.approx(3)
+    assert all(bar.disable for bar in bars)
+
+
+def test_every_few_steps_there_is_a_line_with_the_means_since_the_last_one(caplog):
+    caplog.set_level("INFO", "gkd_plugin.runner.training")
+    tracked = []
+    section = stage("classifier", epochs=2, train_data_loader=loader("train", batch_size=5))
+    epochs, box = epochs_of(section, log_freq=2, track=lambda figures, step: tracked.append((step, figures)))
+    losses, forward = [], box.criterion.forward
+    box.criterion.forward = lambda *args, **kwargs: (loss := forward(*args, **kwargs), losses.append(loss.item()))[0]
+    rows = [row for _, row in epochs]
+    lines = [record.getMessage() for record in caplog.records if getattr(record, "is_on_bar", False)]
+    assert [line.partition(":")[0] for line in lines] == [f"stage1 {n}/2, step {k}/5" for n in (1, 2) for k in (2, 4)]
+    assert all(part in lines[0] for part in ("lr 0.05", "img/s", "% waiting", " left"))
+    assert [step for step, _ in tracked] == [2, 4, 5, 7, 9, 10]
+    in_steps = [figures["train/loss"] for _, figures in tracked if "train/loss" in figures]
+    assert in_steps == pytest.approx([sum(losses[k : k + 2]) / 2 for k in (0, 2, 5, 7)])
+    in_epochs = [figures for _, figures in tracked if "epoch" in figures]
+    assert [(found["epoch"], found["epoch/loss"], found["val/top1"]) for found in in_epochs] == [
+        (row["epoch"], row["loss"], row["top1"]) for row in rows
+    ]
+
+
+def test_whoever_gets_the_rows_may_end_the_training():
+    sections = {"stage1": stage("classifier", epochs=5)}
+    box = make_box(copy.deepcopy(sections), *models(), cpu())
+    training = Training(box, box.org_student_model, stages_of({"train": sections}), cpu())
+    for _, row in training.epochs():
+        training.is_enough = row["epoch"] == 2
+    assert row["epoch"] == 2
 
 
 def test_validation_is_after_every_few_epochs_and_the_last_three_and_leaves_training_as_it_is():

@@ -3,10 +3,12 @@
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
 from gkd_plugin.functional import fit_probe, fit_shared_classes
 from gkd_plugin.functional.probe import smoothed_targets
@@ -47,7 +49,8 @@ class CalibratedProbe(Readout):
         has_features = seen.rows.shape[1] > centres.shape[1]
         deviation = seen.rows.std(dim=0, correction=0)
         spread = torch.where(deviation > 0, deviation, 1) if has_features else torch.ones(1)
-        fit = fit_probe(seen.rows / spread, seen.labels, len(centres), samples=seen.samples)
+        bar = partial(tqdm, desc="fit of the local classifier", leave=False, disable=None, delay=1)
+        fit = fit_probe(seen.rows / spread, seen.labels, len(centres), samples=seen.samples, progress=bar)
         wanted, counted = ((counts / counts.sum()).log() for counts in (seen.counts, fitted_to))
         prior = wanted * (seen.class_prior == "training") - counted
         fitted, held_out = {"weight": fit.weight / spread, "bias": fit.bias + prior}, fit.held_out_logits + prior
