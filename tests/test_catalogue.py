@@ -143,11 +143,3 @@ def test_the_shell_completes(typed, offered, tmp_path):
     script = "import sys, refilled, atexit; refilled.main()"
     subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=60)
     assert [word.strip() for word in (tmp_path / "answer").read_text().split("\013")] == offered
-
-
-def test_every_package_is_built():
-    """pyproject.toml names each, because configs/ goes into the package from beside it."""
-    text = (ROOT / "pyproject.toml").read_text("utf-8")
-    named = re.findall(r'^    "(gkd_plugin[\w.]*)",$', text, re.MULTILINE)
-    folders = [path.parent.relative_to(ROOT) for path in (ROOT / "gkd_plugin").rglob("__init__.py")]
-    assert sorted(named) == sorted(["gkd_plugin.configs", *(".".join(folder.parts) for folder in folders)])
