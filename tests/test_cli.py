@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from gkd_plugin.cli import _lines, main
+from gkd_plugin.cli import _console_log, _lines, main
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage
 from gkd_plugin.runner.stopping import Stopped
@@ -342,3 +343,12 @@ def test_two_gloo_processes_under_torchrun(here, capsys):
         made = json.loads((here / f"out/{name}/summary.json").read_text("utf-8"))
         assert (made["status"], made["processes"]) == ("finished", 2)
         check_evaluation(name, f"out/{name}", made, capsys)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_is_not_told_what_its_bars_show(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with _console_log("gkd_plugin", logging.INFO):
+        logging.getLogger("gkd_plugin.x").info("step 3", extra={"is_on_bar": True})
+        logging.getLogger("gkd_plugin.x").info("epoch 1")
+    assert capsys.readouterr().err.split() == ["epoch", "1"] if is_terminal else ["step", "3", "epoch", "1"]

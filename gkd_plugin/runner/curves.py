@@ -22,7 +22,7 @@ _TERMS = {
     "local_classifier": "the teacher's local classifier",
 }
 _NO_TERMS = {"stage", "epoch", "lr", "loss", "images_per_second", "seconds", "tuples", "negatives", "emphasis"}
-_NO_TERMS |= {"preparation_seconds"}
+_NO_TERMS |= {"preparation_seconds", "waiting"}
 _TEACHER = {"ncm_top1": ("nearest class mean", "--"), "top1": ("own classifier", ":")}
 Summaries = Mapping[str, Mapping[str, Any]]
 

@@ -53,6 +53,7 @@ class Training:
         self.box, self.student, self.stages, self.accelerator = box, student, stages, accelerator
         self.cache, self.val_freq, self.checkpoints = cache, val_freq, checkpoints
         self.log_freq, self.track = log_freq, track
+        self.reads_each_step = accelerator.device.type == "cpu"  # for which there is nothing to wait
         self.is_enough = False  # whoever gets the rows may set it: no epoch follows
         self._planned = sum(stage.epochs for stage in stages)
         self._begun: tuple[float, float] | None = None  # when the first step began, and the epochs done by then
@@ -229,7 +230,7 @@ class Training:
         try:
             loss = self.box.forward_process(images, labels, *batch[2:3])
             at.count(place, labels, loss, getattr(self.box.criterion, "terms", {}))
-            if loss.device.type == "cpu":
+            if self.reads_each_step:
                 at.read()  # before the weights change
             self.box.post_forward_process(loss=loss)
         except ConfigError:

@@ -11,7 +11,8 @@ from gkd_plugin.runner.run_folder import RunFolder
 
 
 def rows(*losses, **others):
-    return [{"stage": "x", "lr": 0.1, "seconds": 1.0, "loss": loss, **others} for loss in losses]
+    clocks = {"seconds": 1.0, "images_per_second": 9.0, "waiting": 0.1}
+    return [{"stage": "x", "lr": 0.1, **clocks, "loss": loss, **others} for loss in losses]
 
 
 EMBEDDING = [*rows(9.0, 8.0, tuples=3.0, relationship=0.5), {**rows(7.0)[0], "ncm_top1": 60.0}]

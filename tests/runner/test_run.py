@@ -299,6 +299,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, p
         assert {path.name for path in Path("out").iterdir()} == {"config.yaml", "log.txt", "summary.json"}
 
 
+@pytest.mark.parametrize(
+    ("more", "last"),
+    [
+        ("checkpoint={every_steps: 2}", 4),
+        ("checkpoint={every_steps: 3}", 3),
+        ("train.log_freq=3", 3),
+        ("checkpoint=null", 4),
+    ],
+)
+def test_a_gpu_tells_of_it_some_steps_later_and_saves_nothing_of_them(here, monkeypatch, more, last):
+    """Here the CPU reads as seldom as a GPU: the third of four steps has no finite loss."""
+    forward, calls, begin, step, steps = ClassifierStage.forward, count(1), Training.__init__, Training._step, []
+
+    def seldom(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        self.reads_each_step = False
+
+    def broken(self, *args):
+        return forward(self, *args) * (float("nan") if next(calls) == 4 else 1)  # the first time is in the rehearsal
+
+    monkeypatch.setattr(ClassifierStage, "forward", broken)
+    monkeypatch.setattr(Training, "__init__", seldom)
+    monkeypatch.setattr(Training, "_step", lambda *args: (steps.append(args[1]), step(*args))[1])
+    with pytest.raises(ConfigError, match=r"the loss is nan at stage2 1/1, step 3: .*last good weights are out/st"):
+        run("student", "out", "train.stage2.train_data_loader.kwargs.batch_size=6", "train.log_freq=9", more)
+    assert steps[-1] == f"stage2 1/1, step {last}"
+    states = [load_file("out/student.safetensors")]
+    states += [torch.load(file, weights_only=True) for file in Path("out/checkpoints").rglob("pytorch_model*.bin")]
+    assert all(bool(value.isfinite().all()) for state in states for value in state.values())
+
+
 def test_weights_that_are_not_finite_are_not_saved(here, monkeypatch):
     epochs = Training.epochs
 
