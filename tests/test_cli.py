@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gkd_plugin.cli import _console_log, _lines, main
 from gkd_plugin.errors import ConfigError
@@ -328,7 +329,7 @@ def test_usage_errors(words, message, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_gloo_processes_under_torchrun(here, capsys):
+def test_two_gloo_processes_under_torchrun_train_as_one_with_their_batches_together(here, capsys):
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_endpoint"]
     words += ["localhost:0", "--rdzv_backend", "c10d", "-m", "gkd_plugin", "run", "teacher.yaml", "student.yaml"]
     words += ["--device", "cpu", "--output", "out"]
@@ -343,6 +344,17 @@ def test_two_gloo_processes_under_torchrun(here, capsys):
         made = json.loads((here / f"out/{name}/summary.json").read_text("utf-8"))
         assert (made["status"], made["processes"]) == ("finished", 2)
         check_evaluation(name, f"out/{name}", made, capsys)
+    sizes = [f"--set=train.stage{number}.train_data_loader.kwargs.batch_size=24" for number in (1, 2)]
+    teacher = "--set=models.teacher_model.src_ckpt=out/teacher/teacher.pt"
+    assert main(["run", "student.yaml", "--device", "cpu", "--output", "alone", teacher, *sizes]) == 0
+    shared, alone = (load_file(here / f"{folder}/student.safetensors") for folder in ("out/student", "alone"))
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)  # of the student, which has no batch norm
+    summaries = [here / folder / "summary.json" for folder in ("out/student", "alone")]
+    stages = [json.loads(path.read_text("utf-8"))["stages"] for path in summaries]
+    for name in stages[0]:
+        (row,), (want,) = (of[name]["epochs"] for of in stages)
+        for figure in ("loss", "relationship" if name == "stage1" else "local_classifier"):
+            assert row[figure] == pytest.approx(want[figure], rel=1e-4)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

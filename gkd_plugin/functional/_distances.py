@@ -35,11 +35,11 @@ def full_precision_products() -> Iterator[None]:
 class Distances:
     """The distances between N embeddings of one network, in tiles of consecutive anchors; takes back their gradients.
 
-    ``hold`` computes all inner products at once, and only half of them; otherwise no N × N matrix is ever held. The
-    first rows are the ``anchors``, which get a gradient. A row of zeros stays one when it is normalised.
+    ``hold`` computes all inner products at once, and only half of them; then every row is an anchor. Otherwise no
+    N × N matrix is ever held. The first ``batch`` rows get a gradient. A row of zeros stays one when it is normalised.
     """
 
-    def __init__(self, embedding: Tensor, hold: bool, anchors: int = 0) -> None:
+    def __init__(self, embedding: Tensor, hold: bool, batch: int = 0) -> None:
         limits = torch.finfo(embedding.dtype)
         largest = embedding.abs().amax(dim=1, keepdim=True).clamp_(min=limits.tiny / limits.eps**2)
         # A power of two, which takes a row's largest element to [2, 4), changes no digit and keeps squares in range.
@@ -50,7 +50,7 @@ class Distances:
         self._rows = self._directions - self._directions.mean(dim=0, keepdim=True)
         self._products = _products(self._rows) if hold else None
         self._squares = _squares(self._rows) if self._products is None else self._products.diagonal().clone()
-        self._gradient = self._rows.new_zeros(0 if hold else anchors, self._rows.shape[1])
+        self._gradient = self._rows.new_zeros(0 if hold else batch, self._rows.shape[1])
 
     def tile(self, first: int, last: int) -> Tensor:
         """``[last - first, N]``, D of the anchors to all rows, a new tensor."""
@@ -63,12 +63,12 @@ class Distances:
         if self._products is not None:
             self._products[first:last] = pull
             return
-        tile, anchors = self._rows[first:last], len(self._gradient)
+        tile, batch = self._rows[first:last], len(self._gradient)
         self._gradient[first:last] += _differences(pull, tile, self._rows)
-        self._gradient += _differences(pull[:, :anchors].T, self._rows[:anchors], tile)
+        self._gradient += _differences(pull[:, :batch].T, self._rows[:batch], tile)
 
     def gradient(self) -> Tensor:
-        """``[B, D]``, ∂L/∂embedding of the anchors, once all pulls are in; 0 for rows of (nearly) zeros.
+        """``[B, D]``, ∂L/∂embedding of the batch, once all pulls are in; 0 for rows of (nearly) zeros.
 
         For a centred row it is Σ_j H_ij·(x_i − x_j), H the pull plus its transpose: one product, or two for each tile.
         """

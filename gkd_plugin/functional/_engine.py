@@ -25,10 +25,12 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("gkd_plugin::relationship", mutates_args=())
 def relationship_operator(
-    anchors: Tensor,  # [B, D_s], the student's embeddings
+    batch: Tensor,  # [B, D_s], the student's embeddings
     earlier: Tensor | None,  # [Q, D_s], those of earlier batches, if any
     teacher: Tensor,  # [B + Q, D_t], of the same type
     labels: Tensor,  # [B + Q] int64
+    first_anchor: int,  # of the batch
+    end_of_anchors: int,
     temperature: float,
     margin: float,
     mining: str,
@@ -36,22 +38,24 @@ def relationship_operator(
     tiled: bool,  # never hold a B × B matrix, at the price of two more matrix products
     need_gradient: bool,
 ) -> Outputs:
-    """(mean KL, number of tuples, their negatives in all, the anchors' gradient or an empty tensor)."""
-    exact, on_cpu = exact_dtype(anchors), labels.device.type == "cpu"
+    """(mean KL, number of tuples, their negatives in all, the batch's gradient or an empty tensor)."""
+    exact, on_cpu = exact_dtype(batch), labels.device.type == "cpu"
     is_dense = exact != torch.float64 or max_negatives is not None or temperature < LOWEST_PREFIX_TEMPERATURE
     classes = ClassIndex(labels, wait=is_dense or on_cpu)
     step = max((_CPU_TILE if on_cpu else _DEVICE_TILE) // max(len(labels), 1), 16)
-    spans = [(first, min(first + step, len(anchors))) for first in range(0, len(anchors), step)]
+    spans = _spans(first_anchor, end_of_anchors, step)
 
     def window(near: Tensor) -> tuple[Tensor, Tensor]:
         return MINING[mining](near, margin)
 
     with full_precision_products():
-        hold, of_gradient = earlier is None and not tiled, len(anchors) if need_gradient else 0
-        student = Distances(anchors if earlier is None else torch.cat([anchors, earlier]), hold, of_gradient)
+        hold = earlier is None and not tiled and end_of_anchors - first_anchor == len(batch)
+        of_gradient = len(batch) if need_gradient else 0
+        student = Distances(batch if earlier is None else torch.cat([batch, earlier]), hold, of_gradient)
         of_teacher = Distances(teacher, hold)
         if max_negatives == SMALLEST:
-            counts = [count_smallest(student.tile(*span), classes.positives(*span), window) for span in spans]
+            every = _spans(0, len(batch), step)
+            counts = [count_smallest(student.tile(*span), classes.positives(*span), window) for span in every]
             max_negatives = int(torch.stack(counts).min()) if counts else None
         form = partial(score_densely, max_negatives=max_negatives) if is_dense else score_by_prefix_sums
         score_tile = partial(form, window=window, temperature=temperature, need_gradient=need_gradient)
@@ -63,15 +67,19 @@ def relationship_operator(
             if score[3] is not None:
                 student.add_pull(*span, score[3])
         del of_teacher  # as large as what the gradient needs next
-        gradient = student.gradient() if need_gradient else anchors.new_empty(0)
+        gradient = student.gradient() if need_gradient else batch.new_empty(0)
     count = tuples.clamp(min=1)
-    return (divergence / count).to(anchors.dtype), tuples, negatives, gradient.div_(count)
+    return (divergence / count).to(batch.dtype), tuples, negatives, gradient.div_(count)
+
+
+def _spans(first: int, end: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, end)) for start in range(first, end, step)]
 
 
 @relationship_operator.register_fake
-def _shapes(anchors: Tensor, *settings: Any) -> Outputs:
-    counts = [anchors.new_empty((), dtype=torch.int64) for _ in range(2)]
-    return anchors.new_empty(()), counts[0], counts[1], anchors.new_empty(anchors.shape if settings[-1] else 0)
+def _shapes(batch: Tensor, *settings: Any) -> Outputs:
+    counts = [batch.new_empty((), dtype=torch.int64) for _ in range(2)]
+    return batch.new_empty(()), counts[0], counts[1], batch.new_empty(batch.shape if settings[-1] else 0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:

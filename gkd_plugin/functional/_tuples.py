@@ -55,7 +55,7 @@ class Positives(NamedTuple):
 
 
 class ClassIndex:
-    """Finds positives by one sort of the labels ``[N]`` of the columns; the anchors are the first columns."""
+    """Finds positives by one sort of the labels ``[N]`` of the columns; the batch is the first columns."""
 
     def __init__(self, labels: Tensor, wait: bool) -> None:
         ordered, self._order = labels.sort(stable=True)

@@ -113,6 +113,7 @@ def local_classifier_distillation(
     student_temperature: float = 1.0,
     weights: Tensor | None = None,
     all_classes: bool = False,
+    present: Tensor | None = None,
 ) -> Tensor:
     r"""mean_i ω_i · KL(p_i ‖ s_i) over the classes present in the batch, TPAMI section 4.2.
 
@@ -128,6 +129,7 @@ def local_classifier_distillation(
         student_temperature: divisor of the student's logits, > 0.
         weights: ω, ``[B]``, or ``None`` for 1; treated as constant.
         all_classes: over all C classes, instead of those present in the batch; then the labels do not matter.
+        present: K_b as :func:`present_classes` gives it, where the labels are only a part of those of the batch.
 
     Returns:
         Scalar in nats, float32 (float64 for float64 input); 0 for an empty batch.
@@ -146,7 +148,9 @@ def local_classifier_distillation(
     check_temperature("student_temperature", student_temperature)
     with torch.autocast(student_logits.device.type, enabled=False):
         dtype, classes = exact_dtype(student_logits), student_logits.shape[1]
-        absent = labels.new_zeros(classes, dtype=torch.bool) if all_classes else ~present_classes(labels, classes)
+        absent = labels.new_zeros(classes, dtype=torch.bool)
+        if not all_classes:
+            absent = ~(present_classes(labels, classes) if present is None else present)
         student = log_softmax_without(student_logits.to(dtype) / student_temperature, absent)
         teacher = log_softmax_without(teacher_local_logits.detach().to(dtype) / temperature, absent)
         divergence = (teacher.exp() * (teacher - student)).masked_fill(absent, 0).sum(dim=1)
@@ -164,11 +168,12 @@ def confidence_cost(logits: Tensor) -> Tensor:
         return others.sum(dim=1).log1p()
 
 
-def emphasis_weights(logits: Tensor) -> Tensor:
+def emphasis_weights(logits: Tensor, batch_costs: Tensor | None = None) -> Tensor:
     r"""ω_i = 2·sigmoid(−û_i) ∈ (0.53, 1], û the min–max normalised :func:`confidence_cost` of the batch.
 
     ``[B]`` float32 (float64 for float64 input) from the logits ``[B, C_t]`` of the teacher's own classifier. What it
-    knows weighs more. When all u_i are equal, ω_i = 1. No gradient is taken.
+    knows weighs more. When all u_i are equal, ω_i = 1. No gradient is taken. ``batch_costs`` are the u of the whole
+    batch, where the logits are of a part of it.
 
     Example:
         >>> import torch
@@ -177,6 +182,6 @@ def emphasis_weights(logits: Tensor) -> Tensor:
     """
     cost = confidence_cost(logits.detach())
     if len(cost):
-        low, high = torch.aminmax(cost)
+        low, high = torch.aminmax(cost if batch_costs is None else batch_costs)
         cost = torch.where(high > low, (cost - low) / (high - low), 0)
     return (2 * torch.sigmoid(-cost)).to(result_dtype(logits))

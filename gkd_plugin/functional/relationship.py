@@ -39,6 +39,7 @@ def relationship_matching(
     mining: str = "semihard",
     max_negatives: int | str | None = None,
     earlier: Embeddings | None = None,
+    anchors: tuple[int, int] | None = None,
     tiled: bool | None = None,
 ) -> RelationshipMatch:
     r"""Mean over the tuples of KL(q^T(a, p) ‖ q^S(a, p)), TPAMI section 4.1.
@@ -67,6 +68,8 @@ def relationship_matching(
         earlier: embeddings ``[Q, D_s]``, ``[Q, D_t]`` and labels ``[Q]`` of earlier batches (cross-batch memory).
             They are positives and negatives of the batch's anchors, no anchors themselves, and constant. While a queue
             fills, Q changes: compile with ``dynamic=True``, or once it is full.
+        anchors: (first, end): only these rows are anchors, and the mean is over their tuples; the gradient flows to all
+            rows. So the processes that share a batch each score a part of it. ``None``: every row.
         tiled: never hold a B × B matrix; takes two more matrix products. ``None``: from B + Q > 8192 on.
 
     Raises:
@@ -81,21 +84,24 @@ def relationship_matching(
     _check_batch((student_embedding, teacher_embedding, labels), "relationship matching")
     check_matching(temperature, margin, mining, max_negatives)
     with torch.autocast(student_embedding.device.type, enabled=False):
-        anchors, earlier_student = student_embedding.to(result_dtype(student_embedding)), None
-        teacher, all_labels = teacher_embedding.detach().to(anchors), labels.to(torch.int64).contiguous()
+        batch, earlier_student = student_embedding.to(result_dtype(student_embedding)), None
+        teacher, all_labels = teacher_embedding.detach().to(batch), labels.to(torch.int64).contiguous()
+        first, end = (0, len(batch)) if anchors is None else anchors
+        if not 0 <= first <= end <= len(batch):
+            raise ValueError(f"anchors must be (first, end) of {len(batch)} rows, got {anchors!r}")
         if earlier is not None:
             if not isinstance(earlier, tuple) or len(earlier) != 3:
                 kind = type(earlier).__name__
                 raise ValueError(f"earlier must be three tensors, as EmbeddingQueue.content() gives them, got {kind}")
-            _check_batch(earlier, "earlier", (anchors.shape[1], teacher.shape[1]))
-            earlier_student = earlier[0].detach().to(anchors)
+            _check_batch(earlier, "earlier", (batch.shape[1], teacher.shape[1]))
+            earlier_student = earlier[0].detach().to(batch)
             teacher = torch.cat([teacher, earlier[1].detach().to(teacher)])
             all_labels = torch.cat([all_labels, earlier[2].to(all_labels)])
-        tensors = anchors, earlier_student, teacher, all_labels
+        tensors = batch, earlier_student, teacher, all_labels, first, end
         count = SMALLEST if isinstance(max_negatives, str) else max_negatives
         choices = float(temperature), min(float(margin), LARGEST_MARGIN), mining, count
         is_tiled = len(all_labels) > TILED_FROM if tiled is None else tiled
-        need_gradient = torch.is_grad_enabled() and anchors.requires_grad
+        need_gradient = torch.is_grad_enabled() and batch.requires_grad
         loss, tuples, negatives, _ = relationship_operator(*tensors, *choices, is_tiled, need_gradient)
     return RelationshipMatch(loss, tuples, (negatives / tuples.clamp(min=1)).float())
 

@@ -7,7 +7,13 @@ from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_le
 
 from gkd_plugin.box import register
 from gkd_plugin.errors import ConfigError, one_of, user_can_mend
-from gkd_plugin.functional import check_temperature, emphasis_weights, local_classifier_distillation
+from gkd_plugin.functional import (
+    check_temperature,
+    confidence_cost,
+    emphasis_weights,
+    local_classifier_distillation,
+    present_classes,
+)
 from gkd_plugin.losses.term import Term
 
 
@@ -64,7 +70,8 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
 
     def compute(self, targets: Tensor, student: Tensor, local: Tensor, own: Tensor | None = None) -> Tensor:
         """The loss, a scalar, of logits ``[B, C]``, ``[B, C]`` and ``[B, C_t]``; reports itself and the mean of ω."""
-        weights = None if own is None else emphasis_weights(own)
+        weights = None if own is None else emphasis_weights(own, self.gathered(confidence_cost(own.detach())))
+        all_classes = self.classes == "all"
         loss = local_classifier_distillation(
             student,
             local,
@@ -72,7 +79,8 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
             temperature=self.temperature,
             student_temperature=self.student_temperature,
             weights=weights,
-            all_classes=self.classes == "all",
+            all_classes=all_classes,
+            present=None if all_classes else present_classes(self.gathered(targets), student.shape[1]),
         )
         self.terms = {"local_classifier": loss.detach()}
         if weights is not None:

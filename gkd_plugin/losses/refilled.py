@@ -18,6 +18,7 @@ from gkd_plugin.box import register
 from gkd_plugin.box.hooks import unreached_parameters
 from gkd_plugin.data import UNLABELLED, labelled_part
 from gkd_plugin.errors import ConfigError, is_number, nearest, one_of
+from gkd_plugin.losses import ranks
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss, LocalClassifierSettings
 from gkd_plugin.losses.relationship import RelationshipLoss, RelationshipSettings
 from gkd_plugin.losses.term import Term
@@ -40,7 +41,10 @@ class CrossEntropy(Term):
     def compute(self, targets: Tensor, student: Tensor) -> Tensor:
         """The loss, a scalar, of logits ``[B, C]``; 0 where no sample has a label."""
         total = functional.cross_entropy(student.float(), targets, ignore_index=UNLABELLED, reduction="sum")
-        loss = total / (targets != UNLABELLED).sum().clamp_min(1)
+        count = (targets != UNLABELLED).sum()
+        if self.gather and ranks.world_size() > 1:  # batches may differ in how many labels they have
+            count = ranks.summed(count) / ranks.world_size()
+        loss = total / torch.where(count == 0, 1, count)
         self.terms = {self.key: loss.detach()}
         return loss
 
@@ -52,10 +56,12 @@ class RefilledStage(AbstractLoss):
     Args:
         weight: factor of the stage's term.
         sub_terms: further torchdistill loss terms, added.
+        gather: of several processes, compare the batch of all, as one process would; ``False``: each its own part.
     """
 
     stage: ClassVar[str]
     weight: float = 1.0
+    gather: bool = True
     sub_terms: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +84,8 @@ class RefilledStage(AbstractLoss):
         if not stage_config.get("optimizer"):
             reason = "an earlier stage's leaves out what was frozen there (the student's classifier, in 'embedding')"
             raise ConfigError(f"optimizer: stage {self.stage!r} needs its own: {reason}")
+        if not self.gather and ranks.world_size() > 1:
+            logger.info("gather: False: each process forms the tuples of its own part of the batch")
         dataset = box.train_data_loader.dataset
         for _, loss in self.losses:
             loss.may_lack_labels = labelled_part(dataset) is not dataset
@@ -116,6 +124,7 @@ class _MatchesEmbeddings(RelationshipSettings):
     teacher_embedding: str = "embedding"
 
     def _matching(self, **changes: Any) -> RelationshipLoss:
+        """The term; the stage that has it gives ``gather`` and what it calls otherwise."""
         paths = {"student_module_path": self.student_embedding, "teacher_module_path": self.teacher_embedding}
         return RelationshipLoss(**{**_values(self, RelationshipSettings), **paths, **changes})
 
@@ -135,7 +144,7 @@ class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
     weight: float = 1000.0
 
     def _losses(self) -> list[tuple[float, Term]]:
-        return [(self.weight, self._matching())]
+        return [(self.weight, self._matching(gather=self.gather))]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Freezes what the student's embedding does not depend on."""
@@ -170,11 +179,13 @@ class ClassifierStage(RefilledStage, LocalClassifierSettings):
     def _losses(self) -> list[tuple[float, Term]]:
         local = LocalClassifierLoss(
             **_values(self, LocalClassifierSettings),
+            gather=self.gather,
             student_module_path=self.student_logits,
             teacher_module_path=self.teacher_logits,
             local_classifier_path=self.local_classifier,
         )
-        return [(1.0, CrossEntropy(student_module_path=self.student_logits)), (self.weight, local)]
+        cross_entropy = CrossEntropy(student_module_path=self.student_logits, gather=self.gather)
+        return [(1.0, cross_entropy), (self.weight, local)]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Checks that the student can classify."""
@@ -222,7 +233,7 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
 
     def _losses(self) -> list[tuple[float, Term]]:
         _check_weight("relationship_weight", self.relationship_weight)
-        matching = self._matching(temperature=self.relationship_temperature)
+        matching = self._matching(gather=self.gather, temperature=self.relationship_temperature)
         return [*super()._losses(), (self.relationship_weight, matching)]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:

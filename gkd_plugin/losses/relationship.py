@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 
 from gkd_plugin.box import register
 from gkd_plugin.data import UNLABELLED
 from gkd_plugin.errors import user_can_mend, whole_number
-from gkd_plugin.functional import EmbeddingQueue, check_matching, relationship_matching
+from gkd_plugin.functional import EmbeddingQueue, RelationshipMatch, check_matching, relationship_matching
+from gkd_plugin.losses import ranks
 from gkd_plugin.losses.term import Term
 
 
@@ -24,8 +26,8 @@ class RelationshipSettings:
             :data:`gkd_plugin.functional.MINING`.
         max_negatives: ``None`` uses all of N, as in the paper; an integer k ≥ 1 keeps at most the first k in batch
             order; ``'smallest'`` keeps as many as the smallest non-empty N of the batch, as the published code does.
-        queue_size: samples of earlier batches that the batch's anchors are also compared with; 0 for none. Each
-            process of a distributed run has its own queue; it starts empty.
+        queue_size: samples of earlier batches that the batch's anchors are also compared with; 0 for none. It starts
+            empty.
     """
 
     temperature: float = 4.0
@@ -73,9 +75,16 @@ class RelationshipLoss(Term, RelationshipSettings):
             self.queue.push(*state)
 
     def compute(self, targets: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss, a scalar, of embeddings of a label; reports itself and the counts of tuples and negatives."""
+        """The loss, a scalar, of embeddings of a label; reports itself and the counts of tuples and negatives.
+
+        Of several processes each scores its own anchors against the rows of all; what is reported is of all.
+        """
+        count, own = len(targets), ranks.rank() if self.gather else 0
+        first, end = own * count, (own + 1) * count
+        student, teacher, targets = (self.gathered(rows) for rows in (student, teacher, targets))
         if self.may_lack_labels:
             labelled = targets != UNLABELLED
+            first, end = (int(labelled[:row].sum()) for row in (first, end))
             student, teacher, targets = student[labelled], teacher[labelled], targets[labelled]
         match = relationship_matching(
             student,
@@ -86,8 +95,20 @@ class RelationshipLoss(Term, RelationshipSettings):
             mining=self.mining,
             max_negatives=self.max_negatives,
             earlier=None if self.queue is None else self.queue.content(),
+            anchors=(first, end),
         )
         if self.queue is not None:
             self.queue.push(student, teacher, targets)
-        self.terms = {"relationship": match.loss.detach(), "tuples": match.tuples, "negatives": match.negatives}
-        return match.loss
+        loss, whole = match.loss, match
+        if self.gather and (processes := ranks.world_size()) > 1:
+            whole = _of_all_processes(match)
+            loss = loss * (processes * match.tuples.double() / whole.tuples.clamp(min=1)).to(loss)
+        self.terms = {"relationship": whole.loss.detach(), "tuples": whole.tuples, "negatives": whole.negatives}
+        return loss
+
+
+def _of_all_processes(match: RelationshipMatch) -> RelationshipMatch:
+    sums = torch.stack([match.tuples, match.loss * match.tuples, match.negatives * match.tuples])
+    tuples, divergence, negatives = ranks.summed(sums.double())
+    count = tuples.clamp(min=1)
+    return RelationshipMatch((divergence / count).to(match.loss), tuples.long(), (negatives / count).float())

@@ -19,7 +19,7 @@ class QueueDistillation(Term):
     r"""mean_i KL(softmax(t_i Qᵀ / τ) ‖ softmax(z_i Qᵀ / τ)), as lightly-train's first ``distillation``; any classes.
 
     z and t are the rows of student and teacher at length 1, Q the last K rows of t, those of this batch included. In
-    float32 at least; no gradient for t and Q. Each process of a distributed run has its own Q; it starts empty.
+    float32 at least; no gradient for t and Q. Q starts empty; the rows of all processes go into it.
 
     Args:
         student_module_path: where the student's projected embedding ``[B, D_t]`` is recorded.
@@ -58,7 +58,8 @@ class QueueDistillation(Term):
             raise ConfigError(f"{self.key}: {list(student.shape)} of the student, {list(teacher.shape)} of the teacher")
         read = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (student, teacher.detach()))
         z, t = map(normalize, read)
-        queue = t if self._queue is None else torch.cat([self._queue.to(t), t])
+        rows = self.gathered(t)
+        queue = rows if self._queue is None else torch.cat([self._queue.to(t), rows])
         self._queue = queue = queue[-self.queue_size :]
         student, teacher, tau = local_logits(z, queue), local_logits(t, queue), self.temperature
         loss = local_classifier_distillation(

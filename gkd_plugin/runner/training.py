@@ -166,7 +166,7 @@ class Training:
         if at.epoch == stage.epochs and at.sums.get("tuples") == 0:
             text = "%s: its last epoch had no tuple: no negative within the margin, or no pair of one class"
             logger.warning(text, stage.name)
-        return {"lr": at.lr, **at.means(), **_speed(at), "seconds": at.seconds}
+        return {"lr": at.lr, **self._means(at), **self._speed(at), "seconds": at.seconds}
 
     def _batches(self, loading: Loading, title: str, at: Progress) -> Iterator[tuple[int, Any]]:
         """The batches that are left of an epoch and the numbers of their steps, with a progress bar."""
@@ -199,19 +199,19 @@ class Training:
         """Figures for the bar and the log."""
         named = {**means, "lr": self.box.optimizer.param_groups[0]["lr"]}
         figures = ", ".join(f"{name} {value:.4g}" for name, value in named.items())
-        speed = _speed(at)
+        speed = self._speed(at)
         return f"{figures}, {speed['images_per_second']:.0f} img/s, {100 * speed['waiting']:.0f} % waiting"
 
     def _tell(self, title: str, at: Progress, since: Progress) -> None:
         """A line in the log, and figures for the tracker; the means are those ``since`` the last time."""
-        means = at.means(since)
+        means = self._means(at, since)
         assert self._begun is not None
         (start, before), done = self._begun, self._done(at)
         left = (time.perf_counter() - start) / (done - before) * (self._planned - done)
         text, steps = "%s, step %d/%d: %s, %s left", len(self.box.train_data_loader)
         shown = self._shown(means, at), tqdm.format_interval(left)
         logger.info(text, title, at.step, steps, *shown, extra={"is_on_bar": True})
-        named = {**means, "lr": self.box.optimizer.param_groups[0]["lr"], **_speed(at)}
+        named = {**means, "lr": self.box.optimizer.param_groups[0]["lr"], **self._speed(at)}
         self.track({f"train/{name}": value for name, value in named.items()}, at.updates)
 
     def _track_epoch(self, row: Mapping[str, Any], at: Progress) -> None:
@@ -225,7 +225,7 @@ class Training:
         """One update, counted; says where a model or loss refused its input."""
         images, labels = (part.to(self.accelerator.device) for part in batch[:2])
         if stage.kind == "embedding" and not at.has_pairs:
-            known = [label for label in labels.tolist() if label != UNLABELLED]
+            known = [label for label in self.accelerator.gather(labels).tolist() if label != UNLABELLED]
             at.has_pairs = 1 < len(set(known)) < len(known)
         try:
             loss = self.box.forward_process(images, labels, *batch[2:3])
@@ -302,7 +302,15 @@ class Training:
         elif self.accelerator.num_processes == 1:
             self.checkpoints.save(at)
 
+    def _means(self, at: Progress, since: Progress | None = None) -> dict[str, float]:
+        """The means over the steps, of all processes."""
+        means = at.means(since)
+        if self.accelerator.num_processes == 1:
+            return means
+        values = torch.tensor(list(means.values()), device=self.accelerator.device)
+        return dict(zip(means, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
-def _speed(at: Progress) -> dict[str, float]:
-    seconds = max(at.seconds, 1e-9)
-    return {"images_per_second": at.images / seconds, "waiting": at.waiting / seconds}
+    def _speed(self, at: Progress) -> dict[str, float]:
+        seconds = max(at.seconds, 1e-9)
+        images = at.images * self.accelerator.num_processes
+        return {"images_per_second": images / seconds, "waiting": at.waiting / seconds}

@@ -15,7 +15,8 @@ from tests.functional.test_relationship import batch, match_and_gradient
 def test_is_a_well_formed_operator(max_negatives, dtype):
     """By torch's own check; its tests of tracing differentiate every output, the gradient too, which is refused."""
     student, teacher, labels = batch(dtype=dtype)
-    arguments = (student.requires_grad_(), None, teacher, labels, 4.0, 0.2, "semihard", max_negatives, False, True)
+    settings = (4.0, 0.2, "semihard", max_negatives, False, True)
+    arguments = (student.requires_grad_(), None, teacher, labels, 3, len(labels), *settings)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(relationship_operator, arguments, test_utils=checks)
 

@@ -73,6 +73,28 @@ def test_any_batch_matches_the_loops(size, classes, temperature, margin, seed):
     assert got.loss.item() == pytest.approx(loss, rel=1e-9, abs=1e-14)
 
 
+@pytest.mark.parametrize("settings", [{}, {"tiled": True}, {"max_negatives": 2}, {"max_negatives": "smallest"}])
+@pytest.mark.parametrize("has_earlier", [False, True])
+def test_parts_of_the_anchors_add_up_to_the_whole(settings, has_earlier):
+    earlier = batch(size=9, seed=1) if has_earlier else None
+    whole, gradient = match_and_gradient(*batch(), earlier=earlier, **settings)
+    parts = [
+        match_and_gradient(*batch(), earlier=earlier, anchors=span, **settings) for span in ((0, 7), (7, 7), (7, 24))
+    ]
+    assert sum(match.tuples for match, _ in parts) == whole.tuples
+    assert sum(match.loss * match.tuples for match, _ in parts).item() == pytest.approx(
+        (whole.loss * whole.tuples).item()
+    )
+    summed = sum(part * match.tuples for match, part in parts)
+    assert relative_error(summed, gradient * whole.tuples) < 1e-12
+
+
+@pytest.mark.parametrize("anchors", [(3, 2), (-1, 4), (0, 25)])
+def test_anchors_are_rows_of_the_batch(anchors):
+    with pytest.raises(ValueError, match=r"anchors .* 24 rows"):
+        relationship_matching(*batch(), anchors=anchors)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_input_loses_nothing_but_its_own_rounding(dtype):
     student, teacher, labels = (x.to(dtype) if x.is_floating_point() else x for x in batch())
