@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -45,8 +46,8 @@ what the student sees in photos, and its files for timm, ONNX and torch.export:
   refilled predict runs/photos new_photos
   refilled export runs/photos --format all
 
-a closer look at a run:
-  refilled diagnose runs/photos
+a run on one page:
+  refilled report runs/photos --open
 """
 
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.append(str(Path.cwd()))
     with _console_log(options.log, logging.DEBUG if options.debug else options.level):
         try:
-            if options.command in (_compare, _diagnose):
+            if options.command in (_compare, _diagnose, _report):
                 require_extra("report", options.name)
             with stoppable():
                 code: int = options.command(options)
@@ -172,18 +173,31 @@ def _export(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from gkd_plugin.compare.compare import Comparison, compare
+    from gkd_plugin.report.page import write_grid_page
     from gkd_plugin.runner.run_folder import FAILED
 
     table, results = compare(Comparison(**{field.name: getattr(options, field.name) for field in fields(Comparison)}))
-    print(f"\n{table}")
+    print(f"\n{table}\n\n{write_grid_page(results, options.score, options.output)}")
     return EXIT_FAILED_PARTS if any(result.status == FAILED for result in results) else 0
 
 
 def _diagnose(options: argparse.Namespace) -> int:
     from gkd_plugin.diagnose.run import diagnose, figures_table
+    from gkd_plugin.report.page import write_run_page
 
     given = {name: getattr(options, name) for name in ("output", "device", "known", "projection")}
-    print(f"\n{figures_table(diagnose(options.run_folder, **given))}")
+    run, found, folder = diagnose(options.run_folder, **given)
+    print(f"\n{figures_table(found)}\n\n{write_run_page(run, found, folder)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from gkd_plugin.report.page import report
+
+    path = report(options.run_folders, options.output, options.device)
+    print(path)
+    if options.opens:
+        webbrowser.open(path.resolve().as_uri())
     return 0
 
 
@@ -216,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser("init", help="write that configuration only")
     evaluate, predict, export = _add_deploy(commands)
     compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
-    diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run with a teacher")
+    diagnose, report = _add_looks(commands)
     configs, models = _add_catalogue(commands)
     for added, command in (
         (run, _run),
@@ -228,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         (export, _export),
         (compare, _compare),
         (diagnose, _diagnose),
+        (report, _report),
         (configs, _configs),
         (models, _models),
     ):
@@ -250,7 +265,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="import no module and call no function that the files name",
     )
-    check.set_defaults(level=logging.WARNING)
+    for added in (check, report):
+        added.set_defaults(level=logging.WARNING)
 
     for added in (distill, init):
         text = "folder of photos: one folder for each class, or these below train, validation and test"
@@ -291,13 +307,7 @@ def _parser() -> argparse.ArgumentParser:
     kept = "; finished cells are kept, and the same command continues with the others"
     compare.set_defaults(log="gkd_plugin.compare", stopped=kept)  # each run has its own log.txt
 
-    diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
-    diagnose.add_argument("--output", type=Path, metavar="DIR", help="default: RUN_FOLDER/diagnostics")
-    text = "the student's labels of the classes that the teacher knows"
-    diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
-    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
-
-    for added in (run, distill, init, check, evaluate, predict, compare, diagnose):
+    for added in (run, distill, init, check, evaluate, predict, compare, diagnose, report):
         added.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for added in (run, check, evaluate, compare):
@@ -331,6 +341,22 @@ def _add_deploy(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
     export.add_argument("--push-to-hub", dest="hub", metavar="OWNER/NAME", help=text)
     export.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return evaluate, predict, export
+
+
+def _add_looks(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
+    diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run")
+    diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
+    diagnose.add_argument("--output", type=Path, metavar="DIR", help="default: RUN_FOLDER/diagnostics")
+    text = "the student's labels of the classes that the teacher knows"
+    diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
+    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
+
+    report = commands.add_parser("report", help="one page that shows a finished run, or several side by side")
+    report.add_argument("run_folders", nargs="+", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
+    text = "the page (default: RUN/report.html, or of several beside the first one)"
+    report.add_argument("--output", type=Path, metavar="FILE", help=text)
+    report.add_argument("--open", dest="opens", action="store_true", help="show it in the browser")
+    return diagnose, report
 
 
 def _add_catalogue(commands: Any) -> tuple[argparse.ArgumentParser, ...]:

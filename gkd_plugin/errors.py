@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 _EXTRAS = {
-    "report": {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy"},
+    "report": {"jinja2": "Jinja2", "matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy"},
     "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     **{engine: {engine: engine} for engine in ("tensorboard", "trackio", "wandb")},
 }

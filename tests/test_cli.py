@@ -266,7 +266,7 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     words = grid_of("--methods", "ce,kd", "--overlap", "0,100", "--seeds", "0,1", "--set", "train.stage2.num_epochs=1")
     assert main(words) == 0
     out, err = capsys.readouterr()
-    header, _, ce, kd, note, teacher = out.strip().splitlines()
+    header, _, ce, kd, note, teacher, _, page = out.strip().splitlines()
     assert note.startswith("top1 in %, mean ± standard error over seeds (the teacher is the same in all); − ce: paired")
     assert re.fullmatch(r"the teacher's NCM accuracy before training in %: overlap 100 % \d+\.\d", teacher)
     assert re.fullmatch(r"method +overlap 0 % +− ce +overlap 100 % +− ce +preparation \+ training", header)
@@ -274,7 +274,8 @@ def test_a_grid_of_methods_overlaps_and_seeds(tiny, capsys):
     assert re.fullmatch(rf"cross-entropy +{mean} +{mean}{seconds}", ce)
     assert re.fullmatch(rf"KD +needs the same classes +{mean} +[+-]{mean}(?: \(p [\d.]+\))?{seconds}", kd)
     assert re.search(r"^\[6/6\] overlap 100 %, kd, seed 1: top1 \d+\.\d\d % \(\d+ s\)$", err, re.MULTILINE)
-    made = {"overlap0", "overlap100", "results.csv", "table.txt"}
+    assert page == str(Path("grid/report.html"))
+    made = {"overlap0", "overlap100", "report.html", "results.csv", "table.txt"}
     made |= {"top1_against_overlap.png", "top1_against_overlap.svg"}
     assert {path.name for path in (tiny / "grid").iterdir()} == made
     assert len((tiny / "grid/results.csv").read_text("utf-8").splitlines()) == 9

@@ -90,7 +90,13 @@ def _scores_of(results: Sequence[Result], method: str, setting: Setting, score: 
 
 
 def comparison_table(results: Sequence[Result], score: str) -> str:
-    """Methods down, settings across: mean ± error, then the difference from ``ce``; a last line says what these are."""
+    """:func:`comparison_rows` as aligned text."""
+    rows, notes = comparison_rows(results, score)
+    return "\n".join([aligned(rows), *notes])
+
+
+def comparison_rows(results: Sequence[Result], score: str) -> tuple[list[list[str]], list[str]]:
+    """Methods down, settings across: mean ± error, then the difference from ``ce``; notes say what these are."""
     methods = list(dict.fromkeys(result.cell.method for result in results))
     settings = list(dict.fromkeys(result.cell.setting for result in results))
     has_control = any(method.name == CONTROL for method in methods)
@@ -106,7 +112,7 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
         note += " (the teacher is the same in all)"
     if has_control:
         note += f"; − {CONTROL}: paired difference, p of the t-test"
-    return "\n".join([aligned(rows), note, *_teacher(results), *_reasons(results)])
+    return rows, [note, *_teacher(results), *_reasons(results)]
 
 
 def _mean_and_difference(results: Sequence[Result], method: Method, setting: Setting, score: str) -> tuple[str, str]:

@@ -31,6 +31,8 @@ SCORES = {
 
 def report_emphasis(run: RestoredRun, folder: Path, known: Sequence[int] | None) -> dict[str, Any]:
     """Histograms and AUCs; ``known``: the student's labels of classes that the teacher knows, where they are named."""
+    if run.teacher is None:
+        raise LeftOut("the run has no teacher in the wrapper 'refilled_teacher'")
     mask = known_classes(run, known)
     run.check_centres()
     size = run.train.loader.batch_size or 1
@@ -69,6 +71,7 @@ def teacher_scores(
     generator = torch.Generator().manual_seed(run.seed)  # ω is relative to a batch: shuffled ones, as in training
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, generator=generator)
     rows, labels = [], []
+    assert run.teacher is not None
     for batch, of in run.batches(loader, f"teacher, {images.name}"):
         answers = run.teacher.answers(batch)
         local = answers.local_classifier

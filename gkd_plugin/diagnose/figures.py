@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from gkd_plugin.diagnose.restore import LeftOut, RestoredRun
 from gkd_plugin.functional import class_centres, nearest_class_mean
-from gkd_plugin.runner.accuracy import embedding_of
+from gkd_plugin.runner.accuracy import Score, embedding_of
 from gkd_plugin.runner.curves import PALETTE, new_figure
 
 SUFFIXES = ("png", "svg")
@@ -71,16 +71,13 @@ def report_tuples(metrics: Path, folder: Path) -> dict[str, list[float]]:
 
 def report_confusion(run: RestoredRun, folder: Path) -> dict[str, Any]:
     """Counts (true class, predicted class) of the final student, and the pairs that it confuses most."""
-    images = run.test
-    if images is None:
-        raise LeftOut("there are no test images (test.test_data_loader) and no validation images")
-    run.load_student(run.folder.student)
-    logits, labels = run.outputs(run.student, images, "confusion")
+    logits, labels = run.answers
+    assert run.test is not None  # there are answers
     counts = confusion_matrix(labels.numpy(), logits.argmax(dim=1).numpy(), labels=np.arange(logits.shape[1]))
     names = [*run.class_names, *map(str, range(len(run.class_names), len(counts)))][: len(counts)]
-    draw_confusion(counts, names, images.name, folder)
+    draw_confusion(counts, names, run.test.name, folder)
     return {
-        "on": images.name,
+        "on": run.test.name,
         "samples": len(labels),
         "top1": 100 * float(np.trace(counts)) / max(len(labels), 1),
         "classes": names,
@@ -135,11 +132,14 @@ def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") ->
     kept = None if run.embedding_stage is None else run.folder.student_after(run.embedding_stage)
     if kept is not None and kept.is_file():  # not kept of a last stage: that is the final student
         moments["after_embedding"] = (f"student after {run.embedding_stage}", kept)
-    moments |= {"final": ("final student", run.folder.student), "teacher": ("teacher", None)}
+    moments["final"] = ("final student", run.folder.student)
+    if run.teacher is not None:
+        moments["teacher"] = ("teacher", None)
     figure, ((*axes,),) = new_figure(3.4 * len(moments), 4.2, columns=len(moments))
     panels = {}
     for axis, (key, (title, weights)) in zip(axes, moments.items(), strict=True):
-        if key == "teacher":
+        embed: Score
+        if key == "teacher" and run.teacher is not None:
             embed, centres = run.teacher.embed, run.teacher.local_classifier.centres.cpu()
         else:
             run.load_student(weights)

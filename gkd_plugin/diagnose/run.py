@@ -13,6 +13,8 @@ from gkd_plugin.runner.run_folder import aligned, write_json
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("emphasis", "tuples", "embedding", "confusion")
+
 
 def diagnose(
     run_folder: Path,
@@ -21,11 +23,11 @@ def diagnose(
     device: str | None = None,
     known: Sequence[int] | None = None,
     projection: str = "pca",
-) -> dict[str, Any]:
+) -> tuple[RestoredRun, dict[str, Any], Path]:
     """Looks at a finished run; writes ``diagnostics.json`` and each part's picture as PNG and SVG.
 
-    ``known``: the student's labels of the classes that the teacher knows, by default what the training set says. The
-    report is what ``diagnostics.json`` holds: figures of each part, and under ``left_out`` why others are not there.
+    ``known``: the student's labels of the classes that the teacher knows, by default what the training set says. Gives
+    the run, what ``diagnostics.json`` holds (:func:`look`), and the folder.
     """
     one_of("--projection", projection, PROJECTIONS)
     folder = run_folder / "diagnostics" if output is None else output
@@ -34,25 +36,33 @@ def diagnose(
     run = RestoredRun(run_folder, device)
     for label in known or []:
         whole_number("--known: class index", label, low=0, high=len(run.class_names) - 1)
+    report = {"run": str(run_folder), "seed": run.seed, **look(run, folder, PARTS, known, projection)}
+    write_json(folder / "diagnostics.json", report)
+    logger.info("figures and pictures are in %s", folder)
+    return run, report, folder
+
+
+def look(
+    run: RestoredRun, folder: Path, names: Sequence[str], known: Sequence[int] | None = None, projection: str = "pca"
+) -> dict[str, Any]:
+    """The figures of some of the :data:`PARTS`, and under ``left_out`` why others are not there; draws into folder."""
     parts: dict[str, Callable[[], Any]] = {
         "emphasis": lambda: report_emphasis(run, folder, known),
-        "tuples": lambda: report_tuples(run_folder / "metrics.jsonl", folder),
+        "tuples": lambda: report_tuples(run.folder.path / "metrics.jsonl", folder),
         "embedding": lambda: report_embedding(run, folder, projection),
         "confusion": lambda: report_confusion(run, folder),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"run": str(run_folder), "seed": run.seed, "left_out": {}}
-    for name, part in parts.items():
+    found: dict[str, Any] = {"left_out": {}}
+    for name in names:
         for suffix in SUFFIXES:  # of an earlier look, of which this one may leave some out
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
         try:
-            report[name] = part()
+            found[name] = parts[name]()
         except LeftOut as reason:
-            report["left_out"][name] = str(reason)
+            found["left_out"][name] = str(reason)
             logger.warning("%s is left out: %s", name, reason)
-    write_json(folder / "diagnostics.json", report)
-    logger.info("figures and pictures are in %s", folder)
-    return report
+    return found
 
 
 def figures_table(report: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ def draw_curves(summaries: Summaries) -> Figure:
     """Runs by name (their ``summary.json``) over their epochs; of several only the total loss is drawn."""
     figure = Figure(figsize=(7.5, 8.5))  # with fixed margins: a layout that is computed takes as long again
     axes = loss, accuracy, lr = figure.subplots(3, sharex=True, height_ratios=(3, 3, 1.5))
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.06, top=0.96, hspace=0.16)
+    figure.subplots_adjust(left=0.13, right=0.98, bottom=0.06, top=0.96, hspace=0.16)
     is_one = len(summaries) == 1
     for colour, (name, summary) in zip(PALETTE * len(summaries), summaries.items(), strict=False):
         rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]

@@ -2,14 +2,16 @@
 
 import re
 from pathlib import Path
-from shutil import copytree
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from gkd_plugin.config.config import RunConfig
-from gkd_plugin.diagnose.restore import Images, RestoredRun, _stage_of_teacher
+from gkd_plugin.config.stages import stages_of
+from gkd_plugin.diagnose.emphasis import report_emphasis
+from gkd_plugin.diagnose.figures import report_confusion, report_embedding
+from gkd_plugin.diagnose.restore import Images, LeftOut, RestoredRun, _last_wrapped
+from gkd_plugin.runner.run_folder import read_json
 from tests.fakes import TinyImages
 from tests.runner.fakes import equal, refused
 
@@ -93,7 +95,6 @@ def other_weights():
     ("spoil", "message"),
     [
         (lambda: STUDENT.rename("runs/x"), "runs/student is not a run folder: it has no config"),
-        (lambda: copytree("runs/teacher", STUDENT, dirs_exist_ok=True), f"{CONFIG}: has no models.teacher_model: "),
         (other_weights, f"{CONFIG}: models.teacher_model: has other weights than in the run"),
         (Path("runs/student/summary.json").unlink, "runs/student is not a run folder: it has no summary.json"),
         (edit("summary.json", "{", "<"), "runs/student/summary.json: is damaged: "),
@@ -113,12 +114,24 @@ def test_what_cannot_be_restored(here, spoil, message):
     refused(f"^{re.escape(message)}", RestoredRun, STUDENT, "cpu")
 
 
-def test_no_stage_with_the_teachers_wrapper():
+def test_the_last_stage_with_the_teachers_wrapper():
     plain, wrapped = {"teacher": {}}, {"teacher": {"auxiliary_model_wrapper": {"key": "refilled_teacher"}}}
-    tree = {"models": {"teacher_model": {"key": "resnet18"}}, "train": {"stage1": plain, "stage2": {}}}
-    refused("^no stage has the teacher wrapper 'refilled_teacher'", _stage_of_teacher, RunConfig(Path("a.yaml"), tree))
-    tree = {**tree, "train": {"stage1": wrapped, "stage2": wrapped, "stage3": plain}}
-    assert _stage_of_teacher(RunConfig(Path("a.yaml"), tree)) == 1
+    for train, name in (
+        ({"stage1": plain, "stage2": {}}, "stage2"),
+        ({"stage1": wrapped, "stage2": wrapped, "stage3": plain}, "stage2"),
+    ):
+        assert _last_wrapped(stages_of({"train": train})).name == name
+
+
+def test_a_run_without_a_teacher(here):
+    restored = RestoredRun(Path("runs/teacher"), "cpu")
+    assert (restored.teacher, restored.teacher_labels, restored.without_sample) == (None, None, [])
+    made = report_embedding(restored, here)["panels"]
+    assert list(made) == ["before_training", "final"]
+    summary = read_json(Path("runs/teacher/summary.json"))
+    assert report_confusion(restored, here)["top1"] == pytest.approx(summary["final"]["top1"])
+    with pytest.raises(LeftOut, match="has no teacher"):
+        report_emphasis(restored, here, [0])
 
 
 def test_a_device_that_does_not_exist(here):

@@ -19,7 +19,11 @@ PICTURES = {f"{part}.{suffix}" for part in PARTS for suffix in ("png", "svg")}
 def test_files_and_table(here, capsys):
     assert main(["diagnose", "runs/student", "--device", "cpu", "--known", "0,1"]) == 0
     made = json.loads(Path("runs/student/diagnostics/diagnostics.json").read_text("utf-8"))
-    assert {path.name for path in Path("runs/student/diagnostics").iterdir()} == {*PICTURES, "diagnostics.json"}
+    assert {path.name for path in Path("runs/student/diagnostics").iterdir()} == {
+        *PICTURES,
+        "diagnostics.json",
+        "report.html",
+    }
     assert (made["run"], made["seed"], made["left_out"]) == ("runs/student", 3, {})
     summary = json.loads(Path("runs/student/summary.json").read_text("utf-8"))
     percent, areas = r" +\d+\.\d\d %\n", r" +[01]\.\d{3} +[01]\.\d{3}\n"
@@ -27,7 +31,8 @@ def test_files_and_table(here, capsys):
         r"\n +train +validation +test\n-+\n"
         rf"NCM before training{percent}NCM after embedding{percent}NCM final{percent}NCM teacher{percent}"
         rf"top-1 final +{summary['final']['top1']:.2f} %\n"
-        + "".join(f"AUC {re.escape(title)}{areas}" for title in SCORES.values()),
+        + "".join(f"AUC {re.escape(title)}{areas}" for title in SCORES.values())
+        + "\nruns/student/diagnostics/report.html\n",
         capsys.readouterr().out,
     )
 
@@ -43,7 +48,7 @@ def test_without_known_classes_a_line_says_how_to_name_them(here, capsys):
     made = json.loads(Path("out/diagnostics.json").read_text("utf-8"))
     assert made["left_out"].keys() == {"emphasis"}
     names = {path.name for path in Path("out").iterdir()}
-    assert names == {*PICTURES, "diagnostics.json"} - {"emphasis.png", "emphasis.svg"}
+    assert names == {*PICTURES, "diagnostics.json", "report.html"} - {"emphasis.png", "emphasis.svg"}
     assert not Path("runs/student/diagnostics").exists()
 
 

@@ -1,0 +1,1 @@
+"""What one shows: runs or a comparison as one HTML page that needs no network (extra ``report``)."""
