@@ -31,8 +31,8 @@ from gkd_plugin.runner.weights import read_weights
 _TEMPLATE = Template((Path(__file__).parent / "recipe.yaml").read_text(encoding="utf-8"))
 _FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
 _UPDATES = 300  # of a pretrained student at least, while that takes no more than so many epochs
-_PRETRAINED_EPOCHS, _SCRATCH_EPOCHS = (20, 60), 100
-_VIEWS, _PASSES = (8, 20), 4800  # the teacher answers for about so many images, in so many views of each
+_PRETRAINED_EPOCHS, _SCRATCH_EPOCHS = (15, 60), 100
+_VIEWS, _PASSES = (4, 20), 3000  # the teacher answers for about so many images, in so many views of each
 _MANY = 2000  # images, above which the teacher's answers are not kept
 
 
@@ -205,7 +205,8 @@ def _schedule(count: int, wanted: Wanted, *, is_pretrained: bool) -> dict[str, A
     views = min(epochs, max(_VIEWS[0], min(_VIEWS[1], _PASSES // count)))
     keeps = is_pretrained and count < _MANY and wanted.unlabelled is None
     cache = f"{{views: {views}}}  # the teacher answers once for so many views of each image" if keeps else "null"
-    return {"epochs": epochs, "batch": batch, "lr": wanted.lr or (0.001 if is_pretrained else 0.005), "cache": cache}
+    lr = wanted.lr or (0.001 if is_pretrained else 0.005)
+    return {"epochs": epochs, "batch": batch, "lr": lr, "cache": cache, "val_freq": max(epochs // 8, 1)}
 
 
 def _size(cfg: PretrainedCfg) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import yaml
 from safetensors.torch import save_file
 
 from gkd_plugin import distill, recipe
@@ -71,12 +72,20 @@ def test_a_student_with_weights_starts_at_centres_and_the_teachers_answers_are_k
 
 
 @pytest.mark.parametrize(
-    ("count", "is_pretrained", "epochs", "batch"),
-    [(120, True, 60, 24), (360, True, 20, 24), (900, True, 20, 32), (50_000, True, 20, 64), (120, False, 100, 24)],
+    ("count", "is_pretrained", "epochs", "batch", "views"),
+    [
+        (120, True, 60, 24, 20),
+        (360, True, 20, 24, 8),
+        (600, True, 16, 32, 5),
+        (900, True, 15, 32, 4),
+        (50_000, True, 15, 64, None),
+        (120, False, 100, 24, None),
+    ],
 )
-def test_epochs_and_batches_by_the_number_of_images(count, is_pretrained, epochs, batch):
+def test_epochs_batches_and_views_by_the_number_of_images(count, is_pretrained, epochs, batch, views):
     made = recipe._schedule(count, wanted(), is_pretrained=is_pretrained)
     assert (made["epochs"], made["batch"]) == (epochs, batch)
+    assert (yaml.safe_load(made["cache"]) or {}).get("views") == views
 
 
 def test_a_run_folder_and_a_file_of_this_package_say_what_they_are(here):
