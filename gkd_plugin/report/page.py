@@ -186,12 +186,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _verdict(one: Shown, shown: Sequence[Shown]) -> str:
     """A run in a sentence or two: student, teacher, and the same student without a teacher."""
     said = one.student_accuracy or "no measured share of the images"
-    text = f"{one.name}: the student {one.network} names {said} right."
     groups = {key.removesuffix("_top1"): value for key, value in one.final.items() if key in ("old_top1", "new_top1")}
-    if groups:
-        text += (
-            f" {' and '.join(f'{value:.1f} % of the {name} classes' for name, value in groups.items())}.".capitalize()
-        )
+    parts = ", ".join(f"{value:.1f} % of the {name} classes" for name, value in groups.items())
+    text = f"{one.name}: the student {one.network} names {said} right{f' ({parts})' if parts else ''}."
     if "teacher" not in one.summary:
         return f"{text} It was trained without a teacher."
     if one.teacher_accuracy:
