@@ -54,8 +54,8 @@ class Progress:
         """Adds a step. Its figures are read later: a GPU that has yet to compute them is not waited for."""
         self.images += len(labels)
         named = {"loss": loss, **terms}
-        values = [torch.as_tensor(term, dtype=torch.float32, device=loss.device) for term in named.values()]
-        self._unread.append((place, labels, list(named), torch.stack(values).detach()))
+        values = [torch.as_tensor(term, dtype=torch.float32, device=loss.device).view(1) for term in named.values()]
+        self._unread.append((place, labels, list(named), torch.cat(values).detach()))
 
     def read(self) -> None:
         """Takes the figures of the steps since the last time into the sums; refuses a loss that is not finite."""
@@ -142,7 +142,11 @@ class Checkpoints:
     def last(self) -> tuple[Progress, dict[str, Any]] | None:
         """Where the last checkpoint stands, and the summary of its run; ``None`` where there is none."""
         found = read_json(self._last() / _PROGRESS)
-        return (Progress(**found["progress"]), found["summary"]) if found else None
+        if not found:
+            return None
+        sums = found["sums"]  # of each process; load() refuses another number of them
+        own = sums[self.accelerator.process_index % len(sums)]
+        return Progress(**{**found["progress"], "sums": own}), found["summary"]
 
     def _last(self) -> Path:
         return max(self.folder.glob("[0-9]*"), default=self.folder)
@@ -175,6 +179,7 @@ class Checkpoints:
         if made.exists():
             return
         progress.read()
+        sums = gather_object([progress.sums])
         if not all(bool(torch.isfinite(parameter).all()) for parameter in _parameters(self.box)):
             raise ConfigError(NOT_FINITE)
         start = time.perf_counter()
@@ -189,7 +194,7 @@ class Checkpoints:
         if is_main:
             if "kept" in self.summary:
                 shutil.copy(self.folder.parent / STUDENT, new)
-            write_json(new / _PROGRESS, {"progress": asdict(progress), "summary": self.summary})
+            write_json(new / _PROGRESS, {"progress": asdict(progress), "sums": sums, "summary": self.summary})
             new.rename(made)
             for old in sorted(self.folder.glob("[0-9]*"))[: -self.settings["keep"]]:
                 shutil.rmtree(old)

@@ -1,5 +1,6 @@
 """Costs are those of the network, and leave it as it is."""
 
+import timm
 import torch
 from torch import nn
 
@@ -16,3 +17,13 @@ def test_multiplications_by_hand():
     assert found.milliseconds > 0
     assert model.training
     assert model[1].num_batches_tracked == 0
+
+
+def test_attention_is_counted():
+    """5 tokens (4 patches of 16 × 16, the class): two products of 5 × 5 × width in each block."""
+    model = timm.create_model("test_vit", img_size=32)
+    linear = [module for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+    tokens, width = 5, model.embed_dim
+    macs = 4 * 3 * 16 * 16 * width + tokens * sum(layer.weight.numel() for layer in linear)
+    macs += 2 * tokens**2 * width * len(model.blocks) + width * 1000
+    assert costs_of(model, torch.ones(1, 3, 32, 32)).macs == macs

@@ -110,6 +110,22 @@ def test_figures_are_added_when_they_are_read_and_refused_where_a_loss_is_not_fi
     assert at.means(since) == {"loss": 6.0, "tuples": 1.0, "own": 1.0}
 
 
+def test_a_loss_may_have_one_element():
+    at = Progress()
+    at.count("step 1", torch.tensor([0]), torch.tensor([2.0], requires_grad=True), {"own": 0.5})
+    at.read()
+    assert at.means() == {"loss": 2.0, "own": 0.5}
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_each_process_goes_on_with_the_figures_that_it_has_counted(tmp_path, monkeypatch, process):
+    kept, others = made(tmp_path), {"loss": 9.0}
+    monkeypatch.setattr(checkpoints, "gather_object", lambda own: [*own, others])
+    kept.save(Progress(epoch=1, step=1, updates=1, counts=1, sums={"loss": 1.0}))
+    monkeypatch.setattr(type(kept.accelerator), "process_index", process)
+    assert kept.last()[0].sums == ({"loss": 1.0}, others)[process]
+
+
 def test_loading_counts_the_seconds_that_it_takes(monkeypatch):
     class Slow(torch.utils.data.Dataset):
         def __len__(self):
