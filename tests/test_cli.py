@@ -364,4 +364,4 @@ def test_a_terminal_is_not_told_what_its_bars_show(is_terminal, monkeypatch, cap
     with _console_log("gkd_plugin", logging.INFO):
         logging.getLogger("gkd_plugin.x").info("step 3", extra={"is_on_bar": True})
         logging.getLogger("gkd_plugin.x").info("epoch 1")
-    assert capsys.readouterr().err.split() == ["epoch", "1"] if is_terminal else ["step", "3", "epoch", "1"]
+    assert capsys.readouterr().err.split() == (["epoch", "1"] if is_terminal else ["step", "3", "epoch", "1"])

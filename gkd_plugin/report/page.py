@@ -74,6 +74,11 @@ class Shown:
         return found
 
     @property
+    def is_probe(self) -> bool:
+        """Whether it is a classifier on a frozen network, which trains no student."""
+        return "probe" in self.summary
+
+    @property
     def network(self) -> str:
         """The student's name."""
         student = self.summary.get("student", {})
@@ -188,12 +193,16 @@ def _verdict(one: Shown, shown: Sequence[Shown]) -> str:
     said = one.student_accuracy or "no measured share of the images"
     groups = {key.removesuffix("_top1"): value for key, value in one.final.items() if key in ("old_top1", "new_top1")}
     parts = ", ".join(f"{value:.1f} % of the {name} classes" for name, value in groups.items())
-    text = f"{one.name}: the student {one.network} names {said} right{f' ({parts})' if parts else ''}."
+    who = f"the probe {one.network} of a frozen network" if one.is_probe else f"the student {one.network}"
+    text = f"{one.name}: {who} names {said} right{f' ({parts})' if parts else ''}."
+    if one.is_probe:
+        return text
     if "teacher" not in one.summary:
         return f"{text} It was trained without a teacher."
     if one.teacher_accuracy:
         text += f" Its teacher {one.teacher} reaches {one.teacher_accuracy}."
-    control = next((other for other in shown if "teacher" not in other.summary and other.task == one.task), None)
+    controls = [other for other in shown if "teacher" not in other.summary and not other.is_probe]
+    control = next((other for other in controls if other.task == one.task), None)
     if control is None or not one.task or "top1" not in one.final:
         return f"{text} To see what the teacher brought, show a run of the same student without a teacher beside it."
     gain = one.final["top1"] - control.final["top1"]

@@ -16,7 +16,7 @@ from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import dump
 from gkd_plugin.report import page
 from gkd_plugin.report.page import report, write_grid_page
-from gkd_plugin.runner.run import run_config
+from gkd_plugin.runner.run import run_config, run_probe
 from tests.compare.fakes import RESULTS
 from tests.diagnose.conftest import finished, here  # noqa: F401  # a run with a teacher, and a copy of it
 from tests.fakes import cross_entropy
@@ -95,6 +95,14 @@ def test_runs_side_by_side_with_a_control(control, here, capsys):  # noqa: F811
     assert kinds["What is taken for what"] == kinds["What the networks tell apart"] == 2
     assert sum(kinds[name] for name in "0123") == 4 * 4  # both were trained on the same images: shown once
     assert found.text.count("Accuracy of each class") == 1
+
+
+def test_a_probe_is_no_student_without_a_teacher(here):  # noqa: F811
+    run_probe(load_config(STUDENT / "config.yaml"), Path("runs/probe"), "ncm", device="cpu")
+    found = checked(report([STUDENT, Path("runs/probe")], device="cpu"))
+    assert f"{summary('runs/probe')['final']['top1']:.1f} %" in found.text
+    assert "difference of" not in found.text
+    assert "trained without a teacher" not in found.text
 
 
 def test_accuracy_of_each_class_and_the_mistakes_are_those_of_the_student(here):  # noqa: F811
