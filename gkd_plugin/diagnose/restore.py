@@ -86,9 +86,8 @@ class RestoredRun:
             validation = _held_out("validation", box.val_data_loader)
         self.validation, self.test = validation or test, test or validation
         self.class_names = class_names_of(dataset) or [str(name) for name in classes_of(dataset)]
-        self.teacher_labels = (
-            self.teacher and self.teacher.class_map.labels
-        )  # of each class of the student; None: it does not know it
+        # of each class of the student; None: it does not know it
+        self.teacher_labels = self.teacher and self.teacher.class_map.labels
         self.student = student.to(self.accelerator.device)
         self.embedding_stage = next((stage.name for stage in config.stages[::-1] if stage.kind == "embedding"), None)
         embedding = student_embedding(config.tree) or "embedding"

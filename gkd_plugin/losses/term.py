@@ -60,7 +60,7 @@ class Term(nn.Module):
             ConfigError: a path is not recorded, or what is given does not fit.
         """
         if isinstance(student, Tensor):
-            read = [student, *(teacher if isinstance(teacher, tuple) else (teacher,))]
+            read = [student, *(teacher if isinstance(teacher, (tuple, list)) else (teacher,))]
             if len(read) != len(self.hooks):
                 wanted = ", ".join(f"{model}'s {path}" for model, path, _io in self.hooks)
                 raise ConfigError(f"{self.key}: {len(read)} tensors given, it reads {len(self.hooks)}: {wanted}")

@@ -1,6 +1,7 @@
 """Experiment trackers: the section ``tracker``, through torchdistill's TrainingTracker or Accelerate's TensorBoard."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -11,6 +12,8 @@ from torchdistill.misc.log import setup_tracker
 from gkd_plugin.config.tree import Tagged
 from gkd_plugin.errors import ConfigError, first_line, require_extra
 from gkd_plugin.runner.run_folder import TENSORBOARD, RunFolder
+
+logger = logging.getLogger(__name__)
 
 Track: TypeAlias = Callable[[Mapping[str, Any], int], None]
 """Takes figures by name, and the number of the update."""
@@ -39,10 +42,25 @@ def tracked(tree: Mapping[str, Any], folder: RunFolder) -> Iterator[Track]:
             tracker = setup_tracker({"engine": engine, "kwargs": {"name": folder.path.name, **kwargs}}, plain)
     except Exception as error:  # of anybody's package, or of its network
         raise ConfigError(f"tracker: {engine} does not start: {first_line(error)}") from error
+
+    def track(figures: Mapping[str, Any], step: int) -> None:
+        with _survived(engine):
+            tracker.log(figures, step=step)
+
     try:
-        yield lambda figures, step: tracker.log(figures, step=step)
+        yield track
     finally:
-        tracker.finish()
+        with _survived(engine):
+            tracker.finish()
+
+
+@contextmanager
+def _survived(engine: str) -> Iterator[None]:
+    """A run does not end because a tracker has lost its network; the log says so."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("tracker: %s: %s", engine, first_line(error))
 
 
 def _plain(value: Any) -> Any:

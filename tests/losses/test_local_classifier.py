@@ -70,5 +70,6 @@ def test_in_a_loop_of_ones_own_it_takes_the_logits():
     plain = local_classifier_distillation(student, local, labels).item()
     weighed = local_classifier_distillation(student, local, labels, weights=emphasis_weights(own)).item()
     assert LocalClassifierLoss(adaptive=False)(student, local, labels).item() == pytest.approx(plain)
-    assert LocalClassifierLoss()(student, (local, own), labels).item() == pytest.approx(weighed)
+    for pair in ((local, own), [local, own]):
+        assert LocalClassifierLoss()(student, pair, labels).item() == pytest.approx(weighed)
     refused(r"refilled_local_classifier: 2 .* 3: .*local_classifier", LocalClassifierLoss(), student, local, labels)

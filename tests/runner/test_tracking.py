@@ -70,6 +70,19 @@ def test_a_tracker_that_is_not_there_or_does_not_start_is_told(tmp_path, monkeyp
     assert not Path("other").exists()
 
 
+@pytest.mark.parametrize("part", ["log", "finish"])
+def test_a_tracker_that_fails_does_not_end_the_run(part, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("no route")
+
+    calls = trackio(tmp_path, monkeypatch)
+    monkeypatch.setattr(sys.modules["trackio"], part, fail)
+    made = run("tracker={engine: trackio, kwargs: {project: mine}}")
+    assert made["status"] == "finished"
+    assert [text for text in made["warnings"] if "tracker" in text] == ["tracker: trackio: no route"]
+    assert calls[0][0] == "init"
+
+
 def test_tensorboard_is_written_into_the_run_folder(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
