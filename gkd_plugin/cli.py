@@ -122,7 +122,25 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _distill(options: argparse.Namespace) -> int:
-    return _init(options) or _run(options)
+    from gkd_plugin.errors import ConfigError
+    from gkd_plugin.recipe import last_run, recipe_path
+    from gkd_plugin.runner.run import RUNS
+
+    path = recipe_path(options.data, options.output)
+    folder, was_there = options.output or RUNS / path.stem, path.exists()
+    _init(options)
+    given = f" --output {options.output}" if options.output else ""
+    options.stopped = f"; refilled run {path}{given} --resume goes on"
+    try:
+        code = _run(options)
+    except ConfigError:
+        if not (was_there or folder.exists()):  # nothing has begun: the command may be given again, corrected
+            path.unlink()
+        raise
+    if _is_main_process():
+        run = last_run(folder)
+        print(f"\nnext: refilled predict {run} PHOTO, refilled report {run}, refilled export {run}")
+    return code
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -286,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--from-scratch", dest="is_pretrained", action="store_false", help="an untrained student")
         added.add_argument("--overwrite", action="store_true", help="the configuration that is there")
     distill.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
-    distill.set_defaults(overrides=[], earlier="keep", stopped="; refilled run DATA.yaml --resume goes on")
+    distill.set_defaults(overrides=[], earlier="keep")
 
     compare.add_argument(
         "config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages, or joint"

@@ -3,6 +3,8 @@
 What it chooses, and where that was measured: docs/distill.md.
 """
 
+import hashlib
+import logging
 import math
 import os
 from collections import Counter
@@ -19,7 +21,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from timm.models import PretrainedCfg, parse_model_name
 
 from gkd_plugin.data import ImageFiles, image_folder
-from gkd_plugin.data.files import existing_folder
+from gkd_plugin.data.files import existing_folder, images_below
 from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.models.timm_model import check_model_name
@@ -79,10 +81,18 @@ def distill(
     path = recipe_path(data, output)
     write_recipe(Wanted(Path(data), teacher, student, **choices), path)
     folder = RUNS / path.stem if output is None else Path(output)
+    ours = logging.getLogger("gkd_plugin")
+    if ours.getEffectiveLevel() > logging.INFO:  # log.txt is to have every line
+        ours.setLevel(logging.INFO)
     with stoppable():  # Ctrl-C leaves a checkpoint, from which refilled run --resume goes on
         run_all([path], output=folder, seed=seed, device=device)
+    return DistilledStudent.load(last_run(folder))
+
+
+def last_run(folder: Path) -> Path:
+    """The run folder that was written last of ``<folder>``, ``<folder>-2`` …."""
     *_, last = takewhile(holds_run, numbered(folder))
-    return DistilledStudent.load(last)
+    return last
 
 
 def recipe_path(data: str | Path, output: str | Path | None) -> Path:
@@ -98,16 +108,16 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
     counts = Counter(images.targets)
     if len(counts) < 2:
         raise ConfigError(f"DATA: {folders['train']} has one class, {images.classes[0]!r}; it takes at least two")
+    _check_apart(folders)
     teacher, cfg = _model("--teacher", wanted.teacher)
-    teacher_size = wanted.teacher_size or _size(cfg)
+    teacher_size = _sized(teacher, cfg, wanted.teacher_size)
     student, cfg = _model("--student", wanted.student, is_pretrained=wanted.is_pretrained)
-    size = wanted.size or _size(cfg)
+    size = _sized(student, cfg, wanted.size)
     _check_reachable({"--teacher": teacher, "--student": student})
     is_pretrained = bool(student["kwargs"].get("pretrained") or student.get("src_ckpt"))
-    student["kwargs"] |= {"num_classes": len(images.classes), "input_size": size}
+    student["kwargs"]["num_classes"] = len(images.classes)
     if is_pretrained:
         student["src_ckpt_classifier"] = "centres"
-    teacher["kwargs"]["input_size"] = teacher_size
     text = _TEMPLATE.substitute(
         about=_about(folders, images),
         train=str(folders["train"]),
@@ -116,6 +126,9 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         student=_inline(student),
         image_size=max(size, teacher_size),
         resize=int(max(size, teacher_size) / cfg.crop_pct),
+        own_size=size,
+        own_resize=int(size / cfg.crop_pct),
+        interpolation=cfg.interpolation,
         mean=list(cfg.mean),
         std=list(cfg.std),
         workers=min(4, os.cpu_count() or 1),
@@ -141,10 +154,29 @@ def find_folders(data: Path) -> dict[str, Path]:
     return found
 
 
+def _check_apart(folders: Mapping[str, Path]) -> None:
+    """Refuses images of the training folder in another one, under other names too."""
+    images = {part: [Path(path) for path in images_below(folder)] for part, folder in folders.items()}
+    trained = images.pop("train")
+    for part, others in images.items():
+        sizes = {path.stat().st_size for path in trained} & {path.stat().st_size for path in others}
+        known = {_digest(path) for path in trained if path.stat().st_size in sizes}
+        shared = [path for path in others if path.stat().st_size in sizes and _digest(path) in known]
+        if shared:
+            found = f"{len(shared)} of {len(others)} images in {folders[part]} are training images too: {shared[0]}"
+            raise ConfigError(f"DATA: {found}{', …' * (len(shared) > 1)}; remove them from one of the two")
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.blake2b(path.read_bytes()).digest()
+
+
 def _about(folders: Mapping[str, Path], images: ImageFiles) -> str:
     counts = Counter(images.targets)
     fewest = min(counts, key=lambda label: counts[label])
-    sizes = f"{len(images)} images of {len(counts)} classes, {counts[fewest]} of the smallest, {images.classes[fewest]}"
+    smallest = f"{counts[fewest]} of the smallest, {images.classes[fewest]}"
+    each = f"{counts[fewest]} of each" if len(set(counts.values())) == 1 else smallest
+    sizes = f"{len(images)} images of {len(counts)} classes, {each}"
     if "test" in folders:
         return sizes
     return f"{sizes}; a fifth of each class, drawn with seed 0, is the test set, because there is no folder 'test'"
@@ -153,10 +185,10 @@ def _about(folders: Mapping[str, Path], images: ImageFiles) -> str:
 def _data_sets(folders: Mapping[str, Path], unlabelled: Path | None) -> dict[str, str]:
     """The texts of the data sets and of the loaders that name them."""
 
-    def folder(name: str, root: str, *, train: bool = False) -> str:
-        transforms = (
-            "transform: *augmented, eval_transform: *plain" if train else "classes_of: *train, transform: *plain"
-        )
+    def folder(name: str, root: str, view: str) -> str:
+        transforms = f"classes_of: *train, transform: *{view}"
+        if view == "augmented":
+            transforms = "transform: *augmented, eval_transform: *plain"
         call = f"{{key: 'gkd_plugin.data.image_folder', init: {{kwargs: {{root: {root}, {transforms}}}}}}}"
         return f"  {name}: !import_call {call}"
 
@@ -166,14 +198,14 @@ def _data_sets(folders: Mapping[str, Path], unlabelled: Path | None) -> dict[str
 
     lines, train_id = [], "own/train"
     if "test" in folders:
-        lines += [folder("own/train", "*train", train=True), folder("own/test", _quoted(folders["test"]))]
+        lines += [folder("own/train", "*train", "augmented"), folder("own/test", _quoted(folders["test"]), "tested")]
     else:
-        lines += [folder("own/all", "*train", train=True).replace("!import", "&all !import", 1)]
-        lines += [folder("own/plain", "*train").replace("!import", "&unchanged !import", 1)]
+        lines += [folder("own/all", "*train", "augmented").replace("!import", "&all !import", 1)]
+        lines += [folder("own/plain", "*train", "tested").replace("!import", "&unchanged !import", 1)]
         lines += [part("own/train", "train", of="all"), part("own/test", "test", of="unchanged")]
     validation = ""
     if "validation" in folders:
-        lines.append(folder("own/validation", _quoted(folders["validation"])))
+        lines.append(folder("own/validation", _quoted(folders["validation"]), "plain"))
         validation = _VALIDATION
     batches = "    kwargs: {batch_size: *batch, num_workers: *workers}"
     if unlabelled is not None:
@@ -209,8 +241,13 @@ def _schedule(count: int, wanted: Wanted, *, is_pretrained: bool) -> dict[str, A
     return {"epochs": epochs, "batch": batch, "lr": lr, "cache": cache, "val_freq": max(epochs // 8, 1)}
 
 
-def _size(cfg: PretrainedCfg) -> int:
-    return max((cfg.test_input_size or cfg.input_size)[1:])
+def _sized(entry: dict[str, Any], cfg: PretrainedCfg, wanted: int | None) -> int:
+    """The size of a model's images, which its entry is given."""
+    size = wanted or max((cfg.test_input_size or cfg.input_size)[1:])
+    entry["kwargs"]["input_size"] = size
+    if cfg.fixed_input_size and size != cfg.input_size[1]:  # the model is built for one size
+        entry["kwargs"]["img_size"] = size
+    return size
 
 
 def _model(option: str, text: str, *, is_pretrained: bool = True) -> tuple[dict[str, Any], PretrainedCfg]:

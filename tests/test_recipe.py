@@ -1,10 +1,12 @@
 """From a folder of photos and two models to a configuration that runs."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from gkd_plugin import distill, recipe
@@ -12,16 +14,19 @@ from gkd_plugin.cli import main
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read
 from gkd_plugin.recipe import Wanted, find_folders, write_recipe
+from gkd_plugin.runner.run_folder import read_json
 from tests.data.fakes import image_tree
 from tests.runner.fakes import refused
+
+PHOTO = Image.effect_noise((80, 60), 64).convert("RGB")
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """Photos with and without folders for parts, and weights of a teacher."""
     monkeypatch.chdir(tmp_path)
-    for part in ("own/train", "own/val", "own/test", "plain"):
-        image_tree(tmp_path / part, ("cat", "dog", "owl"), 5)
+    for blue, part in enumerate(("own/train", "own/val", "own/test", "plain")):
+        image_tree(tmp_path / part, ("cat", "dog", "owl"), 5, blue)
     image_tree(tmp_path / "more", ("any",))
     save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "teacher.safetensors")
     return tmp_path
@@ -34,7 +39,7 @@ def wanted(data="own", **changes):
 
 @pytest.mark.parametrize("unlabelled", [None, Path("more")])
 @pytest.mark.parametrize("data", ["own", "plain"])
-def test_the_configuration_runs(data, unlabelled, here, caplog):
+def test_the_configuration_runs(data, unlabelled, here, caplog, capsys):
     caplog.set_level("INFO")
     size = ["--size", "32", "--teacher-size", "32", "--epochs", "1", "--from-scratch", "--device", "cpu"]
     more = ["--unlabelled", "more"] if unlabelled else []
@@ -45,12 +50,13 @@ def test_the_configuration_runs(data, unlabelled, here, caplog):
     assert f"{counts[0]} samples of 3 classes" in caplog.text
     assert f"own/test: {counts[1]} samples of 3 classes" in caplog.text
     assert ("2 without a label" in caplog.text) == bool(unlabelled)
+    assert f"refilled predict runs/{data} PHOTO" in capsys.readouterr().out
     assert {path.name for path in Path("runs", data).iterdir()} >= {"student.safetensors", "summary.json"}
 
 
 def test_every_number_is_written_once_and_the_models_are_as_their_files_say(here):
     told = write_recipe(wanted(epochs=7, lr=0.25), Path("own.yaml"))
-    assert told.startswith("own.yaml: 15 images of 3 classes, 5 of the smallest, cat")
+    assert told.startswith("own.yaml: 15 images of 3 classes, 5 of each")
     text, tree = Path("own.yaml").read_text("utf-8"), read(Path("own.yaml"))
     assert text.count(": &epochs 7\n") == text.count("x-lr: &lr 0.25\n") == 1
     assert tree["models"]["teacher_model"]["kwargs"] == {
@@ -58,7 +64,8 @@ def test_every_number_is_written_once_and_the_models_are_as_their_files_say(here
         "num_classes": 7,
         "input_size": 48,
     }
-    assert tree["models"]["student_model"]["kwargs"] == {"model_name": "test_vit", "num_classes": 3, "input_size": 32}
+    for_test_vit = {"num_classes": 3, "input_size": 32, "img_size": 32}  # built for 160 pixels
+    assert tree["models"]["student_model"]["kwargs"] == {"model_name": "test_vit", **for_test_vit}
     assert "validation" in str(tree["train"]["val_data_loader"]["dataset_id"])
     load_config("own.yaml", ["x-epochs=2"])
 
@@ -86,6 +93,45 @@ def test_epochs_batches_and_views_by_the_number_of_images(count, is_pretrained, 
     made = recipe._schedule(count, wanted(), is_pretrained=is_pretrained)
     assert (made["epochs"], made["batch"]) == (epochs, batch)
     assert (yaml.safe_load(made["cache"]) or {}).get("views") == views
+
+
+def test_the_test_set_is_measured_as_the_student_is_used_later(here):
+    models = {"teacher": "test_resnet=teacher.safetensors", "student": "test_resnet"}
+    student = distill("own", **models, is_pretrained=False, size=32, teacher_size=48, epochs=1, device="cpu")
+    resize = student.transform.transforms[0]
+    cfg = timm.get_pretrained_cfg("test_resnet")
+    assert (resize.size, resize.interpolation.value) == (int(32 / cfg.crop_pct), cfg.interpolation)
+    assert student.preprocessing["input_size"] == [3, 32, 32]
+    assert timm.data.create_transform(**student.preprocessing)(PHOTO).equal(student.transform(PHOTO))
+    assert student.evaluate(Path("own/test"))["top1"] == read_json(student.run / "summary.json")["final"]["top1"]
+    assert "final top-1" in Path("runs/own/log.txt").read_text("utf-8")
+
+
+def test_images_of_the_training_folder_in_another_are_refused(here):
+    Path("own/train/dog/3.png").rename("own/val/cat/other.png")
+    Path("own/train/dog/3.png").write_bytes(Path("own/val/cat/other.png").read_bytes())
+    refused("^DATA: 1 of 16 images in own/val .*own/val/cat/other.png", write_recipe, wanted(), Path("x.yaml"))
+
+
+def test_a_command_that_fails_before_training_may_be_given_again_corrected(here, capsys):
+    words = [
+        "distill",
+        "own",
+        "--teacher",
+        "test_vit=teacher.safetensors",
+        "--student",
+        "test_resnet",
+        "--from-scratch",
+    ]
+    assert main([*words, "--size", "32", "--device", "cpu"]) == 2
+    assert not Path("own.yaml").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(here, monkeypatch, capsys):
+    monkeypatch.setattr("gkd_plugin.runner.run.run_all", Mock(side_effect=KeyboardInterrupt))
+    models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet", "--from-scratch"]
+    assert main(["distill", "own", *models, "--output", "out"]) == 130
+    assert "refilled run out.yaml --output out --resume" in capsys.readouterr().err
 
 
 def test_a_run_folder_and_a_file_of_this_package_say_what_they_are(here):

@@ -35,6 +35,7 @@ def image_transform(
     crop: str = "random",
     scale: Sequence[float] = (0.08, 1.0),
     resize: int | None = None,
+    interpolation: str = "bilinear",
 ) -> transforms.Compose:
     """PIL image → normalised float tensor ``[C, size, size]``, a ``torchvision.transforms.Compose``.
 
@@ -52,7 +53,10 @@ def image_transform(
         crop: ``'random'``, or ``'resized'`` (``RandomResizedCrop``), which is only for ``train``.
         scale: the smallest and the largest part of the image's area that ``crop: 'resized'`` takes.
         resize: the shorter side before the crop, at least ``size``; ``None`` is ``size``.
+        interpolation: how images are scaled: ``'bilinear'``, ``'bicubic'``, ``'lanczos'`` or ``'nearest'``.
     """
+    one_of("interpolation", interpolation, ("bilinear", "bicubic", "lanczos", "nearest"))
+    mode = transforms.InterpolationMode(interpolation)
     whole_number("size", size, low=1, high=_LARGEST_SIDE)
     whole_number("padding", padding, low=0, high=_LARGEST_SIDE)
     mean = listed("mean", mean, float, "a number for each channel, of pixels in [0, 1]")
@@ -68,11 +72,11 @@ def image_transform(
             raise ConfigError(f"crop='resized' has no use for padding and resize, got {padding} and {resize}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(f"scale must be two numbers with 0 < smallest <= largest <= 1, got {scale}")
-        steps = [transforms.RandomResizedCrop(size, scale=tuple(scale))]
+        steps = [transforms.RandomResizedCrop(size, scale=tuple(scale), interpolation=mode)]
     else:
         shorter_side = size if resize is None else whole_number("resize", resize, low=size, high=_LARGEST_SIDE)
         cut = transforms.RandomCrop(size, padding=padding) if train else transforms.CenterCrop(size)
-        steps = [transforms.Resize(shorter_side), cut]
+        steps = [transforms.Resize(shorter_side, mode), cut]
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(list(mean), list(std))])

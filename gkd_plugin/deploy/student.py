@@ -66,7 +66,7 @@ class DistilledStudent:
         transform = create_transform(**known)
         if known["input_size"][0] == 1:
             transform.transforms.insert(0, transforms.Grayscale())
-        if own_size is not None:  # after all else, as in the run
+        if own_size is not None and own_size != tuple(known["input_size"][1:]):  # after all else, as in the run
             transform.transforms.append(transforms.Resize(own_size, transforms.InterpolationMode.BICUBIC))
             share = crop_pct(own_size[0], round(own_size[0] / known["crop_pct"]))
             own = {"input_size": (known["input_size"][0], *own_size), "crop_pct": share, "interpolation": "bicubic"}
@@ -78,10 +78,15 @@ class DistilledStudent:
         return cls(model.to(find_device("--device", device)), names, transform, known, Path(run), config)
 
     def predict(
-        self, images: Sequence[str | Path | Image.Image], topk: int | None = None
+        self, images: str | Path | Image.Image | Sequence[str | Path | Image.Image], topk: int | None = None
     ) -> list[list[tuple[str, float]]]:
-        """For each image, a path or a PIL image, the ``topk`` (all) classes with their probabilities, highest first."""
+        """For each image, a path or a PIL image, the ``topk`` (all) classes with their probabilities, highest first.
+
+        Of one image that is not in a list, too.
+        """
         answers: list[list[tuple[str, float]]] = []
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
         for start in range(0, len(images), _BATCH):
             batch = torch.stack([self.transform(_opened(image)) for image in images[start : start + _BATCH]])
             found = _scores(self.model, batch).softmax(1).topk(min(topk or len(self.classes), len(self.classes)))

@@ -71,12 +71,12 @@ def counted(kind: type) -> Any:
     return Counted
 
 
-def image_tree(root: Path, classes: Sequence[str], per_class: int = 2) -> Path:
+def image_tree(root: Path, classes: Sequence[str], per_class: int = 2, blue: int = 0) -> Path:
     """``root/<class>/<number>.png``; image j of class i is plain with red = 10 i and green = j."""
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for number in range(per_class):
-            Image.new("RGB", (12, 10), (10 * label % 256, number, 0)).save(root / name / f"{number}.png")
+            Image.new("RGB", (12, 10), (10 * label % 256, number, blue)).save(root / name / f"{number}.png")
     return root
 
 

@@ -86,6 +86,7 @@ def test_answers_are_classes_with_probabilities_highest_first(tmp_path):
         assert sum(share for _, share in answer) == pytest.approx(1)
     assert student.predict(paths[:1], topk=2) == [answers[0][:2]]
     assert student.predict([]) == []
+    assert student.predict(paths[0], topk=2) == [answers[0][:2]]
 
 
 @pytest.mark.parametrize("own_size", [22, [16, 48]])
