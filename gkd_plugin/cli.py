@@ -15,6 +15,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -195,7 +196,8 @@ def _compare(options: argparse.Namespace) -> int:
     from gkd_plugin.runner.run_folder import FAILED
 
     table, results = compare(Comparison(**{field.name: getattr(options, field.name) for field in fields(Comparison)}))
-    print(f"\n{table}\n\n{write_grid_page(results, options.score, options.output)}")
+    print(f"\n{table}\n")
+    print(write_grid_page(results, options.score, options.output))
     return EXIT_FAILED_PARTS if any(result.status == FAILED for result in results) else 0
 
 
@@ -205,7 +207,8 @@ def _diagnose(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in ("output", "device", "known", "projection")}
     run, found, folder = diagnose(options.run_folder, **given)
-    print(f"\n{figures_table(found)}\n\n{write_run_page(run, found, folder)}")
+    print(f"\n{figures_table(found)}\n")
+    print(write_run_page(run, found, folder))
     return 0
 
 
@@ -395,6 +398,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, f"refilled: error: {message} (options: {self.prog} --help)\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Names the nearest choice, as ``nearest`` of errors.py, whose import takes seconds."""
+        if action.choices is not None and value not in action.choices:
+            close = " or ".join(map(repr, get_close_matches(value, action.choices, cutoff=0.5)))
+            allowed = f"allowed: {', '.join(map(repr, action.choices))}"
+            text = f"did you mean {close}? ({allowed})" if close else allowed
+            raise argparse.ArgumentError(action, f"{value!r} is unknown; {text}")
 
 
 def _version() -> str:

@@ -29,8 +29,8 @@ except SystemExit as ended:
         (["diagnose", "--help"], 0, "--projection"),
         (["export", "--help"], 0, "torch-export"),
         (["--version"], 0, f"refilled {gkd_plugin.__version__}\n"),
-        (["fly"], 2, "invalid choice: 'fly'"),
-        (["compare", "x.yaml", "--output", "x", "--score", "top2"], 2, "invalid choice: 'top2'"),
+        (["fly"], 2, "'fly' is unknown"),
+        (["compare", "x.yaml", "--output", "x", "--score", "top2"], 2, "'top2' is unknown"),
     ],
 )
 def test_no_heavy_import_before_there_is_something_to_do(words, code, shown):

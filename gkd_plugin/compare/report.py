@@ -29,7 +29,8 @@ _AXES = {
     "shots": "labelled images of each class",
     "memory": "exemplars of each old class",
 }
-_PLOT = re.compile(rf"({'|'.join(SCORES)})_(of_methods|against_({'|'.join(_AXES)}))\.(png|svg)")
+PLOT = re.compile(rf"({'|'.join(SCORES)})_(of_methods|against_({'|'.join(_AXES)}))\.(png|svg)")
+"""Name of a plot; a folder holds those of the last comparison alone."""
 _MARKERS = "osD^vPX*<>"
 Scores = Mapping[tuple[int, "int | None"], float]  # seed and few-shot task (None without tasks) → score
 
@@ -193,7 +194,7 @@ def draw_settings(results: Sequence[Result], score: str, folder: Path) -> Figure
     has the score. PNG and SVG are ``<score>_against_<what varies>`` or ``<score>_of_methods``.
     """
     for path in folder.iterdir():  # of an earlier comparison, which results.csv no longer holds
-        if _PLOT.fullmatch(path.name):
+        if PLOT.fullmatch(path.name):
             path.unlink()
     varying = [axis for axis in _AXES if len({getattr(result.cell.setting, axis) for result in results}) > 1]
     if len(varying) > 1:

@@ -101,6 +101,13 @@ class DistilledStudent:
 
         The log names an image that cannot be read. Raises ConfigError where there is no other.
         """
+        missing = [str(path) for path in paths if not Path(path).exists()]
+        if missing:
+            text = f"no such file or folder: {', '.join(missing)}"
+            if len(missing) == len(paths):
+                raise ConfigError(text)
+            logger.warning("%s", text)
+        paths = [path for path in paths if str(path) not in missing]
         files = [file for path in paths for file in (images_below(Path(path)) if Path(path).is_dir() else [str(path)])]
         count = 0
         for start in range(0, len(files), _BATCH):

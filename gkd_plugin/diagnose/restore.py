@@ -60,7 +60,7 @@ class RestoredRun:
             placement = read_placement(config.tree, device, one_device=True)
             self.accelerator = make_accelerator(placement)
             if self.accelerator.num_processes > 1:
-                raise ConfigError("diagnose runs in one process")
+                raise ConfigError("refilled diagnose and refilled report run in one process each")
             set_seed(self.seed)  # from here to the student in the order of a run, which decides its first weights
             built = config.build()
             where, entry = student_entry(built)

@@ -104,6 +104,7 @@ class OldClassDistillation(Term):
     """
 
     key = "old_class_distillation"
+    needs_labels = False
     temperature: float = 2.0
 
     def __post_init__(self) -> None:

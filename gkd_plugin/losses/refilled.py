@@ -248,8 +248,11 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
         cross_entropy, (before, local), (_, matching) = self.losses
         weights = share * self.weight, share * self.relationship_weight
         self.losses = [cross_entropy, (weights[0], local), (weights[1], matching)]
-        if weights[0] != before:
+        if weights[0] != before and share < 0.5:
             logger.warning("the teacher knows little of these classes: its terms weigh %.2f times as much", share)
+        elif weights[0] != before:
+            why = "by what its local classifier knows of held-out labels"
+            logger.info("the teacher's terms weigh %.2f times as much, %s", share, why)
 
 
 def _values(of: Any, kind: Any) -> dict[str, Any]:

@@ -23,10 +23,12 @@ class Term(nn.Module):
 
     Attributes:
         key: the registered key, at the head of messages.
+        needs_labels: whether :meth:`forward` needs ``targets``.
         terms: after each forward, detached figures for the log.
     """
 
     key: ClassVar[str]
+    needs_labels: ClassVar[bool] = True
     student_module_path: str = "."
     student_module_io: str = "output"
     teacher_module_path: str = "."
@@ -67,6 +69,9 @@ class Term(nn.Module):
         else:
             recorded = {"student": student, "teacher": teacher}
             read = [hooked_tensor(recorded[model], model, path, io) for model, path, io in self.hooks]
+        rows, given = len(read[0]), list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        if self.needs_labels and given != [rows]:
+            raise ConfigError(f"{self.key}: targets must be a tensor of {rows} labels, one for each row, got {given}")
         with user_can_mend(self.key):
             return self.compute(targets, *(tensor.to(read[0].device) for tensor in read))
 

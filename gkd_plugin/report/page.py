@@ -2,6 +2,7 @@
 
 import io
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from gkd_plugin.compare.grid import NOT_SERVED, Result
-from gkd_plugin.compare.report import comparison_rows
+from gkd_plugin.compare.report import PLOT, comparison_rows
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.config.tree import dump
@@ -72,6 +73,11 @@ class Shown:
         """The accuracies at the end."""
         found: dict[str, Any] = self.summary.get("final", {})
         return found
+
+    @property
+    def epochs(self) -> int:
+        """How many it was trained for, in all stages."""
+        return sum(len(stage["epochs"]) for stage in self.summary["stages"].values())
 
     @property
     def is_probe(self) -> bool:
@@ -142,7 +148,7 @@ def report(folders: Sequence[Path], output: Path | None = None, device: str | No
 
 def write_run_page(run: RestoredRun, found: Mapping[str, Any], folder: Path) -> Path:
     """The page of a run that ``diagnose`` has looked at, beside its pictures."""
-    one = Shown(run.folder.path.name, run.folder.path)
+    one = Shown(_names([run.folder.path])[0], run.folder.path)
     one.add(run, found, folder)
     return write_page([one], folder / REPORT)
 
@@ -160,7 +166,7 @@ def write_page(shown: Sequence[Shown], path: Path) -> Path:
 def write_grid_page(results: Sequence[Result], score: str, folder: Path) -> Path:
     """The page of a comparison, of what it has written into its folder."""
     rows, notes = comparison_rows(results, score)
-    pictures = [data_uri(path) for path in sorted(folder.glob(f"{score}_*.png"))]
+    pictures = [data_uri(path) for path in sorted(folder.glob("*.png")) if PLOT.fullmatch(path.name)]
     cells = [
         (result.cell.title, result.status, "" if (value := result.score(score)) is None else f"{value:.2f} %", folder)
         for result in results
@@ -181,11 +187,17 @@ def _write(path: Path, **about: Any) -> Path:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of those above as tell them apart."""
+    """The folders' names, with as many of those above as tell them apart; a cell of compare has its method's."""
     depth = 1
-    while len(names := ["/".join(folder.resolve().parts[-depth:]) for folder in folders]) > len(set(names)):
+    while len(names := [_name(folder.resolve().parts, depth) for folder in folders]) > len(set(names)):
         depth += 1
     return names
+
+
+def _name(parts: Sequence[str], depth: int) -> str:
+    while re.fullmatch(r"(seed|task)\d+", parts[-depth]):
+        depth += 1
+    return "/".join(parts[-depth:])
 
 
 def _verdict(one: Shown, shown: Sequence[Shown]) -> str:
@@ -206,7 +218,8 @@ def _verdict(one: Shown, shown: Sequence[Shown]) -> str:
     if control is None or not one.task or "top1" not in one.final:
         return f"{text} To see what the teacher brought, show a run of the same student without a teacher beside it."
     gain = one.final["top1"] - control.final["top1"]
-    without = f"the same student reaches {control.final['top1']:.1f} % without a teacher ({control.name})"
+    epochs = "" if one.epochs == control.epochs else f" in {control.epochs} instead of {one.epochs} epochs"
+    without = f"the same student reaches {control.final['top1']:.1f} % without a teacher ({control.name}){epochs}"
     text += f" Trained on the same labels, {without}: a difference of {gain:+.1f} points"
     if one.run is None or control.run is None:
         return f"{text}."

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 LAST_EPOCHS = 3  # always validated; ``final.val_top1_last3`` is their mean
 GAIN_FROM = 10.0  # points of NCM accuracy that the teacher must be ahead, see docs/when-it-pays.md
 _CURES = (
-    "photos without labels (gkd_plugin.data.with_unlabelled), larger images (timm_model's input_size), another teacher"
+    "photos without labels (--unlabelled DIR of refilled distill, in YAML gkd_plugin.data.with_unlabelled), "
+    "larger images (--size PX, in YAML input_size of timm_model), another teacher"
 )
 Score = Callable[[Tensor], Tensor]
 

@@ -49,7 +49,7 @@ def draw_curves(summaries: Summaries) -> Figure:
         rows = [row for stage in summary["stages"].values() for row in stage["epochs"]]
         _plot(loss, rows, "loss", _TERMS["loss"] if is_one else name, color=colour, linewidth=2)
         _plot(lr, rows, "lr", name, color=colour)
-        _draw_accuracy(accuracy, rows, summary.get("final", {}), "student" if is_one else name, colour)
+        _draw_accuracy(accuracy, rows, summary, "student" if is_one else name, colour)
         if is_one:
             terms = dict.fromkeys(key for row in rows for key in row if _is_term(key))
             for other, key in zip(PALETTE[1:] * len(terms), terms, strict=False):
@@ -72,13 +72,17 @@ def draw_curves(summaries: Summaries) -> Figure:
 
 
 def _draw_accuracy(
-    axis: Any, rows: Sequence[Mapping[str, Any]], final: Mapping[str, Any], name: str, colour: str
+    axis: Any, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], name: str, colour: str
 ) -> None:
     _plot(axis, rows, "top1", f"{name}, validation images", color=colour)
     _plot(axis, rows, "ncm_top1", f"{name}, its embedding alone (nearest class mean)", color=colour, marker="s")
+    final, at, when = summary.get("final", {}), len(rows), "at the end"
+    if "kept" in summary:  # an epoch of the last stage
+        at += summary["kept"]["epoch"] - len([*summary["stages"].values()][-1]["epochs"])
+        when = "of the epoch that is kept"
     if final.get("on") == "test":
-        told = f"{name}, test images at the end: {final['top1']:.1f} %"
-        axis.plot(len(rows), final["top1"], "*", color=colour, markersize=13, label=told, clip_on=False, zorder=3)
+        told = f"{name}, test images {when}: {final['top1']:.1f} %"
+        axis.plot(at, final["top1"], "*", color=colour, markersize=13, label=told, clip_on=False, zorder=3)
 
 
 def _draw_teachers(axis: Any, summaries: Summaries) -> None:

@@ -58,7 +58,10 @@ def _trial(config: RunConfig, device: str | None, stand_in: str) -> str:
     about = Namespace(image_input=vars(parts.image_input), classes=parts.class_names)
     torch.save({"model": parts.student.state_dict(), "args": about}, stand_in)
     counts = [(stage, length_of(built["datasets"][stage.loader["dataset_id"]])) for stage in parts.stages]
-    sizes = [f"{stage.name} {stage.epochs} × {count} images" for stage, count in counts]
+    sizes = [
+        f"{stage.name} {stage.epochs} {'epoch' if stage.epochs == 1 else 'epochs'} of {count} images"
+        for stage, count in counts
+    ]
     if parts.test_loader is not None:
         sizes.append(f"test {length_of(parts.test_loader.dataset)} images")
     return ", ".join(sizes)

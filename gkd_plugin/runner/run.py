@@ -291,8 +291,8 @@ def _draw_curves(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         write_curves(folder.path, summary)
     except ImportError as error:  # not installed, or damaged
         logger.info("no curves.png (%s): pip install 'gkd-plugin[report]'", error)
-    except ConfigError as error:  # the disk is full, say
-        logger.warning("%s", error)
+    except ValueError as error:  # a ConfigError where the disk is full, say; matplotlib's where MPLBACKEND is unknown
+        logger.warning("no curves.png: %s", error)
 
 
 def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoints | None) -> float:

@@ -165,9 +165,10 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(tmp_path, cap
     found = dict(student.predict_files([tmp_path / "photos", "nowhere.jpg"], topk=1))
     assert found.keys() == {*paths} - {str(tmp_path / "photos/3.png")}
     assert [found[paths[34]]] == student.predict([paths[34]], topk=1)
-    broken, missing = warnings(caplog)
+    missing, broken = warnings(caplog)
     assert ("3.png" in broken, "nowhere.jpg" in missing) == (True, True)
-    refused("no image could be read", lambda: list(student.predict_files(["nowhere.jpg"])))
+    for path, message in ((tmp_path / "photos/3.png", "no image could be read"), ("nowhere.jpg", ": nowhere.jpg$")):
+        refused(message, lambda path=path: list(student.predict_files([path])))
 
 
 def test_a_folder_to_measure_on(tmp_path, caplog):

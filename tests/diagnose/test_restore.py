@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,11 @@ def test_a_last_look_at_stages_and_names(here, monkeypatch):
     restored = RestoredRun(STUDENT, "cpu")
     assert restored.embedding_path is None
     assert (restored.validation.name, restored.test.name) == ("test", "test")
+
+
+def test_one_process_alone_restores(here, monkeypatch):
+    monkeypatch.setattr("gkd_plugin.diagnose.restore.make_accelerator", lambda _: SimpleNamespace(num_processes=2))
+    refused("diagnose and refilled report run in one process", RestoredRun, STUDENT, "cpu")
 
 
 def edit(name, old, new):

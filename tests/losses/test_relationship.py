@@ -36,3 +36,6 @@ def test_in_a_loop_of_ones_own_it_takes_the_embeddings():
     torch.manual_seed(0)
     batch = torch.randn(10, 4), torch.randn(10, 6), torch.arange(10) % 3
     assert RelationshipLoss()(*batch).item() == pytest.approx(relationship_matching(*batch).loss.item())
+    student, teacher, labels = batch
+    for given, shown in ((None, "NoneType"), (labels[1:], r"\[9\]"), (labels.tolist(), "list"), (labels[0], r"\[\]")):
+        refused(f"refilled_relationship: .* 10 labels, .* got {shown}$", RelationshipLoss(), student, teacher, given)

@@ -88,6 +88,7 @@ def test_runs_side_by_side_with_a_control(control, here, capsys):  # noqa: F811
     ours, theirs = summary(STUDENT), summary(control)
     for one in (ours, theirs):
         assert f"{one['final']['top1']:.1f} %" in found.text
+    assert "(ce) in 1 instead of 3 epochs: a difference" in found.text
     assert f"difference of {ours['final']['top1'] - theirs['final']['top1']:+.1f} points ± " in found.text
     assert f"{ours['teacher']['ncm_top1']:.1f} % (nearest class mean)" in found.text
     kinds = Counter(alt for alt, _ in found.images)
@@ -151,7 +152,8 @@ def test_what_cannot_be_shown(here):  # noqa: F811
 def test_names_tell_folders_apart():
     folders = [Path("grid", method, "seed0") for method in ("ce", "joint")]
     assert page._names(folders) == ["ce/seed0", "joint/seed0"]
-    assert page._names(folders[:1]) == ["seed0"]
+    assert page._names(folders[:1]) == ["ce/seed0"]
+    assert page._names([Path("runs/joint"), Path("grid/way5/ce/task3/seed0")]) == ["joint", "ce/task3/seed0"]
 
 
 def test_it_opens_in_the_browser(here, monkeypatch):  # noqa: F811
@@ -174,6 +176,7 @@ def test_the_page_of_a_comparison(tmp_path):
     from gkd_plugin.compare.report import comparison_rows, draw_settings
 
     draw_settings(RESULTS, "top1", tmp_path)
+    (tmp_path / "top1_of_another.png").touch()  # which the comparison did not write
     found = checked(write_grid_page(RESULTS, "top1", tmp_path))
     rows, notes = comparison_rows(RESULTS, "top1")
     for text in [*notes, *(cell for row in rows for cell in row)]:

@@ -314,6 +314,7 @@ def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, text):
     parts = SimpleNamespace(box=SimpleNamespace(val_data_loader=None), found=Accuracy(own, None, 10, 4))
     assert module.advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
     assert re.search(text, caplog.text)
-    assert ("with_unlabelled" in caplog.text) == (own > 84)
+    for name in ("with_unlabelled", "--unlabelled DIR", "--size PX"):
+        assert (name in caplog.text) == (own > 84)
     parts.found = "no evaluation view"
     assert module.advise(parts, {"ncm_top1": 94.0}) == module.advise(parts, {}) == {}

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from types import ModuleType
 
 from matplotlib.colors import to_hex
 
@@ -50,8 +51,19 @@ def test_runs_side_by_side_have_one_colour_each_and_a_shared_teacher_one_line():
     assert not [text for axis in (loss, accuracy, lr) for text in axis.texts]
 
 
+def test_the_accuracy_of_a_kept_epoch_stands_there():
+    kept = {"stage": "stage2", "epoch": 1, "val_top1": 70.0}
+    axis = draw_curves({"own": {**TWO_STAGES, "kept": kept}}).axes[1]
+    (star,) = [line for line in axis.lines if line.get_marker() == "*"]
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([4], [72.0])  # the first after the three of stage1
+
+
 def test_a_run_without_a_figure_is_drawn():
     draw_curves({"own": {"stages": {}}})
+
+
+def unknown_backend(_):
+    raise ValueError("Key backend: 'nonsense' is not a valid value")  # of matplotlib, for MPLBACKEND=nonsense
 
 
 def test_a_run_does_without(tmp_path, caplog, monkeypatch):
@@ -59,9 +71,13 @@ def test_a_run_does_without(tmp_path, caplog, monkeypatch):
     (tmp_path / "curves.png/x").mkdir(parents=True)
     _draw_curves(RunFolder(tmp_path), PLAIN)
     monkeypatch.delitem(sys.modules, "gkd_plugin.runner.curves")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    _draw_curves(RunFolder(tmp_path), PLAIN)
-    unwritten, missing = caplog.records
-    assert (unwritten.levelname, missing.levelname) == ("WARNING", "INFO")
+    for module in (None, ModuleType("matplotlib.figure")):
+        if module is not None:
+            module.__getattr__ = unknown_backend
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", module)
+        _draw_curves(RunFolder(tmp_path), PLAIN)
+    unwritten, missing, unknown = caplog.records
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
+    assert "'nonsense'" in unknown.getMessage()
     assert f"{tmp_path}/curves.png" in unwritten.getMessage()
     assert "gkd-plugin[report]" in missing.getMessage()

@@ -27,9 +27,9 @@ def lines(*overrides):
 
 
 def test_what_is_found_fine_and_nothing_is_written():
-    sizes = "stage1 1 × 24 images, stage2 1 × 24 images, test 24 images"
+    sizes = "stage1 1 epoch of 24 images, stage2 1 epoch of 24 images, test 24 images"
     assert lines("teacher_cache={views: 2}") == [
-        "teacher.yaml: fine: train 2 × 24 images, test 24 images",
+        "teacher.yaml: fine: train 2 epochs of 24 images, test 24 images",
         f"student.yaml: fine: {sizes}; runs/teacher/teacher.pt is yet to be written by teacher.yaml",
     ]
     assert {path.name for path in Path().iterdir()} == {"teacher.yaml", "student.yaml"}
