@@ -51,6 +51,7 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
     """
 
     key = "refilled_local_classifier"
+    needs_labels = True
     local_classifier_path: str = "local_classifier"
 
     def __post_init__(self) -> None:
@@ -104,7 +105,6 @@ class OldClassDistillation(Term):
     """
 
     key = "old_class_distillation"
-    needs_labels = False
     temperature: float = 2.0
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ class CrossEntropy(Term):
     """Cross-entropy of the student's logits, in float32 under autocast too; mean over the samples with a label."""
 
     key = "cross_entropy"
+    needs_labels = True
 
     @property
     def hooks(self) -> list[tuple[str, str, str]]:

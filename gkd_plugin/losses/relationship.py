@@ -54,6 +54,7 @@ class RelationshipLoss(Term, RelationshipSettings):
     """
 
     key = "refilled_relationship"
+    needs_labels = True
     student_module_path: str = "embedding"
     teacher_module_path: str = "embedding"
 

@@ -32,6 +32,7 @@ class QueueDistillation(Term):
     """
 
     key = "queue_distillation"
+    needs_labels = True
     student_module_path: str = "projection"
     teacher_module_path: str = "embedding"
     queue_size: int = 8192

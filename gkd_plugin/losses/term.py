@@ -23,12 +23,12 @@ class Term(nn.Module):
 
     Attributes:
         key: the registered key, at the head of messages.
-        needs_labels: whether :meth:`forward` needs ``targets``.
+        needs_labels: whether ``targets`` must be a label for each row.
         terms: after each forward, detached figures for the log.
     """
 
     key: ClassVar[str]
-    needs_labels: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
     student_module_path: str = "."
     student_module_io: str = "output"
     teacher_module_path: str = "."

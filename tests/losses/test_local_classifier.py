@@ -72,4 +72,5 @@ def test_in_a_loop_of_ones_own_it_takes_the_logits():
     assert LocalClassifierLoss(adaptive=False)(student, local, labels).item() == pytest.approx(plain)
     for pair in ((local, own), [local, own]):
         assert LocalClassifierLoss()(student, pair, labels).item() == pytest.approx(weighed)
+    refused("refilled_local_classifier: .* 6 labels", LocalClassifierLoss(adaptive=False), student, local)
     refused(r"refilled_local_classifier: 2 .* 3: .*local_classifier", LocalClassifierLoss(), student, local, labels)

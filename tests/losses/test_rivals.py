@@ -63,6 +63,10 @@ def test_a_student_like_its_teacher_loses_nothing_and_autocast_changes_nothing()
 def test_what_the_queue_does_not_take():
     refused("queue_size must be a whole number from 1 up, got 0", queue_loss, queue_size=0)
     refused("temperature: must be a finite number above 0", queue_loss, temperature=0)
+    rows = torch.ones(5, 3)
+    refused(
+        "queue_distillation: .* 5 labels", get_mid_level_loss({"key": "queue_distillation", "kwargs": {}}), rows, rows
+    )
     refused(r"\[5, 3\] of the student, \[5, 4\] of the teacher", queue_loss(), torch.ones(5, 3), torch.ones(5, 4))
 
 
