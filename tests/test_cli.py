@@ -64,8 +64,8 @@ def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
     for line in (
         r"student\.yaml → runs/student \(device cpu, precision no\)",
         r"teacher: NCM accuracy over the student's 4 classes \d+\.\d %",
-        r"stage1 1/1  lr 0\.05  loss .*  relationship .*  ncm_top1 \d.*  \d+ img/s, \d+ % waiting",
-        r"stage2 2/2  lr 0\.05  loss .*  cross_entropy .*  top1 \d.*  \d+ img/s, \d+ % waiting",
+        r"stage1 1/1  lr 0\.05  loss .*  relationship .*  validation ncm_top1 \d.*  \d+ img/s, \d+ % waiting",
+        r"stage2 2/2  lr 0\.05  loss .*  cross_entropy .*  validation top1 \d.*  \d+ img/s, \d+ % waiting",
     ):
         assert re.search(f"^{line}$", err, re.MULTILINE), line
     assert len(re.findall(r"^final top-1 on the test set \d+\.\d\d % of \d+ images$", err, re.MULTILINE)) == 1

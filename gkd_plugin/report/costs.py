@@ -1,12 +1,13 @@
 """What a network costs: parameters, multiplications for one image, time on a CPU."""
 
 import copy
+import statistics
+import timeit
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd_plugin.diagnose.restore import RestoredRun
@@ -27,8 +28,12 @@ def costs_of(model: nn.Module, images: Tensor) -> Costs:
     model, image = copy.deepcopy(model).cpu().float().eval(), images[:1].cpu().float()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused ones are not counted on a CPU
         model(image)
-    timer = Timer("model(image)", globals={"model": model, "image": image}, num_threads=1)
-    seconds = timer.blocked_autorange(min_run_time=0.3).median
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = statistics.median(timeit.repeat(lambda: model(image), number=1, repeat=25))
+    finally:
+        torch.set_num_threads(threads)
     return Costs(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, 1000 * seconds)
 
 

@@ -358,7 +358,8 @@ def _train(
         if starts_at_centres and has_next_stage and not stage.trains_classifier:  # it fits the embedding no more
             start_at_centres(parts.student_path, parts.student, box.train_data_loader, accelerator)
         hidden = {"stage", "epoch", "seconds", "images_per_second", "waiting"}
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in hidden)
+        names = {key: f"validation {key}" if is_accuracy(key) else key for key in row if key not in hidden}
+        shown = "  ".join(f"{name} {row[key]:.4g}" for key, name in names.items())
         place = f"{stage.name} {row['epoch']}/{stage.epochs}"
         speed = row["images_per_second"], 100 * row["waiting"]
         logger.info("%s  %s  %.0f img/s, %.0f %% waiting", place, shown, *speed)
