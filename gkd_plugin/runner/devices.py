@@ -1,6 +1,8 @@
 """The ``device:`` section of a YAML: where the student and the teacher live, and in what precision."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from gkd_plugin.errors import ConfigError
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,24 @@ def make_accelerator(placement: Placement) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())  # noqa: SLF001
     if placement.device.type == "cpu":
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+        _keep_freed_memory()
     elif "LOCAL_RANK" not in os.environ:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(placement.device)
     accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.precision)
     # torchdistill 1.1.5 reads state.use_fp16 for a frozen teacher; Accelerate dropped it. Autocast does that work.
     accelerator.state.use_fp16 = False
     return accelerator
+
+
+def _keep_freed_memory() -> None:
+    """glibc gives each large block that is freed back to the system; to get the next one may take half of the time.
+
+    Where the user has chosen (``MALLOC_…``, another allocator in ``LD_PRELOAD``) it stays as it is.
+    """
+    is_chosen = "LD_PRELOAD" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform == "linux" and not is_chosen and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_MMAP_MAX, 0)
 
 
 def find_device(key: str, name: str) -> torch.device:

@@ -1,6 +1,8 @@
 """The device section, and Accelerate behind it."""
 
+import platform
 import re
+import resource
 
 import pytest
 import torch
@@ -63,3 +65,17 @@ def test_several_accelerators_in_one_process():
         assert accelerator.state.use_fp16 is False  # which torchdistill reads
         with accelerator.autocast():
             assert torch.is_autocast_enabled("cpu") is (precision == "bf16")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_memory_that_a_step_frees_serves_the_next_step():
+    """Otherwise thousands of its pages are got from the system again, in most of the steps."""
+    make_accelerator(CPU)
+    model = torch.nn.Sequential(*[torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)])
+    images, faults = torch.randn(16, 16, 96, 96), []
+    with torch.inference_mode():
+        for _ in range(10):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            model(images)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert sum(faults[3:]) < 1000, faults

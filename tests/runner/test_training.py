@@ -220,6 +220,7 @@ def test_centres_are_kept_for_the_same_data_and_weights_alone(data, has_weights,
 @pytest.mark.parametrize(("processes", "saved"), [(1, 1), (2, 0)])
 def test_several_processes_do_not_stop_at_one_step_and_save_nothing_there(processes, saved):
     checkpoints = Mock()
-    training = Training(None, None, [], SimpleNamespace(num_processes=processes), checkpoints=checkpoints)
+    accelerator = SimpleNamespace(num_processes=processes, device=torch.device("cpu"))
+    training = Training(None, None, [], accelerator, checkpoints=checkpoints)
     training._save(Progress(step=1), is_stopped=True)
     assert checkpoints.save.call_count == saved
