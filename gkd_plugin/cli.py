@@ -113,9 +113,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from gkd_plugin.recipe import Wanted, recipe_path, write_recipe
+    from gkd_plugin.recipe import Wanted, places, write_recipe
 
-    path = recipe_path(options.data, options.output)
+    path, _ = places(options.data, options.output)
     given = {field.name: getattr(options, field.name) for field in fields(Wanted)}
     print(write_recipe(Wanted(**given), path, overwrites=options.overwrite))
     options.config = [path]
@@ -124,11 +124,10 @@ def _init(options: argparse.Namespace) -> int:
 
 def _distill(options: argparse.Namespace) -> int:
     from gkd_plugin.errors import ConfigError
-    from gkd_plugin.recipe import last_run, recipe_path
-    from gkd_plugin.runner.run import RUNS
+    from gkd_plugin.recipe import last_run, places
 
-    path = recipe_path(options.data, options.output)
-    folder, was_there = options.output or RUNS / path.stem, path.exists()
+    path, folder = places(options.data, options.output)
+    was_there = path.exists()
     _init(options)
     given = f" --output {options.output}" if options.output else ""
     options.stopped = f"; refilled run {path}{given} --resume goes on"

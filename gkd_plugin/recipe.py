@@ -8,7 +8,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -78,15 +79,23 @@ def distill(
     Raises:
         ConfigError: as the command, whose message it is.
     """
-    path = recipe_path(data, output)
+    path, folder = places(data, output)
     write_recipe(Wanted(Path(data), teacher, student, **choices), path)
-    folder = RUNS / path.stem if output is None else Path(output)
-    ours = logging.getLogger("gkd_plugin")
-    if ours.getEffectiveLevel() > logging.INFO:  # log.txt is to have every line
-        ours.setLevel(logging.INFO)
-    with stoppable():  # Ctrl-C leaves a checkpoint, from which refilled run --resume goes on
+    with stoppable(), _informed():  # Ctrl-C leaves a checkpoint, from which refilled run --resume goes on
         run_all([path], output=folder, seed=seed, device=device)
     return DistilledStudent.load(last_run(folder))
+
+
+@contextmanager
+def _informed() -> Iterator[None]:
+    """Every line goes to ``log.txt``, as from the command."""
+    ours = logging.getLogger("gkd_plugin")
+    before = ours.level
+    ours.setLevel(min(ours.getEffectiveLevel(), logging.INFO))
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
 
 
 def last_run(folder: Path) -> Path:
@@ -95,9 +104,10 @@ def last_run(folder: Path) -> Path:
     return last
 
 
-def recipe_path(data: str | Path, output: str | Path | None) -> Path:
-    """Where the configuration goes: beside the run folder, or into the working directory."""
-    return Path(f"{Path(data).resolve().name}.yaml") if output is None else Path(f"{output}.yaml")
+def places(data: str | Path, output: str | Path | None) -> tuple[Path, Path]:
+    """Where the configuration goes (beside the run folder, or into the working directory), and the run folder."""
+    name = Path(data).resolve().name
+    return (Path(f"{name}.yaml"), RUNS / name) if output is None else (Path(f"{output}.yaml"), Path(output))
 
 
 def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str:

@@ -1,5 +1,6 @@
 """From a folder of photos and two models to a configuration that runs."""
 
+import logging
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -105,6 +106,7 @@ def test_the_test_set_is_measured_as_the_student_is_used_later(here):
     assert timm.data.create_transform(**student.preprocessing)(PHOTO).equal(student.transform(PHOTO))
     assert student.evaluate(Path("own/test"))["top1"] == read_json(student.run / "summary.json")["final"]["top1"]
     assert "final top-1" in Path("runs/own/log.txt").read_text("utf-8")
+    assert logging.getLogger("gkd_plugin").level == logging.NOTSET  # as before
 
 
 def test_images_of_the_training_folder_in_another_are_refused(here):

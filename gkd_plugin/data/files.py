@@ -62,7 +62,9 @@ def images_below(folder: Path) -> list[str]:
         seen.add(real)  # a link may lead here again
     if others:
         counts = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
-        logger.warning("%s: %d files are no images and are left out: %s", folder, others.total(), counts)
+        count = others.total()
+        are = "file is no image and is" if count == 1 else "files are no images and are"
+        logger.warning("%s: %d %s left out: %s", folder, count, are, counts)
     return [str(Path(where, name)) for where, name in sorted(found)]
 
 

@@ -168,12 +168,11 @@ def confidence_cost(logits: Tensor) -> Tensor:
         return others.sum(dim=1).log1p()
 
 
-def emphasis_weights(logits: Tensor, batch_costs: Tensor | None = None) -> Tensor:
+def emphasis_weights(logits: Tensor) -> Tensor:
     r"""ω_i = 2·sigmoid(−û_i) ∈ (0.53, 1], û the min–max normalised :func:`confidence_cost` of the batch.
 
     ``[B]`` float32 (float64 for float64 input) from the logits ``[B, C_t]`` of the teacher's own classifier. What it
-    knows weighs more. When all u_i are equal, ω_i = 1. No gradient is taken. ``batch_costs`` are the u of the whole
-    batch, where the logits are of a part of it.
+    knows weighs more. When all u_i are equal, ω_i = 1. No gradient is taken.
 
     Example:
         >>> import torch
@@ -182,6 +181,6 @@ def emphasis_weights(logits: Tensor, batch_costs: Tensor | None = None) -> Tenso
     """
     cost = confidence_cost(logits.detach())
     if len(cost):
-        low, high = torch.aminmax(cost if batch_costs is None else batch_costs)
+        low, high = torch.aminmax(cost)
         cost = torch.where(high > low, (cost - low) / (high - low), 0)
     return (2 * torch.sigmoid(-cost)).to(result_dtype(logits))

@@ -7,18 +7,13 @@ from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_le
 
 from gkd_plugin.box import register
 from gkd_plugin.errors import ConfigError, one_of, user_can_mend
-from gkd_plugin.functional import (
-    check_temperature,
-    confidence_cost,
-    emphasis_weights,
-    local_classifier_distillation,
-    present_classes,
-)
+from gkd_plugin.functional import check_temperature, emphasis_weights, local_classifier_distillation, present_classes
+from gkd_plugin.losses.ranks import Gathering
 from gkd_plugin.losses.term import Term
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LocalClassifierSettings:
+class LocalClassifierSettings(Gathering):
     """The settings of local classifier distillation.
 
     Args:
@@ -62,6 +57,7 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
         if not isinstance(self.adaptive, bool):
             raise ConfigError(f"adaptive: must be True or False, got {self.adaptive!r}")
         one_of("classes", self.classes, ("batch", "all"))
+        self.check_gather()
 
     @property
     def hooks(self) -> list[tuple[str, str, str]]:
@@ -71,7 +67,9 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
 
     def compute(self, targets: Tensor, student: Tensor, local: Tensor, own: Tensor | None = None) -> Tensor:
         """The loss, a scalar, of logits ``[B, C]``, ``[B, C]`` and ``[B, C_t]``; reports itself and the mean of ω."""
-        weights = None if own is None else emphasis_weights(own, self.gathered(confidence_cost(own.detach())))
+        weights = None
+        if own is not None:  # relative to the whole batch
+            weights = emphasis_weights(self.gathered(own))[slice(*self.own(len(own)))]
         all_classes = self.classes == "all"
         loss = local_classifier_distillation(
             student,

@@ -4,10 +4,38 @@ A loss here is such that its mean over the processes, which DDP takes of the gra
 whole batch. The processes' batches have the same size, as Accelerate makes them.
 """
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
+
+from gkd_plugin.errors import ConfigError
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Gathering:
+    """The setting of a loss that compares the samples of a batch.
+
+    Args:
+        gather: of several processes, compare the batch of all, as one process would; ``False``: each its own part.
+    """
+
+    gather: bool = True
+
+    def check_gather(self) -> None:
+        """Raises ConfigError unless it is a bool."""
+        if not isinstance(self.gather, bool):
+            raise ConfigError(f"gather: must be True or False, got {self.gather!r}")
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """As :func:`gathered`, or the rows as they are."""
+        return gathered(rows) if self.gather else rows
+
+    def own(self, count: int) -> tuple[int, int]:
+        """First and end of this process's rows, so many, among those that :meth:`gathered` gives."""
+        first = rank() * count if self.gather else 0
+        return first, first + count
 
 
 def world_size() -> int:

@@ -18,8 +18,8 @@ from gkd_plugin.box import register
 from gkd_plugin.box.hooks import unreached_parameters
 from gkd_plugin.data import UNLABELLED, labelled_part
 from gkd_plugin.errors import ConfigError, is_number, nearest, one_of
-from gkd_plugin.losses import ranks
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss, LocalClassifierSettings
+from gkd_plugin.losses.ranks import Gathering, summed, world_size
 from gkd_plugin.losses.relationship import RelationshipLoss, RelationshipSettings
 from gkd_plugin.losses.term import Term
 from gkd_plugin.teacher import RefilledTeacher
@@ -43,31 +43,29 @@ class CrossEntropy(Term):
         """The loss, a scalar, of logits ``[B, C]``; 0 where no sample has a label."""
         total = functional.cross_entropy(student.float(), targets, ignore_index=UNLABELLED, reduction="sum")
         count = (targets != UNLABELLED).sum()
-        if self.gather and ranks.world_size() > 1:  # batches may differ in how many labels they have
-            count = ranks.summed(count) / ranks.world_size()
+        if (processes := world_size()) > 1:  # batches may differ in how many labels they have
+            count = summed(count) / processes
         loss = total / torch.where(count == 0, 1, count)
         self.terms = {self.key: loss.detach()}
         return loss
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class RefilledStage(AbstractLoss):
+class RefilledStage(AbstractLoss, Gathering):
     """A weighted sum of loss terms; a subclass is a dataclass, whose fields are its keywords.
 
     Args:
         weight: factor of the stage's term.
         sub_terms: further torchdistill loss terms, added.
-        gather: of several processes, compare the batch of all, as one process would; ``False``: each its own part.
     """
 
     stage: ClassVar[str]
     weight: float = 1.0
-    gather: bool = True
     sub_terms: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_weight("weight", self.weight)
-        super().__init__(sub_terms=self.sub_terms)
+        AbstractLoss.__init__(self, sub_terms=self.sub_terms)
         self.losses = self._losses()  # (factor, term) in the order of the sum
         self.own_terms = nn.ModuleList(term for _, term in self.losses)  # whose queues a checkpoint keeps
         self.terms: dict[str, Tensor] = {}  # after each forward, unweighted and detached, with the counts behind them
@@ -85,7 +83,7 @@ class RefilledStage(AbstractLoss):
         if not stage_config.get("optimizer"):
             reason = "an earlier stage's leaves out what was frozen there (the student's classifier, in 'embedding')"
             raise ConfigError(f"optimizer: stage {self.stage!r} needs its own: {reason}")
-        if not self.gather and ranks.world_size() > 1:
+        if not self.gather and world_size() > 1:
             logger.info("gather: False: each process forms the tuples of its own part of the batch")
         dataset = box.train_data_loader.dataset
         for _, loss in self.losses:
@@ -125,7 +123,6 @@ class _MatchesEmbeddings(RelationshipSettings):
     teacher_embedding: str = "embedding"
 
     def _matching(self, **changes: Any) -> RelationshipLoss:
-        """The term; the stage that has it gives ``gather`` and what it calls otherwise."""
         paths = {"student_module_path": self.student_embedding, "teacher_module_path": self.teacher_embedding}
         return RelationshipLoss(**{**_values(self, RelationshipSettings), **paths, **changes})
 
@@ -145,7 +142,7 @@ class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
     weight: float = 1000.0
 
     def _losses(self) -> list[tuple[float, Term]]:
-        return [(self.weight, self._matching(gather=self.gather))]
+        return [(self.weight, self._matching())]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Freezes what the student's embedding does not depend on."""
@@ -180,13 +177,11 @@ class ClassifierStage(RefilledStage, LocalClassifierSettings):
     def _losses(self) -> list[tuple[float, Term]]:
         local = LocalClassifierLoss(
             **_values(self, LocalClassifierSettings),
-            gather=self.gather,
             student_module_path=self.student_logits,
             teacher_module_path=self.teacher_logits,
             local_classifier_path=self.local_classifier,
         )
-        cross_entropy = CrossEntropy(student_module_path=self.student_logits, gather=self.gather)
-        return [(1.0, cross_entropy), (self.weight, local)]
+        return [(1.0, CrossEntropy(student_module_path=self.student_logits)), (self.weight, local)]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:
         """Checks that the student can classify."""
@@ -234,7 +229,7 @@ class JointStage(ClassifierStage, _MatchesEmbeddings):
 
     def _losses(self) -> list[tuple[float, Term]]:
         _check_weight("relationship_weight", self.relationship_weight)
-        matching = self._matching(gather=self.gather, temperature=self.relationship_temperature)
+        matching = self._matching(temperature=self.relationship_temperature)
         return [*super()._losses(), (self.relationship_weight, matching)]
 
     def prepare(self, box: Any, stage_config: Mapping[str, Any]) -> None:

@@ -11,12 +11,12 @@ from gkd_plugin.box import register
 from gkd_plugin.data import UNLABELLED
 from gkd_plugin.errors import user_can_mend, whole_number
 from gkd_plugin.functional import EmbeddingQueue, RelationshipMatch, check_matching, relationship_matching
-from gkd_plugin.losses import ranks
+from gkd_plugin.losses.ranks import Gathering, summed, world_size
 from gkd_plugin.losses.term import Term
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class RelationshipSettings:
+class RelationshipSettings(Gathering):
     """The settings of relationship matching.
 
     Args:
@@ -62,6 +62,7 @@ class RelationshipLoss(Term, RelationshipSettings):
         super().__post_init__()
         with user_can_mend(self.key):
             check_matching(self.temperature, self.margin, self.mining, self.max_negatives)
+        self.check_gather()
         size = whole_number("queue_size", self.queue_size, low=0)
         self.queue = EmbeddingQueue(size) if size else None
 
@@ -80,8 +81,7 @@ class RelationshipLoss(Term, RelationshipSettings):
 
         Of several processes each scores its own anchors against the rows of all; what is reported is of all.
         """
-        count, own = len(targets), ranks.rank() if self.gather else 0
-        first, end = own * count, (own + 1) * count
+        first, end = self.own(len(targets))
         student, teacher, targets = (self.gathered(rows) for rows in (student, teacher, targets))
         if self.may_lack_labels:
             labelled = targets != UNLABELLED
@@ -101,7 +101,7 @@ class RelationshipLoss(Term, RelationshipSettings):
         if self.queue is not None:
             self.queue.push(student, teacher, targets)
         loss, whole = match.loss, match
-        if self.gather and (processes := ranks.world_size()) > 1:
+        if self.gather and (processes := world_size()) > 1:
             whole = _of_all_processes(match)
             loss = loss * (processes * match.tuples.double() / whole.tuples.clamp(min=1)).to(loss)
         self.terms = {"relationship": whole.loss.detach(), "tuples": whole.tuples, "negatives": whole.negatives}
@@ -110,6 +110,6 @@ class RelationshipLoss(Term, RelationshipSettings):
 
 def _of_all_processes(match: RelationshipMatch) -> RelationshipMatch:
     sums = torch.stack([match.tuples, match.loss * match.tuples, match.negatives * match.tuples])
-    tuples, divergence, negatives = ranks.summed(sums.double())
+    tuples, divergence, negatives = summed(sums.double())
     count = tuples.clamp(min=1)
     return RelationshipMatch((divergence / count).to(match.loss), tuples.long(), (negatives / count).float())

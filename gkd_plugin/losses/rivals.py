@@ -10,12 +10,13 @@ from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_le
 from gkd_plugin.box import register
 from gkd_plugin.errors import ConfigError, user_can_mend, whole_number
 from gkd_plugin.functional import check_temperature, local_classifier_distillation, local_logits
+from gkd_plugin.losses.ranks import Gathering
 from gkd_plugin.losses.term import Term
 
 
 @register(MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss, "queue_distillation")
 @dataclass(kw_only=True, eq=False, repr=False)
-class QueueDistillation(Term):
+class QueueDistillation(Term, Gathering):
     r"""mean_i KL(softmax(t_i Qᵀ / τ) ‖ softmax(z_i Qᵀ / τ)), as lightly-train's first ``distillation``; any classes.
 
     z and t are the rows of student and teacher at length 1, Q the last K rows of t, those of this batch included. In
@@ -41,6 +42,7 @@ class QueueDistillation(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole_number("queue_size", self.queue_size, low=1)
+        self.check_gather()
         with user_can_mend(self.key):
             check_temperature("temperature", self.temperature)
         self._queue: Tensor | None = None

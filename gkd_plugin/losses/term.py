@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from gkd_plugin.box.hooks import hooked_tensor
 from gkd_plugin.errors import ConfigError, user_can_mend
-from gkd_plugin.losses import ranks
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -19,7 +18,6 @@ class Term(nn.Module):
         student_module_io: its 'output' or 'input'.
         teacher_module_path: the module of the teacher that is read.
         teacher_module_io: its 'output' or 'input'.
-        gather: of several processes, compare the batch of all; ``False``: each compares its own part.
 
     Attributes:
         key: the registered key, at the head of messages.
@@ -33,14 +31,11 @@ class Term(nn.Module):
     student_module_io: str = "output"
     teacher_module_path: str = "."
     teacher_module_io: str = "output"
-    gather: bool = True
 
     def __post_init__(self) -> None:
         super().__init__()
         self.terms: dict[str, Tensor] = {}
         self.may_lack_labels = True  # to look waits for the device; a stage that knows its data may say False
-        if not isinstance(self.gather, bool):
-            raise ConfigError(f"{self.key}: gather: must be True or False, got {self.gather!r}")
 
     @property
     def hooks(self) -> list[tuple[str, str, str]]:
@@ -74,10 +69,6 @@ class Term(nn.Module):
             raise ConfigError(f"{self.key}: targets must be a tensor of {rows} labels, one for each row, got {given}")
         with user_can_mend(self.key):
             return self.compute(targets, *(tensor.to(read[0].device) for tensor in read))
-
-    def gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all processes in their order, as :func:`ranks.gathered`, or those of this one."""
-        return ranks.gathered(rows) if self.gather else rows
 
     def compute(self, targets: Any, *read: Any) -> Tensor:
         """The loss, a scalar, of the labels and of what the hooks recorded, in their order."""

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from torchdistill.losses.registry import get_mid_level_loss
 
 from tests.losses.shared_batch import CASES
+from tests.runner.fakes import refused
 
 SHARED = [case for case in CASES if case != "apart"]
 
@@ -30,6 +32,11 @@ def test_loss_tuples_and_gradients_are_those_of_one_process(found, case, dtype, 
         torch.testing.assert_close(got[name], value, rtol=close, atol=close * value.abs().max().item(), msg=name)
     assert case in ("classifier", "queue") or want["tuples"] > 0
     assert any(value.abs().max() > 0 for name, value in want.items() if name.endswith("weight"))
+
+
+@pytest.mark.parametrize("key", ["refilled_relationship", "refilled_local_classifier", "queue_distillation"])
+def test_gather_is_a_flag(key):
+    refused("gather: .*'yes'", get_mid_level_loss, {"key": key, "kwargs": {"gather": "yes"}})
 
 
 def test_apart_each_process_has_its_own_tuples(found):
