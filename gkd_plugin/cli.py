@@ -92,14 +92,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from gkd_plugin.runner.run_folder import FAILED
+
+    return EXIT_FAILED_PARTS if any(summary["status"] == FAILED for summary in _trained(options)) else 0
+
+
+def _trained(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The summaries of the runs, which it shows."""
     from gkd_plugin.runner.run import run_all
-    from gkd_plugin.runner.run_folder import FAILED, results_table
+    from gkd_plugin.runner.run_folder import results_table
 
     given = {name: getattr(options, name) for name in ("overrides", "output", "seed", "device", "earlier")}
     summaries = run_all(options.config, **given)
     if _is_main_process():
         print(f"\n{results_table(summaries)}")
-    return EXIT_FAILED_PARTS if any(summary["status"] == FAILED for summary in summaries) else 0
+    return summaries
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -124,7 +131,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _distill(options: argparse.Namespace) -> int:
     from gkd_plugin.errors import ConfigError
-    from gkd_plugin.recipe import last_run, places
+    from gkd_plugin.recipe import places
 
     path, folder = places(options.data, options.output)
     was_there = path.exists()
@@ -132,15 +139,14 @@ def _distill(options: argparse.Namespace) -> int:
     given = f" --output {options.output}" if options.output else ""
     options.stopped = f"; refilled run {path}{given} --resume goes on"
     try:
-        code = _run(options)
+        (summary,) = _trained(options)
     except ConfigError:
         if not (was_there or folder.exists()):  # nothing has begun: the command may be given again, corrected
             path.unlink()
         raise
     if _is_main_process():
-        run = last_run(folder)
-        print(f"\nnext: refilled predict {run} PHOTO, refilled report {run}, refilled export {run}")
-    return code
+        print("\nnext: refilled predict {0} PHOTO, refilled report {0}, refilled export {0}".format(summary["folder"]))
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -27,7 +26,7 @@ from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.models.timm_model import check_model_name
 from gkd_plugin.runner.run import RUNS, run_all
-from gkd_plugin.runner.run_folder import RunFolder, holds_run, numbered, write_atomically
+from gkd_plugin.runner.run_folder import RunFolder, write_atomically
 from gkd_plugin.runner.stopping import stoppable
 from gkd_plugin.runner.weights import read_weights
 
@@ -82,8 +81,8 @@ def distill(
     path, folder = places(data, output)
     write_recipe(Wanted(Path(data), teacher, student, **choices), path)
     with stoppable(), _informed():  # Ctrl-C leaves a checkpoint, from which refilled run --resume goes on
-        run_all([path], output=folder, seed=seed, device=device)
-    return DistilledStudent.load(last_run(folder))
+        (summary,) = run_all([path], output=folder, seed=seed, device=device)
+    return DistilledStudent.load(summary["folder"])
 
 
 @contextmanager
@@ -96,12 +95,6 @@ def _informed() -> Iterator[None]:
         yield
     finally:
         ours.setLevel(before)
-
-
-def last_run(folder: Path) -> Path:
-    """The run folder that was written last of ``<folder>``, ``<folder>-2`` …."""
-    *_, last = takewhile(holds_run, numbered(folder))
-    return last
 
 
 def places(data: str | Path, output: str | Path | None) -> tuple[Path, Path]:

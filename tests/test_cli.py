@@ -58,8 +58,8 @@ def check_evaluation(name, folder, summary, capsys):
 def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
     assert main(["run", "student.yaml", "--device", "cpu", "--set", "train.stage2.num_epochs=2", "--seed", "3"]) == 0
     out, err = capsys.readouterr()
-    header = r"\nrun      student   parameters  classes  teacher +epochs  top-1 %\n-+\n"
-    row = r"student  test_vit  300,356     4        NCM \d+\.\d %  1\+2     \d+\.\d\d\n"
+    header = r"\nrun           student   parameters  classes  teacher +epochs  top-1 %\n-+\n"
+    row = r"runs/student  test_vit  300,356     4        NCM \d+\.\d %  1\+2     \d+\.\d\d\n"
     assert re.fullmatch(header + row, out)
     for line in (
         r"student\.yaml → runs/student \(device cpu, precision no\)",

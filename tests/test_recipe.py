@@ -15,7 +15,7 @@ from gkd_plugin.cli import main
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read
 from gkd_plugin.recipe import Wanted, find_folders, write_recipe
-from gkd_plugin.runner.run_folder import read_json
+from gkd_plugin.runner.run_folder import read_json, write_json
 from tests.data.fakes import image_tree
 from tests.runner.fakes import refused
 
@@ -42,6 +42,7 @@ def wanted(data="own", **changes):
 @pytest.mark.parametrize("data", ["own", "plain"])
 def test_the_configuration_runs(data, unlabelled, here, caplog, capsys):
     caplog.set_level("INFO")
+    write_json(Path("runs", data, "summary.json"), {"status": "finished"})  # so that the next one goes elsewhere
     size = ["--size", "32", "--teacher-size", "32", "--epochs", "1", "--from-scratch", "--device", "cpu"]
     more = ["--unlabelled", "more"] if unlabelled else []
     models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet"]
@@ -51,8 +52,10 @@ def test_the_configuration_runs(data, unlabelled, here, caplog, capsys):
     assert f"{counts[0]} samples of 3 classes" in caplog.text
     assert f"own/test: {counts[1]} samples of 3 classes" in caplog.text
     assert ("2 without a label" in caplog.text) == bool(unlabelled)
-    assert f"refilled predict runs/{data} PHOTO" in capsys.readouterr().out
-    assert {path.name for path in Path("runs", data).iterdir()} >= {"student.safetensors", "summary.json"}
+    table, _, following = capsys.readouterr().out.partition("\nnext: ")
+    assert following.startswith(f"refilled predict runs/{data}-2 PHOTO")
+    assert f"\nruns/{data}-2  test_resnet" in table
+    assert {path.name for path in Path(f"runs/{data}-2").iterdir()} >= {"student.safetensors", "summary.json"}
 
 
 def test_every_number_is_written_once_and_the_models_are_as_their_files_say(here):

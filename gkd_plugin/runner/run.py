@@ -54,11 +54,12 @@ def run_all(
     device: str | None = None,
     earlier: str = "keep",
 ) -> list[dict[str, Any]]:
-    """Trains each configuration, in order, and gives the summaries; a later one may load what an earlier one writes.
+    """Trains each configuration, in order; gives their summaries, each with the ``folder`` that it went to.
 
-    What is wrong in any of them is told before the first one runs. ``overrides`` (``key.path=value``) apply to each.
-    ``output`` is the run folder, or with several configurations the folder that holds one for each. A ``dst_ckpt``
-    inside a folder of ``runs`` goes to the run folder, and a ``src_ckpt`` that names it follows.
+    A later one may load what an earlier one writes. What is wrong in any is told before the first one runs.
+    ``overrides`` (``key.path=value``) apply to each. ``output`` is the run folder, or with several configurations the
+    folder that holds one for each. A ``dst_ckpt`` inside a folder of ``runs`` goes to the run folder, and a
+    ``src_ckpt`` that names it follows.
 
     Where a run is there already, ``earlier`` says what becomes of it: ``'keep'``, the new one goes to ``<folder>-2``
     and so on; ``'overwrite'``; ``'resume'``, the last one of these goes on. Of several configurations, one that fails
@@ -90,14 +91,15 @@ def run_all(
     for config, folder in zip(configs, folders, strict=True):
         try:
             mode = earlier.replace("keep", "aside")
-            summaries.append(run_config(config, folder, seed=seed, device=device, earlier=mode))
-        except Exception as error:  # noqa: PERF203  # whatever it is, the others run
+            summary = run_config(config, folder, seed=seed, device=device, earlier=mode)
+        except Exception as error:  # whatever it is, the others run
             if len(configs) == 1:
                 raise
             is_known = isinstance(error, ConfigError | OSError)
             text = str(error) if is_known else f"{config.path}: {first_line(error)} ({raised_in(error)})"
             logger.error("%s", text)  # noqa: TRY400
-            summaries.append({"config": str(config.path), "status": FAILED})
+            summary = {"status": FAILED}
+        summaries.append({**summary, "folder": str(folder)})
     return summaries
 
 

@@ -246,11 +246,11 @@ class RunFolder:
 
 
 def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Runs (their ``summary.json``) side by side, as aligned text."""
+    """Runs (their ``summary.json``, and the ``folder``) side by side, as aligned text."""
     rows: list[Sequence[str]] = [("run", "student", "parameters", "classes", "teacher", "epochs", "top-1 %")]
     for summary in summaries:
         if "final" not in summary:
-            rows.append((Path(summary["config"]).stem, summary["status"], *[""] * 5))
+            rows.append((summary["folder"], summary["status"], *[""] * 5))
             continue
         student, top1 = summary["student"], summary["final"].get("top1")
         name, classes = str(student["kwargs"].get("model_name", student["key"])), str(student["classes"] or "?")
@@ -259,7 +259,7 @@ def results_table(summaries: Sequence[Mapping[str, Any]]) -> str:
         if ncm is not None:
             teacher = f"NCM {ncm:.1f} %"
         epochs = "+".join(str(stage["num_epochs"]) for stage in summary["stages"].values())
-        models = Path(summary["config"]).stem, name, f"{student['parameters']:,}", classes, teacher
+        models = summary["folder"], name, f"{student['parameters']:,}", classes, teacher
         rows.append((*models, epochs, "–" if top1 is None else f"{top1:.2f}"))
     return aligned(rows)
 

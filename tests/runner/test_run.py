@@ -396,7 +396,7 @@ def configs(tmp_path, monkeypatch):
 def planned(monkeypatch):
     """The runs that would be made, none of which is."""
     made = []
-    monkeypatch.setattr(run_module, "run_config", lambda config, folder, **_: made.append((config, folder)))
+    monkeypatch.setattr(run_module, "run_config", lambda config, folder, **_: made.append((config, folder)) or {})
     return made
 
 
@@ -471,9 +471,9 @@ def test_what_becomes_of_earlier_runs(earlier, there, folder, configs, planned):
     for path in map(Path, there):
         path.mkdir(parents=True)
         (path / "summary.json").write_text('{"status": "running"}')
-    run_all(configs, earlier=earlier)
+    told = run_all(configs, earlier=earlier)
     (teacher, made), (student, _) = planned
-    assert str(made) == folder
+    assert str(made) == told[0]["folder"] == folder
     assert checkpoints(teacher) == {"model.dst_ckpt": f"{folder}/teacher.pt"}
     assert checkpoints(student)["teacher_model.src_ckpt"] == f"{folder}/teacher.pt"
 

@@ -213,7 +213,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 def summary(name, top1, teacher=None, **student):
     made = {
-        "config": f"configs/{name}.yaml",
+        "folder": f"runs/{name}",
         "student": {"key": "timm_model", "kwargs": {}, "classes": 5, "parameters": 1234567, **student},
         "stages": {"stage1": {"num_epochs": 10}, "stage2": {"num_epochs": 30}},
         "final": {} if top1 is None else {"top1": top1},
@@ -224,12 +224,12 @@ def summary(name, top1, teacher=None, **student):
 def test_the_table_has_one_line_per_run():
     student = summary("student", 87.654, {"ncm_top1": 62.36}, key="wide_resnet", classes=None)
     made = [summary("teacher", 99.0, kwargs={"model_name": "resnet10t"}), student, summary("other", None, {})]
-    made.append({"config": "broken.yaml", "status": "failed"})
+    made.append({"folder": "runs/broken", "status": "failed"})
     assert results_table(made).splitlines() == [
-        "run      student      parameters  classes  teacher     epochs  top-1 %",
-        "----------------------------------------------------------------------",
-        "teacher  resnet10t    1,234,567   5        none        10+30   99.00",
-        "student  wide_resnet  1,234,567   ?        NCM 62.4 %  10+30   87.65",
-        "other    timm_model   1,234,567   5        yes         10+30   –",
-        "broken   failed",
+        "run           student      parameters  classes  teacher     epochs  top-1 %",
+        "---------------------------------------------------------------------------",
+        "runs/teacher  resnet10t    1,234,567   5        none        10+30   99.00",
+        "runs/student  wide_resnet  1,234,567   ?        NCM 62.4 %  10+30   87.65",
+        "runs/other    timm_model   1,234,567   5        yes         10+30   –",
+        "runs/broken   failed",
     ]
