@@ -111,6 +111,10 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
     counts = Counter(images.targets)
     if len(counts) < 2:
         raise ConfigError(f"DATA: {folders['train']} has one class, {images.classes[0]!r}; it takes at least two")
+    single = [str(folders["train"] / name) for label, name in enumerate(images.classes) if counts[label] == 1]
+    if single and "test" not in folders:
+        cures = "add photos, remove the folder, or make folders 'train' and 'test' yourself"
+        raise ConfigError(f"DATA: one photo in {', '.join(single[:10])}, which cannot both train and test; {cures}")
     _check_apart(folders)
     teacher, cfg = _model("--teacher", wanted.teacher)
     teacher_size = _sized(teacher, cfg, wanted.teacher_size)

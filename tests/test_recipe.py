@@ -167,6 +167,7 @@ def test_from_python(here):
         ({"data": "nowhere"}, "DATA: root: there is no folder nowhere"),
         ({"data": "empty"}, "DATA: root: empty holds no folders"),
         ({"data": "one"}, "DATA: one has one class, 'cat'"),
+        ({"data": "few"}, "DATA: one photo in few/owl, which cannot both train and test; .*'test'"),
         ({"data": "only"}, "DATA: only holds .*test.*, and no folder 'train'"),
         ({"teacher": "resnet81"}, "--teacher: timm has no model 'resnet81'.*resnet18"),
         ({"teacher": "teacher.safetensors"}, "--teacher: teacher.safetensors does not say which model .* NAME=teacher"),
@@ -177,6 +178,8 @@ def test_from_python(here):
 def test_what_cannot_be_used(changes, message, here):
     (here / "empty").mkdir()
     image_tree(here / "one", ("cat",))
+    image_tree(here / "few", ("cat", "dog"))
+    image_tree(here / "few", ("owl",), 1)
     image_tree(here / "only/test", ("cat", "dog"))
     refused(f"^{message}", write_recipe, wanted(**changes), Path("x.yaml"))
     assert not Path("x.yaml").exists()
