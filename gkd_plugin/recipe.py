@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from string import Template
 from typing import Any
 
@@ -108,14 +109,8 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
     folders = find_folders(wanted.data)
     with told_at("DATA: "):
         images = image_folder(folders["train"])
-    counts = Counter(images.targets)
-    if len(counts) < 2:
-        raise ConfigError(f"DATA: {folders['train']} has one class, {images.classes[0]!r}; it takes at least two")
-    single = [str(folders["train"] / name) for label, name in enumerate(images.classes) if counts[label] == 1]
-    if single and "test" not in folders:
-        cures = "add photos, remove the folder, or make folders 'train' and 'test' yourself"
-        raise ConfigError(f"DATA: one photo in {', '.join(single[:10])}, which cannot both train and test; {cures}")
-    _check_apart(folders)
+        about = _about(folders, images)
+        _check_apart(folders)
     teacher, cfg = _model("--teacher", wanted.teacher)
     teacher_size = _sized(teacher, cfg, wanted.teacher_size)
     student, cfg = _model("--student", wanted.student, is_pretrained=wanted.is_pretrained)
@@ -125,9 +120,11 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
     student["kwargs"]["num_classes"] = len(images.classes)
     if is_pretrained:
         student["src_ckpt_classifier"] = "centres"
+    count = len(images) if "test" in folders else round(0.8 * len(images))  # of those that train
     text = _TEMPLATE.substitute(
-        about=_about(folders, images),
-        train=str(folders["train"]),
+        about=about,
+        command=_inline(_command(wanted)),
+        train=_inline(str(folders["train"])),
         **_data_sets(folders, wanted.unlabelled),
         teacher=_inline(teacher),
         student=_inline(student),
@@ -139,20 +136,26 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         mean=list(cfg.mean),
         std=list(cfg.std),
         workers=min(4, os.cpu_count() or 1),
-        **_schedule(
-            len(images) if "test" in folders else round(0.8 * len(images)), wanted, is_pretrained=is_pretrained
-        ),
+        **_schedule(count, wanted, is_pretrained=is_pretrained),
     )
     if path.exists() and path.read_text(encoding="utf-8") != text and not overwrites:
         raise ConfigError(f"--output: {path} is there and differs; name another, or give --overwrite")
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-    return f"{path}: {_about(folders, images)}"
+    return f"{path}: {about}"
+
+
+def _command(wanted: Wanted) -> str:
+    """What was asked for, as a command line."""
+    words = ["refilled distill", quote(str(wanted.data))]
+    for name, value in vars(wanted).items():
+        if name not in ("data", "is_pretrained") and value is not None:
+            words += [f"--{name.replace('_', '-')}", quote(str(value))]
+    return " ".join(words + ["--from-scratch"] * (not wanted.is_pretrained))
 
 
 def find_folders(data: Path) -> dict[str, Path]:
     """The folders of ``train``, and of ``validation`` and ``test`` where they are; the folder itself as ``train``."""
-    with told_at("DATA: "):
-        below = {path.name.lower(): path for path in existing_folder(data).iterdir() if path.is_dir()}
+    below = {path.name.lower(): path for path in existing_folder(data, "DATA").iterdir() if path.is_dir()}
     found = {part: below[name] for part, names in _FOLDERS.items() for name in names if name in below}
     if not found:
         return {"train": data}
@@ -171,7 +174,7 @@ def _check_apart(folders: Mapping[str, Path]) -> None:
         shared = [path for path in others if path.stat().st_size in sizes and _digest(path) in known]
         if shared:
             found = f"{len(shared)} of {len(others)} images in {folders[part]} are training images too: {shared[0]}"
-            raise ConfigError(f"DATA: {found}{', …' * (len(shared) > 1)}; remove them from one of the two")
+            raise ConfigError(f"{found}{', …' * (len(shared) > 1)}; remove them from one of the two")
 
 
 def _digest(path: Path) -> bytes:
@@ -179,56 +182,55 @@ def _digest(path: Path) -> bytes:
 
 
 def _about(folders: Mapping[str, Path], images: ImageFiles) -> str:
-    counts = Counter(images.targets)
-    fewest = min(counts, key=lambda label: counts[label])
-    smallest = f"{counts[fewest]} of the smallest, {images.classes[fewest]}"
-    each = f"{counts[fewest]} of each" if len(set(counts.values())) == 1 else smallest
+    """The training photos in a line; refuses too few."""
+    counts = Counter(images.classes[label] for label in images.targets)
+    smallest, fewest = min(counts.items(), key=lambda pair: pair[1])
+    if len(counts) < 2:
+        raise ConfigError(f"{folders['train']} has one class, {smallest!r}; it takes at least two")
+    each = f"{fewest} of each" if fewest == max(counts.values()) else f"{fewest} of the smallest, {smallest}"
     sizes = f"{len(images)} images of {len(counts)} classes, {each}"
     if "test" in folders:
         return sizes
+    if single := [str(folders["train"] / name) for name, count in counts.items() if count == 1]:
+        cures = "add photos, remove the folder, or make folders 'train' and 'test' yourself"
+        raise ConfigError(f"one photo in {', '.join(single[:10])}, which cannot both train and test; {cures}")
     return f"{sizes}; a fifth of each class, drawn with seed 0, is the test set, because there is no folder 'test'"
 
 
 def _data_sets(folders: Mapping[str, Path], unlabelled: Path | None) -> dict[str, str]:
     """The texts of the data sets and of the loaders that name them."""
 
-    def folder(name: str, root: str, view: str) -> str:
-        transforms = f"classes_of: *train, transform: *{view}"
-        if view == "augmented":
-            transforms = "transform: *augmented, eval_transform: *plain"
-        call = f"{{key: 'gkd_plugin.data.image_folder', init: {{kwargs: {{root: {root}, {transforms}}}}}}}"
-        return f"  {name}: !import_call {call}"
+    def made(name: str, by: str, kwargs: str, anchor: str = "") -> str:
+        return f"  own/{name}: {anchor}!import_call {{key: 'gkd_plugin.data.{by}', init: {{kwargs: {{{kwargs}}}}}}}"
 
-    def part(name: str, split: str, *, of: str) -> str:
-        kwargs = f"{{dataset: *{of}, split: '{split}', test_fraction: 0.2, seed: 0}}"
-        return f"  {name}: !import_call {{key: 'gkd_plugin.data.train_test_subset', init: {{kwargs: {kwargs}}}}}"
-
-    lines, train_id = [], "own/train"
+    augmented = "root: *train, transform: *augmented, eval_transform: *plain"
+    held_out = {part: f"root: {_inline(str(folder))}, classes_of: *train" for part, folder in folders.items()}
+    labelled = "&labelled " if unlabelled else ""
     if "test" in folders:
-        lines += [folder("own/train", "*train", "augmented"), folder("own/test", _quoted(folders["test"]), "tested")]
+        lines = [made("train", "image_folder", augmented, labelled)]
+        lines += [made("test", "image_folder", f"{held_out['test']}, transform: *tested")]
     else:
-        lines += [folder("own/all", "*train", "augmented").replace("!import", "&all !import", 1)]
-        lines += [folder("own/plain", "*train", "tested").replace("!import", "&unchanged !import", 1)]
-        lines += [part("own/train", "train", of="all"), part("own/test", "test", of="unchanged")]
-    validation = ""
+        drawn = "test_fraction: 0.2, seed: 0"
+        lines = [made("all", "image_folder", augmented, "&all ")]
+        lines += [made("plain", "image_folder", "root: *train, transform: *tested", "&unchanged ")]
+        lines += [made("train", "train_test_subset", f"dataset: *all, split: 'train', {drawn}", labelled)]
+        lines += [made("test", "train_test_subset", f"dataset: *unchanged, split: 'test', {drawn}")]
     if "validation" in folders:
-        lines.append(folder("own/validation", _quoted(folders["validation"]), "plain"))
-        validation = _VALIDATION
-    batches = "    kwargs: {batch_size: *batch, num_workers: *workers}"
+        lines += [made("validation", "image_folder", f"{held_out['validation']}, transform: *plain")]
     if unlabelled is not None:
-        with told_at("--unlabelled: "):
-            existing_folder(unlabelled, "folder")
-        labelled = next(line for line in lines if line.startswith("  own/train:"))
-        lines[lines.index(labelled)] = labelled.replace("!import", "&labelled !import", 1)
-        kwargs = f"{{labelled: *labelled, unlabelled: {_quoted(unlabelled)}}}"
-        call = f"{{key: 'gkd_plugin.data.with_unlabelled', init: {{kwargs: {kwargs}}}}}"
-        lines.append(f"  own/mixed: !import_call {call}")
-        train_id = "own/mixed"
-        batches = "    batch_sampler: {key: 'MixedBatchSampler', kwargs: {labelled: *batch, unlabelled: *batch}}\n"
-        batches += "    kwargs: {num_workers: *workers}"
-    return {"datasets": "\n".join(lines), "train_id": train_id, "batches": batches, "validation": validation}
+        folder = _inline(str(existing_folder(unlabelled, "--unlabelled")))
+        lines += [made("mixed", "with_unlabelled", f"labelled: *labelled, unlabelled: {folder}")]
+    return {
+        "datasets": "\n".join(lines),
+        "train_id": "own/mixed" if unlabelled else "own/train",
+        "batches": _MIXED if unlabelled else "    kwargs: {batch_size: *batch, num_workers: *workers}",
+        "validation": _VALIDATION if "validation" in folders else "",
+    }
 
 
+_MIXED = """\
+    batch_sampler: {key: 'MixedBatchSampler', kwargs: {labelled: *batch, unlabelled: *batch}}
+    kwargs: {num_workers: *workers}"""
 _VALIDATION = """
   val_data_loader:
     dataset_id: 'own/validation'
@@ -311,12 +313,7 @@ def _check_reachable(entries: Mapping[str, Mapping[str, Any]]) -> None:
         raise ConfigError(f"the weights of {' and '.join(missing)} are {where}; {cures}")
 
 
-def _quoted(path: Path) -> str:
-    return _inline(str(path))
-
-
 def _inline(value: Any) -> str:
     """YAML in one line."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False).removesuffix("\n...\n").strip()
-    )
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False)
+    return text.removesuffix("\n...\n").strip()

@@ -140,9 +140,13 @@ def test_ctrl_c_says_how_to_go_on(here, monkeypatch, capsys):
 
 
 def test_a_run_folder_and_a_file_of_this_package_say_what_they_are(here):
-    args = ["--size", "32", "--teacher-size", "32", "--epochs", "1", "--from-scratch", "--device", "cpu"]
+    args = ["--epochs", "1", "--size", "32", "--teacher-size", "32", "--from-scratch", "--device", "cpu"]
     models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet"]
     assert main(["distill", "own", *models, *args]) == 0
+    assert main(["export", "runs/own"]) == 0
+    card = Path("runs/own/export/README.md").read_text("utf-8")
+    assert "own/train (own/train)" in card
+    assert f"`refilled distill own {' '.join([*models, *args[:-2]])}`" in card
     for teacher in ("runs/own", "runs/own/student.safetensors"):
         write_recipe(wanted("plain", teacher=teacher), Path("next.yaml"), overwrites=True)
         entry = read(Path("next.yaml"))["models"]["teacher_model"]
@@ -164,7 +168,7 @@ def test_from_python(here):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "nowhere"}, "DATA: root: there is no folder nowhere"),
+        ({"data": "nowhere"}, "DATA: there is no folder nowhere"),
         ({"data": "empty"}, "DATA: root: empty holds no folders"),
         ({"data": "one"}, "DATA: one has one class, 'cat'"),
         ({"data": "few"}, "DATA: one photo in few/owl, which cannot both train and test; .*'test'"),
@@ -172,7 +176,7 @@ def test_from_python(here):
         ({"teacher": "resnet81"}, "--teacher: timm has no model 'resnet81'.*resnet18"),
         ({"teacher": "teacher.safetensors"}, "--teacher: teacher.safetensors does not say which model .* NAME=teacher"),
         ({"teacher": "test_resnet=nothing.pt"}, "--teacher: no such file: nothing.pt"),
-        ({"unlabelled": Path("nowhere")}, "--unlabelled: folder: there is no folder nowhere"),
+        ({"unlabelled": Path("nowhere")}, "--unlabelled: there is no folder nowhere"),
     ],
 )
 def test_what_cannot_be_used(changes, message, here):

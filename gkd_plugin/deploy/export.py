@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from timm.models._hub import generate_readme
 from torch import Tensor
 
 from gkd_plugin.config.stages import Stage, student_entry
+from gkd_plugin.config.tree import walk
 from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, first_line, require_extra
 from gkd_plugin.runner.accuracy import is_accuracy
@@ -103,21 +104,22 @@ def _for_timm(student: DistilledStudent, licence: str) -> dict[str, Any]:
 
 def _card(student: DistilledStudent, licence: str) -> dict[str, Any]:
     """What timm makes a model card of."""
-    summary, models = read_json(student.run / "summary.json"), student.config.tree["models"]
-    final, versions, teacher = summary.get("final", {}), summary.get("versions", {}), models.get("teacher_model") or {}
-    kwargs, model = student_entry(student.config.tree)[1]["kwargs"], cast("Any", student.model)
+    summary, tree = read_json(student.run / "summary.json"), student.config.tree
+    final, teacher = summary.get("final", {}), tree["models"].get("teacher_model") or {}
+    kwargs, model = student_entry(tree)[1]["kwargs"], cast("Any", student.model)
     figures = [f"{key.replace('_', ' ')} {final[key]:.2f} %" for key in final if is_accuracy(key)]
     ncm = summary.get("teacher", {}).get("ncm_top1")
+    wrote = f", which `{tree['x-written-by']}` wrote" if "x-written-by" in tree else ""
     details = {
-        "Data": ", ".join(dict.fromkeys(str(stage.loader["dataset_id"]) for stage in student.config.stages)),
+        "Data": ", ".join(_data(tree["datasets"], student.config.stages)),
         "Classes": f"{len(student.classes)}: {', '.join(student.classes[:20])}{', …' * (len(student.classes) > 20)}",
         "Images": " × ".join(map(str, student.preprocessing["input_size"])),
         "Teacher": (teacher.get("kwargs") or {}).get("model_name") or teacher.get("key", "none"),
         "Teacher's NCM accuracy": "unknown" if ncm is None else f"{ncm:.2f} %",
         "Method": " + ".join(f"{_method(stage)} ({stage.epochs} epochs)" for stage in student.config.stages),
         f"Accuracy ({final.get('on', 'no')} images)": ", ".join(figures) or "unknown",
-        "Command": f"`refilled run config.yaml --seed {summary.get('seed', 0)}`, with the config.yaml of the run",
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "Command": f"`refilled run config.yaml --seed {summary.get('seed', 0)}`, with its config.yaml{wrote}",
+        "Versions": ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items() if version),
         "Licence": f"{licence}{' (fill in `license` at the top)' * (licence == UNKNOWN)}",
     }
     if kwargs.get("pretrained"):
@@ -125,6 +127,14 @@ def _card(student: DistilledStudent, licence: str) -> dict[str, Any]:
     usage = "```python\nimport timm\n\nmodel = timm.create_model('local-dir:FOLDER', pretrained=True).eval()\n```"
     text = f"{kwargs['model_name']}, trained with gkd-plugin."
     return {"license": licence, "description": text, "details": details, "usage": usage}
+
+
+def _data(datasets: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str]:
+    """The data sets that it was trained on, with the folders that they name."""
+    for name in dict.fromkeys(str(stage.loader["dataset_id"]) for stage in stages):
+        parts = [part for part in walk(datasets[name]) if isinstance(part, dict)]
+        folders = [part[key] for part in parts for key in ("root", "unlabelled") if isinstance(part.get(key), str)]
+        yield f"{name} ({', '.join(folders)})" if folders else name
 
 
 def _method(stage: Stage) -> str:
