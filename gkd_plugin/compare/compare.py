@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ def compare(wanted: Comparison) -> tuple[str, list[Result]]:
         for path, made in configs.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(made.text, encoding="utf-8")
-        results = run_grid(cells, wanted.device, wanted.jobs, wanted.score)
+        record = partial(write_csv, path=wanted.output / RESULTS)
+        results = run_grid(cells, wanted.device, wanted.jobs, wanted.score, record)
         table = comparison_table(results, wanted.score)
-        write_csv(results, wanted.output / RESULTS)
         (wanted.output / TABLE).write_text(table + "\n", encoding="utf-8")
         draw_settings(results, wanted.score, wanted.output)
         logger.info("results.csv, table.txt and the cells' run folders are in %s", wanted.output)
@@ -77,15 +78,9 @@ def check_grid_folder(folder: Path) -> None:
     """Refuses a folder that holds something other than logs, and no earlier grid."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: {folder} is a file")
-    paths = (
-        [path for path in folder.iterdir() if path.suffix != ".log" and path.name != LOCK] if folder.exists() else []
-    )
-    names = sorted(path.name for path in paths)
-    if (folder / RESULTS).is_file():
-        is_grid = (folder / RESULTS).read_text("utf-8", "replace").startswith(",".join(COLUMNS[:3]))
-    else:  # <setting>/<method>, of few-shot tasks with task0 below
-        is_grid = any(next(folder.glob(cell), None) for cell in ("*/*/config*.yaml", "*/*/task*/config*.yaml"))
-    if names and not is_grid:
+    names = sorted(path.name for path in folder.glob("*") if path.suffix != ".log" and path.name != LOCK)
+    text = (folder / RESULTS).read_text("utf-8", "replace") if RESULTS in names else ""
+    if names and not text.startswith(",".join(COLUMNS[:3])):
         first, more = RESULTS if RESULTS in names else names[0], f" and {len(names) - 1} more" if names[1:] else ""
         held = f"{first!r}{more}, which refilled compare did not write"
         raise ConfigError(f"--output: {folder} holds {held}; name a new folder")

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
@@ -79,12 +79,23 @@ class Result:
         return before + self.summary.get("preparation_seconds", 0), before + self.summary.get("wall_seconds", 0)
 
 
-def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, score: str = "top1") -> list[Result]:
+def run_grid(
+    cells: Sequence[Cell],
+    device: str | None = None,
+    jobs: int = 1,
+    score: str = "top1",
+    record: Callable[[list[Result]], object] = lambda _: None,
+) -> list[Result]:
     """Runs what is not finished yet, ``jobs`` cells at once; a result for each cell. A cell that fails is one, too.
 
-    Cells whose students are others' teachers come first, whether or not they are asked for.
+    Cells whose students are others' teachers come first, whether or not they are asked for. ``record`` is given the
+    results there are, before a cell runs and whenever one has ended.
     """
     results: dict[Path, Result] = {}
+
+    def there() -> list[Result]:
+        return [results[cell.folder] for cell in cells if cell.folder in results]
+
     told = set[str]()
     first = {cell.folder: cell for cell in cells if cell.teacher is None}
     first |= {cell.teacher.folder: cell.teacher for cell in cells if cell.teacher is not None and not cell.reason}
@@ -97,6 +108,7 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, sc
         for result in known.values():
             _log_warnings(result, told)
         results |= known
+        record(there())
         in_turn = ((cell, run_cell(cell, device)) for cell in waiting)
         with closing(in_turn if jobs == 1 else _at_once(waiting, device, jobs)) as running:
             for place, (cell, reason) in enumerate(running, 1):
@@ -104,7 +116,8 @@ def run_grid(cells: Sequence[Cell], device: str | None = None, jobs: int = 1, sc
                 results[cell.folder] = result = Result(cell, FAILED if reason else FINISHED, summary, reason)
                 _log(result, score, f"[{place}/{len(waiting)}]")
                 _log_warnings(result, told)
-    return [results[cell.folder] for cell in cells]
+                record(there())
+    return there()
 
 
 def _known(cell: Cell, results: Mapping[Path, Result]) -> Result | None:

@@ -97,10 +97,13 @@ def test_another_probe_or_version(cell, name):
 
 @pytest.mark.parametrize(("score", "shown"), [("val_top1_last3", "val_top1_last3 41.50 %"), ("top5", "no top5")])
 def test_a_cell_that_fails_is_a_result_and_the_grid_goes_on(tmp_path, run, caplog, score, shown):
+    """What has ended is on record each time, so that a stop loses nothing."""
+    record = Mock()
     final = {"top1": 50.0, "val_top1_last3": 41.5}
     run.side_effect = lambda cell, _: write_summary(cell.folder, final) if cell.seed else "x.yaml: too small"
     with caplog.at_level(logging.INFO):
-        failed, finished = run_grid(new_cells(tmp_path, 0, 1), score=score)
+        failed, finished = run_grid(new_cells(tmp_path, 0, 1), score=score, record=record)
+    assert [call.args for call in record.call_args_list] == [([],), ([failed],), ([failed, finished],)]
     assert (failed.status, failed.reason, failed.score("top1")) == ("failed", "x.yaml: too small", None)
     assert (finished.status, finished.score("top1")) == ("finished", 50.0)
     failure = "[1/2] overlap 100 %, ce, seed 0: failed: x.yaml: too small"
