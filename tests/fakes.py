@@ -34,6 +34,18 @@ class ViewedImages(TinyImages):
         return self
 
 
+class ManyImages(ViewedImages):
+    """As many samples as one likes: a few images, which come again and again."""
+
+    def __init__(self, count: int, classes: int = 10, size: int = 32) -> None:
+        super().__init__(classes, 16, size)
+        self.images = self.images.unflatten(0, (classes, 16)).transpose(0, 1).flatten(0, 1)  # the classes in turn
+        self.targets = [index % classes for index in range(count)]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index % len(self.images)], self.targets[index]
+
+
 class TinyNet(nn.Module):
     """A network that is not timm's, with batch norm: pool → fc."""
 

@@ -61,7 +61,7 @@ def truncated(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         return student.sum() * 0
     pair, count = (anchor * len(labels) + positive).unique_consecutive(return_counts=True)
     start = count.cumsum(0) - count
-    kept = negative[start.unsqueeze(1) + torch.arange(int(count.min()))]
+    kept = negative[start.unsqueeze(1) + torch.arange(int(count.min()), device=start.device)]
     members = torch.cat([(pair % len(labels)).unsqueeze(1), kept], dim=1)
     return _divergence(student, teacher, pair // len(labels), members)
 
@@ -100,18 +100,18 @@ Row = namedtuple("Row", "size classes width method seconds peak_bytes threads") 
 
 
 class Batch:
-    """Embeddings of both networks with some class structure, on the CPU."""
+    """Embeddings of both networks with some class structure."""
 
-    def __init__(self, size: int, classes: int, width: int) -> None:
+    def __init__(self, size: int, classes: int, width: int, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
         self.size, self.name = size, f"B {size}, {classes} classes, D {width}"
-        self.labels = torch.randint(classes, (size,), generator=generator)
+        labels = torch.randint(classes, (size,), generator=generator)
 
         def clustered(spread: float) -> Tensor:
             centres = torch.randn(classes, width, generator=generator)
-            return spread * centres[self.labels] + torch.randn(size, width, generator=generator)
+            return (spread * centres[labels] + torch.randn(size, width, generator=generator)).to(device)
 
-        self.student, self.teacher = clustered(0.5).requires_grad_(), clustered(1.0)
+        self.student, self.teacher, self.labels = clustered(0.5).requires_grad_(), clustered(1.0), labels.to(device)
 
     def step(self, method: str) -> Step:
         """Forward and backward."""
@@ -119,8 +119,15 @@ class Batch:
         def run() -> None:
             self.student.grad = None
             METHODS[method](self.student, self.teacher, self.labels).backward()
+            wait(self.labels.device)
 
         return run
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def medians(steps: dict[str, Step]) -> dict[str, float]:
