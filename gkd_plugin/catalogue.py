@@ -10,8 +10,9 @@ import timm
 import torch
 from timm.models import get_arch_name
 
+from gkd_plugin.data.files import write_atomically
 from gkd_plugin.errors import ConfigError, nearest
-from gkd_plugin.runner.run_folder import aligned, write_atomically
+from gkd_plugin.runner.run_folder import aligned
 
 _BUILT = Path(__file__).parent / "configs"
 CONFIGS = _BUILT if _BUILT.is_dir() else Path(__file__).parents[1] / "configs"

@@ -172,8 +172,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from gkd_plugin.data.files import write_atomically
     from gkd_plugin.deploy.student import DistilledStudent
-    from gkd_plugin.runner.run_folder import write_atomically
 
     student = DistilledStudent.load(options.run_folder, options.device or "auto")
     rows: list[tuple[Any, ...]] = [("path", "rank", "class", "probability")]

@@ -22,12 +22,12 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from timm.models import PretrainedCfg, parse_model_name
 
 from gkd_plugin.data import ImageFiles, image_folder
-from gkd_plugin.data.files import existing_folder, images_below
+from gkd_plugin.data.files import existing_folder, images_below, write_atomically
 from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.models.timm_model import check_model_name
 from gkd_plugin.runner.run import RUNS, run_all
-from gkd_plugin.runner.run_folder import RunFolder, write_atomically
+from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.stopping import stoppable
 from gkd_plugin.runner.weights import read_weights
 

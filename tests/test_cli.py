@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_plugin.cli import _console_log, _lines, main
+from gkd_plugin.config.tree import dump
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import ClassifierStage
 from gkd_plugin.runner.stopping import Stopped
 from tests.compare.fakes import write_config
 from tests.data.fakes import image_tree
-from tests.runner.fakes import write_configs
+from tests.runner.fakes import student_config, write_configs
 
 ROOT = Path(__file__).parent.parent
 
@@ -341,6 +342,9 @@ def test_usage_errors(words, message, tmp_path, monkeypatch, capsys):
 def test_two_gloo_processes_under_torchrun_train_as_one_with_their_batches_together(here, capsys):
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_endpoint"]
     words += ["localhost:0", "--rdzv_backend", "c10d", "-m", "gkd_plugin", "run", "teacher.yaml", "student.yaml"]
+    config = {**student_config(), "teacher_cache": {"views": 2, "folder": "shared"}}
+    config["train"]["stage2"]["teacher"]["auxiliary_model_wrapper"]["kwargs"]["local_classifier"] = "probe"
+    Path("student.yaml").write_text(dump(config), "utf-8")
     words += ["--device", "cpu", "--output", "out"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"capture_output": True, "text": True, "timeout": 120}
@@ -354,16 +358,17 @@ def test_two_gloo_processes_under_torchrun_train_as_one_with_their_batches_toget
         assert (made["status"], made["processes"]) == ("finished", 2)
         check_evaluation(name, f"out/{name}", made, capsys)
     sizes = [f"--set=train.stage{number}.train_data_loader.kwargs.batch_size=24" for number in (1, 2)]
+    sizes += ["--set=teacher_cache.folder=of_one"]
     teacher = "--set=models.teacher_model.src_ckpt=out/teacher/teacher.pt"
     assert main(["run", "student.yaml", "--device", "cpu", "--output", "alone", teacher, *sizes]) == 0
     shared, alone = (load_file(here / f"{folder}/student.safetensors") for folder in ("out/student", "alone"))
-    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)  # of the student, which has no batch norm
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-4)  # no batch norm; answers are kept in float16
     summaries = [here / folder / "summary.json" for folder in ("out/student", "alone")]
     stages = [json.loads(path.read_text("utf-8"))["stages"] for path in summaries]
     for name in stages[0]:
         (row,), (want,) = (of[name]["epochs"] for of in stages)
         for figure in ("loss", "relationship" if name == "stage1" else "local_classifier"):
-            assert row[figure] == pytest.approx(want[figure], rel=1e-4)
+            assert row[figure] == pytest.approx(want[figure], rel=1e-2)  # answers in float16
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

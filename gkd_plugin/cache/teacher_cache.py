@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from gkd_plugin import __version__
 from gkd_plugin.cache.bank import Records, open_bank, read_bank, write_bank
 from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_key
 from gkd_plugin.data import FixedViews, sketch, unwrapped
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.data.files import write_atomically
+from gkd_plugin.errors import ConfigError, first_line
 from gkd_plugin.teacher import Answers, RefilledTeacher
-from gkd_plugin.teacher.fitting import in_order
+from gkd_plugin.teacher.fitting import asked, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +78,30 @@ class TeacherCache:
             if path not in self._banks:
                 self._banks[path] = self._find(path, teacher, box.train_data_loader, accelerator)
         bank = self._banks[path]
-        teacher.kept = lambda rows: _answers(read_bank(bank, rows))
+        teacher.kept = _Kept(self, path.stem, bank, accelerator)
         return bank
+
+    def once(
+        self, name: str, compute: Callable[[], Any], *parts: object, images: Dataset[Any], accelerator: Accelerator
+    ) -> Any:
+        """What ``compute`` gives: tensors and plain values, that follow from these images and ``parts`` alone.
+
+        It is kept beside the banks, and a later run reads it.
+        """
+        try:
+            key = data_key(images), views_key(FixedViews(images, 1), probes=4)
+        except ConfigError:  # samples of another kind, or without labels ahead: they are not known again
+            return compute()
+        path = self.folder / f"{digest(__version__, name, *key, accelerator.mixed_precision, *parts)}.pt"
+        is_there = path.exists()
+        accelerator.wait_for_everyone()  # no process looks while the main one writes
+        if is_there:
+            logger.info("%s: as an earlier run has found it, %s", name, path)
+            return _read(path)
+        found = compute()
+        if accelerator.is_main_process:
+            write_atomically(path, lambda file: torch.save(found, file))
+        return found
 
     def attach(self, box: Any, accelerator: Accelerator) -> None:
         """Lets the teacher of the box's present stage answer from its bank; training then compares every image."""
@@ -97,20 +122,23 @@ class TeacherCache:
         start = time.perf_counter()
         accelerator.wait_for_everyone()  # no process looks while the main one puts the bank in place
         bank, data = open_bank(path), _AllViews(loader.dataset)
+        ask = partial(_fields, teacher, accelerator)
         was_there = bank is not None
         if bank is not None:  # a few rows, spread evenly, are compared with what the teacher says now
             rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
-            asked = _fields(teacher, torch.stack([data[int(row)] for row in rows]), accelerator)
+            said = ask(torch.stack([data[int(row)][0] for row in rows]).to(accelerator.device))
             for name, kept in read_bank(bank, rows).items():
-                now = asked[name].cpu()
+                now = said[name].cpu()
                 error = (now - kept).norm() / now.norm().clamp_min(1e-6)
                 if not error < CLOSE:
                     differs = f"asked again, the teacher's {name} differs by {100 * error:.1f} % from that in {path}"
                     advice = "another teacher, precision or transform; delete the file"
                     raise ConfigError(f"teacher_cache.folder: {differs}: {advice}")
-        elif accelerator.is_main_process:
-            shown = tqdm(in_order(data, loader), desc="teacher cache", leave=False, disable=None)
-            write_bank(path, len(data), (_fields(teacher, images, accelerator) for images in shown))
+        else:
+            answers = (fields for fields, _ in asked(ask, in_order(data, loader), accelerator, "teacher cache"))
+            if accelerator.is_main_process:
+                write_bank(path, len(data), answers)
+            deque(answers, maxlen=0)  # a process that writes nothing takes part in asking
         accelerator.wait_for_everyone()
         bank = open_bank(path) if bank is None else bank
         if bank is None:
@@ -131,18 +159,38 @@ class _AllViews(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.views) * self.views.views
 
-    def __getitem__(self, row: int) -> Tensor:
-        return self.views.view(*divmod(row, self.views.views))[0]
+    def __getitem__(self, row: int) -> tuple[Tensor, Any]:
+        return self.views.view(*divmod(row, self.views.views))
+
+
+@dataclass
+class _Kept:
+    """What a teacher is given of its cache, see the protocol in teacher/wrapper.py."""
+
+    cache: TeacherCache
+    name: str  # of the bank
+    bank: Records
+    accelerator: Accelerator
+
+    def answers(self, rows: Tensor) -> Answers:
+        return _answers(read_bank(self.bank, rows))
+
+    def once(self, name: str, compute: Callable[[], Any], *parts: object, images: Any) -> Any:
+        return self.cache.once(name, compute, self.name, *parts, images=images, accelerator=self.accelerator)
 
 
 def _answers(fields: Mapping[str, Tensor]) -> Answers:
     return Answers(**{name: value for name, value in fields.items() if name != "sketch"})
 
 
-def _fields(teacher: RefilledTeacher, images: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:
+def _fields(teacher: RefilledTeacher, accelerator: Accelerator, images: Tensor) -> dict[str, Tensor]:
     """What a bank keeps of a batch: no local logits, which follow from the embedding and the centres of the run."""
     with accelerator.autocast():
-        answers = teacher.answers(images.to(accelerator.device))
-    fields = {name: value for name, value in answers._asdict().items() if value is not None}
-    fields.pop("local_classifier", None)
-    return {**fields, "sketch": torch.stack([sketch(image) for image in images.cpu()])}
+        return {**teacher.fields(images), "sketch": torch.stack([sketch(image) for image in images.cpu()])}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # of a damaged file, torch raises anything
+        raise ConfigError(f"teacher_cache.folder: {path} cannot be used: {first_line(error)}; delete it") from error

@@ -16,7 +16,8 @@ from scipy.stats import sem, t, ttest_1samp
 from gkd_plugin.compare.grid import NOT_SERVED, Result
 from gkd_plugin.compare.method import CONTROL, Method
 from gkd_plugin.compare.setting import Setting
-from gkd_plugin.runner.run_folder import FAILED, FINISHED, aligned, write_atomically
+from gkd_plugin.data.files import write_atomically
+from gkd_plugin.runner.run_folder import FAILED, FINISHED, aligned
 
 SCORES = ("top1", "val_top1_last3", "top5", "ncm_top1", "old_top1", "new_top1", "harmonic_mean")
 """What ``--score`` takes: figures of ``final`` in a run's ``summary.json``."""

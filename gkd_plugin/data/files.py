@@ -1,12 +1,12 @@
-"""Image files on a disk: which ones a folder holds, and how each is read."""
+"""Files on a disk: which images a folder holds, how each is read, and writing in one step."""
 
 import hashlib
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -159,3 +159,27 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     elif "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+@contextmanager
+def told_unwritten(path: Path) -> Iterator[None]:
+    """What writing to the path raises becomes a ConfigError; torch raises RuntimeError where the disk is full."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a temporary file beside ``path``, then puts it in place in one step.
+
+    Raises ConfigError, with the path, where it cannot be written: the disk is full, say. The old file is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")  # torch.save keeps what is before the last dot
+    with told_unwritten(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

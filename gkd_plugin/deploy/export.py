@@ -18,10 +18,11 @@ from torch import Tensor
 
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.config.tree import walk
+from gkd_plugin.data.files import told_unwritten
 from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, first_line, require_extra
 from gkd_plugin.runner.accuracy import is_accuracy
-from gkd_plugin.runner.run_folder import read_json, told_unwritten
+from gkd_plugin.runner.run_folder import read_json
 
 logger = logging.getLogger(__name__)
 

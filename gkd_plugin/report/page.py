@@ -18,13 +18,14 @@ from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.config.tree import dump
 from gkd_plugin.data import length_of
+from gkd_plugin.data.files import write_atomically
 from gkd_plugin.diagnose.restore import LeftOut, RestoredRun, finished_summary
 from gkd_plugin.diagnose.run import look
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.report.costs import Costs, costs_of_run
 from gkd_plugin.report.pictures import CLASSES, confused_pairs, data_uri, examples
 from gkd_plugin.runner.curves import PALETTE, TEACHER, draw_curves
-from gkd_plugin.runner.run_folder import REPORT, write_atomically
+from gkd_plugin.runner.run_folder import REPORT
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SETS = {"test": "test images", "validation": "validation images"}

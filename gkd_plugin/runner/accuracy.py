@@ -2,9 +2,9 @@
 
 import logging
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
-from gkd_plugin.data import UNLABELLED, class_groups_of, evaluation_view, labels_of
+from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.data import UNLABELLED, class_groups_of, evaluation_view, labels_of, unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.parts import Parts
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
-from gkd_plugin.teacher.fitting import MAX_ROWS, first_of_each, in_order
+from gkd_plugin.teacher.fitting import MAX_ROWS, asked, first_of_each, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -65,24 +66,23 @@ def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, titl
 
     Samples without a label do not count.
     """
-    hits1 = hits5 = samples = classes = 0
     groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
-    group_hits, group_samples = Counter[str](), Counter[str]()
+    members = [torch.tensor(labels, device=accelerator.device) for labels in groups.values()]
+    counts: Tensor | int = 0  # on the device until the end: labelled samples and hits, those among the first five, …
+    classes = 0
     for batch in tqdm(loader, desc=title, leave=False, disable=not accelerator.is_main_process or None):
         images, labels = batch[0].to(accelerator.device), batch[1].to(accelerator.device)
         scores, labels = accelerator.gather_for_metrics((score(images).float().to(labels.device), labels))
-        ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.unsqueeze(1)
-        hits1 += int(ranked[:, 0].sum())
-        hits5 += int(ranked.sum())
-        for name, members in groups.items():
-            in_group = torch.isin(labels, torch.tensor(members, device=labels.device))
-            group_hits[name] += int((ranked[:, 0] & in_group).sum())
-            group_samples[name] += int(in_group.sum())
-        samples += int((labels != UNLABELLED).sum())
         classes = scores.shape[1]
+        ranked = scores.topk(min(5, classes), dim=1).indices == labels.unsqueeze(1)
+        inside = [torch.isin(labels, label) for label in members]
+        told = [labels != UNLABELLED, ranked[:, 0], ranked.any(1), *inside, *(ranked[:, 0] & part for part in inside)]
+        counts = counts + torch.stack([part.sum() for part in told])
+    samples, hits1, hits5, *rest = counts.tolist() if isinstance(counts, Tensor) else [0] * (3 + 2 * len(groups))
+    of_groups = zip(groups, rest[: len(groups)], rest[len(groups) :], strict=True)
+    by_group = {name: 100 * hits / count for name, count, hits in of_groups if count}
     total = max(samples, 1)
     top5 = 100 * hits5 / total if classes > 5 else None
-    by_group = {name: 100 * group_hits[name] / count for name, count in group_samples.items() if count}
     return Accuracy(100 * hits1 / total, top5, samples, classes, by_group)
 
 
@@ -115,9 +115,8 @@ def student_ncm(
     student: nn.Module, path: str, train_loader: Any, val_loader: Iterable[Any], accelerator: Accelerator
 ) -> Accuracy:
     """NCM accuracy of the student: centres from the training set (clean view), predictions on the validation set."""
-    embed, hidden = embedding_of(student, path), not accelerator.is_main_process or None
-    batches = tqdm(clean_loader(train_loader), desc="NCM centres", leave=False, disable=hidden)
-    means = class_centres((embed(item[0].to(accelerator.device)), item[1]) for item in batches).to(accelerator.device)
+    embed = embedding_of(student, path)
+    means = class_centres(asked(embed, clean_loader(train_loader), accelerator, "NCM centres"))
     return evaluate(lambda images: nearest_class_mean(embed(images), means), val_loader, accelerator, "NCM")
 
 
@@ -127,14 +126,12 @@ def left_out_ncm(embed: Score, train_loader: Any, accelerator: Accelerator) -> A
 
     Where there is no validation set; of large sets, about as many samples of each class.
     """
-    loader, hidden = clean_loader(train_loader), not accelerator.is_main_process or None
+    loader = clean_loader(train_loader)
     if len(loader.dataset) > MAX_ROWS:  # type: ignore[arg-type]
         chosen = first_of_each(torch.tensor(labels_of(loader.dataset)), MAX_ROWS)
         loader = in_order(Subset(loader.dataset, chosen.tolist()), train_loader)
-    with torch.random.fork_rng(devices=[]):  # a loader draws a seed
-        batches = tqdm(loader, desc="NCM", leave=False, disable=hidden)
-        found = [(embed(item[0].to(accelerator.device)).float().cpu(), item[1]) for item in batches]
-    rows, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    found = list(asked(embed, loader, accelerator, "NCM"))
+    rows, labels = (torch.cat(part).cpu() for part in zip(*found, strict=True))
     sums = rows.new_zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels, rows)
     scores = nearest_class_mean(rows, normalize(sums))
     others = nearest_class_mean(rows, normalize(sums[labels] - rows)).diagonal()
@@ -195,9 +192,14 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
     """
     if "ncm_top1" not in teacher:
         return {}
-    with torch.random.fork_rng(devices=[]):
-        own = _own_ncm(parts, parts.box.val_data_loader)
-    if isinstance(own, str):
+    box = parts.box
+
+    def measure() -> list[Accuracy | None]:
+        found = _own_ncm(parts, box.val_data_loader)
+        return [None if isinstance(found, str) else found]
+
+    (own,) = _once(box, "the student's own accuracy", measure, lambda: teacher_key(parts.student))
+    if own is None:
         return {}
     logger.info("student: NCM accuracy of its own embedding, before training, %.1f %%", own.top1)
     ahead = teacher["ncm_top1"] - own.top1
@@ -224,19 +226,15 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     teacher.eval()
     row: dict[str, Any] = {}
     relation = teacher.class_map.relation if isinstance(teacher, RefilledTeacher) else None
-    own = best = None
-    if loader is not None:  # draws from torch's random state, whatever becomes of it
-        own = best = _own_accuracy(teacher, loader, num_classes, accelerator)
-    if relation not in ("same", None):
-        own = best = None
     missing = classes_without_centre(teacher, box.train_data_loader.dataset)
+    measure = partial(_teacher_accuracies, box, num_classes, accelerator, measures_ncm=not missing)
+    own, ncm = _once(box, "the teacher's accuracy", measure, lambda: str(num_classes))
+    if relation not in ("same", None):
+        own = None
+    best = own
     if missing:
         logger.info("teacher: no training sample of class %s: no NCM accuracy", ", ".join(map(str, missing[:10])))
-    elif isinstance(teacher, RefilledTeacher):
-        if loader is None:
-            ncm = left_out_ncm(teacher.embed, box.train_data_loader, accelerator)
-        else:
-            ncm = evaluate(_nearest_class_mean(teacher, box.train_data_loader), loader, accelerator, "teacher NCM")
+    elif ncm is not None:
         row |= ncm.as_dict("ncm_")
         is_poor = own is not None and (near_chance(own) or own.top1 < ncm.top1 / 2)
         own = None if is_poor and relation is None else own
@@ -253,6 +251,32 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         hint = "are its weights loaded (models.teacher_model.src_ckpt, or kwargs.pretrained)?"
         logger.warning("the teacher's accuracy, %s: %s", figures, hint)
     return row
+
+
+def _teacher_accuracies(
+    box: Any, num_classes: int | None, accelerator: Accelerator, *, measures_ncm: bool
+) -> list[Accuracy | None]:
+    """Of the teacher's own classifier, and of its embedding by NCM; ``None`` where it cannot be measured."""
+    teacher, loader, train = box.teacher_model, box.val_data_loader, box.train_data_loader
+    own = None if loader is None else _own_accuracy(teacher, loader, num_classes, accelerator)
+    if not measures_ncm or not isinstance(teacher, RefilledTeacher):
+        return [own, None]
+    if loader is None:
+        return [own, left_out_ncm(teacher.embed, train, accelerator)]
+    return [own, evaluate(_nearest_class_mean(teacher, train, accelerator), loader, accelerator, "teacher NCM")]
+
+
+def _once(
+    box: Any, name: str, measure: Callable[[], list[Accuracy | None]], decides: Callable[[], str]
+) -> list[Accuracy | None]:
+    """What ``measure`` gives; a teacher cache keeps it for the same images and what else ``decides``."""
+    kept, loader = getattr(box.teacher_model, "kept", None), box.val_data_loader
+    with torch.random.fork_rng(devices=[]):  # loaders draw seeds; training is the same whatever is measured
+        if kept is None:
+            return measure()
+        images = evaluation_view(box.train_data_loader.dataset)[0] if loader is None else unwrapped(loader.dataset)
+        rows = kept.once(name, lambda: [row and asdict(row) for row in measure()], decides(), images=images)
+    return [row and Accuracy(**row) for row in rows]
 
 
 def classes_without_centre(teacher: Any, dataset: Any) -> list[int]:
@@ -274,21 +298,22 @@ def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerato
     return evaluate(teacher, loader, accelerator, "teacher")
 
 
-def _nearest_class_mean(teacher: RefilledTeacher, train_loader: Any, *_: Any) -> Score:
+def _nearest_class_mean(teacher: RefilledTeacher, train_loader: Any, accelerator: Accelerator, *_: Any) -> Score:
     """Cosine similarity to the class centres."""
-    fit_class_centres(teacher, train_loader)
+    fit_class_centres(teacher, train_loader, accelerator)
     centres = teacher.local_classifier.centres
     return lambda images: nearest_class_mean(teacher.embed(images), centres)
 
 
 def _logistic_regression(
-    teacher: RefilledTeacher, train_loader: Any, num_classes: int | None, accelerator: Accelerator
+    teacher: RefilledTeacher, train_loader: Any, accelerator: Accelerator, num_classes: int | None
 ) -> Score:
     """Multinomial, C = 1, on embeddings of length 1: Tian et al. 2020 ("Rethinking Few-Shot Image Classification")."""
     from sklearn.linear_model import LogisticRegression
 
-    batches = [(normalize(teacher.embed(x.to(accelerator.device))), y) for x, y, *_ in clean_loader(train_loader)]
-    embeddings, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    batches = asked(teacher.embed, clean_loader(train_loader), accelerator, "logistic regression")
+    embeddings, labels = (torch.cat(part).cpu() for part in zip(*batches, strict=True))
+    embeddings = normalize(embeddings)
     # balanced, or old classes with few exemplars would never be predicted
     model = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced")
     model.fit(embeddings.double().numpy(), labels.numpy())

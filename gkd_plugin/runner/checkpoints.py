@@ -15,10 +15,11 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from gkd_plugin.data import UNLABELLED
+from gkd_plugin.data.files import told_unwritten, write_atomically
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.data.views import RandomStates
 from gkd_plugin.errors import ConfigError, first_line
-from gkd_plugin.runner.run_folder import FOLDER, STUDENT, read_json, told_unwritten, write_atomically, write_json
+from gkd_plugin.runner.run_folder import FOLDER, STUDENT, read_json, write_json
 from gkd_plugin.runner.stopping import heeded
 from gkd_plugin.teacher import RefilledTeacher
 

@@ -7,8 +7,9 @@ from typing import Any
 from matplotlib.figure import Figure  # not pyplot, which may open a window
 from matplotlib.ticker import MaxNLocator
 
+from gkd_plugin.data.files import write_atomically
 from gkd_plugin.runner.accuracy import is_accuracy
-from gkd_plugin.runner.run_folder import CURVES, write_atomically
+from gkd_plugin.runner.run_folder import CURVES
 
 # Petroff's ten colours ("Accessible color sequences for data visualization", 2021), told apart by the colour-blind
 PALETTE = (

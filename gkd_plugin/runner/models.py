@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 from torchvision.models import get_model_weights
-from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
+from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError, first_line, user_can_mend
 from gkd_plugin.functional import ClassCentreAccumulator
 from gkd_plugin.runner.weights import classifier_paths, load_backbone_weights, load_teacher_weights, load_weights
 from gkd_plugin.teacher import clean_loader
+from gkd_plugin.teacher.fitting import asked
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,9 @@ def without_weights(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelerator: Accelerator) -> None:
+def start_at_centres(
+    where: str, student: nn.Module, train_loader: Any, accelerator: Accelerator, cache: TeacherCache | None = None
+) -> None:
     r"""Sets every classifier of the student to z_k = 10 · φᵀc_k / m, with no bias.
 
     φ is the classifier's input, c_k the normalised mean of φ over the training samples of class k (evaluation view), m
@@ -88,17 +92,29 @@ def start_at_centres(where: str, student: nn.Module, train_loader: Any, accelera
     if others or not modules:
         found = others[0] if others else "none is found"
         raise ConfigError(f"{place}: needs classifiers that are Linear, {found} in {type(student).__name__}")
-    centres = {path: ClassCentreAccumulator(linear.out_features) for path, linear in linears.items()}
-    lengths: dict[str, list[Tensor]] = {path: [] for path in linears}
-    with ExitStack() as hooks, torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
-        captures = {path: hooks.enter_context(Capture.during(student, path, "input")) for path in linears}
-        for batch in tqdm(clean_loader(train_loader), desc="class centres", leave=False, disable=None):
-            student(batch[0].to(accelerator.device))
-            for path, capture in captures.items():
-                rows = capture.value.float()
-                centres[path].update(rows, batch[1])
-                lengths[path].append(rows.norm(dim=1).cpu())
-        weights = {path: centres[path].result() * (SCALE / torch.cat(lengths[path]).mean()) for path in linears}
+    clean = clean_loader(train_loader)
+
+    def compute() -> dict[str, Tensor]:
+        centres = {path: ClassCentreAccumulator(linear.out_features) for path, linear in linears.items()}
+        lengths: dict[str, list[Tensor]] = {path: [] for path in linears}
+        with ExitStack() as hooks:
+            captures = {path: hooks.enter_context(Capture.during(student, path, "input")) for path in linears}
+
+            def ask(images: Tensor) -> dict[str, Tensor]:
+                student(images)
+                return {path: capture.value.float() for path, capture in captures.items()}
+
+            for found, labels in asked(ask, clean, accelerator, "class centres"):
+                for path, rows in found.items():
+                    centres[path].update(rows, labels)
+                    lengths[path].append(rows.norm(dim=1).cpu())
+        return {path: centres[path].result() * (SCALE / torch.cat(lengths[path]).mean()) for path in linears}
+
+    with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
+        if cache is None:
+            weights = compute()
+        else:
+            weights = cache.once(place, compute, teacher_key(student), images=clean.dataset, accelerator=accelerator)
     for path, linear in linears.items():
         linear.weight.copy_(weights[path])
         if linear.bias is not None:

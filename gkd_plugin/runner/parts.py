@@ -66,7 +66,7 @@ class Parts:
         if entry.get("src_ckpt_classifier") == "centres":
             kwargs = stages[0].loader.get("kwargs") or {}
             loader = DataLoader(first, kwargs.get("batch_size"), num_workers=kwargs.get("num_workers", 0))
-            start_at_centres(where, student, loader, accelerator)
+            start_at_centres(where, student, loader, accelerator, None if is_trial else cache)
         if placement.channels_last:
             for model in filter(None, (student, teacher)):
                 model.to(memory_format=torch.channels_last)

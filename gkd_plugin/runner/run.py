@@ -463,7 +463,7 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
         box.teacher_model.local_classifier.kind = "centres"  # a probe reads no other
         folder = RunFolder(output, accelerator.is_main_process)
         with folder.opened(config.text, seed), accelerator.autocast():
-            score = PROBES[probe](box.teacher_model, box.train_data_loader, num_classes_of(student, entry), accelerator)
+            score = PROBES[probe](box.teacher_model, box.train_data_loader, accelerator, num_classes_of(student, entry))
             final = evaluate(score, loader, accelerator, "test").as_dict()
             logger.info("%s on the frozen network: top-1 on the test set %.2f %%", probe, final["top1"])
     box.clean_modules()

@@ -2,10 +2,9 @@
 
 import json
 import logging
-import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count, zip_longest
@@ -15,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torchdistill.common.constant import LOGGING_FORMAT
 
-from gkd_plugin.errors import ConfigError, first_line
+from gkd_plugin.data.files import told_unwritten, write_atomically
+from gkd_plugin.errors import ConfigError
 
 PACKAGES = ["gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"]
 PACKAGES += ["scikit-learn"]
@@ -40,30 +40,6 @@ def package_versions() -> dict[str, str | None]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-@contextmanager
-def told_unwritten(path: Path) -> Iterator[None]:
-    """What writing to the path raises becomes a ConfigError; torch raises RuntimeError where the disk is full."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(f"{path} cannot be written: {first_line(error)}") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary file beside ``path``, then puts it in place in one step.
-
-    Raises ConfigError, with the path, where it cannot be written: the disk is full, say. The old file is still there.
-    """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")  # torch.save keeps what is before the last dot
-    with told_unwritten(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torchdistill.common.main_util import save_ckpt
 
 from gkd_plugin.data import ImageInput
+from gkd_plugin.data.files import write_atomically
 from gkd_plugin.data.transforms import trained_with
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
-from gkd_plugin.runner.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 

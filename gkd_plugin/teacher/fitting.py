@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchdistill.core.interfaces.pre_epoch_proc import default_pre_epoch_process_with_teacher
 from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT, register_pre_epoch_proc_func
 from tqdm import tqdm
 
 from gkd_plugin.box import register
 from gkd_plugin.box.schedule import tell_schedule
-from gkd_plugin.data import UNLABELLED, FixedViews, evaluation_view, labelled_part, seeded, unwrapped
+from gkd_plugin.data import UNLABELLED, FixedViews, evaluation_view, labelled_part, length_of, seeded, unwrapped
 from gkd_plugin.teacher.readouts import Answers
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
@@ -35,27 +38,43 @@ def refilled_pre_epoch_process(self: Any, epoch: int | None = None, **kwargs: An
     teacher.eval()
     is_read = isinstance(teacher, RefilledTeacher) and "local_classifier" in self.teacher_io_dict
     if is_read and not teacher.local_classifier.is_ready:
-        fit_class_centres(teacher, self.train_data_loader)
+        fit_class_centres(teacher, self.train_data_loader, getattr(self, "accelerator", None))
     if is_read and hasattr(self.criterion, "weigh"):
         self.criterion.weigh(teacher.local_classifier.knowledge)
 
 
-def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any) -> None:
+def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any, accelerator: Accelerator | None = None) -> None:
     """Fits the teacher's local classifier, and with it the class centres, in passes with a progress bar.
 
     The centres take one pass over the training set without augmentation. A readout that wants images as the student
     sees them gets up to :data:`MAX_VIEWS` passes more, one where there are samples enough, over about
-    :data:`MAX_ROWS` samples; or, without a pass, what a teacher cache keeps of these. Raises ConfigError where a class
-    has no sample.
+    :data:`MAX_ROWS` samples; or, without a pass, what a teacher cache keeps of these. Where it keeps the fit of an
+    earlier run too, nothing is asked. Raises ConfigError where a class has no sample.
     """
-    labels: list[Tensor] = []  # of all samples, when the first pass is over
-    views: Iterator[tuple[Any, Tensor, Tensor]] | None = None
-    if teacher.local_classifier.wants_views:
-        kept = teacher.kept
-        views = _views(train_data_loader, labels) if kept is None else _kept_views(kept, train_data_loader)
-    teacher.fit_centres(_batches(clean_loader(train_data_loader), "class centres", labels), views)
-    classes, width = teacher.local_classifier.centres.shape
-    logger.info("class centres: %d classes, %d-dimensional", classes, width)
+    loader, kept, local = clean_loader(train_data_loader), teacher.kept, teacher.local_classifier
+
+    def fit() -> dict[str, Tensor]:
+        labels: list[Tensor] = []  # of all samples, when the first pass is over
+        clean = _batches(loader, "class centres", labels, teacher, accelerator)
+        views: Iterator[tuple[Answers, Tensor, Tensor]] | None = None
+        if local.wants_views:
+            if kept is None:
+                views = _views(train_data_loader, labels, teacher, accelerator)
+            else:
+                views = _kept_views(kept.answers, train_data_loader)
+        teacher.fit_centres(clean, views)
+        return local.tensors()
+
+    with torch.random.fork_rng(devices=[]):  # loaders draw seeds; training is the same whether it is fitted or kept
+        if kept is None:
+            fit()
+        else:
+            decides, before = (*local.fitted_by, teacher.class_map.shared, MAX_ROWS, MAX_VIEWS), local.centres
+            tensors = kept.once("local classifier", fit, *decides, images=loader.dataset)
+            if local.centres is before:  # an earlier run's
+                local.keep(tensors, teacher.device)
+                teacher.class_map.tell_use(is_used=local.wants_views)
+    logger.info("class centres: %d classes, %d-dimensional", *local.centres.shape)
 
 
 def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
@@ -73,25 +92,64 @@ def in_order(dataset: Any, train_data_loader: Any) -> DataLoader[Any]:
     return DataLoader(dataset, batch_size=size, num_workers=train_data_loader.num_workers)
 
 
-def _batches(loader: DataLoader[Any], title: str, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels); the labels are kept too."""
-    for batch in tqdm(loader, desc=title, leave=False, disable=None):
-        labels.append(batch[1])
-        yield batch[0], batch[1]
+def asked(
+    ask: Callable[[Tensor], Any], loader: DataLoader[Any], accelerator: Accelerator | None, title: str
+) -> Iterator[tuple[Any, Tensor]]:
+    """(what ``ask`` says of the images, labels) of each batch of an unprepared loader, in order, with a progress bar.
+
+    What it says are tensors with a row for each image. Of several processes each asks about its share of the batches
+    and is given what all have found.
+    """
+    if accelerator is None or accelerator.num_processes == 1:
+        for images, labels, *_ in tqdm(loader, title, leave=False, disable=None):
+            yield ask(images if accelerator is None else images.to(accelerator.device)), labels
+        return
+    disable = None if accelerator.is_main_process else True
+    for images, labels, *_ in tqdm(prepare_data_loader(loader), title, leave=False, disable=disable):
+        found = ask(images.to(accelerator.device)), labels
+        yield accelerator.gather_for_metrics(send_to_device(found, accelerator.device))
 
 
-def _views(train_data_loader: Any, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(images, labels, numbers of the samples), augmented as in training but the same in every run."""
+def _batches(
+    loader: DataLoader[Any],
+    title: str,
+    labels: list[Tensor],
+    teacher: RefilledTeacher,
+    accelerator: Accelerator | None,
+) -> Iterator[tuple[Answers, Tensor]]:
+    """(answers, labels); the labels are kept too."""
+    for fields, of in asked(teacher.fields, loader, accelerator, title):
+        labels.append(of)
+        yield Answers(**fields), of
+
+
+class _View(Dataset[Any]):
+    """The samples, each augmented in a way that depends on its number and the view's alone."""
+
+    def __init__(self, dataset: Dataset[Any], view: int) -> None:
+        self.dataset, self.view = dataset, view
+
+    def __len__(self) -> int:
+        return length_of(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with seeded(f"local classifier {self.view}, {index}"):
+            return self.dataset[index]
+
+
+def _views(
+    train_data_loader: Any, labels: list[Tensor], teacher: RefilledTeacher, accelerator: Accelerator | None
+) -> Iterator[tuple[Answers, Tensor, Tensor]]:
+    """(answers, labels, numbers of the samples) of images augmented as in training, but the same in every run."""
     dataset, count = unwrapped(labelled_part(train_data_loader.dataset)), sum(map(len, labels))
     if count > MAX_ROWS:
-        chosen = first_of_each(torch.cat(labels), MAX_ROWS)
+        chosen = first_of_each(torch.cat(labels).cpu(), MAX_ROWS)
         dataset, count = Subset(dataset, chosen.tolist()), len(chosen)
-    with seeded("local classifier"):
-        for _ in range(min(max(MAX_ROWS // count, 1), MAX_VIEWS)):
-            numbers = torch.arange(count)
-            for images, of in _batches(in_order(dataset, train_data_loader), "local classifier", []):
-                yield images, of, numbers[: len(of)]
-                numbers = numbers[len(of) :]
+    for view in range(min(max(MAX_ROWS // count, 1), MAX_VIEWS)):
+        loader, numbers = in_order(_View(dataset, view), train_data_loader), torch.arange(count)
+        for answers, of in _batches(loader, "local classifier", [], teacher, accelerator):
+            yield answers, of, numbers[: len(of)]
+            numbers = numbers[len(of) :]
 
 
 def _kept_views(kept: Callable[[Tensor], Answers], train_data_loader: Any) -> Iterator[tuple[Answers, Tensor, Tensor]]:

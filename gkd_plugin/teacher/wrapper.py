@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from gkd_plugin.teacher.readouts import READOUTS, Answers, LocalClassifier, Loca
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Kept(Protocol):
+    """What a teacher cache gives."""
+
+    def answers(self, rows: Tensor) -> Answers:
+        """Those of the given rows of its bank."""
+
+    def once(self, name: str, compute: Callable[[], Any], *parts: object, images: Any) -> Any:
+        """What ``compute`` gives, or gave for the same teacher, training set, parts and images."""
 
 
 @register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, "refilled_teacher")
@@ -125,7 +135,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self._channels: int | None = (cfg.get("input_size") or [None])[0]
         self._capture = Capture.of(teacher_model, embedding, embedding_io)
         self._given: Answers | None = None
-        self.kept: Callable[[Tensor], Answers] | None = None  # bank rows → its answers for the FixedViews trained on
+        self.kept: Kept | None = None  # of a teacher cache, for the FixedViews trained on
         self._own_device: torch.device | None = None
         self.train(False)
         if self._dtype is not None:
@@ -215,6 +225,11 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         """What the teacher says of ``[B, …]`` images, on the teacher's own device."""
         return self._with_local(self._ask(x))
 
+    @torch.no_grad()
+    def fields(self, x: Tensor) -> dict[str, Tensor]:
+        """What the teacher itself says of ``[B, …]`` images, without the local classifier: Answers by name."""
+        return {name: value for name, value in self._ask(x)._asdict().items() if value is not None}
+
     def answer_with(self, answers: Answers | None) -> None:
         """Gives the answers of the next forward pass, which then does not run the teacher."""
         self._given = answers
@@ -268,17 +283,17 @@ class RefilledTeacher(AuxiliaryModelWrapper):
     @torch.no_grad()
     def fit_centres(
         self,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[tuple[Tensor | Answers, Tensor]],
         views: Iterable[tuple[Tensor | Answers, Tensor, Tensor]] | None = None,
     ) -> None:
         """Fits the local classifier, and with it the class centres, to (images, labels) of the training set.
 
         ``views`` are (images, labels, numbers of the samples) of the same samples as the student sees them, for a
-        readout that wants these, or the teacher's answers in place of the images; ``None`` for the batches themselves.
+        readout that wants these; ``None`` for the batches themselves. The teacher's answers may be in place of images.
         Raises ConfigError where a class has no sample.
         """
         with user_can_mend("class centres"):
-            answered = ((self._ask(images), labels) for images, labels in batches)
+            answered = ((self._answers_of(x), labels) for x, labels in batches)
             seen = None if views is None else ((self._answers_of(x), y, samples) for x, y, samples in views)
             self.local_classifier.fit(answered, self.num_classes, seen, self.class_map)
         self.class_map.tell_use(is_used=self.local_classifier.wants_views)

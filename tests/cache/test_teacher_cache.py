@@ -55,14 +55,15 @@ def train(box, student, cache, accelerator):
 def test_the_teacher_runs_for_each_view_once_and_a_second_run_reads_the_bank_and_trains_the_same(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     losses, samples = [], 24
-    for asked in (3 * samples, 8):  # every view; a few, to compare
+    for asked in (3 * samples + samples, 8):  # every view, and for the class centres; a few, to compare
         box, student, cache, accelerator = build(tmp_path)
         images = []
         box.teacher_model.teacher.register_forward_hook(lambda _m, args, _o, to=images: to.append(len(args[0])))
         losses.append(train(box, student, cache, accelerator))
-        assert sum(images) == asked + samples  # class centres
+        assert sum(images) == asked
         assert [report["computed"] for report in cache.reports] == [asked > 8]
-        assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".pt"]
+        assert ("local classifier: as an earlier run has found it" in caplog.text) == (asked == 8)
     assert losses[0] == losses[1]
     assert "computed in" in caplog.text
     assert "found in" in caplog.text
@@ -118,7 +119,7 @@ def test_a_local_classifier_is_fitted_to_the_answers_that_are_kept(tmp_path, mon
 def test_images_and_teachers_that_changed_unseen_are_refused(tmp_path, monkeypatch):
     """Nothing that makes the bank's name shows it."""
     for key in ("views_key", "data_key", "teacher_key"):
-        monkeypatch.setattr(f"gkd_plugin.cache.teacher_cache.{key}", lambda _: "same")
+        monkeypatch.setattr(f"gkd_plugin.cache.teacher_cache.{key}", lambda *_, **__: "same")
     train(*build(tmp_path))
     other = build(tmp_path, teacher_seed=5)
     refused(r"^teacher_cache\.folder: .* teacher's embedding differs by .* %.*delete", train, *other)

@@ -3,6 +3,7 @@
 import logging
 import re
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -290,7 +291,7 @@ def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
     embedded = torch.randn(63, 4, generator=torch.Generator().manual_seed(0)) + labels[:, None]
     teacher = SimpleNamespace(embed=lambda images: images)
     loader = DataLoader(TensorDataset(embedded, labels), batch_size=16)
-    scores = PROBES["logistic_regression"](teacher, loader, 3, accelerator)(embedded)
+    scores = PROBES["logistic_regression"](teacher, loader, accelerator, 3)(embedded)
     assert scores.shape == (63, 3)
     assert not scores[:, 2].any()  # a class without a sample is never the answer
     got, rows = scores[:, 0].numpy(), nn.functional.normalize(embedded, dim=1).double().numpy()
@@ -311,7 +312,7 @@ def test_logistic_regression_weighs_classes_and_not_samples(accelerator):
 def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, text):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(module, "_own_ncm", lambda parts, _: parts.found)
-    parts = SimpleNamespace(box=SimpleNamespace(val_data_loader=None), found=Accuracy(own, None, 10, 4))
+    parts = SimpleNamespace(box=Mock(val_data_loader=None, teacher_model=None), found=Accuracy(own, None, 10, 4))
     assert module.advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
     assert re.search(text, caplog.text)
     for name in ("with_unlabelled", "--unlabelled DIR", "--size PX"):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gkd_plugin.data.files import write_atomically
 from gkd_plugin.runner import run_folder
-from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions, results_table, write_atomically
+from gkd_plugin.runner.run_folder import RunFolder, check_run_folder, package_versions, results_table
 from tests.runner.fakes import refused
 
 

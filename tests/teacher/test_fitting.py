@@ -43,17 +43,22 @@ def noise_of(images, samples):
     return noise[:, 0]
 
 
-def recorded_fit(dataset, kind, monkeypatch):
+def recorded_fit(dataset, kind, monkeypatch, workers=0):
     """(batches, views) as they reach the teacher, each put together."""
     box, got = box_over(dataset), []
 
     def fit(*streams):
-        got.extend(batches and [torch.cat(parts) for parts in zip(*batches, strict=True)] for batches in streams)
+        for batches in streams:
+            parts = batches and zip(*((answers.embedding, *rest) for answers, *rest in batches), strict=True)
+            got.append(parts and [torch.cat(part) for part in parts])
 
+    monkeypatch.setattr(box.teacher_model, "fields", lambda images: {"embedding": images})
     monkeypatch.setattr(box.teacher_model, "fit_centres", fit)
     box.teacher_model.local_classifier.centres = torch.zeros(4, 2)
     box.teacher_model.local_classifier.kind = kind
+    box.train_data_loader.num_workers, before = workers, random_states()
     fit_class_centres(box.teacher_model, box.train_data_loader)
+    assert random_states() == before
     return got
 
 
@@ -101,15 +106,13 @@ def test_the_first_of_each_class_at_least_two_however_many_classes():
 
 
 @pytest.mark.parametrize(("dataset", "workers"), [(Augmented(), 0), (FixedViews(Augmented(), 2), 2)])
-def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone(dataset, workers):
+def test_the_views_are_the_same_in_every_run_and_leave_the_random_states_alone(dataset, workers, monkeypatch):
     """From workers too, and from below fixed views."""
-    loader, found = box_over(dataset).train_data_loader, []
-    loader.num_workers = workers
+    found = []
     for seed in (1, 2):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
-        before = random_states()
-        found.append(torch.cat([images for images, _, _ in fitting._views(loader, [torch.zeros(24)])]))
-        assert random_states() == before
+        _, (images, *_) = recorded_fit(dataset, "probe", monkeypatch, workers)
+        found.append(images)
     assert torch.equal(*found)
     assert len(found[0]) == 24 * 4
 
