@@ -14,7 +14,6 @@ import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
@@ -102,20 +101,16 @@ def _trained(options: argparse.Namespace) -> list[dict[str, Any]]:
     from gkd_plugin.runner.run import run_all
     from gkd_plugin.runner.run_folder import results_table
 
-    given = {name: getattr(options, name) for name in ("overrides", "output", "seed", "device", "earlier")}
-    summaries = run_all(options.config, **given)
-    if _is_main_process():
-        print(f"\n{results_table(summaries)}")
+    summaries = run_all(options.config, **_given(options, "overrides", "output", "seed", "device", "earlier"))
+    _say(f"\n{results_table(summaries)}")
     return summaries
 
 
 def _check(options: argparse.Namespace) -> int:
     from gkd_plugin.runner.run import check_all
 
-    given = {name: getattr(options, name) for name in ("overrides", "device", "builds")}
-    for line in check_all(options.config, **given):
-        if _is_main_process():
-            print(line)
+    for line in check_all(options.config, **_given(options, "overrides", "device", "builds")):
+        _say(line)
     return 0
 
 
@@ -123,8 +118,7 @@ def _init(options: argparse.Namespace) -> int:
     from gkd_plugin.recipe import Wanted, places, write_recipe
 
     path, _ = places(options.data, options.output)
-    given = {field.name: getattr(options, field.name) for field in fields(Wanted)}
-    print(write_recipe(Wanted(**given), path, overwrites=options.overwrite))
+    print(write_recipe(Wanted(**_given(options, *Wanted.__dataclass_fields__)), path, overwrites=options.overwrite))
     options.config = [path]
     return 0
 
@@ -144,8 +138,7 @@ def _distill(options: argparse.Namespace) -> int:
         if not (was_there or folder.exists()):  # nothing has begun: the command may be given again, corrected
             path.unlink()
         raise
-    if _is_main_process():
-        print("\nnext: refilled predict {0} PHOTO, refilled report {0}, refilled export {0}".format(summary["folder"]))
+    _say("\nnext: refilled predict {0} PHOTO, refilled report {0}, refilled export {0}".format(summary["folder"]))
     return 0
 
 
@@ -165,9 +158,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             config, own = student_of(source, overrides)
             weights = weights or own
         result = evaluate_checkpoint(config, weights, options.device)
-    if _is_main_process():
-        shown = ", ".join(f"{key} {value:.2f} %" for key, value in result.items() if key != "samples")
-        print(f"{weights}: {shown} on {result['samples']} {images}")
+    shown = ", ".join(f"{key} {value:.2f} %" for key, value in result.items() if key != "samples")
+    _say(f"{weights}: {shown} on {result['samples']} {images}")
     return 0
 
 
@@ -191,8 +183,8 @@ def _export(options: argparse.Namespace) -> int:
     from gkd_plugin.deploy.export import export
 
     formats = FORMATS if options.format == "all" else (options.format,)
-    given = {name: getattr(options, name) for name in ("output", "licence", "hub")}
-    return EXIT_FAILED_PARTS if export(options.run_folder, formats, **given) else 0
+    failed = export(options.run_folder, formats, **_given(options, "output", "licence", "hub"))
+    return EXIT_FAILED_PARTS if failed else 0
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -200,7 +192,7 @@ def _compare(options: argparse.Namespace) -> int:
     from gkd_plugin.report.page import write_grid_page
     from gkd_plugin.runner.run_folder import FAILED
 
-    table, results = compare(Comparison(**{field.name: getattr(options, field.name) for field in fields(Comparison)}))
+    table, results = compare(Comparison(**_given(options, *Comparison.__dataclass_fields__)))
     print(f"\n{table}\n")
     print(write_grid_page(results, options.score, options.output))
     return EXIT_FAILED_PARTS if any(result.status == FAILED for result in results) else 0
@@ -210,7 +202,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     from gkd_plugin.diagnose.run import diagnose, figures_table
     from gkd_plugin.report.page import write_run_page
 
-    given = {name: getattr(options, name) for name in ("output", "device", "known", "projection")}
+    given = _given(options, "output", "device", "known", "projection")
     run, found, folder = diagnose(options.run_folder, **given)
     print(f"\n{figures_table(found)}\n")
     print(write_run_page(run, found, folder))
@@ -244,158 +236,18 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="refilled", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"refilled {_version()}")
-    commands = parser.add_subparsers(metavar="COMMAND", dest="name")
-    run = commands.add_parser("run", help="train each configuration in turn")
-    check = commands.add_parser("check", help="whether configurations would run: builds and rehearses, trains nothing")
-    distill = commands.add_parser(
-        "distill", help="a student of your photos in one line: writes a configuration, runs it"
-    )
-    init = commands.add_parser("init", help="write that configuration only")
-    evaluate, predict, export = _add_deploy(commands)
-    compare = commands.add_parser("compare", help="methods × settings × seeds, with a paired test against ce")
-    diagnose, report = _add_looks(commands)
-    configs, models = _add_catalogue(commands)
-    for added, command in (
-        (run, _run),
-        (distill, _distill),
-        (init, _init),
-        (check, _check),
-        (evaluate, _evaluate),
-        (predict, _predict),
-        (export, _export),
-        (compare, _compare),
-        (diagnose, _diagnose),
-        (report, _report),
-        (configs, _configs),
-        (models, _models),
-    ):
-        added.set_defaults(command=command, log="gkd_plugin", level=logging.INFO, stopped="")
-
-    run.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-    run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or with several CONFIGs that of theirs")
-    earlier = run.add_mutually_exclusive_group()
-    text = "go on where the last checkpoint of the run stands"
-    earlier.add_argument("--resume", dest="earlier", action="store_const", const="resume", default="keep", help=text)
-    text = "into the folder of an earlier run, whose files are deleted"
-    earlier.add_argument("--overwrite", dest="earlier", action="store_const", const="overwrite", help=text)
-    run.set_defaults(stopped="; the same command with --resume goes on")
-    run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
-
-    check.add_argument("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-    check.add_argument(
-        "--no-build",
-        dest="builds",
-        action="store_false",
-        help="import no module and call no function that the files name",
-    )
-    for added in (check, report):
-        added.set_defaults(level=logging.WARNING)
-
-    for added in (distill, init):
-        text = "folder of photos: one folder for each class, or these below train, validation and test"
-        added.add_argument("data", type=Path, metavar="DATA", help=text)
-        for name in ("teacher", "student"):
-            text = f"{name}: timm's name, NAME=FILE of weights, or a run folder"
-            added.add_argument(f"--{name}", required=True, metavar="NAME", help=text)
-        for name, convert, metavar, text in (
-            ("--epochs", _count, "N", "default: by the number of photos"),
-            ("--size", _count, "PX", "of the student's images (default: timm's)"),
-            ("--teacher-size", _count, "PX", "of the teacher's images (default: timm's)"),
-            ("--lr", float, "X", "learning rate"),
-            ("--unlabelled", Path, "DIR", "further photos, without labels"),
-            ("--output", Path, "DIR", "run folder; the configuration is DIR.yaml (default: runs/DATA, DATA.yaml)"),
-        ):
-            added.add_argument(name, type=convert, metavar=metavar, help=text)
-        added.add_argument("--from-scratch", dest="is_pretrained", action="store_false", help="an untrained student")
-        added.add_argument("--overwrite", action="store_true", help="the configuration that is there")
-    distill.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
-    distill.set_defaults(overrides=[], earlier="keep")
-
-    compare.add_argument(
-        "config", type=Path, metavar="CONFIG", help="torchdistill YAML file with both refilled stages, or joint"
-    )
-    for name, field, convert, default, metavar, text in (
-        ("--methods", "methods", _items(str), ["ce", "refilled"], "M,…", "names or YAML files (default: ce,refilled)"),
-        ("--overlap", "overlaps", _items(_percentage), [], "P,…", "shares of common classes in per cent"),
-        ("--ways", "ways", _items(_count), [], "N,…", "classes of the configuration's few-shot tasks"),
-        ("--shots", "shots", _items(_count), [], "K,…", "labelled images of each class"),
-        ("--tasks", "tasks", _tasks, [], "T", "how many few-shot tasks, or a list of their numbers: 0,5"),
-        ("--memory", "memories", _items(_seed), [], "M,…", "stored images of each old class (incremental data only)"),
-        ("--seeds", "seeds", _items(_seed), [0], "N,…", "default: 0"),
-        ("--jobs", "jobs", _count, 1, "N", "processes at once (default: 1)"),
-    ):
-        compare.add_argument(name, dest=field, type=convert, default=default, metavar=metavar, help=text)
-    compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
-    compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
-    kept = "; finished cells are kept, and the same command continues with the others"
-    compare.set_defaults(log="gkd_plugin.compare", stopped=kept)  # each run has its own log.txt
-
-    for added in (run, distill, init, check, evaluate, predict, compare, diagnose, report):
-        added.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
-        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for added in (run, check, evaluate, compare):
-        text, metavar = "change or add a value of the configuration; may be repeated", "key.path=value"
-        added.add_argument("--set", dest="overrides", action="append", default=[], metavar=metavar, help=text)
-    return parser
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
-def _add_deploy(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
-    evaluate = commands.add_parser("evaluate", help="accuracy of a saved student on its test set, or on a folder")
-    evaluate.add_argument("source", type=Path, metavar="RUN|CONFIG", help="run folder, or torchdistill YAML file")
-    measured = evaluate.add_mutually_exclusive_group()
-    text = "student.safetensors or .pt (default: that of RUN)"
-    measured.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
-    text = "a folder of images for each class, instead of the test set"
-    measured.add_argument("--data", type=Path, metavar="DIR", help=text)
-
-    predict = commands.add_parser("predict", help="what the student of a run sees in photos")
-    export = commands.add_parser("export", help="the student of a run for timm, ONNX or torch.export")
-    for added in (predict, export):
-        added.add_argument("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|DIR", help="photos, and folders of photos")
-    predict.add_argument("--topk", type=_count, default=3, metavar="K", help="classes for each image (default: 3)")
-    predict.add_argument("--csv", type=Path, metavar="FILE", help="also write path, rank, class, probability there")
-
-    export.add_argument("--format", choices=(*FORMATS, "all"), default="timm", help="default: timm")
-    export.add_argument("--output", type=Path, metavar="DIR", help="default: RUN/export")
-    text = "for the model card, as the Hugging Face hub names it: mit, apache-2.0, …"
-    export.add_argument("--license", dest="licence", default="unknown", metavar="L", help=text)
-    text = "also upload timm's format to the Hugging Face hub, with your token"
-    export.add_argument("--push-to-hub", dest="hub", metavar="OWNER/NAME", help=text)
-    export.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return evaluate, predict, export
+def _say(text: str) -> None:
+    """Once, where several processes run."""
+    if _is_main_process():
+        print(text)
 
 
-def _add_looks(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
-    diagnose = commands.add_parser("diagnose", help="figures and pictures of a finished run")
-    diagnose.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="of refilled run, e.g. runs/pets")
-    diagnose.add_argument("--output", type=Path, metavar="DIR", help="default: RUN_FOLDER/diagnostics")
-    text = "the student's labels of the classes that the teacher knows"
-    diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
-    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
-
-    report = commands.add_parser("report", help="one page that shows a finished run, or several side by side")
-    report.add_argument("run_folders", nargs="+", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
-    text = "the page (default: RUN/report.html, or of several beside the first one)"
-    report.add_argument("--output", type=Path, metavar="FILE", help=text)
-    report.add_argument("--open", dest="opens", action="store_true", help="show it in the browser")
-    return diagnose, report
-
-
-def _add_catalogue(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
-    configs = commands.add_parser("configs", help="the configurations that come with this package")
-    text = "list: names and what they are; show: the text; copy: into ./configs"
-    configs.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list", help=text)
-    text = "folder or file, e.g. digits or digits_ce.yaml"
-    configs.add_argument("wanted", nargs="?", metavar="NAME", help=text)
-    models = commands.add_parser("models", help="timm's models: parameters, embedding width, image size, weights")
-    models.add_argument("pattern", metavar="PATTERN", help="part of a name, or with wildcards: 'vit_*_patch16*'")
-    for added in (configs, models):
-        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return configs, models
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -464,6 +316,149 @@ def _tasks(text: str) -> list[int]:
     return _items(_seed)(text) if "," in text else list(range(_count(text)))
 
 
+def _shared(*words: str, **about: Any) -> argparse.ArgumentParser:
+    """An argument that several commands take, for argparse's ``parents``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(*words, **about)
+    return parser
+
+
+_CONFIGS = _shared("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
+_RUN_FOLDER = _shared("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
+_SEED = _shared("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
+_DEVICE = _shared("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
+_SET = _shared(
+    "--set",
+    dest="overrides",
+    action="append",
+    default=[],
+    metavar="key.path=value",
+    help="change or add a value of the configuration; may be repeated",
+)
+_DEBUG = _shared("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="refilled", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"refilled {_version()}")
+    commands: Any = parser.add_subparsers(metavar="COMMAND", dest="name")
+
+    def add(name: str, command: Callable[..., int], about: str, *shared: Any, **defaults: Any) -> Any:
+        added = commands.add_parser(name, help=about, parents=[*shared, _DEBUG])
+        added.set_defaults(
+            **{"command": command, "log": "gkd_plugin", "level": logging.INFO, "stopped": "", **defaults}
+        )
+        return added
+
+    goes_on = {"stopped": "; the same command with --resume goes on"}
+    run = add("run", _run, "train each configuration in turn", _CONFIGS, _SEED, _DEVICE, _SET, **goes_on)
+    run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or with several CONFIGs that of theirs")
+    earlier = run.add_mutually_exclusive_group()
+    text = "go on where the last checkpoint of the run stands"
+    earlier.add_argument("--resume", dest="earlier", action="store_const", const="resume", default="keep", help=text)
+    text = "into the folder of an earlier run, whose files are deleted"
+    earlier.add_argument("--overwrite", dest="earlier", action="store_const", const="overwrite", help=text)
+
+    text, quiet = "whether configurations would run: builds and rehearses, trains nothing", {"level": logging.WARNING}
+    check = add("check", _check, text, _CONFIGS, _DEVICE, _SET, **quiet)
+    text = "import no module and call no function that the files name"
+    check.add_argument("--no-build", dest="builds", action="store_false", help=text)
+
+    text, runs = (
+        "a student of your photos in one line: writes a configuration, runs it",
+        {"overrides": [], "earlier": "keep"},
+    )
+    _add_recipe(add("distill", _distill, text, _SEED, _DEVICE, **runs))
+    _add_recipe(add("init", _init, "write that configuration only", _DEVICE))
+    _add_deploy(add)
+    _add_compare(add)
+
+    diagnose = add("diagnose", _diagnose, "figures and pictures of a finished run", _RUN_FOLDER, _DEVICE)
+    diagnose.add_argument("--output", type=Path, metavar="DIR", help="default: RUN/diagnostics")
+    text = "the student's labels of the classes that the teacher knows"
+    diagnose.add_argument("--known", type=_items(_label), metavar="0,1,…", help=text)
+    diagnose.add_argument("--projection", choices=("pca", "tsne"), default="pca", help="of embeddings (default: pca)")
+
+    text = "one page that shows a finished run, or several side by side"
+    report = add("report", _report, text, _DEVICE, **quiet)
+    report.add_argument("run_folders", nargs="+", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
+    text = "the page (default: RUN/report.html, or of several beside the first one)"
+    report.add_argument("--output", type=Path, metavar="FILE", help=text)
+    report.add_argument("--open", dest="opens", action="store_true", help="show it in the browser")
+
+    configs = add("configs", _configs, "the configurations that come with this package")
+    text = "list: names and what they are; show: the text; copy: into ./configs"
+    configs.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list", help=text)
+    configs.add_argument("wanted", nargs="?", metavar="NAME", help="folder or file, e.g. digits or digits_ce.yaml")
+    models = add("models", _models, "timm's models: parameters, embedding width, image size, weights")
+    models.add_argument("pattern", metavar="PATTERN", help="part of a name, or with wildcards: 'vit_*_patch16*'")
+    return parser
+
+
+def _add_recipe(added: argparse.ArgumentParser) -> None:
+    text = "folder of photos: one folder for each class, or these below train, validation and test"
+    added.add_argument("data", type=Path, metavar="DATA", help=text)
+    for name in ("teacher", "student"):
+        text = f"{name}: timm's name, NAME=FILE of weights, or a run folder"
+        added.add_argument(f"--{name}", required=True, metavar="NAME", help=text)
+    for name, convert, metavar, text in (
+        ("--epochs", _count, "N", "default: by the number of photos"),
+        ("--size", _count, "PX", "of the student's images (default: timm's)"),
+        ("--teacher-size", _count, "PX", "of the teacher's images (default: timm's)"),
+        ("--lr", float, "X", "learning rate"),
+        ("--unlabelled", Path, "DIR", "further photos, without labels"),
+        ("--output", Path, "DIR", "run folder; the configuration is DIR.yaml (default: runs/DATA, DATA.yaml)"),
+    ):
+        added.add_argument(name, type=convert, metavar=metavar, help=text)
+    added.add_argument("--from-scratch", dest="is_pretrained", action="store_false", help="an untrained student")
+    added.add_argument("--overwrite", action="store_true", help="the configuration that is there")
+
+
+def _add_deploy(add: Callable[..., Any]) -> None:
+    evaluate = add("evaluate", _evaluate, "accuracy of a saved student on its test set, or on a folder", _DEVICE, _SET)
+    evaluate.add_argument("source", type=Path, metavar="RUN|CONFIG", help="run folder, or torchdistill YAML file")
+    measured = evaluate.add_mutually_exclusive_group()
+    text = "student.safetensors or .pt (default: that of RUN)"
+    measured.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
+    text = "a folder of images for each class, instead of the test set"
+    measured.add_argument("--data", type=Path, metavar="DIR", help=text)
+
+    predict = add("predict", _predict, "what the student of a run sees in photos", _RUN_FOLDER, _DEVICE)
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|DIR", help="photos, and folders of photos")
+    predict.add_argument("--topk", type=_count, default=3, metavar="K", help="classes for each image (default: 3)")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="also write path, rank, class, probability there")
+
+    export = add("export", _export, "the student of a run for timm, ONNX or torch.export", _RUN_FOLDER)
+    export.add_argument("--format", choices=(*FORMATS, "all"), default="timm", help="default: timm")
+    export.add_argument("--output", type=Path, metavar="DIR", help="default: RUN/export")
+    text = "for the model card, as the Hugging Face hub names it: mit, apache-2.0, …"
+    export.add_argument("--license", dest="licence", default="unknown", metavar="L", help=text)
+    text = "also upload timm's format to the Hugging Face hub, with your token"
+    export.add_argument("--push-to-hub", dest="hub", metavar="OWNER/NAME", help=text)
+
+
+def _add_compare(add: Callable[..., Any]) -> None:
+    kept = "; finished cells are kept, and the same command continues with the others"
+    about = {"log": "gkd_plugin.compare", "stopped": kept}  # each run has its own log.txt
+    text = "methods × settings × seeds, with a paired test against ce"
+    compare = add("compare", _compare, text, _DEVICE, _SET, **about)
+    text = "torchdistill YAML file with both refilled stages, or joint"
+    compare.add_argument("config", type=Path, metavar="CONFIG", help=text)
+    for name, field, convert, default, metavar, text in (
+        ("--methods", "methods", _items(str), ["ce", "refilled"], "M,…", "names or YAML files (default: ce,refilled)"),
+        ("--overlap", "overlaps", _items(_percentage), [], "P,…", "shares of common classes in per cent"),
+        ("--ways", "ways", _items(_count), [], "N,…", "classes of the configuration's few-shot tasks"),
+        ("--shots", "shots", _items(_count), [], "K,…", "labelled images of each class"),
+        ("--tasks", "tasks", _tasks, [], "T", "how many few-shot tasks, or a list of their numbers: 0,5"),
+        ("--memory", "memories", _items(_seed), [], "M,…", "stored images of each old class (incremental data only)"),
+        ("--seeds", "seeds", _items(_seed), [0], "N,…", "default: 0"),
+        ("--jobs", "jobs", _count, 1, "N", "processes at once (default: 1)"),
+    ):
+        compare.add_argument(name, dest=field, type=convert, default=default, metavar=metavar, help=text)
+    compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
+    compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
+
+
 def _lines(error: Exception) -> list[str]:
     """A ConfigError's lines, one per problem; the last line of any other error and of a data worker's traceback."""
     from gkd_plugin.errors import ConfigError
@@ -497,7 +492,3 @@ def _console_log(name: str, level: int) -> Iterator[None]:
     finally:
         ours.removeHandler(console)
         ours.setLevel(before)
-
-
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

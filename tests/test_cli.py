@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,39 +113,18 @@ def test_check_without_building_imports_nothing_that_is_named(here, capsys):
     assert main(["check", "student.yaml"]) == 2
 
 
-TEACHER = "models.teacher_model"
-
-
-def sets(*assignments):
-    return ["run", "student.yaml", *(word for item in assignments for word in ("--set", item))]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["run", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
         (["run", "student.yaml", "--device", "cuda:99"], r"--device: .*'cuda:99' .*: auto, cpu"),
-        (["compare", "student.yaml", "--output", "grid", "--methods", "refiled"], r"--methods: .*; did you mean 'ref"),
         (["evaluate", "student.yaml", "--checkpoint", "nowhere.pt"], r"--checkpoint: no such file: nowhere\.pt"),
         (["evaluate", "student.yaml"], r"RUN: student\.yaml is a file, .*--checkpoint"),
         (["predict", "runs/teacher", "x.png"], r"RUN: runs/teacher is not a run folder: it has no config\.yaml"),
         (
-            sets("models.student_model.kwargs={model_name: deit_tiny_patch16_224, num_classes: 4}"),
-            r"models\.student_model: cannot take images of shape \[2, 3, 32, 32\]: .* \(its kwargs\.img_size: 32 ",
-        ),
-        (
-            sets("models.teacher_model.kwargs.model_name=test_efficientnet"),
-            r"models\.teacher_model\.src_ckpt: runs/teacher/teacher\.pt does not fit EfficientNet: \d+ missing: ",
-        ),
-        (
-            sets(f"{TEACHER}.kwargs={{model_name: test_vit, in_chans: 1}}", f"{TEACHER}.src_ckpt=null"),
-            r"models\.teacher_model: the teacher takes images of 1 channels, the data has 3; its kwargs\.in_chans ",
-        ),
-        (
-            sets("train.stage2.student.forward_hook.output=[embeding]"),
+            ["run", "student.yaml", "--set", "train.stage2.student.forward_hook.output=[embeding]"],
             r"train\.stage2\.student\.forward_hook\.output: .* no module 'embeding'; did you mean 'embedding'",
         ),
-        (sets("datasets.train.init.kwargs.classes=5"), r"datasets\.train: .*: label 4, but .*student_model has 4 cla"),
     ],
 )
 def test_bad_input_is_one_clear_line(words, message, here, capsys):
@@ -175,39 +153,6 @@ def test_photos_are_told_and_measured(trained, tmp_path, capsys):
     assert capsys.readouterr().err.count("nowhere.png") == 1
     assert main(["evaluate", run, "--data", f"{tmp_path}/photos", "--device", "cpu"]) == 0
     assert re.fullmatch(rf"{run}: top1 \d+\.00 % on 2 images of {tmp_path}/photos\n", capsys.readouterr().out)
-
-
-def test_a_damaged_cache_is_refused_before_anything_is_written(here, capsys):
-    (here / "student.yaml").write_text((here / "student.yaml").read_text("utf-8") + "\nteacher_cache: {views: 2}\n")
-    assert main(["run", "student.yaml", "--device", "cpu"]) == 0
-    shutil.rmtree(here / "runs" / "student")
-    array = next((here / "runs" / "teacher_cache").glob("*.npy"))
-    array.write_bytes(array.read_bytes()[:-4] + b"abcd")
-    capsys.readouterr()
-    assert main(["run", "student.yaml", "--device", "cpu"]) == 2
-    error = capsys.readouterr().err
-    assert re.fullmatch(r"refilled: error: student\.yaml: teacher_cache\.folder: .*delete .*\n", error)
-    assert not (here / "runs" / "student").exists()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
-        (
-            r"key: tests.fakes.ViewedImages(.|\n)*?seed: 0",
-            "key: numpy.load\n    init: {kwargs: {file: nowhere.npz}}",
-            r"student\.yaml: datasets\.train \(line \d+\): .*'?nowhere\.npz'?",
-        ),
-        (r"(.|\n)*", "models: {a: 1\ntrain: 2\n", r"student\.yaml, line 2, .*"),
-        (r"num_epochs: 1", "num_epochs: 0", r"student\.yaml: 2 problems\nrefilled: error:   train\.stage1\.num_ep.*"),
-    ],
-)
-def test_what_the_file_has_wrong_is_told_with_its_place(here, capsys, old, new, line):
-    path = here / "student.yaml"
-    path.write_text(re.sub(old, new, path.read_text("utf-8")), encoding="utf-8")
-    assert main(["run", "student.yaml"]) == 2
-    assert re.match(rf"refilled: error: {line}\n", capsys.readouterr().err)
-    assert not (here / "runs/student").exists()
 
 
 def test_a_loss_that_is_not_finite_is_told_once(here, capsys, monkeypatch):
@@ -295,9 +240,7 @@ def test_a_grid_goes_on_after_a_cell_that_fails(tiny, capsys):
     (tiny / "fails.yaml").write_text("stages: [{student: {forward_hook: {output: ['embeding']}}}]\n", encoding="utf-8")
     assert main(grid_of("--methods", "fails.yaml,ce")) == 1
     out, err = capsys.readouterr()
-    finished = r"cross-entropy +\d+\.\d .* s"
-    for line in (r"fails +failed", r"failed: as configured, fails, seed 0: .*'embeding'.*", finished):
-        assert re.search(f"^{line}$", out, re.MULTILINE), line
+    assert re.search(r"^failed: as configured, fails, seed 0: .*'embeding'.*$", out, re.MULTILINE)
     assert re.search(r"^error: \[1/2\] as configured, fails, seed 0: failed: .*'embeding'", err, re.MULTILINE)
 
 

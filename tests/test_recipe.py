@@ -14,11 +14,14 @@ from gkd_plugin import distill, recipe
 from gkd_plugin.cli import main
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read
+from gkd_plugin.deploy.export import export
 from gkd_plugin.recipe import Wanted, find_folders, write_recipe
 from gkd_plugin.runner.run_folder import read_json, write_json
 from tests.data.fakes import image_tree
 from tests.runner.fakes import refused
 
+MODELS = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet"]
+QUICK = ["--epochs", "1", "--size", "32", "--teacher-size", "32", "--from-scratch", "--device", "cpu"]
 PHOTO = Image.effect_noise((80, 60), 64).convert("RGB")
 
 
@@ -38,15 +41,12 @@ def wanted(data="own", **changes):
     return Wanted(Path(data), **{**given, "teacher_size": 48, **changes})
 
 
-@pytest.mark.parametrize("unlabelled", [None, Path("more")])
-@pytest.mark.parametrize("data", ["own", "plain"])
+@pytest.mark.parametrize(("data", "unlabelled"), [("own", []), ("plain", ["--unlabelled", "more"])])
 def test_the_configuration_runs(data, unlabelled, here, caplog, capsys):
+    """Into the next folder, where there is a run already."""
     caplog.set_level("INFO")
-    write_json(Path("runs", data, "summary.json"), {"status": "finished"})  # so that the next one goes elsewhere
-    size = ["--size", "32", "--teacher-size", "32", "--epochs", "1", "--from-scratch", "--device", "cpu"]
-    more = ["--unlabelled", "more"] if unlabelled else []
-    models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet"]
-    assert main(["distill", data, *models, *size, *more]) == 0
+    write_json(Path("runs", data, "summary.json"), {"status": "finished"})
+    assert main(["distill", data, *MODELS, *QUICK, *unlabelled]) == 0
     assert "final top-1 on the test set" in caplog.text
     counts = {"own": (15, 15), "plain": (12, 3)}[data]
     assert f"{counts[0]} samples of 3 classes" in caplog.text
@@ -63,13 +63,10 @@ def test_every_number_is_written_once_and_the_models_are_as_their_files_say(here
     assert told.startswith("own.yaml: 15 images of 3 classes, 5 of each")
     text, tree = Path("own.yaml").read_text("utf-8"), read(Path("own.yaml"))
     assert text.count(": &epochs 7\n") == text.count("x-lr: &lr 0.25\n") == 1
-    assert tree["models"]["teacher_model"]["kwargs"] == {
-        "model_name": "test_resnet",
-        "num_classes": 7,
-        "input_size": 48,
-    }
+    teacher, student = (tree["models"][f"{role}_model"]["kwargs"] for role in ("teacher", "student"))
+    assert teacher == {"model_name": "test_resnet", "num_classes": 7, "input_size": 48}
     for_test_vit = {"num_classes": 3, "input_size": 32, "img_size": 32}  # built for 160 pixels
-    assert tree["models"]["student_model"]["kwargs"] == {"model_name": "test_vit", **for_test_vit}
+    assert student == {"model_name": "test_vit", **for_test_vit}
     assert "validation" in str(tree["train"]["val_data_loader"]["dataset_id"])
     load_config("own.yaml", ["x-epochs=2"])
 
@@ -99,70 +96,46 @@ def test_epochs_batches_and_views_by_the_number_of_images(count, is_pretrained, 
     assert (yaml.safe_load(made["cache"]) or {}).get("views") == views
 
 
-def test_the_test_set_is_measured_as_the_student_is_used_later(here):
-    models = {"teacher": "test_resnet=teacher.safetensors", "student": "test_resnet"}
-    student = distill("own", **models, is_pretrained=False, size=32, teacher_size=48, epochs=1, device="cpu")
-    resize = student.transform.transforms[0]
-    cfg = timm.get_pretrained_cfg("test_resnet")
-    assert (resize.size, resize.interpolation.value) == (int(32 / cfg.crop_pct), cfg.interpolation)
-    assert student.preprocessing["input_size"] == [3, 32, 32]
-    assert timm.data.create_transform(**student.preprocessing)(PHOTO).equal(student.transform(PHOTO))
-    assert student.evaluate(Path("own/test"))["top1"] == read_json(student.run / "summary.json")["final"]["top1"]
-    assert "final top-1" in Path("runs/own/log.txt").read_text("utf-8")
-    assert logging.getLogger("gkd_plugin").level == logging.NOTSET  # as before
-
-
 def test_images_of_the_training_folder_in_another_are_refused(here):
     Path("own/train/dog/3.png").rename("own/val/cat/other.png")
     Path("own/train/dog/3.png").write_bytes(Path("own/val/cat/other.png").read_bytes())
     refused("^DATA: 1 of 16 images in own/val .*own/val/cat/other.png", write_recipe, wanted(), Path("x.yaml"))
 
 
-def test_a_command_that_fails_before_training_may_be_given_again_corrected(here, capsys):
-    words = [
-        "distill",
-        "own",
-        "--teacher",
-        "test_vit=teacher.safetensors",
-        "--student",
-        "test_resnet",
-        "--from-scratch",
-    ]
-    assert main([*words, "--size", "32", "--device", "cpu"]) == 2
+def test_a_command_that_fails_before_training_may_be_given_again_corrected(here):
+    assert main(["distill", "own", "--teacher", "test_vit=teacher.safetensors", *MODELS[2:], *QUICK]) == 2
     assert not Path("own.yaml").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(here, monkeypatch, capsys):
     monkeypatch.setattr("gkd_plugin.runner.run.run_all", Mock(side_effect=KeyboardInterrupt))
-    models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet", "--from-scratch"]
-    assert main(["distill", "own", *models, "--output", "out"]) == 130
+    assert main(["distill", "own", *MODELS, *QUICK, "--output", "out"]) == 130
     assert "refilled run out.yaml --output out --resume" in capsys.readouterr().err
 
 
-def test_a_run_folder_and_a_file_of_this_package_say_what_they_are(here):
-    args = ["--epochs", "1", "--size", "32", "--teacher-size", "32", "--from-scratch", "--device", "cpu"]
-    models = ["--teacher", "test_resnet=teacher.safetensors", "--student", "test_resnet"]
-    assert main(["distill", "own", *models, *args]) == 0
-    assert main(["export", "runs/own"]) == 0
-    card = Path("runs/own/export/README.md").read_text("utf-8")
+def test_from_python_to_a_student_that_is_measured_as_it_is_used_later_and_teaches_the_next(here):
+    given = {"is_pretrained": False, "size": 32, "teacher_size": 48, "epochs": 1, "device": "cpu"}
+    student = distill("own", MODELS[1], MODELS[3], output="out", **given)
+    assert (student.run, student.classes) == (Path("out"), ["cat", "dog", "owl"])
+    resize = student.transform.transforms[0]
+    cfg = timm.get_pretrained_cfg("test_resnet")
+    assert (resize.size, resize.interpolation.value) == (int(32 / cfg.crop_pct), cfg.interpolation)
+    assert student.preprocessing["input_size"] == [3, 32, 32]
+    assert timm.data.create_transform(**student.preprocessing)(PHOTO).equal(student.transform(PHOTO))
+    assert student.evaluate(Path("own/test"))["top1"] == read_json(student.run / "summary.json")["final"]["top1"]
+    assert "final top-1" in Path("out/log.txt").read_text("utf-8")
+    assert logging.getLogger("gkd_plugin").level == logging.NOTSET  # as before
+
+    export(student.run, ["timm"])
+    card = Path("out/export/README.md").read_text("utf-8")
     assert "own/train (own/train)" in card
-    assert f"`refilled distill own {' '.join([*models, *args[:-2]])}`" in card
-    for teacher in ("runs/own", "runs/own/student.safetensors"):
+    words = " ".join([*MODELS, "--epochs 1 --size 32 --teacher-size 48 --from-scratch"])
+    assert f"`refilled distill own {words}`" in card
+    for teacher in ("out", "out/student.safetensors"):
         write_recipe(wanted("plain", teacher=teacher), Path("next.yaml"), overwrites=True)
         entry = read(Path("next.yaml"))["models"]["teacher_model"]
-        assert entry["kwargs"]["model_name"] == "test_resnet"
-        assert entry["kwargs"]["num_classes"] == 3
-        assert entry["src_ckpt"] == "runs/own/student.safetensors"
-
-
-def test_from_python(here):
-    given = {"is_pretrained": False, "size": 32, "teacher_size": 32, "epochs": 1, "device": "cpu"}
-    for folder in ("out", "out-2"):
-        student = distill("own", "test_resnet=teacher.safetensors", "test_resnet", output="out", **given)
-        assert student.run == Path(folder)
-    assert Path("out.yaml").exists()
-    assert student.classes == ["cat", "dog", "owl"]
-    assert student.predict(["own/test/cat/0.png"])
+        assert (entry["kwargs"]["model_name"], entry["kwargs"]["num_classes"]) == ("test_resnet", 3)
+        assert entry["src_ckpt"] == "out/student.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -196,12 +169,8 @@ def test_what_cannot_be_fetched_is_told_of_both_models(here, monkeypatch):
     monkeypatch.setattr(recipe, "HfApi", offline)
     monkeypatch.setattr(recipe, "try_to_load_from_cache", lambda *_: None)
     given = wanted(teacher="resnet50", student="resnet18", is_pretrained=True)
-    refused(
-        "--teacher resnet50 and --student resnet18 .* cannot be reached; .*NAME=FILE",
-        write_recipe,
-        given,
-        Path("x.yaml"),
-    )
+    message = "--teacher resnet50 and --student resnet18 .* cannot be reached; .*NAME=FILE"
+    refused(message, write_recipe, given, Path("x.yaml"))
     monkeypatch.setattr(recipe, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
     write_recipe(given, Path("x.yaml"))
     assert read(Path("x.yaml"))["models"]["student_model"]["kwargs"]["pretrained"] is True
@@ -214,12 +183,16 @@ def test_another_configuration_that_is_there_stays(here):
     write_recipe(wanted(epochs=3), Path("own.yaml"), overwrites=True)
 
 
+def test_a_folder_may_have_any_name(here):
+    Path("own").rename("own: #1")
+    write_recipe(wanted("own: #1"), Path("x.yaml"))
+    tree = load_config("x.yaml").tree
+    assert tree["x-train"] == "own: #1/train"
+    assert tree["x-written-by"].startswith("refilled distill 'own: #1' --teacher ")
+
+
 def test_names_of_folders(tmp_path):
     for name in ("Training", "valid", "testing", "other"):
         (tmp_path / name).mkdir()
-    found = find_folders(tmp_path)
-    assert {part: path.name for part, path in found.items()} == {
-        "train": "Training",
-        "validation": "valid",
-        "test": "testing",
-    }
+    found = {part: path.name for part, path in find_folders(tmp_path).items()}
+    assert found == {"train": "Training", "validation": "valid", "test": "testing"}

@@ -81,14 +81,15 @@ def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
     return found
 
 
-def _scores_of(results: Sequence[Result], method: str, setting: Setting, score: str) -> Scores:
-    """Of every finished cell of the method in the setting that has the score."""
-    return {
-        (result.cell.seed, result.cell.task): value
-        for result in results
-        if (result.cell.method.name, result.cell.setting, result.status) == (method, setting, FINISHED)
-        and (value := result.score(score)) is not None
-    }
+def _by_place(results: Sequence[Result]) -> dict[tuple[Method | None, Setting], list[Result]]:
+    """The results of each method in each setting."""
+    return _grouped(((result.cell.method, result.cell.setting), result) for result in results)
+
+
+def _scores(results: Sequence[Result], score: str) -> Scores:
+    """Of every one that has the score."""
+    found = {(result.cell.seed, result.cell.task): result.score(score) for result in results}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def comparison_table(results: Sequence[Result], score: str) -> str:
@@ -99,34 +100,34 @@ def comparison_table(results: Sequence[Result], score: str) -> str:
 
 def comparison_rows(results: Sequence[Result], score: str) -> tuple[list[list[str]], list[str]]:
     """Methods down, settings across: mean ± error, then the difference from ``ce``; notes say what these are."""
+    places = _by_place(results)
     methods = list(dict.fromkeys(result.cell.method for result in results))
     settings = list(dict.fromkeys(result.cell.setting for result in results))
-    has_control = any(method.name == CONTROL for method in methods)
-    columns = 2 if has_control else 1  # of a setting
+    control = next((method for method in methods if method.name == CONTROL), None)
+    columns = 2 if control else 1  # of a setting
     titles = [text for setting in settings for text in (setting.title, f"− {CONTROL}")[:columns]]
     rows = [["method", *titles, "preparation + training"]]
     for method in methods:
-        pairs = (_mean_and_difference(results, method, setting, score) for setting in settings)
+        pairs = (_mean_and_difference(places[method, there], places[control, there], score) for there in settings)
         rows.append([method.title, *(text for pair in pairs for text in pair[:columns]), _seconds(results, method)])
     error = _error_of(results)
     note = f"{score} in %, {error}"
     if not error.startswith("one") and not any(method.teacher for method in methods):
         note += " (the teacher is the same in all)"
-    if has_control:
+    if control:
         note += f"; − {CONTROL}: paired difference, p of the t-test"
     return rows, [note, *_teacher(results), *_reasons(results)]
 
 
-def _mean_and_difference(results: Sequence[Result], method: Method, setting: Setting, score: str) -> tuple[str, str]:
-    values = _scores_of(results, method.name, setting, score)
-    bad = [r for r in results if (r.cell.method, r.cell.setting) == (method, setting) and r.status != FINISHED]
+def _mean_and_difference(results: Sequence[Result], controls: Sequence[Result], score: str) -> tuple[str, str]:
+    values, control = _scores(results, score), _scores(controls, score)
+    bad = [result for result in results if result.status != FINISHED]
     if not values:
         reason = bad[0].reason if bad else f"no {score}"
         return "failed" if bad and bad[0].status == FAILED else reason, ""
     failed = sum(result.status == FAILED for result in bad)
     mean = _text(mean_of(values)) + (f", {failed} failed" if failed else "")
-    control = _scores_of(results, CONTROL, setting, score)
-    difference = None if method.name == CONTROL else paired_difference(values, control)
+    difference = None if results is controls else paired_difference(values, control)
     if difference is None:
         return mean, ""
     p_value = "" if difference.p_value is None else f" (p {difference.p_value:.2g})"
@@ -203,8 +204,9 @@ def draw_settings(results: Sequence[Result], score: str, folder: Path) -> Figure
     axis, figure = "".join(varying), Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     settings = sorted({result.cell.setting for result in results}, key=lambda there: getattr(there, axis, 0))
+    by_place = _by_place(results)
     for index, method in enumerate(dict.fromkeys(result.cell.method for result in results)):
-        scores = {there: _scores_of(results, method.name, there, score) for there in settings}
+        scores = {there: _scores(by_place[method, there], score) for there in settings}
         places = [getattr(there, axis) if axis else method.title for there, found in scores.items() if found]
         means = [mean_of(found) for found in scores.values() if found]
         values, errors = [mean.value for mean in means], [mean.error or 0 for mean in means]

@@ -2,10 +2,9 @@
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import timm
@@ -46,20 +45,19 @@ def export(
     student, folder = DistilledStudent.load(run, "cpu"), output or run / "export"
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _FILES):
         raise ConfigError(f"--output: {folder} holds something else than an earlier export; name a new folder")
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    with told_unwritten(folder):
-        try:
-            problems = {name: _write(name, student, temporary / name, licence) for name in formats}
-            failed = [name for name, problem in problems.items() if problem]
-            if len(failed) == len(formats):
-                raise ConfigError("; ".join(problems.values()))
-            folder.mkdir(exist_ok=True)
-            for file in temporary.glob("*/*"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with told_unwritten(folder), TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        problems = {name: _write(name, student, Path(temporary, name), licence) for name in formats}
+        failed = [name for name, problem in problems.items() if problem]
+        if len(failed) == len(formats):
+            raise ConfigError("; ".join(problems.values()))
+        folder.mkdir(exist_ok=True)
+        for name, problem in problems.items():
+            if problem:
+                logger.warning("%s", problem)
+                continue
+            for file in Path(temporary, name).iterdir():
                 file.replace(folder / file.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    for name in failed:
-        logger.warning("%s", problems[name])
     logger.info("%s → %s", run, folder)
     if hub and "timm" not in failed:
         about = _for_timm(student, licence)
@@ -71,14 +69,13 @@ def export(
 
 
 def _write(name: str, student: DistilledStudent, folder: Path, licence: str) -> str:
-    """Writes one format; gives what was wrong, and then leaves nothing."""
-    folder.mkdir(parents=True)
+    """Writes one format; gives what was wrong."""
+    folder.mkdir()
     try:
         _FORMATS[name](student, folder, licence)
     except OSError:
         raise
     except Exception as error:  # an exporter may raise anything
-        shutil.rmtree(folder)
         what = "" if isinstance(error, ConfigError) else f"{type(student.model).__name__} cannot be exported: "
         return f"--format: {name}: {what}{first_line(error)}"
     return ""

@@ -1,14 +1,11 @@
 """How figures are saved, and the parts ``embedding``, ``tuples`` and ``confusion``: their figures and pictures."""
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -27,18 +24,6 @@ SUFFIXES = ("png", "svg")
 PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
 _MARKERS = "os^Dv"
 _COUNTS = {"tuples": "tuples (a, p, N) in a batch", "negatives": "semi-hard negatives in a tuple"}
-
-
-def add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend below the axes with as many columns as there is room for; the figure grows by its further rows."""
-    shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
-    options: dict[str, Any] = {"loc": "outside lower center", "markerscale": 2, "columnspacing": 0.8}
-    single, canvas = figure.legend(handles, shown, ncols=1, **options), FigureCanvasAgg(figure)
-    width = single.get_window_extent(canvas.get_renderer()).width  # type: ignore[no-untyped-call]
-    single.remove()
-    rows = math.ceil(len(names) / max(int(figure.bbox.width / width), 1))
-    figure.set_figheight(figure.get_figheight() + 0.2 * (rows - 1))
-    figure.legend(handles, shown, ncols=math.ceil(len(names) / rows), **options)
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
@@ -148,10 +133,10 @@ def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") ->
             centres = class_centres((embed(batch), labels) for batch, labels in batches).cpu()
         embedding, labels = run.outputs(embed, images, title)
         ncm = 100 * float((nearest_class_mean(embedding, centres).argmax(dim=1) == labels).double().mean())
-        shown = shown_samples(labels.numpy())
-        points, explained = project(embedding[shown], projection, run.seed)
+        places = shown_samples(labels.numpy())
+        points, explained = project(embedding[places], projection, run.seed)
         panels[key] = {"ncm_top1": ncm, "explained_variance": explained}
-        shown_labels = labels.numpy()[shown]
+        shown_labels = labels.numpy()[places]
         for label, colour, marker in zip(np.unique(shown_labels), PALETTE, 2 * _MARKERS, strict=False):
             x, y = points[shown_labels == label].T
             name = run.class_names[label] if label < len(run.class_names) else str(label)
@@ -162,7 +147,9 @@ def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") ->
         if explained is not None:
             axis.set_xlabel(f"{100 * explained:.0f} % of the variance", fontsize="small")
     handles, names = axes[0].get_legend_handles_labels()
-    add_legend(figure, handles, names)
+    shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.08 * max(map(len, shown)))  # the panels stay as wide
+    figure.legend(handles, shown, loc="outside center right", markerscale=2, frameon=False)
     about = f"{len(names)} of {len(run.class_names)} classes"
     figure.suptitle(f"{PROJECTIONS[projection]} of the {images.name} images' embeddings, {about}")
     save_figure(figure, folder, "embedding")

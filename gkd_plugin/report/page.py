@@ -48,6 +48,7 @@ class Shown:
 
     def __post_init__(self) -> None:
         self.summary = finished_summary(self.folder)
+        self.final: dict[str, Any] = self.summary.get("final", {})
         self.text = (self.folder / "config.yaml").read_text("utf-8", "replace")
         self.config: RunConfig | None = None
         try:
@@ -68,12 +69,6 @@ class Shown:
             self.confused = confused_pairs(run, found["confusion"]) if "confusion" in found else []
         except LeftOut as reason:
             self.left_out.append(f"images: {reason}")
-
-    @property
-    def final(self) -> dict[str, Any]:
-        """The accuracies at the end."""
-        found: dict[str, Any] = self.summary.get("final", {})
-        return found
 
     @property
     def epochs(self) -> int:
@@ -159,7 +154,11 @@ def write_page(shown: Sequence[Shown], path: Path) -> Path:
     file = io.BytesIO()
     draw_curves({one.name: one.summary for one in shown}).savefig(file, format="png", dpi=120)
     groups = {"data": _grouped(shown, _data), "classes": _grouped(shown, _classes)}
-    about = {"shown": shown, "curves": data_uri(file.getvalue()), "models": _models(shown), **groups}
+    teachers: dict[tuple[str, str], Shown] = {}  # one that several runs share is shown once
+    for one in shown:
+        if "teacher" in one.summary:
+            teachers.setdefault((one.teacher, one.teacher_accuracy), one)
+    about = {"shown": shown, "curves": data_uri(file.getvalue()), "teachers": teachers.values(), **groups}
     title = f"{'Run' if len(shown) == 1 else 'Runs'} {', '.join(one.name for one in shown)}"
     return _write(path, title=title, verdict=[_verdict(one, shown) for one in shown], runs=about)
 
@@ -182,7 +181,7 @@ def _write(path: Path, **about: Any) -> Path:
     environment.filters["short"] = _short
     template = environment.from_string(_TEMPLATE.read_text("utf-8"))
     known = {"runs": None, "grid": None, "cpu": platform.processor() or platform.machine()}
-    text = template.render({**known, **about}, most_classes=CLASSES)
+    text = template.render({**known, **about}, most_classes=CLASSES, teachers_colour=TEACHER)
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
     return path
 
@@ -232,22 +231,6 @@ def _verdict(one: Shown, shown: Sequence[Shown]) -> str:
 def _error(top1: float, n: int) -> float:
     """Standard error of a share in per cent."""
     return float((top1 * (100 - top1) / n) ** 0.5)
-
-
-def _models(shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    """Rows of the table of networks; a teacher that several runs share is in it once."""
-    rows: list[dict[str, Any]] = []
-    for one in shown:
-        about: dict[str, Any] = {"network": one.network, "accuracy": one.student_accuracy, "colour": one.colour}
-        about |= {"costs": one.costs.get("student"), "parameters": one.summary.get("student", {}).get("parameters")}
-        rows.append({"role": f"student, {one.name}", **about})
-    for one in shown:
-        about = {"network": one.teacher, "accuracy": one.teacher_accuracy, "colour": TEACHER}
-        if "teacher" in one.summary and not any(
-            row["role"] == "teacher" and about.items() <= row.items() for row in rows
-        ):
-            rows.append({"role": "teacher", "costs": one.costs.get("teacher"), "parameters": None, **about})
-    return rows
 
 
 def _grouped(shown: Sequence[Shown], of: Callable[[Shown], Any]) -> list[dict[str, Any]]:

@@ -9,28 +9,8 @@ from gkd_plugin.config.tree import places, read
 from tests.config.samples import changed
 
 _FOLDER = Path(__file__).parents[2] / "configs" / "digits"
-NONSENSE = (
-    None,
-    False,
-    "",
-    "x",
-    "0.1",
-    0,
-    -1,
-    -0.1,
-    1.5,
-    math.nan,
-    math.inf,
-    1e30,
-    10**30,
-    [],
-    ["x"],
-    [[]],
-    {},
-    {"x": 1},
-)
-
-
+_NUMBERS = (0, -1, -0.1, 1.5, math.nan, math.inf, 1e30, 10**30)
+NONSENSE = (None, False, "", "x", "0.1", *_NUMBERS, [], ["x"], [[]], {}, {"x": 1})
 _IMAGES, _LOADER = "datasets.digits_even/train.init.kwargs.dataset.init.kwargs", "train.train_data_loader"
 _TERM = "train.criterion.kwargs.sub_terms.cross_entropy"
 ABSURD = [

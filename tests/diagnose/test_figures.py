@@ -11,7 +11,7 @@ import torch
 from gkd_plugin.diagnose import figures
 from gkd_plugin.diagnose.emphasis import report_emphasis
 from gkd_plugin.diagnose.restore import LeftOut
-from gkd_plugin.runner.curves import PALETTE, new_figure
+from gkd_plugin.runner.curves import new_figure
 from gkd_plugin.runner.run_folder import RunFolder
 from tests.fakes import TinyImages
 
@@ -38,23 +38,6 @@ def test_both_formats_and_the_same_bytes_and_no_window(tmp_path):
     assert line(tmp_path, [1, 2]) == [png, svg]
     assert line(tmp_path, [2, 1])[0] != png
     assert not {f"matplotlib.backends.backend_{kit}" for kit in ("tkagg", "qtagg")} & set(sys.modules)
-
-
-@pytest.mark.parametrize(
-    ("panels", "name", "rows"), [(3, "{}", 1), (3, "american_bulldog_{}", 2), (2, f"{{}} {'long ' * 30}", 5)]
-)
-def test_a_legend_lies_inside_the_figure_and_off_the_axes(panels, name, rows):
-    figure, ((*axes,),) = new_figure(3.4 * panels, 4.2, columns=panels)
-    for index, colour in enumerate(PALETTE):
-        axes[0].scatter([0, 1], [1, 0], color=colour, label=name.format(index))
-    figures.add_legend(figure, *axes[0].get_legend_handles_labels())
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    box, whole = legend.get_window_extent(), figure.bbox
-    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
-    assert whole.y0 <= box.y0 < box.y1 <= min(axis.get_tightbbox().y0 for axis in axes)
-    assert (len(legend.get_texts()), legend._ncols) == (10, 10 // rows)
-    assert figure.get_figheight() == pytest.approx(4.2 + 0.2 * (rows - 1))  # the axes do not shrink
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The command ``refilled diagnose``: its files, its table, and bad input in one line."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from gkd_plugin.cli import main
 from gkd_plugin.diagnose.emphasis import SCORES
 from gkd_plugin.diagnose.run import diagnose, figures_table
+from gkd_plugin.runner.run_folder import read_json
 from tests.runner.fakes import refused
 
 PARTS = ("emphasis", "tuples", "embedding", "confusion")
@@ -18,14 +18,12 @@ PICTURES = {f"{part}.{suffix}" for part in PARTS for suffix in ("png", "svg")}
 
 def test_files_and_table(here, capsys):
     assert main(["diagnose", "runs/student", "--device", "cpu", "--known", "0,1"]) == 0
-    made = json.loads(Path("runs/student/diagnostics/diagnostics.json").read_text("utf-8"))
-    assert {path.name for path in Path("runs/student/diagnostics").iterdir()} == {
-        *PICTURES,
-        "diagnostics.json",
-        "report.html",
-    }
+    made = read_json(Path("runs/student/diagnostics/diagnostics.json"))
+    folder = Path("runs/student/diagnostics")
+    assert {path.name for path in folder.iterdir()} == {*PICTURES, "diagnostics.json", "report.html"}
+    assert len(re.findall(r'<img [^>]* alt="(?:What|How|Does) ', (folder / "report.html").read_text("utf-8"))) == 4
     assert (made["run"], made["seed"], made["left_out"]) == ("runs/student", 3, {})
-    summary = json.loads(Path("runs/student/summary.json").read_text("utf-8"))
+    summary = read_json(Path("runs/student/summary.json"))
     percent, areas = r" +\d+\.\d\d %\n", r" +[01]\.\d{3} +[01]\.\d{3}\n"
     assert re.fullmatch(
         r"\n +train +validation +test\n-+\n"
@@ -45,8 +43,7 @@ def test_without_known_classes_a_line_says_how_to_name_them(here, capsys):
     out, err = capsys.readouterr()
     assert re.search(r"^warning: emphasis is left out: .* --known 0,1,2$", err, re.MULTILINE)
     assert "AUC" not in out
-    made = json.loads(Path("out/diagnostics.json").read_text("utf-8"))
-    assert made["left_out"].keys() == {"emphasis"}
+    assert read_json(Path("out/diagnostics.json"))["left_out"].keys() == {"emphasis"}
     names = {path.name for path in Path("out").iterdir()}
     assert names == {*PICTURES, "diagnostics.json", "report.html"} - {"emphasis.png", "emphasis.svg"}
     assert not Path("runs/student/diagnostics").exists()

@@ -164,14 +164,6 @@ def test_it_opens_in_the_browser(here, monkeypatch):  # noqa: F811
     assert opened == [(here / "own.html").as_uri()]
 
 
-def test_the_page_of_diagnose_has_all_its_pictures(here, capsys):  # noqa: F811
-    assert main(["diagnose", "runs/student", "--device", "cpu", "--known", "0,1"]) == 0
-    path = STUDENT / "diagnostics/report.html"
-    assert capsys.readouterr().out.endswith(f"\n{path}\n")
-    headings = [text for text, _ in checked(path).images]
-    assert len([text for text in headings if text[:4] in ("What", "How ", "Does")]) == 4
-
-
 def test_the_page_of_a_comparison(tmp_path):
     from gkd_plugin.compare.report import comparison_rows, draw_settings
 
