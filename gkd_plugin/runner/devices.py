@@ -1,6 +1,7 @@
 """The ``device:`` section of a YAML: where the student and the teacher live, and in what precision."""
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
 
 from gkd_plugin.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -46,7 +50,11 @@ def read_placement(config: Mapping[str, Any], device: str | None = None, *, one_
     precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
     _check_available("device.precision", precision, default)
     _check_available("device.teacher_dtype", dtype, teacher or default)
-    return Placement(default, teacher, precision, dtype, section.get("channels_last", False), section.get("compile"))
+    is_faster = default.type == "cpu" or (default.type == "cuda" and precision != "no")  # or about as fast, see docs
+    is_last = section.get("channels_last")
+    return Placement(
+        default, teacher, precision, dtype, is_faster if is_last is None else is_last, section.get("compile")
+    )
 
 
 def make_accelerator(placement: Placement) -> Accelerator:
@@ -57,7 +65,10 @@ def make_accelerator(placement: Placement) -> Accelerator:
         _keep_freed_memory()
     elif "LOCAL_RANK" not in os.environ:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(placement.device)
-    accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.precision)
+    is_cpu = placement.device.type == "cpu"
+    torch.backends.cudnn.benchmark = not (is_cpu or torch.backends.cudnn.deterministic)  # the images have one size
+    loading = DataLoaderConfiguration(non_blocking=True)  # from pinned memory, see parts.pin_memory
+    accelerator = Accelerator(cpu=is_cpu, mixed_precision=placement.precision, dataloader_config=loading)
     # torchdistill 1.1.5 reads state.use_fp16 for a frozen teacher; Accelerate dropped it. Autocast does that work.
     accelerator.state.use_fp16 = False
     return accelerator
@@ -89,3 +100,6 @@ def _check_available(key: str, name: str | None, device: torch.device) -> None:
         raise ConfigError(f"{key}: 'fp16' needs a CUDA device, not {str(device)!r}; use 'bf16'")
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError(f"{key}: {torch.cuda.get_device_name(device)} has no 'bf16'; use 'fp16'")
+    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+    if name == "bf16" and device.type == "cpu" and not any(cpu.get(f"{kind}_bf16", True) for kind in ("avx512", "amx")):
+        logger.warning("%s: this CPU has no instructions for bf16, so float32 ('no') is several times as fast", key)

@@ -118,6 +118,8 @@ def build_box(
     """torchdistill's training or distillation box for the config, and for Accelerate if ``is_prepared``."""
     train_config = copy.deepcopy(config["train"])  # the box scales learning rates in place
     stages = stages_of({"train": train_config})
+    for loader in (loader for stage in stages for loader in (stage.loader, stage.val_loader) if loader):
+        pin_memory(loader, accelerator.device)
     if teacher is not None:
         _place_teacher(stages, placement)
     for role in (role for stage in stages for role in (stage.teacher, stage.student) if role is not None):
@@ -169,8 +171,17 @@ def build_test_loader(config: Mapping[str, Any], accelerator: Accelerator | None
     if section is None:
         return None
     check_dropped("test.test_data_loader", section, config["datasets"])
+    if accelerator:
+        section = dict(section)
+        pin_memory(section, accelerator.device)
     loader = build_data_loader(config["datasets"][section["dataset_id"]], section, False, accelerator)
     return accelerator.prepare(loader) if accelerator else loader
+
+
+def pin_memory(loader: Any, device: torch.device) -> None:
+    """Lets the batches of a loader's section wait for a GPU in pinned memory, unless its ``kwargs`` say otherwise."""
+    if device.type == "cuda":
+        loader["kwargs"] = {"pin_memory": True, **(loader.get("kwargs") or {})}
 
 
 def compile_models(which: str | None, student: nn.Module, teacher: nn.Module | None) -> None:

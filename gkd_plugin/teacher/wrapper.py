@@ -250,14 +250,18 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))
         self.input.log(x, self.teacher, self._preprocessing)
-        logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
-        embedding = self._capture.take("teacher", self._embedding[0])
-        with told_at("auxiliary_model_wrapper.kwargs."):
-            features = self._features.take()
+        with torch.inference_mode():
+            logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
+            embedding = self._capture.take("teacher", self._embedding[0])
+            with told_at("auxiliary_model_wrapper.kwargs."):
+                features = self._features.take()
         if not self.has_classifier or not isinstance(logits, Tensor):
-            return Answers(embedding.float(), features=features)
-        self.class_map.teacher_size = logits.shape[-1]
-        return Answers(embedding.float(), logits=logits.float(), features=features)
+            logits = None
+        else:
+            self.class_map.teacher_size = logits.shape[-1]
+        # copies, because a loss cannot keep for its gradient what was made in inference mode
+        copies = (value if value is None else value.to(torch.float32, copy=True) for value in (logits, features))
+        return Answers(embedding.to(torch.float32, copy=True), None, *copies)
 
     def _with_local(self, answers: Answers) -> Answers:
         """With the local classifier's logits, once it is fitted; the answers may be on any device."""

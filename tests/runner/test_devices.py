@@ -3,6 +3,7 @@
 import platform
 import re
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,31 @@ def read(option=None, **section):
 def test_auto_is_the_best_there_is(config, monkeypatch):
     assert read_placement(config).device == torch.device("cuda")
     monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
-    assert read_placement(config) == CPU
+    assert read_placement(config) == replace(CPU, channels_last=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "is_last"),
+    [
+        ({"default": "cpu"}, True),
+        ({"default": "cpu", "channels_last": False}, False),
+        ({}, False),
+        ({"precision": "fp16"}, True),
+        ({"channels_last": True}, True),
+    ],
+)
+def test_channels_last_where_it_is_faster(section, is_last):
+    assert read(**section).channels_last == is_last
+
+
+def test_a_cpu_that_emulates_bf16_is_told(monkeypatch, caplog):
+    for has_it in (True, False):
+        caplog.clear()
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda has_it=has_it: dict.fromkeys(("avx512_bf16", "amx_bf16"), has_it)
+        )
+        read(default="cpu", precision="bf16")
+        assert ("device.precision: this CPU has no instructions for bf16" in caplog.text) != has_it
 
 
 def test_every_setting():

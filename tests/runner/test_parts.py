@@ -15,7 +15,7 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.data import ArrayImages
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.devices import read_placement
-from gkd_plugin.runner.parts import Parts, _warn, build_box, build_test_loader, compile_models
+from gkd_plugin.runner.parts import Parts, _warn, build_box, build_test_loader, compile_models, pin_memory
 from gkd_plugin.runner.training import Training
 from gkd_plugin.teacher import RefilledTeacher
 from tests.config.mutations import ABSURD, mutations, without_weights
@@ -258,3 +258,10 @@ def test_few_fixed_views_for_many_epochs_are_told(caplog, views, is_told):
     stages = [SimpleNamespace(epochs=epochs, section={}, path="train") for epochs in (4, 6)]
     _warn({"models": {"student_model": {}}, "teacher_cache": {"views": views}}, stages)
     assert [line.startswith("teacher_cache.views: 2 for 10 epochs") for line in caplog.messages] == [True] * is_told
+
+
+def test_batches_for_a_gpu_wait_in_pinned_memory_unless_told_otherwise():
+    for given, device, want in ((None, "cuda", True), ({"pin_memory": False}, "cuda", False), (None, "cpu", None)):
+        loader = {"dataset_id": "x", "kwargs": given}
+        pin_memory(loader, torch.device(device))
+        assert (loader["kwargs"] or {}).get("pin_memory") == want
