@@ -38,17 +38,14 @@ def copy_configs(name: str) -> str:
     """
     copies = {path: Path("configs") / path.relative_to(CONFIGS) for path in _shipped(name)}
     present = {path for path, copy in copies.items() if copy.exists()}
-    differing = [str(copies[path]) for path in copies if path in present and not _same(path, copies[path])]
+    changed = [path for path in present if not copies[path].is_file() or copies[path].read_bytes() != path.read_bytes()]
+    differing = sorted(str(copies[path]) for path in changed)
     if differing:
         raise ConfigError(f"{', '.join(differing)}: there already, and not as shipped; move it away first")
     for path, copy in copies.items():
         if path not in present:
             write_atomically(copy, partial(shutil.copyfile, path))
     return "\n".join(f"{copy}{' (there already)' if path in present else ''}" for path, copy in copies.items())
-
-
-def _same(path: Path, copy: Path) -> bool:
-    return copy.is_file() and copy.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 
 
 def _shipped(name: str | None) -> list[Path]:

@@ -273,17 +273,12 @@ def _version() -> str:
         return "0+unknown"
 
 
-def _whole(text: str) -> float:
+def _within(low: float, high: float, meaning: str, *, is_whole: bool = True) -> Callable[[str], Any]:
     """A number in plain digits; ``int`` would read 1_0, +3 and ' 5 ' too."""
-    return int(text) if text.isdecimal() else math.nan
 
-
-def _within(convert: Callable[[str], float], low: float, high: float, meaning: str) -> Callable[[str], Any]:
     def parse(text: str) -> float:
-        try:
-            value = convert(text)
-        except ValueError:
-            value = math.nan
+        digits = text if is_whole else text.replace(".", "", 1)
+        value: float = (int if is_whole else float)(text) if digits.isdecimal() else math.nan
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
         return value
@@ -291,10 +286,10 @@ def _within(convert: Callable[[str], float], low: float, high: float, meaning: s
     return parse
 
 
-_seed = _within(_whole, 0, 2**32 - 1, f"a whole number from 0 to {2**32 - 1}")  # numpy's generators take no others
-_count = _within(_whole, 1, math.inf, "a whole number of at least 1")
-_label = _within(_whole, 0, math.inf, "a class index; give a list such as 0,1,2")
-_percentage = _within(float, 0, 100, "a percentage from 0 to 100")
+_seed = _within(0, 2**32 - 1, f"a whole number from 0 to {2**32 - 1}")  # numpy's generators take no others
+_count = _within(1, math.inf, "a whole number of at least 1")
+_label = _within(0, math.inf, "a class index; give a list such as 0,1,2")
+_percentage = _within(0, 100, "a percentage from 0 to 100", is_whole=False)
 
 
 def _items(convert: Callable[[str], T]) -> Callable[[str], list[T]]:

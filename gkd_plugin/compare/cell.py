@@ -87,16 +87,17 @@ def cell_config(
             kwargs = teacher.wrapper_kwargs if teacher else {}
             embedding = None if kwargs.get("embedding_io") == "input" else str(kwargs.get("embedding", "embedding"))
         tree["models"] = _models(tree, method)
+        own = {stage.name: stage for stage in stages.values()}
         if method.of == "student":
-            like_student = {stage.name: _read_like_student(stage, read_at) for stage in stages.values()}
-            tree["train"] = like_student.get("train") or tree["train"] | like_student
-        elif not method.probe:
-            has_one = "train" in (stage.name for stage in stages.values())
-            kept = {key: value for key, value in tree["train"].items() if not (has_one or key.startswith("stage"))}
-            wanted = method.stages[:1] if method.is_as_configured and has_one else method.stages
-            sections = [_section(tree, stages, stage, embedding) for stage in wanted]
-            several = {f"stage{number}": section for number, section in enumerate(sections, 1)}
-            tree["train"] = kept | (sections[0] if len(sections) == 1 else several)
+            sections = {name: _read_like_student(stage, read_at) for name, stage in own.items()}
+        elif method.probe:
+            sections = {name: dict(stage.section) for name, stage in own.items()}
+        else:
+            wanted = method.stages[: len(own)] if method.is_as_configured else method.stages
+            made = [_section(tree, stages, stage, embedding) for stage in wanted]
+            sections = {f"stage{n}": section for n, section in enumerate(made, 1)} if made[1:] else {"train": made[0]}
+        kept = {key: value for key, value in tree["train"].items() if not ("train" in own or key.startswith("stage"))}
+        tree["train"] = kept | sections.get("train", sections)
         is_wrapped = any("dataset_wrapper" in stage.train_data_loader for stage in method.stages)
         if is_wrapped or "teacher_model" not in tree["models"]:
             tree.pop("teacher_cache", None)  # its views are of the data set itself; the teacher answers in every step

@@ -149,7 +149,7 @@ def report_embedding(run: RestoredRun, folder: Path, projection: str = "pca") ->
     handles, names = axes[0].get_legend_handles_labels()
     shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
     figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.08 * max(map(len, shown)))  # the panels stay as wide
-    figure.legend(handles, shown, loc="outside center right", markerscale=2, frameon=False)
+    figure.legend(handles, shown, loc="outside right center", markerscale=2, frameon=False)
     about = f"{len(names)} of {len(run.class_names)} classes"
     figure.suptitle(f"{PROJECTIONS[projection]} of the {images.name} images' embeddings, {about}")
     save_figure(figure, folder, "embedding")

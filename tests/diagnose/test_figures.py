@@ -115,6 +115,16 @@ def test_the_embedding_over_time(run, summary, tmp_path, projection):
         assert text in drawn
 
 
+def test_the_legend_lies_beside_the_panels(run, changed, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "save_figure", lambda figure, *_: kept.append(figure))
+    for names in (run.class_names, ["long " * 30] * 4):
+        kept: list = []
+        figures.report_embedding(changed(class_names=names), tmp_path)
+        kept[0].draw_without_rendering()
+        box = kept[0].legends[0].get_window_extent()
+        assert max(axis.get_tightbbox().x1 for axis in kept[0].axes) <= box.x0 < box.x1 <= kept[0].bbox.x1
+
+
 def test_before_training_and_final_are_of_those_weights(run, tmp_path):
     made = figures.report_embedding(run, tmp_path)["panels"]
     labels = torch.tensor(TinyImages().targets)
