@@ -135,7 +135,7 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         interpolation=cfg.interpolation,
         mean=list(cfg.mean),
         std=list(cfg.std),
-        workers=min(4, os.cpu_count() or 1),
+        workers=min(4, max((os.cpu_count() or 1) // 2, 1)),  # on a CPU the others train, see sharing_cores
         **_schedule(count, wanted, is_pretrained=is_pretrained),
     )
     if path.exists() and path.read_text(encoding="utf-8") != text and not overwrites:

@@ -4,7 +4,8 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,21 @@ def _keep_freed_memory() -> None:
     if sys.platform == "linux" and not is_chosen and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_MMAP_MAX, 0)
+
+
+@contextmanager
+def sharing_cores(device: torch.device, workers: int) -> Iterator[None]:
+    """On a CPU torch's threads leave a core to each worker of a loader: threads that wait for a core wait busily.
+
+    Where the user has chosen (``OMP_NUM_THREADS``) they stay as they are.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(min(before, (os.cpu_count() or 1) - workers), 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def find_device(key: str, name: str) -> torch.device:
