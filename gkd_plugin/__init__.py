@@ -26,10 +26,11 @@ if _missing:
     warnings.warn(f"{' and '.join(_missing)} not installed: {_effect}", stacklevel=2)
 else:
     from gkd_plugin import data, losses, models, teacher
-    from gkd_plugin.box.upstream import install_own_processes, install_prepare_hook
+    from gkd_plugin.box.upstream import install_own_processes, install_prepare_hook, install_streams
 
     install_prepare_hook()
     install_own_processes()
+    install_streams()
     __all__ += ["DistilledStudent", "data", "distill", "losses", "models", "teacher"]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torchdistill.core.distillation import DistillationBox
 from torchdistill.core.training import TrainingBox
+from torchdistill.datasets import util
 
 from gkd_plugin.errors import ConfigError
 
@@ -72,6 +73,24 @@ def _of_its_own(name: str) -> Callable[..., Any]:
         return self.own_processes[name](self, *args, **kwargs)
 
     return process
+
+
+def install_streams() -> None:
+    """Lets torchdistill's loaders read data sets without an index, of :class:`gkd_plugin.data.Stream`.
+
+    Symptom: it gives every loader a sampler, which torch refuses for an ``IterableDataset``, and wraps training sets in
+    a set that asks for samples by index. Installing twice is harmless.
+    """
+    original, wrapper = util.DataLoader, util.BaseDatasetWrapper
+    if getattr(original, "makes_streams", False):
+        return
+
+    def make_loader(dataset: Any, **kwargs: Any) -> Any:
+        return getattr(dataset, "make_loader", functools.partial(original, dataset))(**kwargs)
+
+    make_loader.makes_streams = True  # type: ignore[attr-defined]
+    util.DataLoader = make_loader
+    util.BaseDatasetWrapper = lambda dataset: dataset if hasattr(dataset, "make_loader") else wrapper(dataset)
 
 
 def clip_unscaled(box: Any, accelerator: Any) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from gkd_plugin import __version__
 from gkd_plugin.cache.bank import Records, open_bank, read_bank, write_bank
 from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_key
-from gkd_plugin.data import FixedViews, sketch, unwrapped
+from gkd_plugin.data import FixedViews, Stream, sketch, unwrapped
 from gkd_plugin.data.files import write_atomically
 from gkd_plugin.errors import ConfigError, first_line
 from gkd_plugin.teacher import Answers, RefilledTeacher
@@ -62,6 +62,9 @@ class TeacherCache:
                 if loader.get(key) is not None:
                     reason = "may change images that the teacher has answered for; remove it, or the cache"
                     raise ConfigError(f"teacher_cache: {where}.train_data_loader.{key} {reason}")
+            if isinstance(datasets[loader["dataset_id"]], Stream):
+                reason = f"datasets.{loader['dataset_id']} is a stream: no sample has an index to keep its answers by"
+                raise ConfigError(f"teacher_cache: {reason}; remove it")
             fixed = f"{loader['dataset_id']} (fixed views)"
             datasets[fixed] = FixedViews(unwrapped(datasets[loader["dataset_id"]]), self.views, self.seed)
             changed = {**stage, "train_data_loader": {**loader, "dataset_id": fixed, "requires_supp": False}}

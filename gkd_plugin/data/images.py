@@ -28,6 +28,13 @@ Transform = Callable[[Any], Any] | None
 _CUB_FLAGS = {"train": "1", "test": "0"}  # in train_test_split.txt: is_training_image
 
 
+def check_transforms(transform: Any, eval_transform: Any) -> None:
+    """Raises ConfigError where one is not ``None`` and cannot be called."""
+    for name, given in (("transform", transform), ("eval_transform", eval_transform)):
+        if not (given is None or callable(given)):
+            raise ConfigError(f"{name}: {given!r} given; must take an image, e.g. gkd_plugin.data.image_transform")
+
+
 class TransformedImages(Dataset[Any], ABC):
     """A torchvision-style dataset: samples are ``(transform(PIL image), int label)``.
 
@@ -44,9 +51,7 @@ class TransformedImages(Dataset[Any], ABC):
     ) -> None:
         self.targets, self.classes = [int(label) for label in targets], [str(name) for name in classes]
         self.transform, self.eval_transform = transform, eval_transform
-        for name, given in (("transform", transform), ("eval_transform", eval_transform)):
-            if not (given is None or callable(given)):
-                raise ConfigError(f"{name}: {given!r} given; must take an image, e.g. gkd_plugin.data.image_transform")
+        check_transforms(transform, eval_transform)
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from gkd_plugin.errors import ConfigError
 
@@ -82,11 +82,19 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
         return [labels[index] for index in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         return [label for part in dataset.datasets for label in labels_of(part)]
+    if isinstance(dataset, IterableDataset):
+        way = "choose classes and samples when the shards are written, or read the set with an index (hfds/, a folder)"
+        raise ConfigError(f"a stream has no index, and its labels show only as it is read; {way}")
     raise ConfigError(f"dataset {type(dataset).__name__} has no labels to read; it needs 'targets', one label a sample")
 
 
 def num_classes_of(dataset: Dataset[Any]) -> int:
-    """The number of classes that the labels need: the largest label + 1; samples of no label are left out."""
+    """The number of classes that the labels need: the largest label + 1; samples of no label are left out.
+
+    Of a stream the number of its names.
+    """
+    if isinstance(unwrapped(dataset), IterableDataset) and (names := getattr(unwrapped(dataset), "classes", None)):
+        return len(names)
     labels = labels_of(labelled_part(dataset))
     if not labels:
         raise ConfigError(f"dataset {type(unwrapped(dataset)).__name__} has no samples, so no classes")

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset
 from gkd_plugin.data.images import TransformedImages
 from gkd_plugin.data.labels import classes_of, labelled_part, labels_of, length_of, unwrapped
 from gkd_plugin.data.splits import ClassSubset
+from gkd_plugin.data.streams import Stream
 from gkd_plugin.errors import ConfigError, whole_number
 
 __all__ = [
@@ -66,6 +67,8 @@ def evaluation_view(dataset: Dataset[Any]) -> tuple[Dataset[Any], bool]:
     Samples without a label are left out.
     """
     dataset = unwrapped(labelled_part(dataset))
+    if isinstance(dataset, Stream):
+        return dataset.in_order(dataset.eval_transform or dataset.transform), dataset.eval_transform is not None
     if hasattr(dataset, "evaluation_view"):
         return unwrapped(dataset.evaluation_view), True
     if isinstance(dataset, TransformedImages) and dataset.eval_transform is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Subset
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
 from gkd_plugin.cache.fingerprint import teacher_key
-from gkd_plugin.data import UNLABELLED, class_groups_of, evaluation_view, labels_of, unwrapped
+from gkd_plugin.data import UNLABELLED, Stream, class_groups_of, evaluation_view, labels_of, unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.parts import Parts
@@ -66,19 +67,24 @@ def evaluate(score: Score, loader: Iterable[Any], accelerator: Accelerator, titl
 
     Samples without a label do not count.
     """
-    groups = (class_groups_of(loader.dataset) if hasattr(loader, "dataset") else None) or {}
+    dataset = getattr(loader, "dataset", None)
+    groups = (class_groups_of(dataset) if dataset is not None else None) or {}
     members = [torch.tensor(labels, device=accelerator.device) for labels in groups.values()]
-    counts: Tensor | int = 0  # on the device until the end: labelled samples and hits, those among the first five, …
-    classes = 0
+    # on the device until the end: labelled samples and hits, those among the first five, of each group samples and hits
+    counts = torch.zeros(3 + 2 * len(groups), dtype=torch.int64, device=accelerator.device)
+    classes, is_stream = 0, isinstance(dataset, Stream)  # of which processes may have different numbers of batches
     for batch in tqdm(loader, desc=title, leave=False, disable=not accelerator.is_main_process or None):
         images, labels = batch[0].to(accelerator.device), batch[1].to(accelerator.device)
-        scores, labels = accelerator.gather_for_metrics((score(images).float().to(labels.device), labels))
+        scored = score(images).float().to(labels.device), labels
+        scores, labels = scored if is_stream else accelerator.gather_for_metrics(scored)
         classes = scores.shape[1]
         ranked = scores.topk(min(5, classes), dim=1).indices == labels.unsqueeze(1)
         inside = [torch.isin(labels, label) for label in members]
         told = [labels != UNLABELLED, ranked[:, 0], ranked.any(1), *inside, *(ranked[:, 0] & part for part in inside)]
-        counts = counts + torch.stack([part.sum() for part in told])
-    samples, hits1, hits5, *rest = counts.tolist() if isinstance(counts, Tensor) else [0] * (3 + 2 * len(groups))
+        counts += torch.stack([part.sum() for part in told])
+    if is_stream and accelerator.num_processes > 1:
+        counts, classes = accelerator.reduce(counts), max(gather_object([classes]))
+    samples, hits1, hits5, *rest = counts.tolist()
     of_groups = zip(groups, rest[: len(groups)], rest[len(groups) :], strict=True)
     by_group = {name: 100 * hits / count for name, count, hits in of_groups if count}
     total = max(samples, 1)
@@ -259,7 +265,8 @@ def _teacher_accuracies(
     """Of the teacher's own classifier, and of its embedding by NCM; ``None`` where it cannot be measured."""
     teacher, loader, train = box.teacher_model, box.val_data_loader, box.train_data_loader
     own = None if loader is None else _own_accuracy(teacher, loader, num_classes, accelerator)
-    if not measures_ncm or not isinstance(teacher, RefilledTeacher):
+    is_unmeasured = loader is None and isinstance(train.dataset, Stream)  # left_out_ncm needs an index
+    if not measures_ncm or not isinstance(teacher, RefilledTeacher) or is_unmeasured:
         return [own, None]
     if loader is None:
         return [own, left_out_ncm(teacher.embed, train, accelerator)]
@@ -291,7 +298,8 @@ def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerato
     """Top-1 of the teacher's own classifier, where it has as many classes as the student."""
     if isinstance(teacher, RefilledTeacher) and not teacher.has_classifier:
         return None
-    images = next(iter(loader))[0].to(accelerator.device)
+    dataset = unwrapped(loader.dataset)
+    images = (dataset.first_batch(2) if isinstance(dataset, Stream) else next(iter(loader)))[0].to(accelerator.device)
     logits = None if num_classes is None else teacher(images[:2])
     if not isinstance(logits, Tensor) or logits.shape[-1] != num_classes:
         return None

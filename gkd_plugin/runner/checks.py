@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from torchdistill.datasets.util import build_data_loader
 from torchdistill.losses.mid_level import SimpleLossWrapper
 from torchdistill.losses.registry import get_high_level_loss
 
@@ -21,7 +22,7 @@ from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.stages import Role, Stage
 from gkd_plugin.config.tree import summary
-from gkd_plugin.data import class_names_of, labelled_part, labels_of, normalisation_of
+from gkd_plugin.data import Stream, class_names_of, labelled_part, labels_of, normalisation_of
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.losses import RefilledStage
@@ -102,7 +103,10 @@ def first_images(where: str, dataset: Any) -> Tensor:
     """
     try:
         with torch.random.fork_rng(devices=[]):
-            images: Tensor = next(iter(DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)))[0]
+            if isinstance(dataset, Stream):
+                images: Tensor = dataset.first_batch(2)[0]
+            else:
+                images = next(iter(DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)))[0]
             channels = images.shape[1]
     except ConfigError:
         raise
@@ -142,6 +146,11 @@ def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, s
         if test["dataset_id"] in training:
             place = f"test.test_data_loader.dataset_id: {test['dataset_id']!r}"
             raise ConfigError(f"{place} is trained on: its accuracy would say nothing of other images")
+    loaders = [(f"{stage.path}.train_data_loader", stage.loader, True) for stage in stages]
+    loaders += [(f"{stage.path}.val_data_loader", stage.val_loader, False) for stage in stages if stage.val_loader]
+    for path, loader, is_training in [*loaders, *([("test.test_data_loader", test, False)] if test else [])]:
+        if isinstance(datasets[loader["dataset_id"]], IterableDataset):
+            _check_stream(path, loader, datasets[loader["dataset_id"]], is_training)
     for name in training:
         own = [stage for stage in stages if stage.loader["dataset_id"] == name]
         check_labels(name, datasets[name], where, num_classes, own)
@@ -166,6 +175,24 @@ def check_data(config: Mapping[str, Any], where: str, num_classes: int | None, s
     _check_choice(config, stages[-1], keys)
 
 
+def _check_stream(path: str, loader: Mapping[str, Any], stream: Any, is_training: bool) -> None:
+    """Refuses what needs samples with an index, and streams that are not read as their loader has it."""
+    where = f"datasets.{loader['dataset_id']}"
+    if not isinstance(stream, Stream):
+        raise ConfigError(f"{where}: {type(stream).__name__} has no index; only the streams of timm_dataset are read")
+    cures = {"dataset_wrapper": "remove it", "batch_sampler": "queue_size of 'refilled' compares with earlier batches"}
+    for key, cure in cures.items():
+        if loader.get(key):
+            raise ConfigError(f"{path}.{key}: a stream has no index for it to choose samples by; {cure}")
+    if stream.is_training != is_training:
+        given = f"is_training is {stream.is_training}, but {path} {'trains' if is_training else 'measures'} on it"
+        raise ConfigError(f"{where}: {given}; must be {is_training}")
+    if not is_training and (loader.get("kwargs") or {}).get("drop_last"):
+        raise ConfigError(f"{path}.kwargs.drop_last: True leaves out samples of a stream; must be False")
+    with told_at(f"{path}."):
+        build_data_loader(stream, loader, False)
+
+
 def _check_choice(config: Mapping[str, Any], last: Stage, keys: Mapping[str, Sequence[Any]]) -> None:
     """Refuses to choose an epoch on the images of the test set."""
     chooses = [key for key in ("keep", "patience") if config["train"].get(key) not in (None, "last")]
@@ -183,7 +210,8 @@ def _check_choice(config: Mapping[str, Any], last: Stage, keys: Mapping[str, Seq
 def check_dropped(path: str, loader: Mapping[str, Any], datasets: Mapping[str, Any], is_training: bool = False) -> None:
     """Refuses ``drop_last`` where it leaves an epoch without a step, or an accuracy without some of the samples."""
     kwargs = loader.get("kwargs") or {}
-    if kwargs.get("drop_last"):
+    is_stream = loader and isinstance(datasets[loader["dataset_id"]], IterableDataset)  # fills the last batch
+    if kwargs.get("drop_last") and not is_stream:
         count, size = length_of(datasets[loader["dataset_id"]]), kwargs.get("batch_size", 1)
         dropped = count % size
         if dropped and (not is_training or dropped == count):
@@ -196,7 +224,9 @@ def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | N
     try:
         counts = Counter(labels_of(labelled_part(dataset)))
     except ConfigError:
-        logger.info("datasets.%s: its labels cannot be read ahead (no `targets`), so they are not checked", dataset_id)
+        is_stream = isinstance(dataset, IterableDataset)
+        lacks = "is a stream: its labels" if is_stream else "its labels cannot be read ahead (no `targets`), so they"
+        logger.info("datasets.%s: %s are not checked", dataset_id, lacks)
         return
     name = f"datasets.{dataset_id}"
     if not counts:
@@ -249,7 +279,8 @@ def check_trained_classes(trained: Sequence[str] | None, dataset_id: str, datase
             logger.warning("%s: %s", place, text)
         return
     known = set(trained or ())
-    held = {names[label] for label in labels_of(labelled_part(dataset))}
+    is_known = not isinstance(dataset, IterableDataset)
+    held = {names[label] for label in labels_of(labelled_part(dataset))} if is_known else {*names}
     for name in sorted(held - known):
         raise ConfigError(f"{place}: class {name!r} is unknown in {where}; {nearest(name, known)}")
     lacking = [repr(name) for name in sorted(known - held)]

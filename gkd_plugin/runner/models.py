@@ -96,7 +96,7 @@ def start_at_centres(
 
     def compute() -> dict[str, Tensor]:
         centres = {path: ClassCentreAccumulator(linear.out_features) for path, linear in linears.items()}
-        lengths: dict[str, list[Tensor]] = {path: [] for path in linears}
+        lengths, samples = dict.fromkeys(linears, 0.0), 0
         with ExitStack() as hooks:
             captures = {path: hooks.enter_context(Capture.during(student, path, "input")) for path in linears}
 
@@ -107,8 +107,9 @@ def start_at_centres(
             for found, labels in asked(ask, clean, accelerator, "class centres"):
                 for path, rows in found.items():
                     centres[path].update(rows, labels)
-                    lengths[path].append(rows.norm(dim=1).cpu())
-        return {path: centres[path].result() * (SCALE / torch.cat(lengths[path]).mean()) for path in linears}
+                    lengths[path] += float(rows.norm(dim=1).sum())
+                samples += len(labels)
+        return {path: centres[path].result() * (SCALE * samples / lengths[path]) for path in linears}
 
     with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():
         if cache is None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.data import seeded
+from gkd_plugin.data import Stream, seeded, unwrapped
 from gkd_plugin.errors import ConfigError, first_line, raised_in
 from gkd_plugin.teacher import Answers, RefilledTeacher
 
@@ -116,7 +116,8 @@ def _end(box: Any, stage: Stage, before: int, accelerator: Accelerator) -> None:
         return
     steps = stage.epochs
     if box.scheduling_step > 0:
-        batches = -(-len(box.train_data_loader) // accelerator.num_processes)
+        is_shared = not isinstance(box.train_data_loader.dataset, Stream)  # which is a process's part already
+        batches = -(-len(box.train_data_loader) // (accelerator.num_processes if is_shared else 1))
         steps = stage.epochs * batches // math.lcm(box.scheduling_step, box.grad_accum_step)
     with _told(f"{stage.path}.scheduler", f"fails at step {steps}, its last"):
         box.lr_scheduler.last_epoch = before + max(steps - 1, 0)
@@ -134,6 +135,8 @@ def _score(place: str, loader: Any, student: nn.Module, accelerator: Accelerator
 
 def _first_batch(loader: Any, at_most: int | None = None) -> Any:
     """Made here, by no worker: starting those takes longer."""
+    if isinstance(stream := unwrapped(loader.dataset), Stream):
+        return stream.first_batch(at_most or loader.batch_size, loader.collate_fn)
     sampler = [next(iter(loader.batch_sampler))[:at_most]]
     return next(iter(DataLoader(loader.dataset, batch_sampler=sampler, collate_fn=loader.collate_fn)))
 

@@ -17,7 +17,7 @@ from gkd_plugin.box.schedule import tell_schedule
 from gkd_plugin.box.upstream import clip_unscaled, torchdistill_errors
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.data import UNLABELLED, seeded
+from gkd_plugin.data import UNLABELLED, Stream, seeded
 from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, first_line, raised_in
 from gkd_plugin.runner.accuracy import LAST_EPOCHS, evaluate, is_accuracy, student_ncm
@@ -129,6 +129,8 @@ class Training:
         epoch = self._epochs_before(at)
         box.pre_epoch_process(epoch=epoch)
         box.train_data_loader.iteration = at.epoch - 1  # what Accelerate tells samplers and FixedViews
+        if isinstance(stream := box.train_data_loader.dataset, Stream):
+            stream.set_epoch(epoch)
         at.lr = at.lr if at.step else box.optimizer.param_groups[0]["lr"]
         self._begun = self._begun or (time.perf_counter(), self._done(at))
         loading, start, told = Loading(at.waiting), time.perf_counter() - at.seconds, replace(at, sums=dict(at.sums))

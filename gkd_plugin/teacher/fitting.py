@@ -1,13 +1,14 @@
 """Fitting the teacher's local classifier to a training set, before the first epoch that needs it."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchdistill.core.interfaces.pre_epoch_proc import default_pre_epoch_process_with_teacher
@@ -16,7 +17,16 @@ from tqdm import tqdm
 
 from gkd_plugin.box import register
 from gkd_plugin.box.schedule import tell_schedule
-from gkd_plugin.data import UNLABELLED, FixedViews, evaluation_view, labelled_part, length_of, seeded, unwrapped
+from gkd_plugin.data import (
+    UNLABELLED,
+    FixedViews,
+    Stream,
+    evaluation_view,
+    labelled_part,
+    length_of,
+    seeded,
+    unwrapped,
+)
 from gkd_plugin.teacher.readouts import Answers
 from gkd_plugin.teacher.wrapper import RefilledTeacher
 
@@ -33,6 +43,8 @@ def refilled_pre_epoch_process(self: Any, epoch: int | None = None, **kwargs: An
     A criterion with ``weigh`` is then told what the local classifier knows.
     """
     default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
+    if isinstance(stream := self.train_data_loader.dataset, Stream):  # torchdistill's script tells it nothing
+        stream.set_epoch(epoch or 0)
     tell_schedule(self)
     teacher = self.teacher_model
     teacher.eval()
@@ -51,18 +63,23 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any, accelera
     :data:`MAX_ROWS` samples; or, without a pass, what a teacher cache keeps of these. Where it keeps the fit of an
     earlier run too, nothing is asked. Raises ConfigError where a class has no sample.
     """
+    stream: Any = unwrapped(train_data_loader.dataset)
     loader, kept, local = clean_loader(train_data_loader), teacher.kept, teacher.local_classifier
 
     def fit() -> dict[str, Tensor]:
-        labels: list[Tensor] = []  # of all samples, when the first pass is over
+        labels: list[Tensor] | _Counts = _Counts() if isinstance(stream, Stream) else []  # when the first pass is over
         clean = _batches(loader, "class centres", labels, teacher, accelerator)
         views: Iterator[tuple[Answers, Tensor, Tensor]] | None = None
         if local.wants_views:
-            if kept is None:
+            if isinstance(labels, _Counts):
+                views = _stream_views(stream, train_data_loader, labels, teacher, accelerator)
+            elif kept is None:
                 views = _views(train_data_loader, labels, teacher, accelerator)
             else:
                 views = _kept_views(kept.answers, train_data_loader)
         teacher.fit_centres(clean, views)
+        if isinstance(labels, _Counts):
+            labels.tell(stream)
         return local.tensors()
 
     with torch.random.fork_rng(devices=[]):  # loaders draw seeds; training is the same whether it is fitted or kept
@@ -100,20 +117,38 @@ def asked(
     What it says are tensors with a row for each image. Of several processes each asks about its share of the batches
     and is given what all have found.
     """
+    if accelerator is None and isinstance(loader.dataset, Stream):  # torchdistill's script
+        loader.dataset.whole()
     if accelerator is None or accelerator.num_processes == 1:
         for images, labels, *_ in tqdm(loader, title, leave=False, disable=None):
             yield ask(images if accelerator is None else images.to(accelerator.device)), labels
         return
     disable = None if accelerator.is_main_process else True
+    if isinstance(loader.dataset, Stream):
+        yield from _asked_of_parts(ask, iter(tqdm(loader, title, leave=False, disable=disable)), accelerator)
+        return
     for images, labels, *_ in tqdm(prepare_data_loader(loader), title, leave=False, disable=disable):
         found = ask(images.to(accelerator.device)), labels
         yield accelerator.gather_for_metrics(send_to_device(found, accelerator.device))
 
 
+def _asked_of_parts(
+    ask: Callable[[Tensor], Any], batches: Iterator[Any], accelerator: Accelerator
+) -> Iterator[tuple[Any, Tensor]]:
+    """As :func:`asked`, of a stream, of which processes read parts that may have different numbers of batches."""
+    while True:
+        batch = next(batches, None)
+        own = None if batch is None else (ask(batch[0].to(accelerator.device)), batch[1])
+        found = [one for one in gather_object([send_to_device(own, "cpu")]) if one is not None]
+        if not found:
+            return
+        yield from (send_to_device(one, accelerator.device) for one in found)
+
+
 def _batches(
     loader: DataLoader[Any],
     title: str,
-    labels: list[Tensor],
+    labels: "list[Tensor] | _Counts",
     teacher: RefilledTeacher,
     accelerator: Accelerator | None,
 ) -> Iterator[tuple[Answers, Tensor]]:
@@ -150,6 +185,46 @@ def _views(
         for answers, of in _batches(loader, "local classifier", [], teacher, accelerator):
             yield answers, of, numbers[: len(of)]
             numbers = numbers[len(of) :]
+
+
+class _Counts(Counter[int]):
+    """The number of samples of each class, of a stream, whose labels would fill the memory."""
+
+    def append(self, labels: Tensor) -> None:
+        self.update(labels.tolist())
+
+    def tell(self, stream: Stream) -> None:
+        """The log says what the stream holds."""
+        text = "the stream holds %d samples of %d classes, %d of the smallest"
+        logger.info(text, self.total(), len(self), min(self.values()))
+        if self.total() != stream.reader.num_samples:
+            text = "the stream holds %d samples, but %d are given as its number: epochs are as long as that"
+            logger.warning(text, self.total(), stream.reader.num_samples)
+
+
+def _stream_views(
+    stream: Any, train_data_loader: Any, counts: _Counts, teacher: RefilledTeacher, accelerator: Accelerator | None
+) -> Iterator[tuple[Answers, Tensor, Tensor]]:
+    """As :func:`_views`; a stream is read until there are enough samples of each class, and no more are kept."""
+    total = counts.total()
+    room = total if total <= MAX_ROWS else max(MAX_ROWS // len(counts), 2)
+    for view in range(min(max(MAX_ROWS // total, 1), MAX_VIEWS)):
+        left, number = {label: min(count, room) for label, count in counts.items()}, 0
+        loader = in_order(stream.in_order(stream.transform), train_data_loader)
+        with seeded(f"local classifier {view}"):
+            for answers, of in _batches(loader, "local classifier", _Counts(), teacher, accelerator):
+                chosen = []
+                for place, label in enumerate(of.tolist()):
+                    left[label] -= 1
+                    chosen += [place] if left[label] >= 0 else []
+                yield (
+                    Answers._make(x if x is None else x[chosen] for x in answers),
+                    of[chosen],
+                    torch.arange(number, number + len(chosen)),
+                )
+                number += len(chosen)
+                if max(left.values()) <= 0:
+                    break
 
 
 def _kept_views(kept: Callable[[Tensor], Answers], train_data_loader: Any) -> Iterator[tuple[Answers, Tensor, Tensor]]:

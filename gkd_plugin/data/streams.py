@@ -1,0 +1,189 @@
+"""timm's readers: sets with an index (folders, tar files, ``hfds/``), and streams without one (shards, hubs)."""
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data.readers.reader_factory import create_reader
+from timm.data.readers.reader_wds import ReaderWds
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, get_worker_info
+from torch.utils.data.distributed import DistributedSampler
+
+from gkd_plugin.data.files import existing_folder
+from gkd_plugin.data.images import Transform, TransformedImages, check_transforms
+from gkd_plugin.errors import ConfigError
+
+__all__ = ["Stream", "TimmImages", "timm_dataset"]
+
+_NEEDS = {"wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
+_STREAMS = ("wds", "hfids", "tfds")
+
+
+class TimmImages(TransformedImages):
+    """What a reader of timm with an index reads, in the colour mode ``mode`` of PIL."""
+
+    def __init__(
+        self, reader: Any, classes: Sequence[Any], transform: Transform, eval_transform: Transform, mode: str = "RGB"
+    ) -> None:
+        is_folder = hasattr(reader, "samples")
+        labels = [label for _, label in reader.samples] if is_folder else list(reader.iter_targets())
+        super().__init__(labels, classes, transform, eval_transform)
+        self.reader, self.mode = reader, mode
+
+    def image(self, index: int) -> Image.Image:
+        """Raises what PIL does: timm's own set would go on with the next image, and its label."""
+        return Image.open(self.reader[index][0]).convert(self.mode)
+
+
+class Stream(IterableDataset[Any]):
+    """A set without an index, read through a reader of timm: every process, and every worker, its own part.
+
+    Trained on, it is shuffled, and every process has as many batches: some samples come twice, as timm has it.
+    Measured, each sample comes once. What is iterated is a copy of the reader, so an epoch depends on its number and
+    the random state of the loading alone. Training samples have an empty supplement: torchdistill's scripts read one.
+    """
+
+    org_dataset: "Stream"
+
+    def __init__(
+        self,
+        reader: Any,
+        classes: Sequence[Any] = (),
+        transform: Transform = None,
+        eval_transform: Transform = None,
+    ) -> None:
+        self.reader, self.classes = reader, [str(name) for name in classes]
+        self.transform, self.eval_transform = transform, eval_transform
+        check_transforms(transform, eval_transform)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is shuffled."""
+        return bool(self.reader.is_training)
+
+    def __len__(self) -> int:
+        """The samples of this process; of a set that is measured, about as many."""
+        return len(self.reader) if self.is_training else -(-self.reader.num_samples // self.reader.dist_num_replicas)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        reader = copy.copy(self.reader)
+        shards, skipped = _shards(reader), (0, None, 1)
+        rank, ranks = reader.dist_rank, reader.dist_num_replicas
+        if get_worker_info() is None and hasattr(reader, "worker_seed"):
+            reader.worker_seed += reader.epoch_count.value  # of workers, torch draws it
+        if not self.is_training and ranks > 1 and shards is not None:  # timm leaves out some, and repeats some
+            if not shards[rank::ranks]:
+                return
+            reader.split_info = replace(reader.split_info, filenames=shards[rank::ranks])
+            reader.dist_rank, reader.dist_num_replicas = 0, 1
+        elif not self.is_training and ranks > 1 and hasattr(reader, "subsplit"):  # TensorFlow's: timm repeats some
+            skipped, reader.dist_rank, reader.dist_num_replicas = (rank, None, ranks), 0, 1
+        for image, label in islice(reader, *skipped):
+            sample = image if self.transform is None else self.transform(image), int(label)
+            yield (*sample, {}) if self.is_training else sample
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order of the shards; call it before the loader is iterated."""
+        self.reader.set_epoch(epoch)
+
+    def in_order(self, transform: Transform) -> "Stream":
+        """All of its samples once each, in their own order, each in one of the processes."""
+        ordered = Stream(copy.copy(self.reader), self.classes, transform)
+        ordered.reader.is_training = False
+        return ordered
+
+    def whole(self) -> "Stream":
+        """Itself, of which every process now reads all."""
+        self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
+        return self
+
+    def first_batch(self, size: int, collate_fn: Any = None) -> Any:
+        """Of the first samples, as training sees them, in every process; made here, by no worker."""
+        return next(iter(DataLoader(self.in_order(self.transform).whole(), size, collate_fn=collate_fn)))
+
+    def make_loader(
+        self, sampler: Any = None, batch_size: int = 1, num_workers: int = 0, **kwargs: Any
+    ) -> DataLoader[Any]:
+        """A loader of this process's part, which Accelerate does not split again; see ``box.upstream``."""
+        if not isinstance(sampler, SequentialSampler | DistributedSampler):
+            way = "write torch.utils.data.SequentialSampler; is_training: True of the data set shuffles"
+            raise ConfigError(f"sampler: {type(sampler).__name__} given, but a stream has an order of its own; {way}")
+        own = copy.copy(self)
+        own.org_dataset = self  # torchdistill's name for what a wrapper holds
+        own.reader = copy.copy(self.reader)
+        own.reader.batch_size = batch_size
+        own.reader.set_loader_cfg(num_workers=num_workers)
+        self._check_parts(num_workers)
+        loader: DataLoader[Any] = DataLoader(own, batch_size, num_workers=num_workers, **kwargs)
+        loader._is_accelerate_prepared = True  # noqa: SLF001
+        return loader
+
+    def _check_parts(self, num_workers: int) -> None:
+        ranks, shards = self.reader.dist_num_replicas, _shards(self.reader)
+        if ranks > 1 and not num_workers and hasattr(self.reader, "subsplit"):
+            raise ConfigError("kwargs.num_workers: 0 given; in several processes tfds/ is split by workers, 1 or more")
+        parts = ranks * max(num_workers, 1)
+        if self.is_training and shards is not None and len(shards) < parts:
+            given = f"{num_workers} given in {ranks} process(es), which read {parts} parts"
+            raise ConfigError(f"kwargs.num_workers: {given}, but there are {len(shards)} shards")
+
+
+def _shards(reader: Any) -> Sequence[str] | None:
+    """Those of ``wds/``."""
+    return reader.split_info.filenames if isinstance(reader, ReaderWds) else None
+
+
+def timm_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    classes: Sequence[str] | None = None,
+    *,
+    is_training: bool = False,
+    transform: Transform = None,
+    eval_transform: Transform = None,
+    **reader: Any,
+) -> TimmImages | Stream:
+    """A set that timm reads: a stream for ``wds/``, ``hfids/`` and ``tfds/``, otherwise one with an index.
+
+    Args:
+        name: ``'wds/'`` (webdataset's shards), ``'hfids/<name>'`` (Hugging Face, streamed), ``'hfds/<name>'`` (Hugging
+            Face, with an index), ``'tfds/<name>'``, or ``''`` (a folder of images for each class).
+        root: the folder or the address of the shards; where the others keep what they download; ``~`` is allowed.
+        split: as timm has it; of shards a name in their ``_info.json``, or e.g. ``'train-{0000..0099}.tar|100000'``,
+            with the number of samples.
+        classes: the names of the classes in the order of their labels; by default those that the reader knows.
+        is_training: whether a stream is trained on: it is shuffled, and every process has as many batches.
+        reader: what else timm's reader takes, e.g. ``class_map``, ``target_key``, ``num_samples``, ``seed``,
+            ``input_img_mode``, or ``sample_shuffle_size`` (of ``wds/``, samples in memory that are shuffled).
+
+    Raises:
+        ConfigError: a package is missing, or a shard, or a folder.
+    """
+    prefix, slash, _ = name.lower().partition("/")
+    kind = prefix if slash else ""
+    if kind in _NEEDS and find_spec(_NEEDS[kind]) is None:
+        extra = "tensorflow-datasets tensorflow" if kind == "tfds" else "'gkd-plugin[streaming]'"
+        raise ConfigError(f"name: {name!r} needs {_NEEDS[kind]}: pip install {extra}")
+    place = None if root is None else str(root) if "://" in str(root) else str(Path(root).expanduser())
+    if kind not in _NEEDS:
+        existing_folder(root or "")
+    mode = "RGB" if kind in _STREAMS else reader.pop("input_img_mode", "RGB")
+    reader |= {"is_training": is_training} if kind in _STREAMS else {}
+    made = create_reader(name, place or ("" if kind == "wds" else None), split, **reader)
+    known = sorted(made.class_to_idx, key=made.class_to_idx.get) if getattr(made, "class_to_idx", None) else []
+    names = known if classes is None else classes
+    if kind not in _STREAMS:
+        return TimmImages(made, names, transform, eval_transform, mode)
+    shards = [os.path.join(place or "", name) for name in _shards(made) or ()]  # noqa: PTH118  # as timm does, of addresses too
+    missing = [shard for shard in shards if not (re.match(r"\w+:", shard) or Path(shard).exists())]
+    if missing:  # timm leaves them out
+        raise ConfigError(f"split: {len(missing)} of {len(shards)} shards are missing: {missing[0]}")
+    return Stream(made, names, transform, eval_transform)
