@@ -7,7 +7,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from torch.utils.data import Dataset
 from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT
@@ -30,7 +31,8 @@ SHARED = (data.overlap_classes, data.class_subset, data.TransformedImages)
 
 def _makes_data(part: Any) -> bool:
     made = get_type_hints(part).get("return") if inspect.isfunction(part) else None
-    return get_origin(made) is None and inspect.isclass(made) and issubclass(made, (Dataset, Compose))
+    kinds = get_args(made) if isinstance(made, UnionType) else (made,)
+    return all(inspect.isclass(kind) and issubclass(kind, (Dataset, Compose)) for kind in kinds)
 
 
 DATA = {name: part for name, part in vars(data).items() if _makes_data(part) and name != "pick"}
