@@ -76,6 +76,7 @@ def rehearse(
                 box.advance_to_next_stage()
         box.accelerator = accelerator  # a process of the stage may use it; until here it would prepare the models
         before = getattr(box.lr_scheduler, "last_epoch", 0)  # a stage may go on with that of an earlier one
+        _check_batches(f"{stage.path}.train_data_loader", box.train_data_loader, accelerator)
         _step(box, stage, num_classes, accelerator)
         if stage.val_loader not in scored:
             _score(f"{stage.path}.val_data_loader", box.val_data_loader, student, accelerator)
@@ -83,6 +84,14 @@ def rehearse(
         _end(box, stage, before, accelerator)
     if test_loader is not None:
         _score("test.test_data_loader", test_loader, student, accelerator)
+
+
+def _check_batches(place: str, loader: Any, accelerator: Accelerator) -> None:
+    """Several processes take a batch each, and all of one size: the losses put them together."""
+    sampler = loader.batch_sampler
+    if accelerator.num_processes > 1 and sampler is not None and getattr(sampler, "batch_size", None) is None:
+        lacks = f"{type(sampler).__name__} does not say its batch_size"
+        raise ConfigError(f"{place}.batch_sampler: {lacks}; several processes need batches of one size")
 
 
 def _step(box: Any, stage: Stage, num_classes: int | None, accelerator: Accelerator) -> None:

@@ -205,11 +205,16 @@ def _run_placed(
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
     with folder.opened(config.text, seed):
         accelerator.wait_for_everyone()  # an earlier run's checkpoints are gone
+        folder.check_is_seen()
         for record in records:
             logging.getLogger(record.name).handle(record)
         for notice in config.notices:
             logger.info("%s", notice)
         logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
+        if (processes := accelerator.num_processes) > 1:
+            size = getattr(parts.box.train_data_loader.batch_sampler, "batch_size", 0)
+            text = "%d processes with %d images each: a step takes %d, and the learning rate, as written, is for these"
+            logger.info(text, processes, size, processes * size)
         checkpoints = None
         if keeps_checkpoints and config.tree.get("checkpoint", {}) is not None:
             checkpoints = Checkpoints(output, parts.box, accelerator, config.tree.get("checkpoint"))
@@ -314,6 +319,11 @@ def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoint
         folder.write_metrics([])
         return 0.0
     at, before = found
+    if (made := before["processes"]) != summary["processes"]:
+        advice = f"go on with {made}, or begin anew without --resume (a step has the images of all processes)"
+        raise ConfigError(
+            f"--resume: {folder.path} was begun with processes: {made}, now {summary['processes']}; {advice}"
+        )
     now = {**summary["versions"], "device": summary["device"]}
     for name, was in {**before["versions"], "device": before["device"]}.items():
         if was != now.get(name):

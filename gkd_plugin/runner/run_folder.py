@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -156,6 +157,18 @@ class RunFolder:
                 write_atomically(self.path / _CONFIG, lambda file: file.write_text(config_text, encoding="utf-8"))
             open_there.enter_context(self._log_file())
             yield
+
+    def check_is_seen(self, seconds: float = 60) -> None:
+        """Refuses a folder that the main process, perhaps of another machine, has opened and this one does not see.
+
+        A disk of the network may show it later than it is there.
+        """
+        end = time.monotonic() + seconds
+        while not holds_run(self.path):
+            if time.monotonic() > end:
+                advice = "processes of several machines share one folder, on a disk that all of them see"
+                raise ConfigError(f"--output: {self.path} is not where the main process writes; {advice}")
+            time.sleep(0.1)
 
     def _move_aside(self) -> None:
         with locked(self.path):  # nobody is writing there

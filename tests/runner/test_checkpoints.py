@@ -320,6 +320,11 @@ def test_a_run_that_stopped_says_so_and_goes_on(stopped, caplog):
 
 
 def test_what_cannot_go_on(stopped):
+    progress = next((stopped / "checkpoints").iterdir()) / "progress.json"
+    found = progress.read_text("utf-8")
+    progress.write_text(found.replace('"processes": 1', '"processes": 2'))
+    refused("--resume: run was begun with processes: 2, now 1; .*", resume)
+    progress.write_text(found)
     refused("was begun with .*lr: 0.05.*now says 'lr: 0.06'", resume, "train.stage1.optimizer.kwargs.lr=0.06")
     refused("was begun with --seed 0, and 1 is given", resume, seed=1)
     state = next((stopped / "checkpoints").iterdir()) / "state"

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.utils.data import SequentialSampler
 from torchdistill.core.interfaces.registry import PRE_EPOCH_PROC_FUNC_DICT
+from torchdistill.datasets.registry import BATCH_SAMPLER_DICT
 
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.config import load_config
@@ -88,6 +91,20 @@ GIVES_GRADIENT = "train.stage2.teacher.requires_grad=true"
 )  # fmt: skip
 def test_what_fails_in_a_later_stage_is_told_before_the_first(overrides, message):
     refused(f"^{message}", parts, *overrides)
+
+
+def test_several_processes_need_batches_of_a_known_size(monkeypatch):
+    class Batches(SequentialSampler):
+        def __iter__(self):
+            yield from torch.arange(len(self)).split(6)
+
+    monkeypatch.setitem(BATCH_SAMPLER_DICT, "Batches", Batches)
+    loader = [
+        f"train.stage2.train_data_loader.{key}" for key in ("batch_sampler={key: Batches, kwargs: {}}", "kwargs={}")
+    ]
+    assert parts(*loader)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    refused(r"^train\.stage2\.train_data_loader\.batch_sampler: Batches .*batch_size", parts, *loader)
 
 
 LEAVES_NO_TRACE = {

@@ -234,3 +234,10 @@ def test_the_table_has_one_line_per_run():
         "runs/other    timm_model   1,234,567   5        yes         10+30   –",
         "runs/broken   failed",
     ]
+
+
+def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
+    folder = RunFolder(tmp_path / "run", is_main=False)
+    refused(r"^--output: .*run is not where the main process writes; ", folder.check_is_seen, seconds=0)
+    with RunFolder(tmp_path / "run").opened(""):
+        folder.check_is_seen(seconds=0)
