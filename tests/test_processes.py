@@ -1,4 +1,4 @@
-"""Several processes as on several machines, over loopback; docs/scale.md as it is printed."""
+"""Several processes as on several machines, over loopback; docs/scale.md as it is printed (its blocks ``bash``)."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def together(folder, commands):
 
 
 def two_machines(folder, env, *words):
-    (line,) = [block for block in blocks(PAGE, "sh") if "--node_rank $NODE" in block]
+    (line,) = [block for block in blocks(PAGE, "bash") if "--node_rank $NODE" in block]
     line = line.replace("first.machine", "127.0.0.1").replace("29500", str(free_port()))
     command = line.replace("--nproc_per_node 4", "--nproc_per_node 1").strip() + " ".join(["", *words])
     return together(folder, [(["bash", "-c", command], {**env, "NODE": node}) for node in "01"])
@@ -95,7 +95,7 @@ def test_a_process_that_ends_ends_all_and_the_same_number_of_them_goes_on(how, t
 
 
 def test_the_script_for_slurm(env, tmp_path):
-    (script,) = [block for block in blocks(PAGE, "sh") if block.startswith("#!/bin/bash")]
+    (script,) = [block for block in blocks(PAGE, "bash") if block.startswith("#!/bin/bash")]
     job = str(free_port() - 20000)
     given = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "a,b", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     check_finished(tmp_path, *together(tmp_path, [(["bash", "-c", script], {**env, **given})]))

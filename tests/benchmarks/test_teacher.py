@@ -8,3 +8,4 @@ def test_overhead_of_the_same_work():
 def test_epochs_with_and_without_a_cache():
     rows = epochs("test_resnet", "test_resnet", views=2, per_class=4)
     assert [(row["stage"], row["epoch"]) for row in rows] == [(s, e) for s in ("stage1", "stage2") for e in (1, 2, 3)]
+    assert [row["epoch"] for row in rows if "prepared_ratio" in row] == [1, 1]
