@@ -34,9 +34,13 @@ def digest(*parts: object) -> str:
     return found.hexdigest()
 
 
-def teacher_key(model: nn.Module) -> str:
-    """Digest of a model: its class, its modules with their settings, and every entry of its ``state_dict``."""
-    return digest(type(model).__name__, model, *chain.from_iterable(model.state_dict().items()))
+def model_key(model: nn.Module, but: tuple[str, ...] = ()) -> str:
+    """Digest of a model: its class, its modules with their settings, and the entries of its ``state_dict``.
+
+    All of them, but those whose names begin with one of ``but``.
+    """
+    entries = ((name, value) for name, value in model.state_dict().items() if not name.startswith(but))
+    return digest(type(model).__name__, model, *chain.from_iterable(entries))
 
 
 def data_key(dataset: Dataset[Any]) -> str:

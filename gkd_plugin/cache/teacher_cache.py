@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from gkd_plugin import __version__
 from gkd_plugin.cache.bank import Records, open_bank, read_bank, write_bank
-from gkd_plugin.cache.fingerprint import data_key, digest, teacher_key, views_key
+from gkd_plugin.cache.fingerprint import data_key, digest, model_key, views_key
 from gkd_plugin.data import FixedViews, Stream, sketch, unwrapped
 from gkd_plugin.data.files import write_atomically
 from gkd_plugin.errors import ConfigError, first_line
@@ -76,7 +76,7 @@ class TeacherCache:
         teacher: RefilledTeacher = box.teacher_model
         views: FixedViews = box.train_data_loader.dataset
         with torch.random.fork_rng(devices=[]):
-            made_from = (teacher_key(teacher.teacher), data_key(views.dataset), views_key(views))
+            made_from = (model_key(teacher.teacher), data_key(views.dataset), views_key(views))
             path = self.folder / f"{digest(*made_from, teacher.settings(), accelerator.mixed_precision)}.npy"
             if path not in self._banks:
                 self._banks[path] = self._find(path, teacher, box.train_data_loader, accelerator)

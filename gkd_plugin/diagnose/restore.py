@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchdistill.common.main_util import set_seed
 from tqdm import tqdm
 
-from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.cache.fingerprint import model_key
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.stages import Stage, has_teacher, stages_of, student_embedding, student_entry
 from gkd_plugin.data import class_names_of, classes_of
@@ -75,7 +75,7 @@ class RestoredRun:
             self.teacher = wrapper if isinstance(wrapper, RefilledTeacher) else None
             if self.teacher is None:
                 self.without_sample = classes_without_sample(dataset, num_classes_of(student, entry))
-            elif summary.get("teacher_weights") not in (None, teacher_key(self.teacher.teacher)):
+            elif summary.get("teacher_weights") not in (None, model_key(self.teacher.teacher)):
                 raise ConfigError(f"{TEACHER}: has other weights than in the run; was its src_ckpt written again?")
             else:
                 self.without_sample = classes_without_centre(self.teacher, dataset)

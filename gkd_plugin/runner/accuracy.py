@@ -16,11 +16,12 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
-from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.cache.fingerprint import model_key
 from gkd_plugin.data import UNLABELLED, Stream, class_groups_of, evaluation_view, labels_of, unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.parts import Parts
+from gkd_plugin.runner.weights import classifier_paths
 from gkd_plugin.teacher import RefilledTeacher, clean_loader, fit_class_centres
 from gkd_plugin.teacher.fitting import MAX_ROWS, asked, first_of_each, in_order
 
@@ -204,7 +205,9 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
         found = _own_ncm(parts, box.val_data_loader)
         return [None if isinstance(found, str) else found]
 
-    (own,) = _once(box, "the student's own accuracy", measure, lambda: teacher_key(parts.student))
+    (own,) = _once(
+        box, "the student's own accuracy", measure, lambda: model_key(parts.student, classifier_paths(parts.student))
+    )
     if own is None:
         return {}
     logger.info("student: NCM accuracy of its own embedding, before training, %.1f %%", own.top1)

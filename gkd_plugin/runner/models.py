@@ -14,7 +14,7 @@ from torchdistill.models.registry import get_model
 from torchvision.models import get_model_weights
 
 from gkd_plugin.box.hooks import Capture
-from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.cache.fingerprint import model_key
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.data import ImageInput
 from gkd_plugin.errors import ConfigError, first_line, user_can_mend
@@ -115,7 +115,8 @@ def start_at_centres(
         if cache is None:
             weights = compute()
         else:
-            weights = cache.once(place, compute, teacher_key(student), images=clean.dataset, accelerator=accelerator)
+            decides = model_key(student, but=classifier_paths(student))  # that is drawn anew with each seed
+            weights = cache.once(place, compute, decides, images=clean.dataset, accelerator=accelerator)
     for path, linear in linears.items():
         linear.weight.copy_(weights[path])
         if linear.bias is not None:

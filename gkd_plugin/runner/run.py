@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torchdistill.common.main_util import set_seed
 
-from gkd_plugin.cache.fingerprint import teacher_key
+from gkd_plugin.cache.fingerprint import model_key
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.config import RunConfig, checked_config, load_config
 from gkd_plugin.config.schema import absolute
@@ -353,7 +353,7 @@ def _train(
     if hasattr(box, "teacher_model") and "teacher" not in summary:
         summary["teacher"] = check_teacher(box, parts.num_classes, accelerator)
         if isinstance(box.teacher_model, RefilledTeacher):
-            summary["teacher_weights"] = teacher_key(box.teacher_model.teacher)
+            summary["teacher_weights"] = model_key(box.teacher_model.teacher)
             summary["student"] |= advise(parts, summary["teacher"])
     prepared = summary.get("preparation_seconds") or time.perf_counter() - start
     keep, patience = parts.settings["keep"], parts.settings["patience"]

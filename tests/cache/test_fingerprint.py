@@ -11,7 +11,7 @@ from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from gkd_plugin.cache.fingerprint import data_key, digest, image_keys, teacher_key, views_key
+from gkd_plugin.cache.fingerprint import data_key, digest, image_keys, model_key, views_key
 from gkd_plugin.data import ArrayImages, FixedViews, class_subset, with_evaluation_view
 from tests.data.fakes import FakeImages, image_tree
 from tests.fakes import TinyImages, TinyNet
@@ -55,9 +55,9 @@ def test_weights_statistics_precision_class_and_settings_change_the_teacher_and_
     other, pooled = tiny(type("Other", (TinyNet,), {})), tiny()
     pooled.pool = nn.AdaptiveMaxPool2d(1)  # has no weights
     models = [tiny(), tiny().half(), tiny().bfloat16(), other, pooled, *map(changed, tiny().state_dict())]
-    assert len({teacher_key(model) for model in models}) == len(models)
-    assert teacher_key(models[0]) == teacher_key(tiny()) == teacher_key(tiny().eval())
-    assert teacher_key(tiny().to(memory_format=torch.channels_last)) == teacher_key(tiny())
+    assert len({model_key(model) for model in models}) == len(models)
+    assert model_key(models[0]) == model_key(tiny()) == model_key(tiny().eval())
+    assert model_key(tiny().to(memory_format=torch.channels_last)) == model_key(tiny())
 
 
 def test_one_pixel_or_label_or_a_choice_of_samples_changes_the_data():
@@ -137,7 +137,7 @@ def test_a_transform_with_a_random_state_of_its_own_is_refused():
 
 def keys():
     """Of things whose reprs hold addresses."""
-    return [teacher_key(tiny()), data_key(arrays()), views_key(views_of(transforms.Lambda(lambda _: torch.rand(2))))]
+    return [model_key(tiny()), data_key(arrays()), views_key(views_of(transforms.Lambda(lambda _: torch.rand(2))))]
 
 
 @pytest.mark.slow

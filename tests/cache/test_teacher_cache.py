@@ -118,7 +118,7 @@ def test_a_local_classifier_is_fitted_to_the_answers_that_are_kept(tmp_path, mon
 
 def test_images_and_teachers_that_changed_unseen_are_refused(tmp_path, monkeypatch):
     """Nothing that makes the bank's name shows it."""
-    for key in ("views_key", "data_key", "teacher_key"):
+    for key in ("views_key", "data_key", "model_key"):
         monkeypatch.setattr(f"gkd_plugin.cache.teacher_cache.{key}", lambda *_, **__: "same")
     train(*build(tmp_path))
     other = build(tmp_path, teacher_seed=5)

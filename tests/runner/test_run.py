@@ -540,3 +540,17 @@ def test_runs_leave_nothing_behind_in_their_process(here):
         counts.append((tensors, len(psutil.Process().open_files())))
     logging.disable(logging.NOTSET)
     assert counts[1] == counts[2]
+
+
+def test_a_second_seed_asks_nothing_that_a_cache_keeps(here):
+    """Neither the teacher, but for a few rows, nor the student before its first step."""
+    run("teacher", "weights", "train.num_epochs=1")
+    kind = "models.student_model.kwargs={model_name: test_resnet, num_classes: 4}"
+    student = [kind, "models.student_model.src_ckpt=weights/student.safetensors"]
+    cached = [*student, "models.student_model.src_ckpt_classifier=centres", "teacher_cache={views: 2, folder: kept}"]
+    found = []
+    for seed in (0, 1):
+        run("student", f"seed{seed}", *cached, seed=seed)
+        found.append({path.name for path in Path("kept").iterdir()})
+    assert found[0] == found[1]
+    assert len(found[0]) == 5  # answers, class centres of both, accuracies of both
