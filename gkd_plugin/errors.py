@@ -21,6 +21,12 @@ _EXTRAS = {
 """Module → package, as in pyproject.toml."""
 
 
+_LESS_MEMORY = (
+    "less memory take a smaller batch_size, device.precision: bf16, a teacher_cache, "
+    "and a teacher that is smaller (device.teacher_dtype: bf16) or elsewhere (device.teacher: cuda:1, or cpu)"
+)
+
+
 class ConfigError(ValueError):
     """A configuration, file or batch that cannot be used as given; the message says what would be allowed."""
 
@@ -46,8 +52,9 @@ def told_at(where: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message; its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an exception's message; its type where it has none. What helps, where memory is out."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{line.partition('. ')[0]}; {_LESS_MEMORY}" if type(error).__name__ == "OutOfMemoryError" else line
 
 
 def raised_in(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from gkd_plugin.errors import ConfigError, first_line, nearest, nearest_beside, one_of, require_extra, whole_number
 from tests.runner.fakes import refused
@@ -26,6 +27,14 @@ def test_nearest(given, allowed, want):
 @pytest.mark.parametrize(("text", "line"), [("\none\ntwo\n", "one"), (" \n", "TypeError"), ("", "TypeError")])
 def test_first_line(text, line):
     assert first_line(TypeError(text)) == line
+
+
+def test_a_device_without_memory_is_told_with_what_helps():
+    text = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23.6 GiB"
+    told = first_line(torch.OutOfMemoryError(text))
+    assert told.startswith("CUDA out of memory; ")
+    for key in ("batch_size", "device.precision", "teacher_cache", "device.teacher_dtype", "device.teacher"):
+        assert key in told
 
 
 def test_nearest_beside_looks_at_names_with_the_same_ending(tmp_path):

@@ -181,8 +181,17 @@ def run_config(
     with told_at(f"{config.path}: "):
         placement = read_placement(config.tree, device)
     workers = max((stage.loader.get("kwargs") or {}).get("num_workers", 0) for stage in config.stages)
-    with sharing_cores(placement.device, workers):
+    with sharing_cores(placement.device, workers), _memory_told(config.path):
         return _run_placed(config, output, placement, seed=seed, earlier=earlier, keeps_checkpoints=keeps_checkpoints)
+
+
+@contextmanager
+def _memory_told(path: Path) -> Iterator[None]:
+    """Makes a ConfigError of a device whose memory is full, wherever that shows."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{path}: {first_line(error)}") from error
 
 
 def _run_placed(

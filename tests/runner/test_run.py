@@ -554,3 +554,10 @@ def test_a_second_seed_asks_nothing_that_a_cache_keeps(here):
         found.append({path.name for path in Path("kept").iterdir()})
     assert found[0] == found[1]
     assert len(found[0]) == 5  # answers, class centres of both, accuracies of both
+
+
+def test_memory_that_is_full_is_a_line(here, monkeypatch):
+    full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    monkeypatch.setattr(run_module, "Parts", full)
+    refused("^student.yaml: CUDA out of memory; less memory take", run, "student", "out")
+    assert not Path("out").exists()
