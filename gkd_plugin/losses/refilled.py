@@ -85,6 +85,10 @@ class RefilledStage(AbstractLoss, Gathering):
             raise ConfigError(f"optimizer: stage {self.stage!r} needs its own: {reason}")
         if not self.gather and world_size() > 1:
             logger.info("gather: False: each process forms the tuples of its own part of the batch")
+        named = [(factor, loss.key.removeprefix("refilled_")) for factor, loss in self.losses]
+        named += [(factor, name) for name, (_, factor) in self.term_dict.items()]
+        shown = " + ".join(name if factor == 1 else f"{factor:g} · {name}" for factor, name in named)
+        logger.info("stage %r: loss = %s; terms are shown without their factors", self.stage, shown)
         dataset = box.train_data_loader.dataset
         for _, loss in self.losses:
             loss.may_lack_labels = labelled_part(dataset) is not dataset

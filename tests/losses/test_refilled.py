@@ -198,3 +198,11 @@ def test_an_unwrapped_teacher_is_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
         make_box(bare, *models())
     assert "not wrapped in 'refilled_teacher'" in caplog.text
+
+
+def test_the_log_says_what_the_loss_is_made_of(caplog):
+    section = stage("joint")
+    section["criterion"]["kwargs"]["sub_terms"] = {"own": {**cross_entropy(), "weight": 0.5}}
+    with caplog.at_level(logging.INFO):
+        make_box(section, *models())
+    assert "loss = cross_entropy + 12 · local_classifier + 1000 · relationship + 0.5 · own" in caplog.text
