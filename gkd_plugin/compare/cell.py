@@ -42,7 +42,7 @@ def base_stages(tree: Tree) -> dict[str, Stage]:
         raise ConfigError(f"train: has no stage with criterion 'refilled' and stage {missing}; {purpose}")
     if others:
         raise ConfigError(f"train: has {others} beside stages 'embedding' and 'classifier'; {purpose}")
-    return found
+    return {kind: found[kind] for kind in kinds}
 
 
 def lacks_stages(method: Method, tree: Tree) -> str:

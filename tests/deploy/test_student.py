@@ -131,12 +131,9 @@ def test_what_a_run_does_not_show_is_told_in_one_line(tmp_path, caplog, known, a
 
 def test_nothing_is_downloaded_for_the_weights_that_a_run_began_with(tmp_path, monkeypatch):
     fake_run(tmp_path / "run")
-    text = (
-        (tmp_path / "run/config.yaml")
-        .read_text("utf-8")
-        .replace("img_size: 32", "img_size: 32\n      pretrained: true")
-    )
-    (tmp_path / "run/config.yaml").write_text(text, encoding="utf-8")
+    path = tmp_path / "run/config.yaml"
+    text = path.read_text("utf-8").replace("img_size: 32", "img_size: 32\n      pretrained: true")
+    path.write_text(text, encoding="utf-8")
     monkeypatch.setattr(timm.models._builder, "load_pretrained", None)
     config, weights = student_of(tmp_path / "run")
     assert config.tree["models"]["student_model"]["kwargs"]["pretrained"] is True

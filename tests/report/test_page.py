@@ -18,7 +18,6 @@ from gkd_plugin.report import page
 from gkd_plugin.report.page import report, write_grid_page
 from gkd_plugin.runner.run import run_config, run_probe
 from tests.compare.fakes import RESULTS
-from tests.diagnose.conftest import finished, here  # noqa: F401  # a run with a teacher, and a copy of it
 from tests.fakes import cross_entropy
 from tests.runner.fakes import refused, student_config
 
@@ -62,7 +61,7 @@ def checked(path):
 
 
 @pytest.fixture(scope="module")
-def control(finished):  # noqa: F811
+def control(finished):
     """A run of the same student on the same images without a teacher, in the folder of the others."""
     tree = student_config()
     section = {key: value for key, value in tree["train"]["stage2"].items() if key not in ("teacher", "student")}
@@ -81,7 +80,7 @@ def summary(folder):
     return json.loads((Path(folder) / "summary.json").read_text("utf-8"))
 
 
-def test_runs_side_by_side_with_a_control(control, here, capsys):  # noqa: F811
+def test_runs_side_by_side_with_a_control(control, here, capsys):
     assert main(["report", "runs/student", control, "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "runs/report.html\n"
     found = checked(Path("runs/report.html"))
@@ -98,7 +97,7 @@ def test_runs_side_by_side_with_a_control(control, here, capsys):  # noqa: F811
     assert found.text.count("Accuracy of each class") == 1
 
 
-def test_a_probe_is_no_student_without_a_teacher(here):  # noqa: F811
+def test_a_probe_is_no_student_without_a_teacher(here):
     run_probe(load_config(STUDENT / "config.yaml"), Path("runs/probe"), "ncm", device="cpu")
     found = checked(report([STUDENT, Path("runs/probe")], device="cpu"))
     assert f"{summary('runs/probe')['final']['top1']:.1f} %" in found.text
@@ -106,7 +105,7 @@ def test_a_probe_is_no_student_without_a_teacher(here):  # noqa: F811
     assert "trained without a teacher" not in found.text
 
 
-def test_accuracy_of_each_class_and_the_mistakes_are_those_of_the_student(here):  # noqa: F811
+def test_accuracy_of_each_class_and_the_mistakes_are_those_of_the_student(here):
     shown = page.Shown("own", STUDENT)
     from gkd_plugin.diagnose.restore import RestoredRun
     from gkd_plugin.diagnose.run import look
@@ -126,7 +125,7 @@ def test_accuracy_of_each_class_and_the_mistakes_are_those_of_the_student(here):
 
 
 @pytest.mark.parametrize("lost", ["runs/teacher/teacher.pt", "runs/student/student.safetensors"])
-def test_what_is_gone_is_said_and_the_rest_is_there(here, lost, capsys):  # noqa: F811
+def test_what_is_gone_is_said_and_the_rest_is_there(here, lost, capsys):
     Path(lost).unlink()
     assert main(["report", "runs/student", "--output", "some/page.html", "--device", "cpu"]) == 0
     found = checked(Path("some/page.html"))
@@ -136,7 +135,7 @@ def test_what_is_gone_is_said_and_the_rest_is_there(here, lost, capsys):  # noqa
     assert [alt for alt, _ in found.images] == ["Loss, accuracy and learning rate over the epochs"]
 
 
-def test_what_cannot_be_shown(here):  # noqa: F811
+def test_what_cannot_be_shown(here):
     shutil.copytree(STUDENT, "runs/half")
     text = Path("runs/half/summary.json").read_text("utf-8")
     Path("runs/half/summary.json").write_text(text.replace('"finished"', '"running"'), encoding="utf-8")
@@ -156,7 +155,7 @@ def test_names_tell_folders_apart():
     assert page._names([Path("runs/joint"), Path("grid/way5/ce/task3/seed0")]) == ["joint", "ce/task3/seed0"]
 
 
-def test_it_opens_in_the_browser(here, monkeypatch):  # noqa: F811
+def test_it_opens_in_the_browser(here, monkeypatch):
     opened = []
     monkeypatch.setattr(page, "report", lambda *_: Path("own.html"))
     monkeypatch.setattr(cli.webbrowser, "open", opened.append)
