@@ -18,7 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from gkd_plugin.data.files import existing_folder
 from gkd_plugin.data.images import Transform, TransformedImages, check_transforms
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, first_line, one_of
 
 __all__ = ["Stream", "TimmImages", "timm_dataset"]
 
@@ -172,12 +172,17 @@ def timm_dataset(
     if kind in _NEEDS and find_spec(_NEEDS[kind]) is None:
         extra = "tensorflow-datasets tensorflow" if kind == "tfds" else "'gkd-plugin[streaming]'"
         raise ConfigError(f"name: {name!r} needs {_NEEDS[kind]}: pip install {extra}")
+    one_of("name", kind, [*_NEEDS, ""])
     place = None if root is None else str(root) if "://" in str(root) else str(Path(root).expanduser())
-    if kind not in _NEEDS:
-        existing_folder(root or "")
+    if not kind or (kind == "wds" and place and "://" not in place):
+        existing_folder(place or "")
     mode = "RGB" if kind in _STREAMS else reader.pop("input_img_mode", "RGB")
     reader |= {"is_training": is_training} if kind in _STREAMS else {}
-    made = create_reader(name, place or ("" if kind == "wds" else None), split, **reader)
+    try:
+        made = create_reader(name, place or ("" if kind == "wds" else None), split, **reader)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # timm's, of splits and keywords
+        way = "; split: '<shards>.tar|<number of samples>', or a split of _info.json" if kind == "wds" else ""
+        raise ConfigError(f"{name}: {first_line(error)}{way}") from error
     known = sorted(made.class_to_idx, key=made.class_to_idx.get) if getattr(made, "class_to_idx", None) else []
     names = known if classes is None else classes
     if kind not in _STREAMS:

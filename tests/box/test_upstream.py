@@ -12,14 +12,17 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from torchdistill.core.distillation import DistillationBox
 from torchdistill.core.interfaces.post_forward_proc import default_post_forward_process
 from torchdistill.core.training import TrainingBox
+from torchdistill.datasets import util
+from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from torchdistill.losses.mid_level import CRDLoss
 from torchdistill.losses.registry import get_high_level_loss
 
 from gkd_plugin.box import upstream
-from gkd_plugin.box.upstream import clip_unscaled, install_prepare_hook, torchdistill_errors
+from gkd_plugin.box.upstream import clip_unscaled, install_prepare_hook, install_streams, torchdistill_errors
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.losses import EmbeddingStage
 from gkd_plugin.teacher import RefilledTeacher
@@ -218,3 +221,15 @@ def test_a_second_box_leaves_the_first_its_processes(monkeypatch):
             monkeypatch.setattr(kind, name, None)
     process_of("first")(epoch=0)
     assert called == ["refilled"]
+
+
+def test_torch_and_torchdistill_still_have_no_loader_for_a_set_without_an_index():
+    class Numbers(IterableDataset):
+        def __iter__(self):
+            yield from range(3)
+
+    with pytest.raises(ValueError, match="sampler"):
+        DataLoader(Numbers(), sampler=SequentialSampler(Numbers()))
+    assert not hasattr(BaseDatasetWrapper(Numbers()), "__iter__")
+    install_streams()
+    assert util.DataLoader(range(3), batch_size=3).batch_size == 3  # of any other set, torch's own

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import RandomSampler, SequentialSampler
 from torchdistill.datasets.util import build_data_loader
@@ -119,7 +120,10 @@ def _sampled():
 def test_what_is_missing_is_told(tmp_path, monkeypatch):
     root = shards(tmp_path / "shards", [2, 2], info=False)
     refused("split: 2 of 4 shards are missing: .*train-0002.tar", wds, root, split="train-{0000..0003}.tar|9")
-    refused("is no folder|there is no", timm_dataset, "", tmp_path / "nowhere")
+    refused("wds/: .*number of samples", wds, root, split="train-{0000..0001}.tar", is_training=True)
+    refused("root: there is no folder.*did you mean 'shards'", wds, tmp_path / "shrds")
+    refused("name: 'wsd' is unknown.*'wds'", timm_dataset, "wsd/", root)
+    refused("root: there is no folder", timm_dataset, "", tmp_path / "nowhere")
     monkeypatch.setattr("gkd_plugin.data.streams.find_spec", lambda _: None)
     refused(r"'wds/' needs webdataset: pip install 'gkd-plugin\[streaming\]'", wds, root)
     refused("'tfds/x' needs tensorflow_datasets: pip install tensorflow", timm_dataset, "tfds/x")
@@ -129,6 +133,27 @@ def test_a_folder_through_timm_has_an_index(tmp_path):
     dataset = timm_dataset("", image_tree(tmp_path / "own", ["b", "a"]), transform=ToTensor())
     assert (dataset.classes, labels_of(dataset)) == (["a", "b"], [0, 0, 1, 1])
     assert dataset[2][0].shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("name", ["hfds", "hfids"])
+def test_a_set_of_hugging_face(name, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    (tmp_path / "own/data").mkdir(parents=True)
+    for shard in (0, 1):
+        images = [Image.new("RGB", (4, 4), (10 * (2 * number + shard), 0, 0)) for number in range(6)]
+        rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2] * 2}, features)
+        rows.to_parquet(tmp_path / f"own/data/train-{shard:05d}-of-00002.parquet")
+    streamed = {"num_samples": 12} if name == "hfids" else {}
+    kwargs = {"transform": lambda image: image.getpixel((0, 0))[0] // 10, "root": tmp_path / "cache", **streamed}
+    sets = [timm_dataset(f"{name}/{tmp_path / 'own'}", **kwargs) for _ in (0, 1)]
+    if name == "hfids":
+        found = [epoch(of_rank(dataset, rank, 2))[0] for rank, dataset in enumerate(sets)]
+        assert sorted(chain(*chain(*found))) == [*range(12)]
+    else:
+        assert (class_names_of(sets[0]), labels_of(sets[0])) == (["a", "b", "c"], 4 * [0, 1, 2])
+        assert sets[0][7] == (3, 1)
 
 
 def test_processes_with_different_numbers_of_batches_are_measured_as_one(tmp_path, monkeypatch):
