@@ -29,7 +29,7 @@ _IN_EPOCHS = {  # key of a scheduler → its keyword that counts epochs, if any
 
 
 def base_stages(tree: Tree) -> dict[str, Stage]:
-    """The stages 'embedding' and 'classifier' of a configuration; a single stage is both, see :func:`lacks_stages`."""
+    """The stages 'embedding' and 'classifier' of a configuration; a single stage is both."""
     stages = stages_of(tree)
     kinds = ("embedding", "classifier")
     if len(stages) == 1 and stages[0].kind in ("classifier", "joint"):
@@ -43,12 +43,6 @@ def base_stages(tree: Tree) -> dict[str, Stage]:
     if others:
         raise ConfigError(f"train: has {others} beside stages 'embedding' and 'classifier'; {purpose}")
     return {kind: found[kind] for kind in kinds}
-
-
-def lacks_stages(method: Method, tree: Tree) -> str:
-    """Why a method of several stages cannot be made from a configuration of one; empty where it can."""
-    has_one = len(stages_of(tree)) == 1
-    return "needs both stages" if has_one and len(method.stages) > 1 and not method.is_as_configured else ""
 
 
 def cell_config(

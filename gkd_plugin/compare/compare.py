@@ -8,11 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gkd_plugin.compare.cell import base_stages, cell_config, lacks_stages, trained_teacher
+from gkd_plugin.compare.cell import base_stages, cell_config, trained_teacher
 from gkd_plugin.compare.grid import Cell, Result, run_grid
 from gkd_plugin.compare.method import Method, load_method
 from gkd_plugin.compare.report import COLUMNS, comparison_table, draw_settings, write_csv
-from gkd_plugin.compare.setting import Setting, Tree, obstacle, untrained_student
+from gkd_plugin.compare.setting import Setting, Tree, cannot_be_made, obstacle
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import stages_of, student_entry
 from gkd_plugin.data import class_groups_of
@@ -113,7 +113,7 @@ def _plan(tree: Tree, methods: Sequence[Method], wanted: Comparison) -> tuple[li
         path = folder / (f"config_seed{seed}.yaml" if teacher else "config.yaml")  # each seed has its own teacher
         if path not in reasons:
             reason = f"its teacher {teacher.method.name} {teacher.reason}" if teacher and teacher.reason else ""
-            reason = reason or untrained_student(method, tree) or lacks_stages(method, tree)
+            reason = reason or cannot_be_made(method, tree)
             if not reason:
                 trained = None
                 if teacher is not None:

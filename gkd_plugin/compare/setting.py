@@ -10,7 +10,7 @@ from typing import Any
 from gkd_plugin.compare.method import Method
 from gkd_plugin.compare.sizes import training_set
 from gkd_plugin.config.config import RunConfig
-from gkd_plugin.config.stages import names_weights, student_entry
+from gkd_plugin.config.stages import names_weights, stages_of, student_entry
 from gkd_plugin.config.tree import Tagged, walk
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.models import TEACHER
@@ -117,12 +117,15 @@ def _calls(tree: Tree, key: str) -> Iterator[Tree]:
                 yield kwargs
 
 
-def untrained_student(method: Method, tree: Tree) -> str:
-    """Why a method that is about a student's trained weights has nothing to do; empty where it has."""
-    is_trained = names_weights(student_entry(tree)[1])
-    if method.student == "untrained" and not is_trained:
-        return "is the same as ce: random weights"
-    return "needs a student with trained weights" if method.of == "student" and not is_trained else ""
+def cannot_be_made(method: Method, tree: Tree) -> str:
+    """Why the method has nothing to work with in the configuration; empty where it has."""
+    if not names_weights(student_entry(tree)[1]):
+        if method.student == "untrained":
+            return "is the same as ce: random weights"
+        if method.of == "student":
+            return "needs a student with trained weights"
+    has_one = len(stages_of(tree)) == 1
+    return "needs both stages" if has_one and len(method.stages) > 1 and not method.is_as_configured else ""
 
 
 def obstacle(method: Method, config: RunConfig) -> str:

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gkd_plugin.compare.cell import base_stages, cell_config, fitted_scheduler, lacks_stages
+from gkd_plugin.compare.cell import base_stages, cell_config, fitted_scheduler
 from gkd_plugin.compare.method import load_method
-from gkd_plugin.compare.setting import Setting, with_memory
+from gkd_plugin.compare.setting import Setting, cannot_be_made, with_memory
 from gkd_plugin.config.tree import read
 from gkd_plugin.models import timm_model
 from tests.compare.fakes import INCREMENTAL
@@ -52,14 +52,14 @@ def test_of_a_configuration_of_stage_joint_the_methods_of_one_stage_are_made(wri
     ):
         section = made(tree, name)["train"]
         assert (section["num_epochs"], section["criterion"]["key"], "teacher" in section) == (2, key, teacher)
-        assert not lacks_stages(load_method(name), tree)
+        assert not cannot_be_made(load_method(name), tree)
     assert made(tree, "config")["train"] == tree["train"]
     assert made(tree, "student-ncm")["train"].keys() == tree["train"].keys()
-    assert lacks_stages(load_method("refilled"), tree) == "needs both stages"
+    assert cannot_be_made(load_method("refilled"), tree) == "needs both stages"
     tree["train"]["criterion"]["kwargs"]["stage"] = "classifier"  # does not show where the embedding is
     for name, role in (("student-ncm", "teacher"), ("pkt", "student")):
         assert made(tree, name)["train"][role]["auxiliary_model_wrapper"]["kwargs"]["embedding"] == "embedding"
-    assert not lacks_stages(load_method("refilled"), written())
+    assert not cannot_be_made(load_method("refilled"), written())
 
 
 def test_the_model_to_train_may_be_called_model(written):

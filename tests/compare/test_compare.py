@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torchdistill.models.classification.wide_resnet import wide_resnet
 
 from gkd_plugin.compare import grid as grid_module
-from gkd_plugin.compare.compare import check_grid_folder, compare
+from gkd_plugin.compare.compare import check_grid_folder
 from gkd_plugin.compare.grid import Result
 from gkd_plugin.compare.report import write_csv
 from gkd_plugin.config.config import load_config
@@ -34,13 +34,6 @@ def test_every_shipped_method_trains_where_the_classes_are_shared(grid):
     assert {path.name for path in (grid.folder / "grid").iterdir()} == left
     assert (grid.folder / "grid/table.txt").read_text("utf-8") == grid.table + "\n"
     assert not (grid.folder / "somewhere").exists()  # the configuration's own checkpoint
-
-
-def test_the_whole_grid_again_trains_nothing(grid, monkeypatch):
-    monkeypatch.chdir(grid.folder)
-    monkeypatch.setattr("gkd_plugin.compare.grid.run_cell", None)
-    table, results = compare(grid.comparison)
-    assert (table, [r.summary for r in results]) == (grid.table, [r.summary for r in grid.results])
 
 
 NET = {"model_name": "test_byobnet", "num_classes": 4}

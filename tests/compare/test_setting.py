@@ -6,7 +6,7 @@ import torch
 
 from gkd_plugin.compare.cell import cell_config
 from gkd_plugin.compare.method import load_method, method_names
-from gkd_plugin.compare.setting import Setting, apply_setting, different_classes, obstacle, untrained_student
+from gkd_plugin.compare.setting import Setting, apply_setting, cannot_be_made, different_classes, obstacle
 from gkd_plugin.config.config import RunConfig, load_config
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.config.tree import read
@@ -166,8 +166,8 @@ def test_batches_with_several_views_of_an_image_serve_one_shot():
     ],
 )
 def test_methods_about_trained_weights_need_some(changes, is_trained):
-    tree = {"models": {"student_model": {"key": "timm_model", **changes}}}
-    reasons = {name: untrained_student(load_method(name), tree) for name in method_names()}
+    tree = {"models": {"student_model": {"key": "timm_model", **changes}}, "train": {"stage1": {}, "stage2": {}}}
+    reasons = {name: cannot_be_made(load_method(name), tree) for name in method_names()}
     untrained = {"scratch": "is the same as ce: random weights", "student-ncm": "needs a student with trained weights"}
     assert {name: reason for name, reason in reasons.items() if reason} == ({} if is_trained else untrained)
 
