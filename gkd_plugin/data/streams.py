@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_wds import ReaderWds
@@ -76,8 +77,8 @@ class Stream(IterableDataset[Any]):
         reader = copy.copy(self.reader)
         shards, skipped = _shards(reader), (0, None, 1)
         rank, ranks = reader.dist_rank, reader.dist_num_replicas
-        if get_worker_info() is None and hasattr(reader, "worker_seed"):
-            reader.worker_seed += reader.epoch_count.value  # of workers, torch draws it
+        if self.is_training and get_worker_info() is None and hasattr(reader, "worker_seed"):
+            reader.worker_seed = int(torch.randint(2**31, ()))  # those of workers are drawn by torch
         if not self.is_training and ranks > 1 and shards is not None:  # timm leaves out some, and repeats some
             if not shards[rank::ranks]:
                 return
