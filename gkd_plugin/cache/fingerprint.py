@@ -35,12 +35,13 @@ def digest(*parts: object) -> str:
 
 
 def model_key(model: nn.Module, but: tuple[str, ...] = ()) -> str:
-    """Digest of a model: its class, its modules with their settings, and the entries of its ``state_dict``.
+    """Digest of a model: its class, its modules with their settings, its images' size, and its ``state_dict``.
 
-    All of them, but those whose names begin with one of ``but``.
+    All of that, but entries whose names begin with one of ``but``.
     """
     entries = ((name, value) for name, value in model.state_dict().items() if not name.startswith(but))
-    return digest(type(model).__name__, model, *chain.from_iterable(entries))
+    size = getattr(model, "own_size", None)  # of timm_model's input_size, which no module shows
+    return digest(type(model).__name__, model, size, *chain.from_iterable(entries))
 
 
 def data_key(dataset: Dataset[Any]) -> str:

@@ -205,9 +205,10 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
         found = _own_ncm(parts, box.val_data_loader)
         return [None if isinstance(found, str) else found]
 
-    (own,) = _once(
-        box, "the student's own accuracy", measure, lambda: model_key(parts.student, classifier_paths(parts.student))
-    )
+    def decides() -> str:
+        return f"{parts.embedding_path} {model_key(parts.student, classifier_paths(parts.student))}"
+
+    (own,) = _once(box, "the student's own accuracy", measure, decides)
     if own is None:
         return {}
     logger.info("student: NCM accuracy of its own embedding, before training, %.1f %%", own.top1)

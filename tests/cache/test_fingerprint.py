@@ -54,8 +54,11 @@ def test_weights_statistics_precision_class_and_settings_change_the_teacher_and_
 
     other, pooled = tiny(type("Other", (TinyNet,), {})), tiny()
     pooled.pool = nn.AdaptiveMaxPool2d(1)  # has no weights
-    models = [tiny(), tiny().half(), tiny().bfloat16(), other, pooled, *map(changed, tiny().state_dict())]
+    sized = tiny()
+    sized.own_size = 40, 40  # timm_model's
+    models = [tiny(), tiny().half(), tiny().bfloat16(), other, pooled, sized, *map(changed, tiny().state_dict())]
     assert len({model_key(model) for model in models}) == len(models)
+    assert len({model_key(tiny(), but=("fc",)), model_key(tiny()), model_key(changed("fc.bias"), but=("fc",))}) == 2
     assert model_key(models[0]) == model_key(tiny()) == model_key(tiny().eval())
     assert model_key(tiny().to(memory_format=torch.channels_last)) == model_key(tiny())
 
