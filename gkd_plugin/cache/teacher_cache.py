@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from gkd_plugin import __version__
 from gkd_plugin.cache.bank import Records, open_bank, read_bank, write_bank
 from gkd_plugin.cache.fingerprint import data_key, digest, model_key, views_key
-from gkd_plugin.data import FixedViews, Stream, sketch, unwrapped
+from gkd_plugin.data import FixedViews, Stream, seeded, sketch, unwrapped
 from gkd_plugin.data.files import write_atomically
 from gkd_plugin.errors import ConfigError, first_line
 from gkd_plugin.teacher import Answers, RefilledTeacher
@@ -85,23 +86,28 @@ class TeacherCache:
         return bank
 
     def once(
-        self, name: str, compute: Callable[[], Any], *parts: object, images: Dataset[Any], accelerator: Accelerator
+        self,
+        name: str,
+        compute: Callable[[], Any],
+        *parts: object,
+        images: Dataset[Any],
+        accelerator: Accelerator,
+        view: Dataset[Any] | None = None,
     ) -> Any:
         """What ``compute`` gives: tensors and plain values, that follow from these images and ``parts`` alone.
 
-        It is kept beside the banks, and a later run reads it.
+        And from another ``view`` of images that ``parts`` tell. It is kept beside the banks, and a later run reads it.
         """
         try:
-            key = data_key(images), views_key(FixedViews(images, 1), probes=4)
+            key = data_key(images), *(views_key(FixedViews(x, 1), probes=4) for x in (images, view) if x is not None)
         except ConfigError:  # samples of another kind, or without labels ahead: they are not known again
             return compute()
         path = self.folder / f"{digest(__version__, name, *key, accelerator.mixed_precision, *parts)}.pt"
-        is_there = path.exists()
-        accelerator.wait_for_everyone()  # no process looks while the main one writes
-        if is_there:
+        if all(gather_object([path.exists()])):  # another run may write it between two processes' looks
             logger.info("%s: as an earlier run has found it, %s", name, path)
             return _read(path)
-        found = compute()
+        with seeded(path.stem):  # whatever the seed of the run that finds it first
+            found = compute()
         if accelerator.is_main_process:
             write_atomically(path, lambda file: torch.save(found, file))
         return found
@@ -123,8 +129,9 @@ class TeacherCache:
 
     def _find(self, path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> Records:
         start = time.perf_counter()
-        accelerator.wait_for_everyone()  # no process looks while the main one puts the bank in place
         bank, data = open_bank(path), _AllViews(loader.dataset)
+        if not all(gather_object([bank is not None])):  # another run may write it between two processes' looks
+            bank = None
         ask = partial(_fields, teacher, accelerator)
         was_there = bank is not None
         if bank is not None:  # a few rows, spread evenly, are compared with what the teacher says now
@@ -178,8 +185,9 @@ class _Kept:
     def answers(self, rows: Tensor) -> Answers:
         return _answers(read_bank(self.bank, rows))
 
-    def once(self, name: str, compute: Callable[[], Any], *parts: object, images: Any) -> Any:
-        return self.cache.once(name, compute, self.name, *parts, images=images, accelerator=self.accelerator)
+    def once(self, name: str, compute: Callable[[], Any], *parts: object, images: Any, view: Any = None) -> Any:
+        more = {"images": images, "view": view, "accelerator": self.accelerator}
+        return self.cache.once(name, compute, self.name, *parts, **more)
 
 
 def _answers(fields: Mapping[str, Tensor]) -> Answers:
@@ -194,6 +202,6 @@ def _fields(teacher: RefilledTeacher, accelerator: Accelerator, images: Tensor) 
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file, torch raises anything
         raise ConfigError(f"teacher_cache.folder: {path} cannot be used: {first_line(error)}; delete it") from error

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -175,7 +176,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises ConfigError, with the path, where it cannot be written: the disk is full, say. The old file is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")  # torch.save keeps what is before the last dot
+    # torch.save keeps what is before the last dot; no process id: another machine may have it too
+    temporary = path.with_name(f".{path.name}.tmp{secrets.token_hex(4)}")
     with told_unwritten(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

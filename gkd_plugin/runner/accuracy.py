@@ -205,8 +205,8 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
         found = _own_ncm(parts, box.val_data_loader)
         return [None if isinstance(found, str) else found]
 
-    def decides() -> str:
-        return f"{parts.embedding_path} {model_key(parts.student, classifier_paths(parts.student))}"
+    def decides() -> tuple[Any, ...]:
+        return parts.embedding_path, model_key(parts.student, classifier_paths(parts.student))
 
     (own,) = _once(box, "the student's own accuracy", measure, decides)
     if own is None:
@@ -238,7 +238,7 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
     relation = teacher.class_map.relation if isinstance(teacher, RefilledTeacher) else None
     missing = classes_without_centre(teacher, box.train_data_loader.dataset)
     measure = partial(_teacher_accuracies, box, num_classes, accelerator, measures_ncm=not missing)
-    own, ncm = _once(box, "the teacher's accuracy", measure, lambda: str(num_classes))
+    own, ncm = _once(box, "the teacher's accuracy", measure, lambda: (num_classes,))
     if relation not in ("same", None):
         own = None
     best = own
@@ -278,15 +278,17 @@ def _teacher_accuracies(
 
 
 def _once(
-    box: Any, name: str, measure: Callable[[], list[Accuracy | None]], decides: Callable[[], str]
+    box: Any, name: str, measure: Callable[[], list[Accuracy | None]], decides: Callable[[], tuple[Any, ...]]
 ) -> list[Accuracy | None]:
     """What ``measure`` gives; a teacher cache keeps it for the same images and what else ``decides``."""
     kept, loader = getattr(box.teacher_model, "kept", None), box.val_data_loader
     with torch.random.fork_rng(devices=[]):  # loaders draw seeds; training is the same whatever is measured
         if kept is None:
             return measure()
-        images = evaluation_view(box.train_data_loader.dataset)[0] if loader is None else unwrapped(loader.dataset)
-        rows = kept.once(name, lambda: [row and asdict(row) for row in measure()], decides(), images=images)
+        trained = evaluation_view(box.train_data_loader.dataset)[0]
+        images = trained if loader is None else unwrapped(loader.dataset)
+        parts = *decides(), class_groups_of(images)
+        rows = kept.once(name, lambda: [row and asdict(row) for row in measure()], *parts, images=images, view=trained)
     return [row and Accuracy(**row) for row in rows]
 
 

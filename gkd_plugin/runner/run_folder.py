@@ -180,7 +180,7 @@ class RunFolder:
 
     def _make_room(self, seed: int) -> None:
         """Deletes what an earlier run wrote, unless it goes on; a summary makes the folder that of a run at once."""
-        for half in self.path.rglob(".*.tmp[0-9]*"):  # of write_atomically() in a process that was killed
+        for half in self.path.rglob(".*.tmp[0-9a-f]*"):  # of write_atomically() in a process that was killed
             half.unlink(missing_ok=True)
         if self.earlier == "resume":
             if self.is_finished:

@@ -30,8 +30,8 @@ class Kept(Protocol):
     def answers(self, rows: Tensor) -> Answers:
         """Those of the given rows of its bank."""
 
-    def once(self, name: str, compute: Callable[[], Any], *parts: object, images: Any) -> Any:
-        """What ``compute`` gives, or gave for the same teacher, training set, parts and images."""
+    def once(self, name: str, compute: Callable[[], Any], *parts: object, images: Any, view: Any = None) -> Any:
+        """What ``compute`` gives, or gave for the same teacher, training set, parts, images and view of these."""
 
 
 @register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, "refilled_teacher")
@@ -250,7 +250,7 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))
         self.input.log(x, self.teacher, self._preprocessing)
-        with torch.inference_mode():
+        with torch.no_grad() if self._is_read_inside() else torch.inference_mode():
             logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
             embedding = self._capture.take("teacher", self._embedding[0])
             with told_at("auxiliary_model_wrapper.kwargs."):
@@ -262,6 +262,11 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         # copies, because a loss cannot keep for its gradient what was made in inference mode
         copies = (value if value is None else value.to(torch.float32, copy=True) for value in (logits, features))
         return Answers(embedding.to(torch.float32, copy=True), None, *copies)
+
+    def _is_read_inside(self) -> bool:
+        """Whether hooks of others read what its modules give, perhaps for a loss: as :meth:`_ask` has it, no copies."""
+        hooks = (hook for module in self.teacher.modules() for hook in module._forward_hooks.values())  # noqa: SLF001
+        return not all(isinstance(hook, Capture) for hook in hooks)
 
     def _with_local(self, answers: Answers) -> Answers:
         """With the local classifier's logits, once it is fitted; the answers may be on any device."""

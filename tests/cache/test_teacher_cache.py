@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 
+from gkd_plugin.cache import teacher_cache
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.stages import stages_of
 from gkd_plugin.models import timm_model
@@ -148,6 +149,51 @@ def test_the_teacher_answers_in_the_precision_of_the_run_and_no_random_number_is
     cache.open(box, accelerator)
     assert seen == {precision == "bf16"}
     assert random_states() == before
+
+
+def test_what_is_kept_follows_from_its_images_views_and_parts_and_not_from_the_seed(tmp_path):
+    images, others, accelerator = (
+        TinyImages(),
+        TinyImages(seed=1),
+        make_accelerator(Placement(torch.device("cpu"), None, "no")),
+    )
+
+    def value(folder, *parts, **more):
+        given = {"images": images, "accelerator": accelerator, **more}
+        return TeacherCache(1, tmp_path / folder).once("x", lambda: torch.rand(()), *parts, **given)
+
+    torch.manual_seed(0)
+    before = random_states()
+    first = value("a")
+    assert random_states() == before
+    torch.manual_seed(1)
+    assert first == value("a") == value("b")
+    assert (
+        len(
+            {
+                float(value("a", *parts, **more))
+                for parts, more in [((1,), {}), ((), {"images": others}), ((), {"view": others})]
+            }
+            | {float(first)}
+        )
+        == 4
+    )
+
+
+@pytest.mark.parametrize("lacks", ["once", "open"])
+def test_where_one_process_does_not_see_it_yet_all_compute_it(tmp_path, monkeypatch, lacks):
+    """Another run writes it between the looks of two processes."""
+    for computed in (1, 1):
+        box, _, cache, accelerator = build(tmp_path)
+        images = box.train_data_loader.dataset
+        if lacks == "open":
+            cache.open(box, accelerator)
+            assert cache.reports[0]["computed"] == computed
+        else:
+            found = []
+            cache.once("x", lambda to=found: to.append(1), images=images.dataset, accelerator=accelerator)
+            assert len(found) == computed
+        monkeypatch.setattr(teacher_cache, "gather_object", lambda seen: [*seen, False])
 
 
 def test_a_process_that_does_not_see_what_the_main_one_wrote_says_so(tmp_path, monkeypatch):

@@ -220,6 +220,22 @@ def test_what_is_measured_of_a_teacher(accelerator, caplog, teacher, num_classes
     assert (poor in caplog.text) == ("near chance" in caplog.text) == isinstance(teacher, Blind)
 
 
+def test_what_decides_an_accuracy_that_a_cache_keeps(accelerator, monkeypatch):
+    """Beside the images: the training images' view, the groups of classes, and which module gives the embedding."""
+    seen = {}
+    kept = SimpleNamespace(once=lambda name, compute, *parts, **more: seen.update({name: (parts, more)}) or compute())
+    box = box_of(Knowing(), accelerator)
+    box.teacher_model.kept, student = kept, timm_model("test_resnet", num_classes=4)
+    unwrapped(box.val_data_loader.dataset).class_groups = {"old": [0, 1]}
+    check_teacher(box, 4, accelerator)
+    monkeypatch.setattr(module, "_own_ncm", lambda *_: "not measured")
+    module.advise(SimpleNamespace(box=box, student=student, embedding_path="layer4"), {"ncm_top1": 94.0})
+    (teachers, of), (students, also_of) = (seen[name] for name in seen if "accuracy" in name)
+    assert (teachers, students[0], students[-1]) == ((4, {"old": [0, 1]}), "layer4", {"old": [0, 1]})
+    train, val = (unwrapped(loader.dataset) for loader in (box.train_data_loader, box.val_data_loader))
+    assert of == also_of == {"images": val, "view": train}
+
+
 @pytest.mark.parametrize(("names", "row"), [("abcd", {"top1": 0.0}), ("abce", {}), ("bacd", {}), ("wxyz", {})])
 def test_names_tell_whether_the_classes_are_shared(accelerator, names, row):
     """Its own classifier, always wrong, is measured only where its classes are the student's."""

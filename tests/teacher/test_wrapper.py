@@ -45,6 +45,15 @@ def test_it_stays_frozen_and_in_eval_mode_whatever_is_done_to_it_or_to_the_inner
         assert torch.equal(got, teacher.teacher(IMAGES))  # its output is the teacher's own
 
 
+def test_what_a_hook_reads_inside_the_teacher_may_take_part_in_a_loss():
+    teacher, layer = make_teacher(), {}
+    student = torch.ones(1, requires_grad=True)
+    teacher.teacher.layer1.register_forward_hook(lambda _m, _x, output: layer.update(output=output))
+    teacher(IMAGES)
+    (student * layer["output"]).sum().backward()
+    assert student.grad != 0
+
+
 def test_hook_paths_and_class_centres():
     teacher = make_teacher()
     seen = record(teacher, "embedding", "local_classifier")
