@@ -18,7 +18,7 @@ from gkd_plugin.data import UNLABELLED
 from gkd_plugin.data.files import told_unwritten, write_atomically
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.data.views import RandomStates
-from gkd_plugin.errors import ConfigError, first_line
+from gkd_plugin.errors import ConfigError, first_line, raised_in
 from gkd_plugin.runner.run_folder import FOLDER, STUDENT, read_json, write_json
 from gkd_plugin.runner.stopping import heeded
 from gkd_plugin.teacher import RefilledTeacher
@@ -99,6 +99,12 @@ class Loading:
                 batches = _begun(loader) if batches is None else batches
                 with heeded():
                     batch = next(batches, None)
+            except (ConfigError, OSError):
+                raise
+            except Exception as error:  # of anybody's data set; of a worker, with its traceback
+                lines = str(error).strip().splitlines() or [""]
+                what = lines[-1] if len(lines) > 1 else f"{lines[0]} ({raised_in(error)})"
+                raise ConfigError(f"a batch cannot be loaded: {what}") from error
             finally:
                 self.states = RandomStates()
                 self.end()

@@ -22,6 +22,7 @@ from gkd_plugin.runner.checkpoints import Checkpoints, Loading, Progress
 from gkd_plugin.runner.run import run_config
 from gkd_plugin.runner.stopping import Stopped, stoppable
 from gkd_plugin.runner.training import Training
+from tests.fakes import TinyImages
 from tests.runner.fakes import cpu, refused
 from tests.runner.killed import config
 
@@ -352,3 +353,14 @@ def test_none_are_kept_where_the_configuration_says_so(tmp_path, monkeypatch):
     Path("student.yaml").write_text(config("plain"), encoding="utf-8")
     monkeypatch.setattr(Checkpoints, "save", lambda *_: pytest.fail("saved"))
     assert resume("checkpoint=null", "train.stage1.num_epochs=1", "train.stage2.num_epochs=1")["status"] == "finished"
+
+
+class Broken(TinyImages):
+    def __getitem__(self, index):
+        raise ValueError(f"no sample {index}\nof these")  # noqa: EM102
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_that_raises_in_the_middle_is_a_line(workers):
+    loader = torch.utils.data.DataLoader(Broken(), batch_size=4, num_workers=workers)
+    refused("^a batch cannot be loaded: .*of these", list, Loading().batches(loader))
