@@ -357,7 +357,7 @@ def test_none_are_kept_where_the_configuration_says_so(tmp_path, monkeypatch):
 
 class Broken(TinyImages):
     def __getitem__(self, index):
-        raise ValueError(f"no sample {index}\nof these")  # noqa: EM102
+        raise ValueError(f"no sample {index}\nof these")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
