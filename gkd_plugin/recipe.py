@@ -6,7 +6,6 @@ What it chooses, and where that was measured: docs/distill.md.
 import hashlib
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from gkd_plugin.data.files import existing_folder, images_below, write_atomicall
 from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.models.timm_model import check_model_name
+from gkd_plugin.runner.devices import cores
 from gkd_plugin.runner.run import RUNS, run_all
 from gkd_plugin.runner.run_folder import RunFolder
 from gkd_plugin.runner.stopping import stoppable
@@ -135,7 +135,7 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         interpolation=cfg.interpolation,
         mean=list(cfg.mean),
         std=list(cfg.std),
-        workers=min(4, max((os.cpu_count() or 1) // 2, 1)),  # on a CPU the others train, see sharing_cores
+        workers=min(4, max(cores() // 2, 1)),  # on a CPU the others train, see sharing_cores
         **_schedule(count, wanted, is_pretrained=is_pretrained),
     )
     if path.exists() and path.read_text(encoding="utf-8") != text and not overwrites:

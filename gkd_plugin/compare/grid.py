@@ -27,6 +27,7 @@ from gkd_plugin.compare.setting import Setting
 from gkd_plugin.config.config import load_config
 from gkd_plugin.config.tree import read, walk
 from gkd_plugin.errors import ConfigError
+from gkd_plugin.runner.devices import cores
 from gkd_plugin.runner.run import run_config, run_probe
 from gkd_plugin.runner.run_folder import FAILED, FINISHED, package_versions, read_json, write_json
 from gkd_plugin.runner.stopping import handled_by
@@ -176,7 +177,7 @@ def run_cell(cell: Cell, device: str | None) -> str:
 
 def _at_once(cells: Sequence[Cell], device: str | None, jobs: int) -> Generator[tuple[Cell, str], None, None]:
     """In one process for each job, with its share of the cores; in a new one where a cell took its process down."""
-    waiting, threads = list(reversed(cells)), max(1, (os.cpu_count() or 1) // jobs)
+    waiting, threads = list(reversed(cells)), max(1, cores() // jobs)
     processes: dict[Any, BaseProcess] = {}  # by the connection to each
     running: dict[Any, Cell] = {}
     try:

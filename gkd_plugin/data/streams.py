@@ -1,4 +1,4 @@
-"""timm's readers: sets with an index (folders, tar files, ``hfds/``), and streams without one (shards, hubs)."""
+"""timm's readers: sets with an index (folders, ``hfds/``), and streams without one (shards, hubs)."""
 
 import copy
 import os
@@ -37,6 +37,7 @@ class TimmImages(TransformedImages):
         labels = [label for _, label in reader.samples] if is_folder else list(reader.iter_targets())
         super().__init__(labels, classes, transform, eval_transform)
         self.reader, self.mode = reader, mode
+        self.samples = reader.samples if is_folder else None  # by which images are known again
 
     def image(self, index: int) -> Image.Image:
         """Raises what PIL does: timm's own set would go on with the next image, and its label."""

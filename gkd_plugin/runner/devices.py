@@ -86,6 +86,11 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_MMAP_MAX, 0)
 
 
+def cores() -> int:
+    """The cores that this process may use: in a job of a cluster, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def sharing_cores(device: torch.device, workers: int) -> Iterator[None]:
     """On a CPU torch's threads leave a core to each worker of a loader: threads that wait for a core wait busily.
@@ -94,7 +99,7 @@ def sharing_cores(device: torch.device, workers: int) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(min(before, (os.cpu_count() or 1) - workers), 1))
+        torch.set_num_threads(max(min(before, cores() - workers), 1))
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from torchdistill.datasets.util import build_data_loader
 from torchvision.transforms import ToTensor
 
+from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.tree import dump
 from gkd_plugin.data import class_names_of, evaluation_view, few_shot_subset, labels_of, timm_dataset
@@ -131,6 +132,7 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
 
 def test_a_folder_through_timm_has_an_index(tmp_path):
     dataset = timm_dataset("", image_tree(tmp_path / "own", ["b", "a"]), transform=ToTensor())
+    assert len(image_keys(dataset)) == len(dataset)  # a cache, and the check of the test set, know them again
     assert (dataset.classes, labels_of(dataset)) == (["a", "b"], [0, 0, 1, 1])
     assert dataset[2][0].shape == (3, 10, 12)
 

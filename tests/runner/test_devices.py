@@ -66,7 +66,7 @@ def test_threads_leave_a_core_to_each_worker(device, workers, chosen, want, monk
     before, calls = 7, []
     monkeypatch.setattr(torch, "get_num_threads", lambda: (calls or [before])[-1])
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setattr(devices.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(8), raising=False)
     with devices.sharing_cores(torch.device(device), workers):
         assert torch.get_num_threads() == want
     assert torch.get_num_threads() == before
