@@ -30,7 +30,8 @@ CASES = {
     "pretrained, 30 of each,\n20 epochs": ("pretrained, 30 of each", "pretrained, 30 of each"),
     "pretrained, 10 of each\n+ photos without labels": ("pretrained, unlabelled", "pretrained, 20 views"),
     "from scratch,\n10 of each": ("from scratch, 100 views", "from scratch, 100 views"),
-    "from scratch,\n30 of each": ("from scratch, 30 of each", "from scratch, 30 of each"),
+    "from scratch, 30 of each,\n40 epochs": ("from scratch, 30 of each", "from scratch, 30 of each"),
+    "from scratch, 30 of each,\n100 epochs": ("from scratch, 30 of each, 100 epochs",) * 2,
     "from scratch, 10 of each\n+ photos without labels": ("from scratch, unlabelled", "from scratch, 100 views"),
 }
 FURTHER = {"pretrained, further methods": ("pretrained, further methods",) * 2}  # in a table, not in the figure
