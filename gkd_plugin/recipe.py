@@ -16,8 +16,10 @@ from string import Template
 from typing import Any
 
 import timm
+import torch
 import yaml
 from huggingface_hub import HfApi, try_to_load_from_cache
+from timm.layers.helpers import to_2tuple
 from timm.models import PretrainedCfg, parse_model_name
 
 from gkd_plugin.data import ImageFiles, image_folder
@@ -36,6 +38,7 @@ _FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", 
 _UPDATES = 300  # of a pretrained student at least, while that takes no more than so many epochs
 _PRETRAINED_EPOCHS, _SCRATCH_EPOCHS = (15, 60), 100
 _VIEWS, _PASSES = (4, 20), 3000  # the teacher answers for about so many images, in so many views of each
+_SMALLEST = 16  # pixels of an image's side
 _MANY = 2000  # images, above which the teacher's answers are not kept
 
 
@@ -112,9 +115,9 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         about = _about(folders, images)
         _check_apart(folders)
     teacher, cfg = _model("--teacher", wanted.teacher)
-    teacher_size = _sized(teacher, cfg, wanted.teacher_size)
+    teacher_size = _sized("--teacher-size", teacher, cfg, wanted.teacher_size)
     student, cfg = _model("--student", wanted.student, is_pretrained=wanted.is_pretrained)
-    size = _sized(student, cfg, wanted.size)
+    size = _sized("--size", student, cfg, wanted.size)
     _check_reachable({"--teacher": teacher, "--student": student})
     is_pretrained = bool(student["kwargs"].get("pretrained") or student.get("src_ckpt"))
     student["kwargs"]["num_classes"] = len(images.classes)
@@ -250,12 +253,23 @@ def _schedule(count: int, wanted: Wanted, *, is_pretrained: bool) -> dict[str, A
     return {"epochs": epochs, "batch": batch, "lr": lr, "cache": cache, "val_freq": max(epochs // 8, 1)}
 
 
-def _sized(entry: dict[str, Any], cfg: PretrainedCfg, wanted: int | None) -> int:
-    """The size of a model's images, which its entry is given."""
+def _sized(option: str, entry: dict[str, Any], cfg: PretrainedCfg, wanted: int | None) -> int:
+    """The size of a model's images, which its entry is given; one that leaves out pixels of each image is refused."""
     size = wanted or max((cfg.test_input_size or cfg.input_size)[1:])
+    if size < _SMALLEST:
+        raise ConfigError(f"{option}: {size} pixels are too few for a photo; {_SMALLEST} or more")
     entry["kwargs"]["input_size"] = size
     if cfg.fixed_input_size and size != cfg.input_size[1]:  # the model is built for one size
         entry["kwargs"]["img_size"] = size
+        name = entry["kwargs"]["model_name"]
+        with torch.device("meta"):
+            embed = getattr(timm.create_model(name), "patch_embed", None)
+        patch = to_2tuple(getattr(embed, "patch_size", 1))[0]
+        if size % patch:
+            below = size // patch * patch
+            raise ConfigError(
+                f"{option}: {name} takes patches of {patch} pixels, so {below} or {below + patch}, not {size}"
+            )
     return size
 
 

@@ -150,6 +150,8 @@ def test_from_python_to_a_student_that_is_measured_as_it_is_used_later_and_teach
         ({"teacher": "teacher.safetensors"}, "--teacher: teacher.safetensors does not say which model .* NAME=teacher"),
         ({"teacher": "test_resnet=nothing.pt"}, "--teacher: no such file: nothing.pt"),
         ({"unlabelled": Path("nowhere")}, "--unlabelled: there is no folder nowhere"),
+        ({"size": 3}, "--size: 3 pixels are too few for a photo; 16 or more"),
+        ({"student": "test_vit", "size": 40}, "--size: test_vit takes patches of 16 pixels, so 32 or 48, not 40"),
     ],
 )
 def test_what_cannot_be_used(changes, message, here):

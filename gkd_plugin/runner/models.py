@@ -1,6 +1,7 @@
 """The models that a YAML names, with their weights."""
 
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -109,6 +110,11 @@ def start_at_centres(
                     centres[path].update(rows, labels)
                     lengths[path] += float(rows.norm(dim=1).sum())
                 samples += len(labels)
+        for path, length in lengths.items():
+            if not 0 < length < math.inf:
+                raise ConfigError(
+                    f"{place}: what the classifier {path!r} is given has no length; are its images too small?"
+                )
         return {path: centres[path].result() * (SCALE * samples / lengths[path]) for path in linears}
 
     with torch.random.fork_rng(devices=[]), user_can_mend(place), accelerator.autocast():

@@ -1,9 +1,10 @@
 """Fitting the teacher's local classifier to a training set, before the first epoch that needs it."""
 
 import logging
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -120,16 +121,23 @@ def asked(
     if accelerator is None and isinstance(loader.dataset, Stream):  # torchdistill's script
         loader.dataset.whole()
     if accelerator is None or accelerator.num_processes == 1:
-        for images, labels, *_ in tqdm(loader, title, leave=False, disable=None):
+        for images, labels, *_ in _bar(loader, title):
             yield ask(images if accelerator is None else images.to(accelerator.device)), labels
         return
-    disable = None if accelerator.is_main_process else True
     if isinstance(loader.dataset, Stream):
-        yield from _asked_of_parts(ask, iter(tqdm(loader, title, leave=False, disable=disable)), accelerator)
+        yield from _asked_of_parts(ask, iter(_bar(loader, title, accelerator)), accelerator)
         return
-    for images, labels, *_ in tqdm(prepare_data_loader(loader), title, leave=False, disable=disable):
+    for images, labels, *_ in _bar(prepare_data_loader(loader), title, accelerator):
         found = ask(images.to(accelerator.device)), labels
         yield accelerator.gather_for_metrics(send_to_device(found, accelerator.device))
+
+
+def _bar(loader: Iterable[Any], title: str, accelerator: Accelerator | None = None) -> Iterable[Any]:
+    """With a progress bar of the main process; where no terminal shows it, a line every half minute."""
+    is_shown = accelerator is None or accelerator.is_main_process
+    seconds = 0.1 if sys.stderr.isatty() else 30.0
+    bar: Any = tqdm(loader, title, leave=False, disable=not is_shown, mininterval=seconds, delay=seconds)
+    return cast("Iterable[Any]", bar)
 
 
 def _asked_of_parts(
