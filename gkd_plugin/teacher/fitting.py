@@ -92,7 +92,8 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any, accelera
             if local.centres is before:  # an earlier run's
                 local.keep(tensors, teacher.device)
                 teacher.class_map.tell_use(is_used=local.wants_views)
-    logger.info("class centres: %d classes, %d-dimensional", *local.centres.shape)
+    classes, width = local.centres.shape
+    logger.info("class centres: %d classes, %d-dimensional", classes, width)
 
 
 def clean_loader(train_data_loader: Any) -> DataLoader[Any]:
