@@ -138,7 +138,7 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         interpolation=cfg.interpolation,
         mean=list(cfg.mean),
         std=list(cfg.std),
-        workers=min(4, max(cores() // 2, 1)),  # on a CPU the others train, see sharing_cores
+        workers=min(4, cores()),
         **_schedule(count, wanted, is_pretrained=is_pretrained),
     )
     if path.exists() and path.read_text(encoding="utf-8") != text and not overwrites:

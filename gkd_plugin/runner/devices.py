@@ -4,8 +4,7 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,21 +88,6 @@ def _keep_freed_memory() -> None:
 def cores() -> int:
     """The cores that this process may use: in a job of a cluster, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def sharing_cores(device: torch.device, workers: int) -> Iterator[None]:
-    """On a CPU torch's threads leave a core to each worker of a loader: threads that wait for a core wait busily.
-
-    Where the user has chosen (``OMP_NUM_THREADS``) they stay as they are.
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(min(before, cores() - workers), 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def find_device(key: str, name: str) -> torch.device:

@@ -22,7 +22,7 @@ from gkd_plugin.errors import ConfigError, first_line, raised_in, told_at
 from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy
 from gkd_plugin.runner.checkpoints import NOT_FINITE, Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
-from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement, sharing_cores
+from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
 from gkd_plugin.runner.dry_run import dry_run
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres, without_weights
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
@@ -180,8 +180,7 @@ def run_config(
     """
     with told_at(f"{config.path}: "):
         placement = read_placement(config.tree, device)
-    workers = max((stage.loader.get("kwargs") or {}).get("num_workers", 0) for stage in config.stages)
-    with sharing_cores(placement.device, workers), _memory_told(config.path):
+    with _memory_told(config.path):
         return _run_placed(config, output, placement, seed=seed, earlier=earlier, keeps_checkpoints=keeps_checkpoints)
 
 

@@ -55,21 +55,9 @@ def test_a_cpu_that_emulates_bf16_is_told(monkeypatch, caplog):
         assert ("device.precision: this CPU has no instructions for bf16" in caplog.text) != has_it
 
 
-@pytest.mark.parametrize(
-    ("device", "workers", "chosen", "want"),
-    [("cpu", 3, None, 5), ("cpu", 9, None, 1), ("cpu", 3, "7", 7), ("cuda", 3, None, 7)],
-)
-def test_threads_leave_a_core_to_each_worker(device, workers, chosen, want, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if chosen:
-        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    before, calls = 7, []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: (calls or [before])[-1])
-    monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(8), raising=False)
-    with devices.sharing_cores(torch.device(device), workers):
-        assert torch.get_num_threads() == want
-    assert torch.get_num_threads() == before
+def test_the_cores_are_those_of_the_job(monkeypatch):
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert devices.cores() == 2
 
 
 def test_every_setting():
