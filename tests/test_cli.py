@@ -311,7 +311,8 @@ def test_two_gloo_processes_under_torchrun_train_as_one_with_their_batches_toget
     for name in stages[0]:
         (row,), (want,) = (of[name]["epochs"] for of in stages)
         for figure in ("loss", "relationship" if name == "stage1" else "local_classifier"):
-            assert row[figure] == pytest.approx(want[figure], rel=1e-2)  # answers in float16
+            rel = 1e-4 if name == "stage1" else 1e-2  # a probe of 24 images magnifies what float16 rounds
+            assert row[figure] == pytest.approx(want[figure], rel=rel)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -50,7 +50,7 @@ def read_placement(config: Mapping[str, Any], device: str | None = None, *, one_
     precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
     _check_available("device.precision", precision, default)
     _check_available("device.teacher_dtype", dtype, teacher or default)
-    is_faster = default.type == "cpu" or (default.type == "cuda" and precision != "no")  # or about as fast, see docs
+    is_faster = default.type == "cpu" or (default.type == "cuda" and precision != "no")  # or about as fast
     is_last = section.get("channels_last")
     return Placement(
         default, teacher, precision, dtype, is_faster if is_last is None else is_last, section.get("compile")

@@ -91,7 +91,8 @@ def run_all(
     for config, folder in zip(configs, folders, strict=True):
         try:
             mode = earlier.replace("keep", "aside")
-            summary = run_config(config, folder, seed=seed, device=device, earlier=mode)
+            with _memory_told(config.path):
+                summary = run_config(config, folder, seed=seed, device=device, earlier=mode)
         except Exception as error:  # whatever it is, the others run
             if len(configs) == 1:
                 raise
@@ -101,6 +102,15 @@ def run_all(
             summary = {"status": FAILED}
         summaries.append({**summary, "folder": str(folder)})
     return summaries
+
+
+@contextmanager
+def _memory_told(path: Path) -> Iterator[None]:
+    """Makes a ConfigError of a device whose memory is full, wherever that shows."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{path}: {first_line(error)}") from error
 
 
 def _numbered_folder(folder: Path, earlier: str) -> Path:
@@ -178,26 +188,9 @@ def run_config(
 
     What becomes of a run that is there says :class:`RunFolder`.
     """
-    with told_at(f"{config.path}: "):
-        placement = read_placement(config.tree, device)
-    with _memory_told(config.path):
-        return _run_placed(config, output, placement, seed=seed, earlier=earlier, keeps_checkpoints=keeps_checkpoints)
-
-
-@contextmanager
-def _memory_told(path: Path) -> Iterator[None]:
-    """Makes a ConfigError of a device whose memory is full, wherever that shows."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{path}: {first_line(error)}") from error
-
-
-def _run_placed(
-    config: RunConfig, output: Path, placement: Placement, *, seed: int, earlier: str, keeps_checkpoints: bool
-) -> dict[str, Any]:
     start = time.perf_counter()
     with told_at(f"{config.path}: "):
+        placement = read_placement(config.tree, device)
         accelerator = make_accelerator(placement)
         set_seed(seed)
         folder = RunFolder(output, accelerator.is_main_process, earlier)

@@ -559,5 +559,5 @@ def test_a_second_seed_asks_nothing_that_a_cache_keeps(here):
 def test_memory_that_is_full_is_a_line(here, monkeypatch):
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
     monkeypatch.setattr(run_module, "Parts", full)
-    refused("^student.yaml: CUDA out of memory; less memory take", run, "student", "out")
+    refused("^student.yaml: CUDA out of memory; less memory take", run_all, [Path("student.yaml")], output=Path("out"))
     assert not Path("out").exists()
