@@ -10,7 +10,7 @@ import timm
 import torch
 from timm.models import get_arch_name
 
-from gkd_plugin.data.files import write_atomically
+from gkd_plugin.data.files import first_difference, write_atomically
 from gkd_plugin.errors import ConfigError, nearest
 from gkd_plugin.runner.run_folder import aligned
 
@@ -38,10 +38,9 @@ def copy_configs(name: str) -> str:
     """
     copies = {path: Path("configs") / path.relative_to(CONFIGS) for path in _shipped(name)}
     present = {path for path, copy in copies.items() if copy.exists()}
-    changed = [path for path in present if not copies[path].is_file() or copies[path].read_bytes() != path.read_bytes()]
-    differing = sorted(str(copies[path]) for path in changed)
-    if differing:
-        raise ConfigError(f"{', '.join(differing)}: there already, and not as shipped; move it away first")
+    for path in sorted(present):
+        if differs := first_difference(copies[path].read_text("utf-8"), path.read_text("utf-8")):
+            raise ConfigError(f"{copies[path]} is there and differs: {differs}; move it away first")
     for path, copy in copies.items():
         if path not in present:
             write_atomically(copy, partial(shutil.copyfile, path))

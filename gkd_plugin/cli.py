@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
@@ -80,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ConfigError, OSError) as error:
             if options.debug:
                 raise
-            for line in _lines(error):
-                print(f"refilled: error: {line}", file=sys.stderr)
-            return EXIT_BAD_INPUT
+            return _refuse(error)
         except KeyboardInterrupt as stop:
             name = str(stop) or "SIGINT"
             print(f"refilled: stopped by {name}{options.stopped}", file=sys.stderr)
@@ -109,9 +108,15 @@ def _trained(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _check(options: argparse.Namespace) -> int:
     from gkd_plugin.runner.run import check_all
 
-    for line in check_all(options.config, **_given(options, "overrides", "device", "builds")):
-        _say(line)
-    return 0
+    code = 0
+    for found in check_all(options.config, **_given(options, "overrides", "device", "builds")):
+        if isinstance(found, str):
+            _say(found)
+        elif options.debug:
+            raise found
+        else:
+            code = _refuse(found)
+    return code
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -130,15 +135,18 @@ def _distill(options: argparse.Namespace) -> int:
     path, folder = places(options.data, options.output)
     was_there = path.exists()
     _init(options)
-    given = f" --output {options.output}" if options.output else ""
-    options.stopped = f"; refilled run {path}{given} --resume goes on"
+    given = f" --output {quote(str(options.output))}" if options.output else ""
+    options.stopped = f"; to go on: refilled run {quote(str(path))}{given} --resume"
     try:
         (summary,) = _trained(options)
     except ConfigError:
         if not (was_there or folder.exists()):  # nothing has begun: the command may be given again, corrected
             path.unlink()
         raise
-    _say("\nnext: refilled predict {0} PHOTO, refilled report {0}, refilled export {0}".format(summary["folder"]))
+    place = quote(summary["folder"])
+    _say(f"\nstudent: {place}/student.safetensors; next:")
+    for words in ("predict {} PHOTO", "evaluate {} --data PHOTOS", "export {} --format all", "report {} --open"):
+        _say(f"  refilled {words.format(place)}")
     return 0
 
 
@@ -152,12 +160,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         student, images = DistilledStudent.load(source, overrides=overrides), f"images of {options.data}"
         weights, result = source, student.evaluate(options.data, options.device)
     else:
+        where = "--checkpoint" if weights else "RUN"
         if weights and not source.is_dir():
             config = load_config(source, overrides, produced=None)
         else:
             config, own = student_of(source, overrides)
             weights = weights or own
-        result = evaluate_checkpoint(config, weights, options.device)
+        result = evaluate_checkpoint(config, weights, options.device, where)
     shown = ", ".join(f"{key} {value:.2f} %" for key, value in result.items() if key != "samples")
     _say(f"{weights}: {shown} on {result['samples']} {images}")
     return 0
@@ -345,13 +354,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         return added
 
-    goes_on = {"stopped": "; the same command with --resume goes on"}
+    goes_on = {"stopped": "; to go on, give the same command with --resume"}
     run = add("run", _run, "train each configuration in turn", _CONFIGS, _SEED, _DEVICE, _SET, **goes_on)
     run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or with several CONFIGs that of theirs")
     earlier = run.add_mutually_exclusive_group()
-    text = "go on where the last checkpoint of the run stands"
+    text = "go on from the last checkpoint of the run"
     earlier.add_argument("--resume", dest="earlier", action="store_const", const="resume", default="keep", help=text)
-    text = "into the folder of an earlier run, whose files are deleted"
+    text = "delete the files of an earlier run in this folder"
     earlier.add_argument("--overwrite", dest="earlier", action="store_const", const="overwrite", help=text)
 
     text, quiet = "whether configurations would run: builds and rehearses, trains nothing", {"level": logging.WARNING}
@@ -452,6 +461,13 @@ def _add_compare(add: Callable[..., Any]) -> None:
         compare.add_argument(name, dest=field, type=convert, default=default, metavar=metavar, help=text)
     compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the grid")
     compare.add_argument("--score", choices=SCORES, default="top1", help="figure of the table (default: top1)")
+
+
+def _refuse(error: Exception) -> int:
+    """Shows what is wrong; gives the exit code."""
+    for line in _lines(error):
+        print(f"refilled: error: {line}", file=sys.stderr)
+    return EXIT_BAD_INPUT
 
 
 def _lines(error: Exception) -> list[str]:

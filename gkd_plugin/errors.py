@@ -83,10 +83,21 @@ def nearest(given: object, allowed: Iterable[str]) -> str:
     return hint or listing or f"none of the {len(names)} known names is close"
 
 
-def nearest_beside(path: Path) -> str:
-    """Ends a message about a missing file or folder: the nearest names beside it with the same ending, if any."""
-    names = [other.name for other in path.parent.glob(f"*{path.suffix}")]
-    return f"; in its folder {nearest(path.name, names)}" if names else ""
+def nearest_beside(path: Path, *, is_folder: bool = False) -> str:
+    """Ends a message about a missing file or folder: the nearest names beside the first part of its path that lacks.
+
+    These are folders, and for a file files with its suffix.
+    """
+    missing = next((part for part in [*reversed(path.parents), path] if not part.exists()), None)
+    if missing is None:
+        return f"; it is a {'folder' if path.is_dir() else 'file'}"
+    suffix = None if is_folder or missing != path else path.suffix
+    others = missing.parent.glob("[!.]*")
+    names = sorted(other.name for other in others if other.is_dir() or other.suffix == suffix)
+    if close := difflib.get_close_matches(missing.name, names, cutoff=0.5):
+        return f"; did you mean {' or '.join(str(missing.parent / name) for name in close)}?"
+    held = ", ".join(names[:12]) + ", …" * (len(names) > 12) if names else f"no {suffix or 'folder'}"
+    return f"; {missing.parent.absolute()} holds {held}"
 
 
 def one_of(argument: str, value: object, allowed: Collection[str]) -> None:

@@ -23,7 +23,7 @@ from timm.layers.helpers import to_2tuple
 from timm.models import PretrainedCfg, parse_model_name
 
 from gkd_plugin.data import ImageFiles, image_folder
-from gkd_plugin.data.files import existing_folder, images_below, write_atomically
+from gkd_plugin.data.files import existing_folder, first_difference, images_below, write_atomically
 from gkd_plugin.deploy.student import DistilledStudent
 from gkd_plugin.errors import ConfigError, told_at
 from gkd_plugin.models.timm_model import check_model_name
@@ -141,8 +141,8 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         workers=min(4, cores()),
         **_schedule(count, wanted, is_pretrained=is_pretrained),
     )
-    if path.exists() and path.read_text(encoding="utf-8") != text and not overwrites:
-        raise ConfigError(f"--output: {path} is there and differs; name another, or give --overwrite")
+    if path.exists() and not overwrites and (differs := first_difference(path.read_text(encoding="utf-8"), text)):
+        raise ConfigError(f"--output: {path} is there and differs: {differs}; name another, or give --overwrite")
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
     return f"{path}: {about}"
 

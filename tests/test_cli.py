@@ -63,12 +63,12 @@ def test_run_prints_each_epoch_and_ends_in_a_table(here, capsys):
     assert re.fullmatch(header + row, out)
     for line in (
         r"student\.yaml → runs/student \(device cpu, precision no\)",
-        r"teacher: NCM accuracy over the student's 4 classes \d+\.\d %",
+        r"teacher: NCM accuracy over the student's 4 classes \d+\.\d ± \d+\.\d % of 24 images",
         r"stage1 1/1  lr 0\.05  loss .*  relationship .*  validation ncm_top1 \d.*  \d+ img/s, \d+ % waiting",
         r"stage2 2/2  lr 0\.05  loss .*  cross_entropy .*  validation top1 \d.*  \d+ img/s, \d+ % waiting",
     ):
         assert re.search(f"^{line}$", err, re.MULTILINE), line
-    assert len(re.findall(r"^final top-1 on the test set \d+\.\d\d % of \d+ images$", err, re.MULTILINE)) == 1
+    assert len(re.findall(r"^final top-1 on the test set \d+\.\d\d ± \d+\.\d\d % of 24 images$", err, re.M)) == 1
     assert "Advanced to stage" not in err
     assert "Advanced to stage 2" in (here / "runs/student/log.txt").read_text("utf-8")
     made = json.loads((here / "runs/student/summary.json").read_text("utf-8"))
@@ -92,6 +92,22 @@ def test_check_says_what_is_fine(here, capsys):
     assert main(["check", "student.yaml", "--set", "models.teacher_model.kwargs.num_classes=7"]) == 2
     assert re.match(r"refilled: error: student\.yaml: models\.teacher_model\.src_ckpt: ", capsys.readouterr().err)
     assert {path.name for path in (here / "runs").iterdir()} == {"teacher"}
+
+
+def test_check_goes_on_after_a_file_that_is_bad(here, capsys):
+    bad = (here / "student.yaml").read_text("utf-8").replace("stage: classifier", "stage: clasifier")
+    (here / "bad.yaml").write_text(bad, encoding="utf-8")
+    few = (here / "teacher.yaml").read_text("utf-8").replace("num_classes: 4", "num_classes: 3")
+    (here / "misfit.yaml").write_text(few, encoding="utf-8")
+    words = ["check", "bad.yaml", "nowhere.yaml", "misfit.yaml", "student.yaml", "teacher.yaml", "--device", "cpu"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("teacher.yaml: fine")
+    assert out.count("\n") == 1
+    told = [line.removeprefix("refilled: error: ") for line in err.splitlines()]
+    for line, start in zip(told, ("bad.yaml: .*'clasifier'", "nowhere.yaml: ", "misfit.yaml: "), strict=False):
+        assert re.match(start, line)
+    assert re.match("student.yaml: not checked: .*runs/teacher/teacher.pt.*misfit.yaml", told[-1])
 
 
 def test_check_without_building_imports_nothing_that_is_named(here, capsys):
@@ -119,7 +135,8 @@ def test_check_without_building_imports_nothing_that_is_named(here, capsys):
         (["run", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
         (["run", "student.yaml", "--device", "cuda:99"], r"--device: .*'cuda:99' .*: auto, cpu"),
         (["evaluate", "student.yaml", "--checkpoint", "nowhere.pt"], r"--checkpoint: no such file: nowhere\.pt"),
-        (["evaluate", "student.yaml"], r"RUN: student\.yaml is a file, .*--checkpoint"),
+        (["evaluate", "student.yaml"], r"RUN: student\.yaml is a file; .*--checkpoint"),
+        (["evaluate", "broken"], r"RUN: broken/student\.safetensors cannot be read as weights: it is empty"),
         (["predict", "runs/teacher", "x.png"], r"RUN: runs/teacher is not a run folder: it has no config\.yaml"),
         (
             ["run", "student.yaml", "--set", "train.stage2.student.forward_hook.output=[embeding]"],
@@ -128,11 +145,16 @@ def test_check_without_building_imports_nothing_that_is_named(here, capsys):
     ],
 )
 def test_bad_input_is_one_clear_line(words, message, here, capsys):
+    (here / "broken").mkdir()
+    (here / "broken/student.safetensors").touch()
+    (here / "broken/config.yaml").write_text((here / "student.yaml").read_text("utf-8"), encoding="utf-8")
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(rf"refilled: error: .*{message}.*\n", err), err
-    assert {path.name for path in here.iterdir()} == {"teacher.yaml", "student.yaml", "runs"}
+    *built, last = err.splitlines()
+    assert re.fullmatch(rf"refilled: error: .*{message}.*", last), err
+    assert (len(built) > 0) == ("forward_hook" in words[-1])  # what was done until then is told
+    assert {path.name for path in here.iterdir()} == {"teacher.yaml", "student.yaml", "runs", "broken"}
     assert {path.name for path in (here / "runs").iterdir()} == {"teacher"}
     with pytest.raises((ConfigError, OSError)):
         main([*words, "--debug"])

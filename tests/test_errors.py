@@ -37,11 +37,23 @@ def test_a_device_without_memory_is_told_with_what_helps():
         assert key in told
 
 
-def test_nearest_beside_looks_at_names_with_the_same_ending(tmp_path):
-    for name in ("order.txt", "orders.csv"):
+@pytest.mark.parametrize(
+    ("path", "is_folder", "hint"),
+    [
+        ("ordr.txt", False, "did you mean {0}/order.txt?"),
+        ("x.json", False, "{0} holds photos"),
+        ("phots/train", True, "did you mean {0}/photos?"),
+        ("photos/trian", True, "did you mean {0}/photos/train?"),
+        ("order", True, "{0} holds photos"),
+        ("photos/train/cat", True, "{0}/photos/train holds no folder"),
+        ("order.txt", True, "it is a file"),
+    ],
+)
+def test_what_is_there_in_place_of_a_missing_path(path, is_folder, hint, tmp_path):
+    for name in ("order.txt", "orders.csv", ".hidden.txt"):
         (tmp_path / name).touch()
-    assert nearest_beside(tmp_path / "ordr.txt") == "; in its folder did you mean 'order.txt'? (allowed: 'order.txt')"
-    assert nearest_beside(tmp_path / "order.json") == nearest_beside(tmp_path / "nowhere" / "order.txt") == ""
+    (tmp_path / "photos/train").mkdir(parents=True)
+    assert nearest_beside(tmp_path / path, is_folder=is_folder) == f"; {hint.format(tmp_path)}"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_process_that_ends_ends_all_and_the_same_number_of_them_goes_on(how, t
         cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert alone.returncode == 1
-    assert "refilled: error: --resume: runs/student was begun with processes: 2, now 1; " in alone.stderr
+    assert "refilled: error: --resume: runs/student was begun with processes: 2, now there are 1; " in alone.stderr
     check_finished(tmp_path, *two_machines(tmp_path, env, "--resume"))
 
 

@@ -52,8 +52,12 @@ def test_the_configuration_runs(data, unlabelled, here, caplog, capsys):
     assert f"{counts[0]} samples of 3 classes" in caplog.text
     assert f"own/test: {counts[1]} samples of 3 classes" in caplog.text
     assert ("2 without a label" in caplog.text) == bool(unlabelled)
-    table, _, following = capsys.readouterr().out.partition("\nnext: ")
-    assert following.startswith(f"refilled predict runs/{data}-2 PHOTO")
+    table, _, following = capsys.readouterr().out.partition("\nstudent: ")
+    place, *commands = following.splitlines()
+    assert place.startswith(f"runs/{data}-2/student.safetensors")
+    assert [line.split()[:3] for line in commands[:3]] == [
+        ["refilled", command, f"runs/{data}-2"] for command in ("predict", "evaluate", "export")
+    ]
     assert f"\nruns/{data}-2  test_resnet" in table
     assert {path.name for path in Path(f"runs/{data}-2").iterdir()} >= {"student.safetensors", "summary.json"}
 
@@ -181,7 +185,12 @@ def test_what_cannot_be_fetched_is_told_of_both_models(here, monkeypatch):
 def test_another_configuration_that_is_there_stays(here):
     write_recipe(wanted(), Path("own.yaml"))
     write_recipe(wanted(), Path("own.yaml"))
-    refused("own.yaml is there and differs; .*--overwrite", write_recipe, wanted(epochs=3), Path("own.yaml"))
+    refused(
+        "own.yaml is there and differs: line .*--epochs 3 .*--overwrite",
+        write_recipe,
+        wanted(epochs=3),
+        Path("own.yaml"),
+    )
     write_recipe(wanted(epochs=3), Path("own.yaml"), overwrites=True)
 
 

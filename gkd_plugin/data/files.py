@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def existing_folder(root: str | Path, key: str = "root") -> Path:
     """The folder, ``~`` expanded; raises ConfigError at ``key`` where there is none."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"{key}: there is no folder {folder}{nearest_beside(folder)}")
+        raise ConfigError(f"{key}: there is no folder {folder}{nearest_beside(folder, is_folder=True)}")
     return folder
 
 
@@ -160,6 +161,17 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     elif "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def first_difference(there: str, wanted: str) -> str:
+    """The first line in which two texts differ; empty where none does.
+
+    >>> first_difference("lr: 0.1", "lr: 0.2")
+    "line 1 says 'lr: 0.1', not 'lr: 0.2'"
+    """
+    lines = zip_longest(there.splitlines(), wanted.splitlines(), fillvalue="")
+    found = (f"line {number} says {a!r}, not {b!r}" for number, (a, b) in enumerate(lines, start=1) if a != b)
+    return next(found, "")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """timm's readers: sets with an index (folders, ``hfds/``), and streams without one (shards, hubs)."""
 
 import copy
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ __all__ = ["Stream", "TimmImages", "timm_dataset"]
 
 _NEEDS = {"wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
 _STREAMS = ("wds", "hfids", "tfds")
+
+logging.getLogger("timm.data.readers.reader_wds").addFilter(lambda line: "info file not found" not in line.getMessage())
 
 
 class TimmImages(TransformedImages):

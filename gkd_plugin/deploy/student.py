@@ -138,12 +138,13 @@ class DistilledStudent:
 def student_of(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
     """Configuration and weights of a run folder; raises ConfigError where it has none."""
     if Path(run).is_file():
-        raise ConfigError(f"RUN: {run} is a file, not a run folder; evaluate takes it with --checkpoint FILE")
+        raise ConfigError(f"RUN: {run} is a file; give a run folder, or: refilled evaluate CONFIG --checkpoint FILE")
     folder = RunFolder(existing_folder(run, "RUN"))
     if not (folder.path / "config.yaml").is_file():
         raise ConfigError(f"RUN: {folder.path} is not a run folder: it has no config.yaml")
     if not folder.student.is_file():
-        raise ConfigError(f"RUN: {folder.path} holds no student.safetensors: no epoch of the run has ended")
+        cure = "no epoch of that run has ended; refilled run CONFIG --resume continues it"
+        raise ConfigError(f"RUN: {folder.path} holds no {folder.student.name}: {cure}")
     return load_config(folder.path / "config.yaml", overrides, produced=None), folder.student
 
 

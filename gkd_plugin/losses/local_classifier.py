@@ -68,6 +68,9 @@ class LocalClassifierLoss(Term, LocalClassifierSettings):
     def compute(self, targets: Tensor, student: Tensor, local: Tensor, own: Tensor | None = None) -> Tensor:
         """The loss, a scalar, of logits ``[B, C]``, ``[B, C]`` and ``[B, C_t]``; reports itself and the mean of ω."""
         weights = None
+        if (given := student.shape[1]) != (found := local.shape[1]):
+            key = "models.student_model.kwargs.num_classes"
+            raise ConfigError(f"{self.key}: {key}: {given} given, but the training set has {found} classes")
         if own is not None:  # relative to the whole batch
             weights = emphasis_weights(self.gathered(own))[slice(*self.own(len(own)))]
         all_classes = self.classes == "all"

@@ -57,6 +57,16 @@ class Accuracy:
         return row
 
 
+def measured(top1: float, samples: int, digits: int = 1) -> str:
+    """An accuracy in per cent with its binomial standard error, for the log.
+
+    >>> measured(80.0, 400)
+    '80.0 ± 2.0 % of 400 images'
+    """
+    error = (top1 * (100 - top1) / max(samples, 1)) ** 0.5
+    return f"{top1:.{digits}f} ± {error:.{digits}f} % of {samples} images"
+
+
 def is_accuracy(key: str) -> bool:
     """Whether a metrics row's key is one of :meth:`Accuracy.as_dict`."""
     return key in ("top1", "top5", "harmonic_mean") or key.endswith("_top1")
@@ -211,7 +221,8 @@ def advise(parts: Parts, teacher: Mapping[str, float]) -> dict[str, float]:
     (own,) = _once(box, "the student's own accuracy", measure, decides)
     if own is None:
         return {}
-    logger.info("student: NCM accuracy of its own embedding, before training, %.1f %%", own.top1)
+    text = "student: NCM accuracy of its own embedding, before training, %s"
+    logger.info(text, measured(own.top1, own.samples))
     ahead = teacher["ncm_top1"] - own.top1
     if ahead >= GAIN_FROM:
         logger.info("expect a gain: the teacher's embedding is %.1f points above the student's own", ahead)
@@ -250,12 +261,14 @@ def check_teacher(box: Any, num_classes: int | None, accelerator: Accelerator) -
         own = None if is_poor and relation is None else own
         best = ncm if own is None or own.top1 <= ncm.top1 else own
         on = " (training images, each left out in turn)" if loader is None else ""
-        logger.info("teacher: NCM accuracy over the student's %d classes %.1f %%%s", ncm.classes, ncm.top1, on)
+        text = "teacher: NCM accuracy over the student's %d classes %s%s"
+        logger.info(text, ncm.classes, measured(ncm.top1, ncm.samples), on)
     elif loader is None:
         logger.warning("there is no validation set (val_data_loader): the teacher's accuracy is not measured")
     if own is not None:
         row |= own.as_dict()
-        logger.info("teacher: top-1 of its own classifier %.1f %% (the classes are shared)", own.top1)
+        text = "teacher: top-1 of its own classifier %s (the classes are shared)"
+        logger.info(text, measured(own.top1, own.samples))
     if best is not None and near_chance(best):
         figures = f"{best.top1:.1f} %, is near chance ({100 / best.classes:.1f} %)"
         hint = "are its weights loaded (models.teacher_model.src_ckpt, or kwargs.pretrained)?"

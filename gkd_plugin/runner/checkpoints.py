@@ -163,7 +163,7 @@ class Checkpoints:
         try:
             self.accelerator.load_state(str(self._last() / _STATE))
         except Exception as error:  # whatever a damaged or foreign file raises
-            advice = "remove the folder, and --resume begins anew"
+            advice = "remove that folder; --resume then starts from the beginning"
             raise ConfigError(f"--resume: {self._last()} cannot be read: {first_line(error)}; {advice}") from error
         kept = self._last() / STUDENT  # the file in the run's folder may be of an epoch that comes again
         if self.accelerator.is_main_process and kept.exists():

@@ -224,12 +224,12 @@ def check_labels(dataset_id: str, dataset: Any, where: str, num_classes: int | N
     try:
         counts = Counter(labels_of(labelled_part(dataset)))
     except ConfigError:
-        is_stream, known = isinstance(dataset, IterableDataset), class_names_of(dataset)
+        known = class_names_of(dataset)
         if num_classes is not None and known is not None and len(known) != num_classes:
             text = f"datasets.{dataset_id}: {len(known)} classes, but {where} has {num_classes}"
             raise ConfigError(f"{text} ({where}.kwargs.num_classes)") from None
-        lacks = "is a stream: its labels" if is_stream else "its labels cannot be read ahead (no `targets`), so they"
-        logger.info("datasets.%s: %s are not checked", dataset_id, lacks)
+        if not isinstance(dataset, IterableDataset):  # of which the log tells when it has been read
+            logger.info("datasets.%s: its labels are not checked, because it has no `targets`", dataset_id)
         return
     name = f"datasets.{dataset_id}"
     if not counts:

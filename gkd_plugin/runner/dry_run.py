@@ -2,7 +2,8 @@
 
 import copy
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +23,27 @@ from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.parts import Parts
 
 
-def dry_run(configs: Sequence[RunConfig], folders: Sequence[Path], device: str | None = None) -> Iterator[str]:
-    """A line for each configuration that would run in its folder: what was found fine.
+@contextmanager
+def dry_runs(device: str | None = None) -> Iterator[Callable[[RunConfig, Path], str]]:
+    """Gives a function that tries a configuration, and the folder it would run in: it says what was found fine.
 
-    One that loads what an earlier one writes gets the untrained weights of that student in its place, which show all
-    that the trained ones would but how good they are. Raises ConfigError as the runs themselves would.
+    One that loads what an earlier one writes gets the untrained weights of that student instead. They show everything
+    but how good the trained ones are. The function raises ConfigError as the run itself would.
     """
+    written: dict[str, str] = {}  # folder or file of an earlier configuration → what stands in for it
+    writers: dict[str, Path] = {}  # what stands in → that configuration
     with TemporaryDirectory() as temporary:
-        written: dict[str, str] = {}  # folder or file of an earlier configuration → what stands in for it
-        writers: dict[str, Path] = {}  # what stands in → that configuration
-        for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+
+        def dry_run(config: RunConfig, folder: Path) -> str:
             tree, sources = _with_stand_ins(config.tree, written)
-            own = f"{temporary}/{number}.pt"
+            own = f"{temporary}/{len(writers)}.pt"
+            destination = student_entry(tree)[1].get("dst_ckpt") or folder
+            written.update(dict.fromkeys([absolute(str(place)) for place in (folder, destination)], own))
+            writers[own] = config.path
+            for file, source in sources.items():
+                if not Path(file).exists():
+                    needs = f"it loads {source}, which {writers[file]} writes; mend that one first"
+                    raise ConfigError(f"{config.path}: not checked: {needs}")
             try:
                 sizes = _trial(replace(config, tree=tree), device, own)
             except ConfigError as error:
@@ -42,10 +52,9 @@ def dry_run(configs: Sequence[RunConfig], folders: Sequence[Path], device: str |
                     text = text.replace(file, source)
                 raise ConfigError(f"{config.path}: {text}") from error
             missing = [f"{source} is yet to be written by {writers[file]}" for file, source in sources.items()]
-            yield "; ".join([f"{config.path}: fine: {sizes}", *missing])
-            destination = student_entry(tree)[1].get("dst_ckpt") or folder
-            written |= dict.fromkeys([absolute(str(place)) for place in (folder, destination)], own)
-            writers[own] = config.path
+            return "; ".join([f"{config.path}: fine: {sizes}", *missing])
+
+        yield dry_run
 
 
 def _trial(config: RunConfig, device: str | None, stand_in: str) -> str:

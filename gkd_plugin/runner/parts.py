@@ -102,7 +102,7 @@ class Parts:
             box = build_box(built, copied, student, placement, self.accelerator, is_prepared=False)
             if teacher is not None:
                 check_forward(TEACHER, box.teacher_model.eval(), images, self.accelerator)
-            about = {"num_classes": self.num_classes, "accelerator": self.accelerator}
+            about = {"where": self.student_path, "num_classes": self.num_classes, "accelerator": self.accelerator}
             rehearse(box, student, self.stages, build_test_loader(built, None), **about)
 
 

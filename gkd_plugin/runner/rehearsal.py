@@ -57,6 +57,7 @@ def rehearse(
     stages: Sequence[Stage],
     test_loader: Any,
     *,
+    where: str,
     num_classes: int | None,
     accelerator: Accelerator,
 ) -> None:
@@ -77,7 +78,7 @@ def rehearse(
         box.accelerator = accelerator  # a process of the stage may use it; until here it would prepare the models
         before = getattr(box.lr_scheduler, "last_epoch", 0)  # a stage may go on with that of an earlier one
         _check_batches(f"{stage.path}.train_data_loader", box.train_data_loader, accelerator)
-        _step(box, stage, num_classes, accelerator)
+        _step(box, stage, where, num_classes, accelerator)
         if stage.val_loader not in scored:
             _score(f"{stage.path}.val_data_loader", box.val_data_loader, student, accelerator)
         scored.append(stage.val_loader)
@@ -94,7 +95,7 @@ def _check_batches(place: str, loader: Any, accelerator: Accelerator) -> None:
         raise ConfigError(f"{place}.batch_sampler: {lacks}; several processes need batches of one size")
 
 
-def _step(box: Any, stage: Stage, num_classes: int | None, accelerator: Accelerator) -> None:
+def _step(box: Any, stage: Stage, where: str, num_classes: int | None, accelerator: Accelerator) -> None:
     """One step of training, as ``training.train_epochs`` makes it."""
     for name in ("student_forward_proc", "model_forward_proc", "teacher_forward_proc"):
         if hasattr(box, name):
@@ -103,6 +104,9 @@ def _step(box: Any, stage: Stage, num_classes: int | None, accelerator: Accelera
     with _told(f"{stage.path}.train_data_loader", "fails on its first batch"):
         images, labels, *rest = _first_batch(box.train_data_loader)
         images, labels = images.to(box.device), labels.to(box.device)
+        if num_classes is not None and (label := int(labels.max())) >= num_classes:
+            allows = f"{where}.kwargs.num_classes: {num_classes} allows 0 … {num_classes - 1}"
+            raise ConfigError(f"it holds label {label}, but {allows}")
     with _told(stage.path, "fails on the first batch", box):
         teacher = getattr(box, "teacher_model", None)
         if isinstance(teacher, RefilledTeacher) and "local_classifier" in box.teacher_io_dict:

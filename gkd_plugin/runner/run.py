@@ -19,11 +19,11 @@ from gkd_plugin.config.config import RunConfig, checked_config, load_config
 from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import Stage, student_entry
 from gkd_plugin.errors import ConfigError, first_line, raised_in, told_at
-from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy
+from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy, measured
 from gkd_plugin.runner.checkpoints import NOT_FINITE, Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
-from gkd_plugin.runner.dry_run import dry_run
+from gkd_plugin.runner.dry_run import dry_runs
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres, without_weights
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
 from gkd_plugin.runner.run_folder import (
@@ -76,7 +76,7 @@ def run_all(
         if earlier == "resume" and there.is_finished and (differs := there.other_than(config.text, seed)):
             folder = _numbered_folder(base, "keep")
             config, known = _placed(read, folder, written)
-            logger.info("%s: the next run, in %s", differs, folder)
+            logger.info("%s; so a new run begins in %s", differs, folder)
         written = known
         folders.append(folder)
         with told_at(f"{path}: "):
@@ -85,8 +85,10 @@ def run_all(
         check_run_folder(folder, None if destination is None else Path(destination))
         configs.append(config)
     if len(configs) > 1:
-        with _held_back():
-            list(dry_run(configs, folders, device))
+        logger.info("checking all %d configurations before the first one runs", len(configs))
+        with _lines(shown=False), dry_runs(device) as dry_run:
+            for config, folder in zip(configs, folders, strict=True):
+                dry_run(config, folder)
     summaries: list[dict[str, Any]] = []
     for config, folder in zip(configs, folders, strict=True):
         try:
@@ -123,20 +125,23 @@ def _numbered_folder(folder: Path, earlier: str) -> Path:
 
 def check_all(
     paths: Sequence[Path], *, overrides: Sequence[str] = (), device: str | None = None, builds: bool = True
-) -> Iterator[str]:
-    """A line for each configuration in which nothing wrong is found; trains and writes nothing.
+) -> Iterator[str | Exception]:
+    """For each configuration a line where it would run, or what is wrong with it; trains and writes nothing.
 
     Unless it ``builds``, it imports no module and calls no function that a file names.
     """
-    configs: list[RunConfig] = []
-    for path in paths:
-        written = [student_entry(config.tree)[1].get("dst_ckpt") for config in configs]
-        produced = [absolute(destination) for destination in written if destination]
-        configs.append(load_config(path, overrides, produced=produced, imports=builds))
-    if builds:
-        yield from dry_run(configs, [RUNS / path.stem for path in paths], device)
-    else:
-        yield from (f"{config.path}: valid, not built" for config in configs)
+    produced: list[str] = []
+    with dry_runs(device) as dry_run:
+        for path in paths:
+            found: str | Exception
+            try:
+                config = load_config(path, overrides, produced=produced, imports=builds)
+                if destination := student_entry(config.tree)[1].get("dst_ckpt"):
+                    produced.append(absolute(destination))
+                found = dry_run(config, RUNS / path.stem) if builds else f"{path}: valid, not built"
+            except (ConfigError, OSError) as error:
+                found = error
+            yield found
 
 
 def _folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
@@ -196,22 +201,20 @@ def run_config(
         folder = RunFolder(output, accelerator.is_main_process, earlier)
         if earlier == "resume":
             if differs := folder.other_than(config.text, seed):
-                raise ConfigError(f"--resume: {differs}")
+                raise ConfigError(f"--resume: {differs}; to begin a new run, leave out --resume")
             if folder.is_finished:
-                logger.info("%s → %s: has finished; nothing is left to train", config.path, output)
+                logger.info("%s: the run in %s has finished; nothing is left to train", config.path, output)
                 return folder.summary
         cache = TeacherCache.from_section(config.tree.get("teacher_cache"))
-        with _held_back() as records:
+        with _lines() as built:
+            logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
             parts = Parts(config.build(), placement, accelerator, cache)
     accelerator.wait_for_everyone()  # the folder may hold weights that another process still reads
-    with folder.opened(config.text, seed):
+    with folder.opened(config.text, seed, built):
         accelerator.wait_for_everyone()  # an earlier run's checkpoints are gone
         folder.check_is_seen()
-        for record in records:
-            logging.getLogger(record.name).handle(record)
         for notice in config.notices:
             logger.info("%s", notice)
-        logger.info("%s → %s (device %s, precision %s)", config.path, output, placement.device, placement.precision)
         if (processes := accelerator.num_processes) > 1:
             size = getattr(parts.box.train_data_loader.batch_sampler, "batch_size", 0)
             text = "%d processes with %d images each: a step takes %d, and the learning rate, as written, is for these"
@@ -228,12 +231,12 @@ def run_config(
 
 
 @contextmanager
-def _held_back() -> Iterator[list[logging.LogRecord]]:
-    """Keeps this package's log lines while a run is built: they go to its log.txt, or nowhere if building fails."""
+def _lines(*, shown: bool = True) -> Iterator[list[logging.LogRecord]]:
+    """Gives this package's log lines, for a log.txt that is not there yet; unless ``shown`` they go nowhere else."""
     handler = logging.handlers.BufferingHandler(capacity=sys.maxsize)
     ours = logging.getLogger("gkd_plugin")
     handlers, propagates = ours.handlers, ours.propagate
-    ours.handlers, ours.propagate = [handler], False
+    ours.handlers, ours.propagate = [handler, *(handlers if shown else [])], shown and propagates
     try:
         yield handler.buffer
     finally:
@@ -316,15 +319,13 @@ def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoint
     """Takes over what the summary of the last checkpoint says; the seconds that its run had taken."""
     found = None if checkpoints is None else checkpoints.last()
     if found is None:
-        logger.warning("%s holds no checkpoint: the run begins anew", folder.path)
+        logger.warning("%s holds no checkpoint: the run starts from the beginning", folder.path)
         folder.write_metrics([])
         return 0.0
     at, before = found
     if (made := before["processes"]) != summary["processes"]:
-        advice = f"go on with {made}, or begin anew without --resume (a step has the images of all processes)"
-        raise ConfigError(
-            f"--resume: {folder.path} was begun with processes: {made}, now {summary['processes']}; {advice}"
-        )
+        given = f"{folder.path} was begun with processes: {made}, now there are {summary['processes']}"
+        raise ConfigError(f"--resume: {given}; start {made} again, or leave out --resume to begin a new run")
     now = {**summary["versions"], "device": summary["device"]}
     for name, was in {**before["versions"], "device": before["device"]}.items():
         if was != now.get(name):
@@ -332,7 +333,8 @@ def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoint
     summary |= {key: value for key, value in before.items() if key not in ("status", "versions", "device", "warnings")}
     folder.warnings.extend(text for text in before["warnings"] if text not in folder.warnings)
     folder.write_metrics(_rows(summary))
-    logger.info("goes on after update %d, in epoch %d of stage %d", at.updates, at.epoch, at.stage + 1)
+    name, stage = list(summary["stages"].items())[at.stage]
+    logger.info("resumes %s in epoch %d of %d, after its step %d", name, at.epoch, stage["num_epochs"], at.step)
     return float(before.get("wall_seconds", 0.0))
 
 
@@ -394,13 +396,18 @@ def _train(
     summary["final"] = final = final_figures(parts, summary)
     figures = {f"{final.get('on')}/{key}": value for key, value in final.items() if is_accuracy(key)}
     track(figures, training.updates)
+    _tell_final(final)
+
+
+def _tell_final(final: Mapping[str, Any]) -> None:
     if "top1" in final:
         others = [key for key in final if is_accuracy(key) and key != "top1" and not key.startswith("ncm_")]
         shown = "".join(f", {key.replace('_', ' ').replace('top', 'top-')} {final[key]:.2f} %" for key in others)
-        count = f" of {final['samples']} images" if "samples" in final else ""
-        logger.info("final top-1 on the %s set %.2f %%%s%s", final["on"], final["top1"], count, shown)
+        top1 = measured(final["top1"], final["samples"], 2) if "samples" in final else f"{final['top1']:.2f} %"
+        logger.info("final top-1 on the %s set %s%s", final["on"], top1, shown)
     if "ncm_top1" in final:
-        logger.info("final NCM accuracy of the embedding on the test set %.2f %%", final["ncm_top1"])
+        ncm = measured(final["ncm_top1"], final["samples"], 2)
+        logger.info("final NCM accuracy of the embedding on the test set %s", ncm)
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -449,17 +456,22 @@ def _save(
         save_student(parts.student, folder.student_after(ended.name), {"model": name, **about})
 
 
-def evaluate_checkpoint(config: RunConfig, checkpoint: Path, device: str | None = None) -> dict[str, Any]:
-    """Accuracy of a saved student on the test set of its configuration; its classes must be in the same order."""
+def evaluate_checkpoint(
+    config: RunConfig, checkpoint: Path, device: str | None = None, where: str = "--checkpoint"
+) -> dict[str, Any]:
+    """Accuracy of a saved student on the test set of its configuration; its classes must be in the same order.
+
+    ``where`` is what names the file on the command line.
+    """
     with told_at(f"{config.path}: "):
         accelerator = make_accelerator(read_placement(config.tree, device, one_device=True))
-        where, entry = student_entry(config.tree)
-        student = build_model(where, without_weights(entry))
+        path, entry = student_entry(config.tree)
+        student = build_model(path, without_weights(entry))
         built = config.build()
         loader = build_test_loader(built, accelerator, is_needed=True)
-    trained = load_weights(student, checkpoint, "--checkpoint").classes
+    trained = load_weights(student, checkpoint, where).classes
     dataset_id = built["test"]["test_data_loader"]["dataset_id"]
-    check_trained_classes(trained, dataset_id, built["datasets"][dataset_id], f"--checkpoint: {checkpoint}")
+    check_trained_classes(trained, dataset_id, built["datasets"][dataset_id], f"{where}: {checkpoint}")
     student.to(accelerator.device).eval()
     with accelerator.autocast():
         accuracy = evaluate(student, loader, accelerator)

@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count, zip_longest
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torchdistill.common.constant import LOGGING_FORMAT
 
-from gkd_plugin.data.files import told_unwritten, write_atomically
+from gkd_plugin.data.files import first_difference, told_unwritten, write_atomically
 from gkd_plugin.errors import ConfigError
 
 PACKAGES = ["gkd-plugin", "torch", "torchvision", "torchdistill", "timm", "accelerate", "safetensors", "numpy"]
@@ -134,19 +134,17 @@ class RunFolder:
         """What is not as in the run that is there, a configuration or a seed; empty where there is none, or nothing."""
         if not holds_run(self.path):
             return ""
-        there = (self.path / _CONFIG).read_text("utf-8") if (self.path / _CONFIG).exists() else config_text
-        for before, now in zip_longest(there.splitlines(), config_text.splitlines(), fillvalue=""):
-            if before != now:
-                given = f"was begun with {before.strip()!r}, the configuration now says {now.strip()!r}"
-                return f"{self.path} {given}"
-        begun = self.summary.get("seed")
-        return "" if begun == seed else f"{self.path} was begun with --seed {begun}, and {seed} is given"
+        config, begun = self.path / _CONFIG, self.summary.get("seed")
+        if config.exists() and (differs := first_difference(config.read_text("utf-8"), config_text)):
+            return f"{self.path} was begun with another configuration: {differs} ({config})"
+        return "" if begun == seed else f"{self.path} was begun with --seed {begun}, not {seed}"
 
     @contextmanager
-    def opened(self, config_text: str, seed: int = 0) -> Iterator[None]:
+    def opened(self, config_text: str, seed: int = 0, before: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
         """Makes the folder that of this run, writes the resolved configuration, and keeps other processes out.
 
-        What is logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept in ``warnings``.
+        What was logged ``before`` and is logged inside goes to ``log.txt``, torchdistill's lines too; warnings are kept
+        in ``warnings``.
         """
         with ExitStack() as open_there:
             if self.is_main:
@@ -155,7 +153,9 @@ class RunFolder:
                 open_there.enter_context(locked(self.path))
                 self._make_room(seed)
                 write_atomically(self.path / _CONFIG, lambda file: file.write_text(config_text, encoding="utf-8"))
-            open_there.enter_context(self._log_file())
+            handler = open_there.enter_context(self._log_file())
+            for record in before:
+                handler.handle(record)
             yield
 
     def check_is_seen(self, seconds: float = 60) -> None:
@@ -196,7 +196,7 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     @contextmanager
-    def _log_file(self) -> Iterator[None]:
+    def _log_file(self) -> Iterator[logging.Handler]:
         root, path = logging.getLogger(), self.path / _LOG
         mode = "a" if self.earlier == "resume" else "w"
         handler = logging.FileHandler(path, mode, encoding="utf-8") if self.is_main else logging.NullHandler()
@@ -204,7 +204,7 @@ class RunFolder:
         handler.addFilter(self._keep_warning)
         root.addHandler(handler)
         try:
-            yield
+            yield handler
         finally:
             root.removeHandler(handler)
             handler.close()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from gkd_plugin.data import files
-from gkd_plugin.data.files import images_below, read_image, unreadable_images
+from gkd_plugin.data.files import first_difference, images_below, read_image, unreadable_images
 from tests.damage import damaged
 from tests.data.fakes import image_tree
 from tests.runner.fakes import refused
@@ -34,6 +34,18 @@ def test_the_images_of_a_folder(tmp_path, caplog):
         (tmp_path / name).touch()
     assert names(tmp_path) == expected
     assert "4 files are no images and are left out: .txt (2)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "differs"),
+    [
+        ("a\nb\n", "a\r\nb", ""),
+        ("a\nb\n", "a\nc\nd", "line 2 says 'b', not 'c'"),
+        ("a\n b", "a", "line 2 says ' b', not ''"),
+    ],
+)
+def test_the_first_line_that_differs(there, wanted, differs):
+    assert first_difference(there, wanted) == differs
 
 
 def test_links_are_followed_once(tmp_path):

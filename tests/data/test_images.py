@@ -86,7 +86,7 @@ def test_an_archive_is_read_by_split_and_pooling_is_the_rounded_mean_of_squares(
         (npz_images, {"path": "images.npz", "pool": 3}, "pool=3 does not divide images of 4 × 4"),
         (npz_images, {"path": "images.npz", "pool": 0}, "pool must be"),
         (npz_images, {"path": "images.npz", "split": "tran"}, "no x_tran and y_tran; did you mean 'train'"),
-        (npz_images, {"path": "image.npz"}, r"path: there is no file .*image\.npz.*did you mean 'images\.npz'"),
+        (npz_images, {"path": "image.npz"}, r"path: there is no file .*image\.npz.*did you mean .*images\.npz"),
         (digits, {"split": "tset"}, "split: 'tset' is unknown; did you mean 'test'"),
         (digits, {"test_fraction": 1.0}, "test_fraction must lie between 0 and 1, got 1.0"),
         (digits, {"test_fraction": 20}, "test_fraction must lie between 0 and 1, got 20"),
@@ -142,7 +142,7 @@ def test_a_folder_is_read_as_by_torchvision_unless_it_is_missing_or_holds_no_cla
     for name in (".ipynb_checkpoints", "__MACOSX"):  # are no classes
         (tree / name).mkdir()
     assert image_folder(tree).samples == reference.samples
-    refused(r"root: there is no folder .*trian; .*did you mean 'train'", image_folder, tree.with_name("trian"))
+    refused(r"root: there is no folder .*trian; .*did you mean .*train", image_folder, tree.with_name("trian"))
     refused(r"root: .*needs a folder of images for each class", image_folder, tree / "ant")
     (tree / "bee").mkdir()
     refused(r"root: .*no image in the folders of 1 of 3 classes: bee", image_folder, tree)

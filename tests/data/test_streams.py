@@ -118,11 +118,13 @@ def _sampled():
     return {"sampler": {"class_or_func": RandomSampler}, "kwargs": {}}
 
 
-def test_what_is_missing_is_told(tmp_path, monkeypatch):
+def test_what_is_missing_is_told(tmp_path, monkeypatch, caplog):
     root = shards(tmp_path / "shards", [2, 2], info=False)
+    assert len(wds(root, split="train-{0000..0001}.tar|4")) == 4
+    assert not caplog.messages  # timm's, that there is no _info.json
     refused("split: 2 of 4 shards are missing: .*train-0002.tar", wds, root, split="train-{0000..0003}.tar|9")
     refused("wds/: .*number of samples", wds, root, split="train-{0000..0001}.tar", is_training=True)
-    refused("root: there is no folder.*did you mean 'shards'", wds, tmp_path / "shrds")
+    refused("root: there is no folder.*did you mean .*/shards", wds, tmp_path / "shrds")
     refused("name: 'wsd' is unknown.*'wds'", timm_dataset, "wsd/", root)
     refused("root: there is no folder", timm_dataset, "", tmp_path / "nowhere")
     monkeypatch.setattr("gkd_plugin.data.streams.find_spec", lambda _: None)
@@ -205,9 +207,17 @@ def test_a_whole_run_from_shards(here, caplog):
     assert (made["status"], len(made["stages"]["train"]["epochs"])) == ("finished", 2)
     assert "the stream holds 56 samples of 5 classes, 11 of the smallest" in log
     assert "WARN" not in re.sub(".*sample.*|.*near chance.*", "", log)
+    assert "not checked" not in log
     assert made["teacher"]["ncm_top1"] > 40  # a guess is right in 20 %
     assert (made["final"]["on"], made["final"]["samples"]) == ("test", 56)
     assert "not measured, a stream has no index" in log  # the student's NCM accuracy
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_a_wrong_number_of_classes_is_told_with_its_key(classes, here):
+    changes = f"{STUDENT}={{model_name: test_vit, img_size: 32, num_classes: {classes}}}"
+    found = f"{STUDENT}.num_classes: {'3 allows 0 … 2' if classes == 3 else '7 given, .* has 5 classes'}"
+    refused(found, run, "out", changes)
 
 
 def test_a_run_from_shards_goes_on_with_the_same_bytes(here, monkeypatch):

@@ -145,7 +145,7 @@ def test_nothing_is_downloaded_for_the_weights_that_a_run_began_with(tmp_path, m
 
 def test_what_is_no_run_with_a_student_is_refused(tmp_path):
     fake_run(tmp_path / "runs")
-    refused(r"RUN: there is no folder .*rums; .*'runs'", DistilledStudent.load, tmp_path / "rums")
+    refused(r"RUN: there is no folder .*rums; .*runs", DistilledStudent.load, tmp_path / "rums")
     refused(r"RUN: .*config\.yaml is a file", DistilledStudent.load, tmp_path / "runs/config.yaml")
     fake_run(tmp_path / "bare", None, None)
     refused(r"RUN: .*does not say what images", DistilledStudent.load, tmp_path / "bare")

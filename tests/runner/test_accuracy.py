@@ -213,8 +213,9 @@ def test_what_is_measured_of_a_teacher(accelerator, caplog, teacher, num_classes
     box = box_of(teacher, accelerator)
     assert check_teacher(box, num_classes, accelerator) == row
     assert box.teacher_model.local_classifier.is_ready
-    assert f"teacher: NCM accuracy over the student's 4 classes {row['ncm_top1']} %" in caplog.messages
-    own = "teacher: top-1 of its own classifier 100.0 % (the classes are shared)"
+    figure = "100.0 ± 0.0" if row["ncm_top1"] == 100 else "25.0 ± 8.8"
+    assert f"teacher: NCM accuracy over the student's 4 classes {figure} % of 24 images" in caplog.messages
+    own = "teacher: top-1 of its own classifier 100.0 ± 0.0 % of 24 images (the classes are shared)"
     assert (own in caplog.messages) == ("top1" in row)
     poor = "the teacher's accuracy, 25.0 %, is near chance (25.0 %): are its weights loaded (models.t"
     assert (poor in caplog.text) == ("near chance" in caplog.text) == isinstance(teacher, Blind)
@@ -262,7 +263,7 @@ def test_without_a_validation_set(accelerator, caplog):
     before = torch.get_rng_state()
     assert check_teacher(box, 4, accelerator) == {"ncm_top1": 100.0}
     assert torch.equal(torch.get_rng_state(), before)
-    assert "classes 100.0 % (training images, each left out in turn)" in caplog.text
+    assert "classes 100.0 ± 0.0 % of 24 images (training images, each left out in turn)" in caplog.text
     bare = stage("embedding")["teacher"] | {"auxiliary_model_wrapper": {}}
     assert check_teacher(box_of(Knowing(), accelerator, val_data_loader={}, teacher=bare), 4, accelerator) == {}
     assert "there is no validation set (val_data_loader)" in caplog.text
@@ -331,6 +332,8 @@ def test_what_to_expect_of_a_teacher(caplog, monkeypatch, own, text):
     parts = SimpleNamespace(box=Mock(val_data_loader=None, teacher_model=None), found=Accuracy(own, None, 10, 4))
     assert module.advise(parts, {"ncm_top1": 94.0}) == {"ncm_top1": own}
     assert re.search(text, caplog.text)
+    assert "before training, " in caplog.text
+    assert " % of 10 images" in caplog.text
     for name in ("with_unlabelled", "--unlabelled DIR", "--size PX"):
         assert (name in caplog.text) == (own > 84)
     parts.found = "no evaluation view"

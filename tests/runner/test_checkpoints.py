@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -297,7 +298,7 @@ def test_a_resumed_run_tells_of_another_device_and_of_no_checkpoint(stopped, cap
     assert json.loads((stopped / "summary.json").read_text("utf-8"))["device"] == "cpu"
     shutil.rmtree(stopped / "checkpoints")
     made = resume()
-    assert "run holds no checkpoint: the run begins anew" in made["warnings"]
+    assert any("run holds no checkpoint" in text for text in made["warnings"])
     assert len((stopped / "metrics.jsonl").read_text().splitlines()) == 8
     assert 0 < made["preparation_seconds"] < made["wall_seconds"]
 
@@ -308,7 +309,7 @@ def test_a_run_that_stopped_says_so_and_goes_on(stopped, caplog):
     assert made["status"] == "stopped (SIGTERM)"
     assert [path.name for path in (stopped / "checkpoints").iterdir()]
     assert resume()["status"] == "finished"
-    assert "goes on after update" in caplog.text
+    assert re.search(r"resumes stage\d in epoch \d of 4, after its step \d", caplog.text)
     assert not (stopped / "checkpoints").exists()
     rows = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [(row["stage"], row["epoch"]) for row in rows] == [
@@ -324,13 +325,17 @@ def test_what_cannot_go_on(stopped):
     progress = next((stopped / "checkpoints").iterdir()) / "progress.json"
     found = progress.read_text("utf-8")
     progress.write_text(found.replace('"processes": 1', '"processes": 2'))
-    refused("--resume: run was begun with processes: 2, now 1; .*", resume)
+    refused("--resume: run was begun with processes: 2, now .* 1; .*", resume)
     progress.write_text(found)
-    refused("was begun with .*lr: 0.05.*now says 'lr: 0.06'", resume, "train.stage1.optimizer.kwargs.lr=0.06")
-    refused("was begun with --seed 0, and 1 is given", resume, seed=1)
+    refused(
+        "--resume: run was begun with .*line .*lr: 0.05', not .*lr: 0.06'",
+        resume,
+        "train.stage1.optimizer.kwargs.lr=0.06",
+    )
+    refused("--resume: run was begun with --seed 0, not 1", resume, seed=1)
     state = next((stopped / "checkpoints").iterdir()) / "state"
     (state / "custom_checkpoint_0.pkl").write_bytes(b"not a checkpoint")
-    refused(r"--resume: .*checkpoints/\d+\.0 cannot be read: .*; remove the folder", resume)
+    refused(r"--resume: .*checkpoints/\d+\.0 cannot be read: .*; remove that folder", resume)
 
 
 def test_workers_that_persist_are_told(tmp_path, caplog):

@@ -276,7 +276,7 @@ def test_what_is_told_of_labels_that_pass(caplog):
     check(CROSS_ENTROPY, 4, train=Labels(0, 0, 1, 1))
     single, unread, empty = (line for line in caplog.messages if "of the smallest" not in line)
     assert single == "datasets.train: classes [1] have one sample: they form no positive pair"
-    assert unread.startswith("datasets.val: its labels cannot be read ahead")
+    assert unread.startswith("datasets.val: its labels are not checked")
     assert empty.startswith("datasets.train: no sample of class 2, 3: are there 4 classes (models.")
 
 

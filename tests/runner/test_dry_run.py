@@ -7,7 +7,7 @@ import pytest
 
 from gkd_plugin.config.config import load_config
 from gkd_plugin.runner import parts as parts_module
-from gkd_plugin.runner.dry_run import dry_run
+from gkd_plugin.runner.dry_run import dry_runs
 from tests.runner.fakes import refused, write_configs
 
 TEACHER = "models.teacher_model"
@@ -23,7 +23,8 @@ def here(tmp_path, monkeypatch):
 def lines(*overrides):
     produced = [str(Path("runs/teacher/teacher.pt").absolute())]
     configs = [load_config("teacher.yaml"), load_config("student.yaml", overrides, produced=produced)]
-    return list(dry_run(configs, FOLDERS, "cpu"))
+    with dry_runs("cpu") as dry_run:
+        return [dry_run(config, folder) for config, folder in zip(configs, FOLDERS, strict=True)]
 
 
 def test_what_is_found_fine_and_nothing_is_written():

@@ -517,6 +517,31 @@ def test_one_that_fails_while_it_runs_does_not_stop_the_others(error, configs, m
         run_all(configs[:1])
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_done_while_a_run_is_built_is_told_as_it_happens_and_is_in_its_log(fails, here, monkeypatch, caplog):
+    parts = run_module.Parts
+
+    def build(*args):
+        assert "student.yaml → new" in caplog.text
+        assert not Path("new").exists()
+        logging.getLogger("gkd_plugin.x").warning("asks the teacher")
+        assert "asks the teacher" in caplog.text
+        if fails:
+            raise ConfigError("it fails")
+        return parts(*args)
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(run_module, "Parts", build)
+    if fails:
+        refused("student.yaml: it fails", run, "student", "new")
+        assert not Path("new").exists()
+        return
+    made, log = run("student", "new"), Path("new/log.txt").read_text("utf-8")
+    assert "asks the teacher" in made["warnings"]
+    for line in ("student.yaml → new", "asks the teacher", "24 samples of 4 classes", "final top-1"):
+        assert log.count(line) == caplog.text.count(line) > 0
+
+
 def test_folders_that_cannot_be_used(configs, planned):
     Path("file").write_text("")
     Path("mine").mkdir()
