@@ -24,7 +24,7 @@ from tests.fakes import ViewedImages
 class Dying(ViewedImages):
     def __getitem__(self, index):
         how, rows = os.environ.get("DIES"), Path("runs/student/metrics.jsonl")
-        if how and os.environ["RANK"] == "1" and rows.exists():
+        if how and int(os.environ["RANK"]) + 1 == int(os.environ["WORLD_SIZE"]) and rows.exists():
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError("no such photo")
@@ -73,11 +73,11 @@ def two_machines(folder, env, *words):
     return together(folder, [(["bash", "-c", command], {**env, "NODE": node}) for node in "01"])
 
 
-def check_finished(folder, codes, said):
+def check_finished(folder, codes, said, processes=2):
     assert codes == [0] * len(codes), said
     made = json.loads((folder / "runs/student/summary.json").read_text("utf-8"))
-    assert (made["status"], made["processes"]) == ("finished", 2)
-    assert said.count("2 processes with 12 images each: a step takes 24, ") == 1
+    assert (made["status"], made["processes"]) == ("finished", processes)
+    assert said.count("2 processes with 12 images each: a step takes 24, ") == processes - 1
 
 
 @pytest.mark.parametrize(("how", "told"), [("killed", "SIGKILL"), ("failed", "no such photo")])
@@ -85,13 +85,24 @@ def test_a_process_that_ends_ends_all_and_the_same_number_of_them_goes_on(how, t
     codes, said = two_machines(tmp_path, {**env, "DIES": how})
     assert codes == [1, 1], said
     assert told in said
-    alone = subprocess.run(
-        ["torchrun", "-m", "gkd_plugin", "run", "student.yaml", "--output", "runs/student", "--resume"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert alone.returncode == 1
-    assert "refilled: error: --resume: runs/student was begun with processes: 2, now there are 1; " in alone.stderr
     check_finished(tmp_path, *two_machines(tmp_path, env, "--resume"))
+
+
+def one_machine(folder, env, *words):
+    command = ["torchrun", "-m", "gkd_plugin", "run", "student.yaml", "--output", "runs/student", *words]
+    return together(folder, [(command, env)])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "processes"), [(two_machines, one_machine, 1), (one_machine, two_machines, 2)]
+)
+def test_another_number_of_processes_goes_on(before, after, processes, env, tmp_path):
+    codes, said = before(tmp_path, {**env, "DIES": "killed"})
+    assert set(codes) == {1}, said
+    codes, said = after(tmp_path, env, "--resume")
+    assert f"processes is {processes} now, was {3 - processes}" in said
+    assert "resumes stage" in said
+    check_finished(tmp_path, codes, said, processes)
 
 
 def test_the_script_for_slurm(env, tmp_path):

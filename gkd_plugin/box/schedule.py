@@ -65,6 +65,14 @@ class RefilledCosine(LRScheduler):
             group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on at the same share of its length, which other processes take in another number of steps."""
+        length = self.length
+        super().load_state_dict(state_dict)
+        if length not in (0, self.length):
+            self.last_epoch = round(self.last_epoch * length / self.length)
+            self.tell(length)
+
 
 def tell_schedule(box: Any) -> None:
     """Tells the schedule of the box's present stage, if it is :class:`RefilledCosine`, how many steps it will take."""

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from gkd_plugin.box.schedule import RefilledCosine
 from gkd_plugin.data import UNLABELLED
 from gkd_plugin.data.files import told_unwritten, write_atomically
 from gkd_plugin.data.labels import length_of
@@ -151,9 +152,11 @@ class Checkpoints:
         found = read_json(self._last() / _PROGRESS)
         if not found:
             return None
-        sums = found["sums"]  # of each process; load() refuses another number of them
+        sums, at, now = found["sums"], found["progress"], self.accelerator.num_processes  # sums of each process
+        if len(sums) != now:  # the same share of the epoch is done
+            at |= {name: math.ceil(at[name] * len(sums) / now) for name in ("step", "images")}
         own = sums[self.accelerator.process_index % len(sums)]
-        return Progress(**{**found["progress"], "sums": own}), found["summary"]
+        return Progress(**{**at, "sums": own}), found["summary"]
 
     def _last(self) -> Path:
         return max(self.folder.glob("[0-9]*"), default=self.folder)
@@ -164,7 +167,7 @@ class Checkpoints:
             self.accelerator.load_state(str(self._last() / _STATE))
         except Exception as error:  # whatever a damaged or foreign file raises
             advice = "remove that folder; --resume then starts from the beginning"
-            raise ConfigError(f"--resume: {self._last()} cannot be read: {first_line(error)}; {advice}") from error
+            raise ConfigError(f"--resume: {self._last()} cannot be used: {first_line(error)}; {advice}") from error
         kept = self._last() / STUDENT  # the file in the run's folder may be of an epoch that comes again
         if self.accelerator.is_main_process and kept.exists():
             write_atomically(self.folder.parent / STUDENT, lambda file: shutil.copy(kept, file))
@@ -237,7 +240,12 @@ class Checkpoints:
         """For Accelerate."""
         if (made := state["sizes"]) != (now := self._sizes()):
             raise ConfigError(f"made with {made}, now {now}: the same run cannot go on")
-        own = state["ranks"][self.accelerator.process_index]
+        made, schedule = len(state["ranks"]), self.box.lr_scheduler
+        is_told = schedule is None or isinstance(schedule, RefilledCosine)
+        if made != self.accelerator.num_processes and not is_told and self.box.scheduling_step > 0:
+            text = f"{type(schedule).__name__} counts steps, and another number of processes takes other steps"
+            raise ConfigError(f"{text}: go on with {made}, or choose 'refilled_cosine' for the next run")
+        own = state["ranks"][self.accelerator.process_index % made]
         for name, part in _parts(self.box):
             part.load_state_dict(own["parts"][name])
         for parameter, gradient in zip(_parameters(self.box), state["gradients"], strict=True):
@@ -246,8 +254,7 @@ class Checkpoints:
         self._before = None if own["loading"] is None else RandomStates(own["loading"])
 
     def _sizes(self) -> str:
-        count = length_of(self.box.train_data_loader.dataset)
-        return f"{count} training samples in {self.accelerator.num_processes} processes"
+        return f"{length_of(self.box.train_data_loader.dataset)} training samples"
 
 
 def _parameters(box: Any) -> list[nn.Parameter]:

@@ -323,14 +323,13 @@ def _restore(folder: RunFolder, summary: dict[str, Any], checkpoints: Checkpoint
         folder.write_metrics([])
         return 0.0
     at, before = found
-    if (made := before["processes"]) != summary["processes"]:
-        given = f"{folder.path} was begun with processes: {made}, now there are {summary['processes']}"
-        raise ConfigError(f"--resume: {given}; start {made} again, or leave out --resume to begin a new run")
-    now = {**summary["versions"], "device": summary["device"]}
-    for name, was in {**before["versions"], "device": before["device"]}.items():
+    about = ("device", "processes")
+    now = {**summary["versions"], **{name: summary[name] for name in about}}
+    for name, was in {**before["versions"], **{name: before[name] for name in about}}.items():
         if was != now.get(name):
             logger.warning("%s is %s now, was %s: results may differ", name, now.get(name), was)
-    summary |= {key: value for key, value in before.items() if key not in ("status", "versions", "device", "warnings")}
+    own = ("status", "versions", *about, "warnings")
+    summary |= {key: value for key, value in before.items() if key not in own}
     folder.warnings.extend(text for text in before["warnings"] if text not in folder.warnings)
     folder.write_metrics(_rows(summary))
     name, stage = list(summary["stages"].items())[at.stage]

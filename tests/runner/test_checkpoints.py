@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from gkd_plugin.box.schedule import RefilledCosine
 from gkd_plugin.config.config import load_config
 from gkd_plugin.data import RandomStates
 from gkd_plugin.losses.relationship import RelationshipLoss
@@ -55,7 +56,7 @@ class Box:
     """What a checkpoint reads of torchdistill's."""
 
     lr_scheduler = None
-    stage_grad_count = 0
+    scheduling_step = stage_grad_count = 0
 
     def __init__(self, samples=5, **loading):
         self.criterion, self.teacher_model = RelationshipLoss(queue_size=4), None
@@ -322,11 +323,6 @@ def test_a_run_that_stopped_says_so_and_goes_on(stopped, caplog):
 
 
 def test_what_cannot_go_on(stopped):
-    progress = next((stopped / "checkpoints").iterdir()) / "progress.json"
-    found = progress.read_text("utf-8")
-    progress.write_text(found.replace('"processes": 1', '"processes": 2'))
-    refused("--resume: run was begun with processes: 2, now .* 1; .*", resume)
-    progress.write_text(found)
     refused(
         "--resume: run was begun with .*line .*lr: 0.05', not .*lr: 0.06'",
         resume,
@@ -335,7 +331,7 @@ def test_what_cannot_go_on(stopped):
     refused("--resume: run was begun with --seed 0, not 1", resume, seed=1)
     state = next((stopped / "checkpoints").iterdir()) / "state"
     (state / "custom_checkpoint_0.pkl").write_bytes(b"not a checkpoint")
-    refused(r"--resume: .*checkpoints/\d+\.0 cannot be read: .*; remove that folder", resume)
+    refused(r"--resume: .*checkpoints/\d+\.0 cannot be used: .*; remove that folder", resume)
 
 
 def test_workers_that_persist_are_told(tmp_path, caplog):
@@ -349,8 +345,41 @@ def test_workers_that_persist_are_told(tmp_path, caplog):
 def test_other_data_is_not_gone_on_with(tmp_path):
     kept = made(tmp_path)
     kept.save(Progress(updates=1))
-    message = "made with 5 training samples in 1 processes, now 6 training samples in 1 processes"
+    message = "made with 5 training samples, now 6 training samples"
     refused(message, Checkpoints(tmp_path, Box(samples=6), cpu()).load)
+
+
+@pytest.mark.parametrize(("step", "left"), [(6, 3), (5, 3), (2, 1)])
+def test_other_processes_go_on_at_the_same_share_of_an_epoch_and_of_its_schedule(step, left, tmp_path, monkeypatch):
+    box = Box()
+    box.lr_scheduler, box.scheduling_step = RefilledCosine(box.optimizer, warmup=0.25), 1
+    box.lr_scheduler.tell(16)
+    kept = Checkpoints(tmp_path, box, cpu())
+    for _ in range(step):
+        box.optimizer.step()
+        box.lr_scheduler.step()
+    kept.save(Progress(epoch=2, step=step, images=4 * step, updates=8 + step, sums={"loss": 2.0}))
+    monkeypatch.setattr(type(cpu()), "num_processes", 2)
+    box.lr_scheduler = RefilledCosine(box.optimizer, warmup=0.25)
+    box.lr_scheduler.tell(8)
+    found, _ = kept.last()
+    kept.load()
+    assert (found.epoch, found.step, found.updates, found.sums) == (2, left, 8 + step, {"loss": 2.0})
+    assert box.lr_scheduler.last_epoch == round(step / 2)
+    wanted = RefilledCosine(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))]), warmup=0.25)
+    wanted.last_epoch = round(step / 2)
+    wanted.tell(8)
+    assert [group["lr"] for group in box.optimizer.param_groups] == wanted.get_last_lr()
+
+
+def test_a_schedule_that_counts_steps_has_the_same_number_of_processes(tmp_path, monkeypatch):
+    box = Box()
+    box.lr_scheduler, box.scheduling_step = torch.optim.lr_scheduler.OneCycleLR(box.optimizer, 0.1, total_steps=9), 1
+    kept = Checkpoints(tmp_path, box, cpu())
+    kept.save(Progress(updates=1))
+    kept.load()
+    monkeypatch.setattr(type(cpu()), "num_processes", 2)
+    refused("OneCycleLR counts steps.*go on with 1, .*refilled_cosine", kept.load)
 
 
 def test_none_are_kept_where_the_configuration_says_so(tmp_path, monkeypatch):
