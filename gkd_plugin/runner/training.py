@@ -28,6 +28,7 @@ from gkd_plugin.teacher import RefilledTeacher
 logger = logging.getLogger(__name__)
 
 _RUN_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+_EPOCH_BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining}{postfix}"  # in 80 columns
 
 
 class Training:
@@ -174,7 +175,7 @@ class Training:
         """The batches that are left of an epoch and the numbers of their steps, with a progress bar."""
         loader, trained = self.box.train_data_loader, at.step
         has_batch_norm = any(isinstance(module, _BatchNorm) for module in self._trained.modules())
-        with self._bar(loading.batches(loader), title, len(loader)) as bar:
+        with self._bar(loading.batches(loader), title, len(loader), bar_format=_EPOCH_BAR) as bar:
             for step, batch in enumerate(bar, start=1):
                 if step <= trained:
                     continue
@@ -185,7 +186,7 @@ class Training:
                     continue
                 yield step, batch
                 if not bar.disable:
-                    bar.set_postfix_str(self._shown(at.means(), at), refresh=False)
+                    bar.set_postfix_str(self._shown({"loss": at.means().get("loss", 0.0)}, at), refresh=False)
                     self._run_bar.n = self._done(at)
                     self._run_bar.update(0)
 
@@ -197,24 +198,22 @@ class Training:
         """How many epochs of all stages are done, with the part of the one that has begun."""
         return self._epochs_before(at) + at.step / len(self.box.train_data_loader)
 
-    def _shown(self, means: Mapping[str, float], at: Progress) -> str:
+    def _shown(self, named: Mapping[str, float], at: Progress) -> str:
         """Figures for the bar and the log."""
-        named = {**means, "lr": self.box.optimizer.param_groups[0]["lr"]}
         figures = ", ".join(f"{name} {value:.4g}" for name, value in named.items())
         speed = self._speed(at)
         return f"{figures}, {speed['images_per_second']:.0f} img/s, {100 * speed['waiting']:.0f} % waiting"
 
     def _tell(self, title: str, at: Progress, since: Progress) -> None:
         """A line in the log, and figures for the tracker; the means are those ``since`` the last time."""
-        means = self._means(at, since)
+        named = {**self._means(at, since), "lr": self.box.optimizer.param_groups[0]["lr"]}
         assert self._begun is not None
         (start, before), done = self._begun, self._done(at)
         left = (time.perf_counter() - start) / (done - before) * (self._planned - done)
         text, steps = "%s, step %d/%d: %s, %s left", len(self.box.train_data_loader)
-        shown = self._shown(means, at), tqdm.format_interval(left)
+        shown = self._shown(named, at), tqdm.format_interval(left)
         logger.info(text, title, at.step, steps, *shown, extra={"is_on_bar": True})
-        named = {**means, "lr": self.box.optimizer.param_groups[0]["lr"], **self._speed(at)}
-        self.track({f"train/{name}": value for name, value in named.items()}, at.updates)
+        self.track({f"train/{name}": value for name, value in {**named, **self._speed(at)}.items()}, at.updates)
 
     def _track_epoch(self, row: Mapping[str, Any], at: Progress) -> None:
         figures: dict[str, Any] = {"epoch": self._epochs_before(at) + 1}

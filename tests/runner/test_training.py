@@ -56,14 +56,17 @@ def test_the_bars_show_figures_and_the_time_left_and_are_closed(monkeypatch):
     stream, bars, plain = io.StringIO(), [], training.tqdm
 
     def bar(*args, **kwargs):
-        settings = {**kwargs, "disable": False, "ncols": 200, "dynamic_ncols": False, "miniters": 0}
+        settings = {**kwargs, "disable": False, "ncols": 80, "dynamic_ncols": False, "miniters": 0}
         bars.append(plain(*args, **settings, file=stream, mininterval=0))
         return bars[-1]
 
     monkeypatch.setattr(training, "tqdm", bar)
     train({"stage1": stage("embedding", epochs=2), "stage2": stage("classifier")})
-    for part in ("stage1 1/2", "loss ", "relationship ", "lr 0.05", " img/s, ", "% waiting", "all epochs:  50%|"):
+    for part in ("stage1 1/2", "loss ", " img/s, ", "% waiting", "all epochs:  50%|"):
         assert part in stream.getvalue()
+    long = {"prefix": "stage1 100/200", "postfix": "loss 1.234e+04, 12345 img/s, 100 % waiting", "ncols": 80}
+    shown = plain.format_meter(1999, 20000, 5025, bar_format=training._EPOCH_BAR, **long)
+    assert (len(shown), shown[-11:]) == (80, "0 % waiting")
     assert len(bars) == 4
     assert [bar.total for bar in bars] == [3, 2, 2, 2]
     assert bars[0].n == pytest.approx(3)
