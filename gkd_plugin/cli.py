@@ -328,7 +328,7 @@ def _shared(*words: str, **about: Any) -> argparse.ArgumentParser:
 
 
 _CONFIGS = _shared("config", nargs="+", type=Path, metavar="CONFIG", help="torchdistill YAML file")
-_RUN_FOLDER = _shared("run_folder", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
+_RUN_FOLDER = _shared("run_folder", type=Path, metavar="RUN", help="run folder, e.g. runs/pets")
 _SEED = _shared("--seed", type=_seed, default=0, metavar="N", help="seed of every random number (default: 0)")
 _DEVICE = _shared("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps; overrides device.default")
 _SET = _shared(
@@ -356,24 +356,24 @@ def _parser() -> argparse.ArgumentParser:
 
     goes_on = {"stopped": "; to go on, give the same command with --resume"}
     run = add("run", _run, "train each configuration in turn", _CONFIGS, _SEED, _DEVICE, _SET, **goes_on)
-    run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or with several CONFIGs that of theirs")
+    run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or the folder for those of all CONFIGs")
     earlier = run.add_mutually_exclusive_group()
     text = "go on from the last checkpoint of the run"
     earlier.add_argument("--resume", dest="earlier", action="store_const", const="resume", default="keep", help=text)
     text = "delete the files of an earlier run in this folder"
     earlier.add_argument("--overwrite", dest="earlier", action="store_const", const="overwrite", help=text)
 
-    text, quiet = "whether configurations would run: builds and rehearses, trains nothing", {"level": logging.WARNING}
+    text, quiet = "say whether configurations would run; trains nothing", {"level": logging.WARNING}
     check = add("check", _check, text, _CONFIGS, _DEVICE, _SET, **quiet)
     text = "import no module and call no function that the files name"
     check.add_argument("--no-build", dest="builds", action="store_false", help=text)
 
     text, runs = (
-        "a student of your photos in one line: writes a configuration, runs it",
+        "train a student of your photos: writes a configuration and runs it",
         {"overrides": [], "earlier": "keep"},
     )
     _add_recipe(add("distill", _distill, text, _SEED, _DEVICE, **runs))
-    _add_recipe(add("init", _init, "write that configuration only", _DEVICE))
+    _add_recipe(add("init", _init, "write the configuration of distill without running it", _DEVICE))
     _add_deploy(add)
     _add_compare(add)
 
@@ -385,8 +385,8 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "one page that shows a finished run, or several side by side"
     report = add("report", _report, text, _DEVICE, **quiet)
-    report.add_argument("run_folders", nargs="+", type=Path, metavar="RUN", help="of refilled run, e.g. runs/pets")
-    text = "the page (default: RUN/report.html, or of several beside the first one)"
+    report.add_argument("run_folders", nargs="+", type=Path, metavar="RUN", help="run folder, e.g. runs/pets")
+    text = "the page to write (default: RUN/report.html of the first RUN)"
     report.add_argument("--output", type=Path, metavar="FILE", help=text)
     report.add_argument("--open", dest="opens", action="store_true", help="show it in the browser")
 
@@ -415,7 +415,7 @@ def _add_recipe(added: argparse.ArgumentParser) -> None:
     ):
         added.add_argument(name, type=convert, metavar=metavar, help=text)
     added.add_argument("--from-scratch", dest="is_pretrained", action="store_false", help="an untrained student")
-    added.add_argument("--overwrite", action="store_true", help="the configuration that is there")
+    added.add_argument("--overwrite", action="store_true", help="replace a configuration that is there")
 
 
 def _add_deploy(add: Callable[..., Any]) -> None:

@@ -163,7 +163,7 @@ def find_folders(data: Path) -> dict[str, Path]:
     if not found:
         return {"train": data}
     if "train" not in found:
-        raise ConfigError(f"DATA: {data} holds {sorted(path.name for path in found.values())}, and no folder 'train'")
+        raise ConfigError(f"DATA: {data} holds {sorted(path.name for path in found.values())}, but no folder 'train'")
     return found
 
 

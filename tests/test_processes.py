@@ -77,7 +77,7 @@ def check_finished(folder, codes, said, processes=2):
     assert codes == [0] * len(codes), said
     made = json.loads((folder / "runs/student/summary.json").read_text("utf-8"))
     assert (made["status"], made["processes"]) == ("finished", processes)
-    assert said.count("2 processes with 12 images each: a step takes 24, ") == processes - 1
+    assert said.count("2 processes with 12 images each: a step takes 24 images") == processes - 1
 
 
 @pytest.mark.parametrize(("how", "told"), [("killed", "SIGKILL"), ("failed", "no such photo")])

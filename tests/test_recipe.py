@@ -149,7 +149,7 @@ def test_from_python_to_a_student_that_is_measured_as_it_is_used_later_and_teach
         ({"data": "empty"}, "DATA: root: empty holds no folders"),
         ({"data": "one"}, "DATA: one has one class, 'cat'"),
         ({"data": "few"}, "DATA: one photo in few/owl, which cannot both train and test; .*'test'"),
-        ({"data": "only"}, "DATA: only holds .*test.*, and no folder 'train'"),
+        ({"data": "only"}, "DATA: only holds .*test.*, but no folder 'train'"),
         ({"teacher": "resnet81"}, "--teacher: timm has no model 'resnet81'.*resnet18"),
         ({"teacher": "teacher.safetensors"}, "--teacher: teacher.safetensors does not say which model .* NAME=teacher"),
         ({"teacher": "test_resnet=nothing.pt"}, "--teacher: no such file: nothing.pt"),

@@ -104,7 +104,7 @@ class TeacherCache:
             return compute()
         path = self.folder / f"{digest(__version__, name, *key, accelerator.mixed_precision, *parts)}.pt"
         if all(gather_object([path.exists()])):  # another run may write it between two processes' looks
-            logger.info("%s: as an earlier run has found it, %s", name, path)
+            logger.info("%s: taken from an earlier run, %s", name, path)
             return _read(path)
         with seeded(path.stem):  # whatever the seed of the run that finds it first
             found = compute()
@@ -120,7 +120,7 @@ class TeacherCache:
         def answer(teacher: RefilledTeacher, images: Tensor, targets: Any, supplement: Any, **more: Any) -> Any:
             found = read_bank(bank, supplement["bank_row"])
             if not torch.allclose(supplement["sketch"].cpu(), found["sketch"], rtol=5e-3, atol=5e-3):
-                advice = f"data or transform changed unseen; delete the kept answers in {self.folder}"
+                advice = f"data or transform have changed; delete the kept answers in {self.folder}"
                 raise ConfigError(f"teacher_cache: the images are not those that the teacher answered for: {advice}")
             teacher.answer_with(_answers(found))
             return forward(teacher, images, targets, supplement, **more)
@@ -142,7 +142,7 @@ class TeacherCache:
                 error = (now - kept).norm() / now.norm().clamp_min(1e-6)
                 if not error < CLOSE:
                     differs = f"asked again, the teacher's {name} differs by {100 * error:.1f} % from that in {path}"
-                    advice = "another teacher, precision or transform; delete the file"
+                    advice = "teacher, precision or transform have changed; delete the file"
                     raise ConfigError(f"teacher_cache.folder: {differs}: {advice}")
         else:
             answers = (fields for fields, _ in asked(ask, in_order(data, loader), accelerator, "teacher cache"))
@@ -152,7 +152,7 @@ class TeacherCache:
         accelerator.wait_for_everyone()
         bank = open_bank(path) if bank is None else bank
         if bank is None:
-            raise ConfigError(f"teacher_cache.folder: {self.folder} is not where the main process wrote; share one")
+            raise ConfigError(f"teacher_cache.folder: {self.folder} is another folder for the main process; share one")
         seconds, size, how = time.perf_counter() - start, bank.nbytes, "found" if was_there else "computed"
         report = {"file": str(path), "rows": len(bank), "bytes": size, "computed": not was_there, "seconds": seconds}
         self.reports.append(report)

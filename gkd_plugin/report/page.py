@@ -24,6 +24,7 @@ from gkd_plugin.diagnose.run import look
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.report.costs import Costs, costs_of_run
 from gkd_plugin.report.pictures import CLASSES, confused_pairs, data_uri, examples
+from gkd_plugin.runner.accuracy import measured
 from gkd_plugin.runner.curves import PALETTE, TEACHER, draw_curves
 from gkd_plugin.runner.run_folder import REPORT
 
@@ -110,7 +111,7 @@ class Shown:
             return ""
         if not (n := final.get("samples")):
             return f"{final['top1']:.1f} % of the {_SETS[final['on']]}"
-        return f"{final['top1']:.1f} % ± {_error(final['top1'], n):.1f} of {n} {_SETS[final['on']]}"
+        return measured(final["top1"], n, images=_SETS[final["on"]])
 
     @property
     def task(self) -> str:
@@ -226,11 +227,6 @@ def _verdict(one: Shown, shown: Sequence[Shown]) -> str:
     hits = [(run.answers[0].argmax(1) == run.answers[1]).double() for run in (one.run, control.run)]
     error = 100 * float((hits[0] - hits[1]).std()) / len(hits[0]) ** 0.5
     return f"{text} ± {error:.1f}{'' if abs(gain) > 2 * error else ', which may be chance with so few images'}."
-
-
-def _error(top1: float, n: int) -> float:
-    """Standard error of a share in per cent."""
-    return float((top1 * (100 - top1) / n) ** 0.5)
 
 
 def _grouped(shown: Sequence[Shown], of: Callable[[Shown], Any]) -> list[dict[str, Any]]:

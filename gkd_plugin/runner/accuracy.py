@@ -57,14 +57,14 @@ class Accuracy:
         return row
 
 
-def measured(top1: float, samples: int, digits: int = 1) -> str:
-    """An accuracy in per cent with its binomial standard error, for the log.
+def measured(top1: float, samples: int, digits: int = 1, images: str = "images") -> str:
+    """An accuracy in per cent with its binomial standard error.
 
     >>> measured(80.0, 400)
     '80.0 ± 2.0 % of 400 images'
     """
     error = (top1 * (100 - top1) / max(samples, 1)) ** 0.5
-    return f"{top1:.{digits}f} ± {error:.{digits}f} % of {samples} images"
+    return f"{top1:.{digits}f} ± {error:.{digits}f} % of {samples} {images}"
 
 
 def is_accuracy(key: str) -> bool:

@@ -67,7 +67,7 @@ class Progress:
                 hint = " (the batch has no image with a label: MixedBatchSampler gives each some)"
                 lacks = hint if bool((labels == UNLABELLED).all()) else ""
                 found = f"the loss is {values['loss']} at {place}{lacks}"
-                raise ConfigError(f"{found}: stopped, and no later weights are saved")
+                raise ConfigError(f"{found}: the run stops, and its weights from here on are not saved")
             self.counts += 1
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value

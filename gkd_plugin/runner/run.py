@@ -217,7 +217,7 @@ def run_config(
             logger.info("%s", notice)
         if (processes := accelerator.num_processes) > 1:
             size = getattr(parts.box.train_data_loader.batch_sampler, "batch_size", 0)
-            text = "%d processes with %d images each: a step takes %d, and the learning rate, as written, is for these"
+            text = "%d processes with %d images each: a step takes %d images; the learning rate is used as written"
             logger.info(text, processes, size, processes * size)
         checkpoints = None
         if keeps_checkpoints and config.tree.get("checkpoint", {}) is not None:

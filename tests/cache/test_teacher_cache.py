@@ -64,7 +64,7 @@ def test_the_teacher_runs_for_each_view_once_and_a_second_run_reads_the_bank_and
         assert sum(images) == asked
         assert [report["computed"] for report in cache.reports] == [asked > 8]
         assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".pt"]
-        assert ("local classifier: as an earlier run has found it" in caplog.text) == (asked == 8)
+        assert ("local classifier: taken from an earlier run" in caplog.text) == (asked == 8)
     assert losses[0] == losses[1]
     assert "computed in" in caplog.text
     assert "found in" in caplog.text

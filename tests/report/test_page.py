@@ -86,7 +86,7 @@ def test_runs_side_by_side_with_a_control(control, here, capsys):
     found = checked(Path("runs/report.html"))
     ours, theirs = summary(STUDENT), summary(control)
     for one in (ours, theirs):
-        assert f"{one['final']['top1']:.1f} %" in found.text
+        assert f"{one['final']['top1']:.1f} ± " in found.text
     assert "(ce) in 1 instead of 3 epochs: a difference" in found.text
     assert f"difference of {ours['final']['top1'] - theirs['final']['top1']:+.1f} points ± " in found.text
     assert f"{ours['teacher']['ncm_top1']:.1f} % (nearest class mean)" in found.text
@@ -131,7 +131,7 @@ def test_what_is_gone_is_said_and_the_rest_is_there(here, lost, capsys):
     found = checked(Path("some/page.html"))
     assert "Not shown" in found.text
     assert lost in found.text
-    assert f"{summary(STUDENT)['final']['top1']:.1f} %" in found.text
+    assert f"{summary(STUDENT)['final']['top1']:.1f} ± " in found.text
     assert [alt for alt, _ in found.images] == ["Loss, accuracy and learning rate over the epochs"]
 
 

@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, monkeypatch, stage, at, p
     monkeypatch.setattr(stage, "forward", broken)
     with pytest.raises(ConfigError) as caught:
         run("student", "out", "train.stage2.num_epochs=3")
-    reason = f"the loss is nan at {place}: stopped, and no later weights are saved"
+    reason = f"the loss is nan at {place}: the run stops, and its weights from here on are not saved"
     assert str(caught.value) == f"student.yaml: {reason}{kept}"
     made = summary("out")
     assert (made["status"], made["error"]) == ("failed", reason)
@@ -584,5 +584,5 @@ def test_a_second_seed_asks_nothing_that_a_cache_keeps(here):
 def test_memory_that_is_full_is_a_line(here, monkeypatch):
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
     monkeypatch.setattr(run_module, "Parts", full)
-    refused("^student.yaml: CUDA out of memory; less memory take", run_all, [Path("student.yaml")], output=Path("out"))
+    refused("^student.yaml: CUDA out of memory; what needs less", run_all, [Path("student.yaml")], output=Path("out"))
     assert not Path("out").exists()
