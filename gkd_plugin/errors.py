@@ -22,8 +22,8 @@ _EXTRAS = {
 
 
 _LESS_MEMORY = (
-    "what needs less memory: a smaller batch_size, device.precision: bf16, a teacher_cache, "
-    "a smaller teacher (device.teacher_dtype: bf16), or one elsewhere (device.teacher: cuda:1, or cpu)"
+    "what needs less memory: a smaller batch_size, device.precision: bf16, a teacher_cache, a smaller teacher "
+    "(device.teacher_dtype: bf16), one elsewhere (device.teacher: cuda:1, or cpu) or divided (auto, or sharded)"
 )
 
 

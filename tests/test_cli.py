@@ -307,7 +307,7 @@ def test_usage_errors(words, message, tmp_path, monkeypatch, capsys):
 def test_two_gloo_processes_under_torchrun_train_as_one_with_their_batches_together(here, capsys):
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_endpoint"]
     words += ["localhost:0", "--rdzv_backend", "c10d", "-m", "gkd_plugin", "run", "teacher.yaml", "student.yaml"]
-    config = {**student_config(), "teacher_cache": {"views": 2, "folder": "shared"}}
+    config = {**student_config(), "teacher_cache": {"views": 2, "folder": "shared"}, "device": {"teacher": "sharded"}}
     config["train"]["stage2"]["teacher"]["auxiliary_model_wrapper"]["kwargs"]["local_classifier"] = "probe"
     Path("student.yaml").write_text(dump(config), "utf-8")
     words += ["--device", "cpu", "--output", "out"]
@@ -323,13 +323,16 @@ def test_two_gloo_processes_under_torchrun_train_as_one_with_their_batches_toget
         assert (made["status"], made["processes"]) == ("finished", 2)
         check_evaluation(name, f"out/{name}", made, capsys)
     sizes = [f"--set=train.stage{number}.train_data_loader.kwargs.batch_size=24" for number in (1, 2)]
-    sizes += ["--set=teacher_cache.folder=of_one"]
+    sizes += ["--set=teacher_cache.folder=of_one", "--set=device.teacher=null"]
     teacher = "--set=models.teacher_model.src_ckpt=out/teacher/teacher.pt"
     assert main(["run", "student.yaml", "--device", "cpu", "--output", "alone", teacher, *sizes]) == 0
     shared, alone = (load_file(here / f"{folder}/student.safetensors") for folder in ("out/student", "alone"))
     torch.testing.assert_close(shared, alone, rtol=0, atol=1e-4)  # no batch norm; answers are kept in float16
     summaries = [here / folder / "summary.json" for folder in ("out/student", "alone")]
-    stages = [json.loads(path.read_text("utf-8"))["stages"] for path in summaries]
+    found = [json.loads(path.read_text("utf-8")) for path in summaries]
+    assert [made["teacher_device"] for made in found] == ["sharded", None]
+    assert found[0]["teacher_weights"] == found[1]["teacher_weights"]
+    stages = [made["stages"] for made in found]
     for name in stages[0]:
         (row,), (want,) = (of[name]["epochs"] for of in stages)
         for figure in ("loss", "relationship" if name == "stage1" else "local_classifier"):

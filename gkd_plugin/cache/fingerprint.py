@@ -37,8 +37,10 @@ def digest(*parts: object) -> str:
 def model_key(model: nn.Module, but: tuple[str, ...] = ()) -> str:
     """Digest of a model: its class, its modules with their settings, its images' size, and its ``state_dict``.
 
-    All of that, but entries whose names begin with one of ``but``.
+    All of that, but entries whose names begin with one of ``but``. A divided model knows that of the whole.
     """
+    if hasattr(model, "whole_key"):
+        return str(model.whole_key)
     entries = ((name, value) for name, value in model.state_dict().items() if not name.startswith(but))
     size = getattr(model, "own_size", None)  # of timm_model's input_size, which no module shows
     return digest(type(model).__name__, model, size, *chain.from_iterable(entries))

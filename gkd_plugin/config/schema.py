@@ -237,6 +237,10 @@ _SECTION = section({}, has_others=True)
 _FILE = maybe(value("a text: the path of a file or folder", lambda x: isinstance(x, str) and x and "\0" not in x))
 _MODULES = value("a list of module paths, e.g. ['layer4', 'fc'], or []", of=list[str])
 _HOOKED = value("a list of module paths, e.g. ['embedding'], or []", of=list[str])
+_TEACHERS_DEVICE = value(
+    "auto or sharded (divided), cpu, cuda, cuda:<number> or mps",
+    lambda x: re.fullmatch(r"auto|sharded|cpu|mps|cuda(:\d+)?", str(x)),
+)
 _DEVICE = value("auto, cpu, cuda, cuda:<number> or mps", lambda x: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(x)))
 
 _RATE = value(  # or one for each group of parameters
@@ -427,7 +431,7 @@ def _check_only_stage(report: Report, path: str, train: Mapping[Any, Any]) -> No
 _DEVICES = section(
     {
         "default": maybe(_DEVICE),
-        "teacher": maybe(_DEVICE),
+        "teacher": maybe(_TEACHERS_DEVICE),
         "precision": maybe(one_of(("no", "bf16", "fp16")), None, False),  # YAML reads a bare no as false
         "teacher_dtype": maybe(one_of(tuple(DTYPES))),
         "channels_last": FLAG,

@@ -133,6 +133,8 @@ def check_forward(where: str, model: Callable[[Tensor], Any], images: Tensor, ac
         cfg = getattr(getattr(model, "teacher", model), "pretrained_cfg", None) or {}  # of timm
         if cfg.get("fixed_input_size") and list(cfg.get("input_size", ())[1:]) != size:
             reason += f" (its kwargs.img_size: {size[0] if len(set(size)) == 1 else size} builds it for this size)"
+        if hasattr(getattr(model, "teacher", None), "home"):
+            reason += " (device.teacher has divided it; not every network can be)"
         raise ConfigError(f"{where}: cannot take images of shape {list(images.shape)}: {reason}") from error
 
 

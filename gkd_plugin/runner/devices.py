@@ -17,6 +17,7 @@ from gkd_plugin.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+DIVISIONS = ("auto", "sharded")  # of a teacher: over GPUs and memory, over processes; see ``runner.division``
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -25,7 +26,7 @@ class Placement:
     """Where things run; a teacher without a device of its own is where the student is."""
 
     device: torch.device
-    teacher_device: torch.device | None
+    teacher_device: torch.device | str | None  # a str is one of DIVISIONS
     precision: str  # of autocast: 'no' (float32), 'bf16' or 'fp16'
     teacher_dtype: str | None = None  # what the teacher's weights are held in; None leaves them
     channels_last: bool = False
@@ -44,12 +45,14 @@ def read_placement(config: Mapping[str, Any], device: str | None = None, *, one_
     section = config.get("device") or {}
     key, name = ("--device", device) if device is not None else ("device.default", section.get("default") or "auto")
     default = find_device(key, name)
-    teacher = (
-        None if one_device or section.get("teacher") is None else find_device("device.teacher", section["teacher"])
-    )
+    teacher = None if one_device else section.get("teacher")
+    if teacher in DIVISIONS:
+        _check_division(teacher, section.get("compile"))
+    elif teacher is not None:
+        teacher = find_device("device.teacher", teacher)
     precision, dtype = section.get("precision") or "no", section.get("teacher_dtype")  # YAML reads a bare no as False
     _check_available("device.precision", precision, default)
-    _check_available("device.teacher_dtype", dtype, teacher or default)
+    _check_available("device.teacher_dtype", dtype, teacher if isinstance(teacher, torch.device) else default)
     is_faster = default.type == "cpu" or (default.type == "cuda" and precision != "no")  # or about as fast
     is_last = section.get("channels_last")
     return Placement(
@@ -98,6 +101,17 @@ def find_device(key: str, name: str) -> torch.device:
     if name not in devices:
         raise ConfigError(f"{key}: there is no device {name!r} here; this machine has: auto, {', '.join(devices)}")
     return torch.device(name)
+
+
+def _check_division(how: str, compiled: str | None) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if how == "sharded" and processes == 1:
+        start = "torchrun --nproc_per_node 2 -m gkd_plugin run …"
+        raise ConfigError(f"device.teacher: 'sharded' is over several processes, this is one; start them: {start}")
+    if how == "auto" and processes > 1:
+        raise ConfigError(f"device.teacher: 'auto' is for one process, these are {processes}; use 'sharded'")
+    if compiled in ("teacher", "both"):
+        raise ConfigError(f"device.compile: {compiled!r} is not for a divided teacher (device.teacher: {how!r})")
 
 
 def _check_available(key: str, name: str | None, device: torch.device) -> None:

@@ -22,6 +22,7 @@ from gkd_plugin.data.transforms import preprocessing_of
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.runner.checks import check_data, check_dropped, check_forward, check_hooks, first_images
 from gkd_plugin.runner.devices import Placement
+from gkd_plugin.runner.division import divide
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres
 from gkd_plugin.runner.rehearsal import copies, rehearse, undisturbed
 from gkd_plugin.runner.tracking import check_tracker
@@ -70,6 +71,8 @@ class Parts:
         if placement.channels_last:
             for model in filter(None, (student, teacher)):
                 model.to(memory_format=torch.channels_last)
+        if teacher is not None:
+            divide(teacher, stages, built["datasets"], placement, accelerator)
         if cache is not None:
             built = cache.fix_views(built, {stage.path: stage.section for stage in stages})
         self._rehearse(built, teacher, placement, images)
@@ -104,6 +107,7 @@ class Parts:
                 check_forward(TEACHER, box.teacher_model.eval(), images, self.accelerator)
             about = {"where": self.student_path, "num_classes": self.num_classes, "accelerator": self.accelerator}
             rehearse(box, student, self.stages, build_test_loader(built, None), **about)
+            box.clean_modules()  # its hooks on a teacher that is not copied
 
 
 def build_box(
@@ -151,7 +155,8 @@ def _check_weights(role: Role, model: nn.Module) -> None:
 
 def _place_teacher(stages: Sequence[Stage], placement: Placement) -> None:
     """Hands ``device.teacher`` and ``device.teacher_dtype`` to every stage's teacher wrapper, in place."""
-    wanted = {"teacher_device": placement.teacher_device, "teacher_dtype": placement.teacher_dtype}
+    apart = None if isinstance(placement.teacher_device, str) else placement.teacher_device
+    wanted = {"teacher_device": apart, "teacher_dtype": placement.teacher_dtype}
     given = {key: str(value) for key, value in wanted.items() if value is not None}
     for stage in stages if given else ():
         if stage.teacher is None or stage.teacher.wrapper != "refilled_teacher":

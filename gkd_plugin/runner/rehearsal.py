@@ -44,10 +44,15 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 def copies(
     teacher: nn.Module | None, student: nn.Module, stages: Sequence[Stage]
 ) -> tuple[nn.Module | None, nn.Module]:
-    """Both models anew; a teacher that no stage can change, and may be large, with the same tensors as weights."""
+    """Both models anew; a teacher that no stage can change, and may be large, with the same tensors as weights.
+
+    A divided teacher is itself: there is no room for another, and FSDP does not copy.
+    """
     roles = [stage.teacher for stage in stages]
     is_fixed = all(role and role.wrapper == "refilled_teacher" and not role.section.get("src_ckpt") for role in roles)
     kept = {id(weight): weight for weight in teacher.parameters()} if teacher is not None and is_fixed else {}
+    if hasattr(teacher, "home"):
+        return teacher, copy.deepcopy(student)
     return copy.deepcopy((teacher, student), kept)
 
 

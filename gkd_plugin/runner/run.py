@@ -17,12 +17,13 @@ from gkd_plugin.cache.fingerprint import model_key
 from gkd_plugin.cache.teacher_cache import TeacherCache
 from gkd_plugin.config.config import RunConfig, checked_config, load_config
 from gkd_plugin.config.schema import absolute
-from gkd_plugin.config.stages import Stage, student_entry
+from gkd_plugin.config.stages import Stage, stages_of, student_entry
 from gkd_plugin.errors import ConfigError, first_line, raised_in, told_at
 from gkd_plugin.runner.accuracy import PROBES, advise, check_teacher, evaluate, final_figures, is_accuracy, measured
 from gkd_plugin.runner.checkpoints import NOT_FINITE, Checkpoints
 from gkd_plugin.runner.checks import check_trained_classes
 from gkd_plugin.runner.devices import Placement, make_accelerator, read_placement
+from gkd_plugin.runner.division import divide
 from gkd_plugin.runner.dry_run import dry_runs
 from gkd_plugin.runner.models import TEACHER, build_model, start_at_centres, without_weights
 from gkd_plugin.runner.parts import Parts, build_box, build_test_loader, num_classes_of
@@ -487,6 +488,7 @@ def run_probe(config: RunConfig, output: Path, probe: str, seed: int = 0, device
         built = config.build()
         where, entry = student_entry(built)
         student, teacher = build_model(where, entry), build_model(TEACHER, built["models"]["teacher_model"])
+        divide(teacher, stages_of(built), built["datasets"], placement, accelerator)
         box = build_box(built, teacher, student, placement, accelerator)
         loader = build_test_loader(built, accelerator, is_needed=True)
         if not isinstance(box.teacher_model, RefilledTeacher):

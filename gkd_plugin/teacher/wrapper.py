@@ -136,10 +136,12 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self._capture = Capture.of(teacher_model, embedding, embedding_io)
         self._given: Answers | None = None
         self.kept: Kept | None = None  # of a teacher cache, for the FixedViews trained on
+        self._home: torch.device | None = getattr(teacher_model, "home", None)  # of a divided one, which stays as it is
         self._own_device: torch.device | None = None
         self.train(False)
-        if self._dtype is not None:
+        if self._dtype is not None and self._home is None:
             self.teacher.to(self._dtype)
+        own_device = self._home or own_device
         if own_device is not None or device is not None:
             self.to(own_device or device)
         if self._dtype == torch.float16 and self.device.type == "cpu":
@@ -176,8 +178,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
 
     @property
     def device(self) -> torch.device:
-        """Where the teacher is."""
-        return next((p.device for p in self.teacher.parameters()), self.local_classifier.centres.device)
+        """Where the teacher is; of a divided one, where it takes images."""
+        return self._home or next((p.device for p in self.teacher.parameters()), self.local_classifier.centres.device)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stays in eval mode; a projection, which only training asks for, in train mode."""
@@ -194,11 +196,13 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What ``.to()`` and its kin call: a teacher with a device of its own stays there."""
-        if self._own_device is None:
+        """What ``.to()`` and its kin call: a teacher with a device of its own stays there, a divided one anyway."""
+        if self._own_device is None and self._home is None:
             super()._apply(fn, recurse)
-        elif self.projection is not None:
-            self.projection._apply(fn, recurse)  # type: ignore[no-untyped-call]  # noqa: SLF001  # beside the student
+            return self
+        for name, part in self.named_children():
+            if name == "projection" or (self._own_device is None and part is not self.teacher):  # beside the student
+                part._apply(fn, recurse)  # noqa: SLF001
         return self
 
     @torch.no_grad()
@@ -250,7 +254,8 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         self.teacher.eval()  # whoever holds the inner model may have called train() on it
         images = self.input(_moved(x, self.device))
         self.input.log(x, self.teacher, self._preprocessing)
-        with torch.no_grad() if self._is_read_inside() else torch.inference_mode():
+        has_to_last = self._home is not None or self._is_read_inside()  # a divided teacher's weights come and go
+        with torch.no_grad() if has_to_last else torch.inference_mode():
             logits = self.teacher(images if self._dtype is None else images.to(self._dtype))
             embedding = self._capture.take("teacher", self._embedding[0])
             with told_at("auxiliary_model_wrapper.kwargs."):
@@ -260,8 +265,9 @@ class RefilledTeacher(AuxiliaryModelWrapper):
         else:
             self.class_map.teacher_size = logits.shape[-1]
         # copies, because a loss cannot keep for its gradient what was made in inference mode
-        copies = (value if value is None else value.to(torch.float32, copy=True) for value in (logits, features))
-        return Answers(embedding.to(torch.float32, copy=True), None, *copies)
+        kind: dict[str, Any] = {"device": self.device, "dtype": torch.float32, "copy": True}
+        copies = (value if value is None else value.to(**kind) for value in (logits, features))
+        return Answers(embedding.to(**kind), None, *copies)
 
     def _is_read_inside(self) -> bool:
         """Whether hooks of others read what its modules give, perhaps for a loss: as :meth:`_ask` has it, no copies."""

@@ -75,6 +75,12 @@ def test_every_setting():
     [
         ({"default": "cuda:7"}, None, "device.default: there is no device 'cuda:7' here; this machine has: auto, cpu"),
         ({"teacher": "mps"}, None, "device.teacher: there is no device 'mps' here"),
+        (
+            {"teacher": "sharded"},
+            None,
+            "device.teacher: 'sharded' is over several processes, this is one; start them: ",
+        ),
+        ({"teacher": "auto", "compile": "both"}, None, "device.compile: 'both' is not for a divided teacher"),
         ({"default": "cpu"}, "gpu", "--device: there is no device 'gpu' here"),
         ({"default": "cpu", "precision": "fp16"}, None, "device.precision: 'fp16' needs a CUDA device, not 'cpu'"),
         ({"default": "cpu", "teacher_dtype": "fp16"}, None, "device.teacher_dtype: 'fp16' needs a CUDA device"),
@@ -86,6 +92,15 @@ def test_what_this_machine_does_not_have(section, option, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
     refused(f"^{re.escape(message)}", read, option, **section)
     assert read(default="cuda:1", precision="fp16").precision == "fp16"
+
+
+def test_a_teacher_is_divided_in_one_way(monkeypatch):
+    assert read(default="cpu", teacher="auto").teacher_device == "auto"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert read(default="cpu", teacher="sharded").teacher_device == "sharded"
+    refused("^device.teacher: 'auto' is for one process, these are 4", read, default="cpu", teacher="auto")
+    one_device = {"device": {"default": "cpu", "teacher": "auto"}}
+    assert read_placement(one_device, one_device=True).teacher_device is None
 
 
 def test_several_accelerators_in_one_process():

@@ -203,7 +203,7 @@ class LocalFeatures:
         rows = [pooled(capture.value, path) for path, capture in zip(self.paths, self._captures, strict=True)]
         for capture in self._captures:
             capture.value = None
-        return torch.cat(rows, dim=1) if rows else None
+        return torch.cat([row.to(rows[0].device) for row in rows], dim=1) if rows else None
 
 
 def pooled(output: Any, path: str) -> Tensor:
