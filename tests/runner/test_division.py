@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import accelerate.hooks
 import pytest
@@ -18,8 +20,10 @@ from gkd_plugin.config.stages import stages_of
 from gkd_plugin.data import Stream
 from gkd_plugin.models import timm_model
 from gkd_plugin.runner import division
+from gkd_plugin.runner.checks import check_forward
 from gkd_plugin.runner.devices import read_placement
 from gkd_plugin.runner.division import divide
+from gkd_plugin.runner.parts import Parts
 from gkd_plugin.runner.run import run_config
 from gkd_plugin.teacher import RefilledTeacher
 from tests.fakes import stage
@@ -109,6 +113,22 @@ def test_a_run_with_a_spread_teacher(tmp_path, monkeypatch):
     assert found[1]["teacher_device"] == "auto"
     assert found[0]["teacher_weights"] == found[1]["teacher_weights"]
     assert equal(*(load_file(tmp_path / name / "student.safetensors") for name in ("whole", "divided")))
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_rehearsal_leaves_no_hook_on_a_teacher_that_is_not_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_configs(tmp_path)
+    hook = "train.stage2.teacher.forward_hook.output=[embedding, local_classifier, teacher.layer1]"
+    config = load_config("student.yaml", ["models.teacher_model.src_ckpt=null", "device.teacher=auto", hook])
+    parts = Parts(config.build(), read_placement(config.tree, "cpu"), cpu(), None, is_trial=True)
+    assert not parts.box.teacher_model.teacher.layer1._forward_hooks
+
+
+def test_a_network_that_fails_once_it_is_divided():
+    teacher = Mock(side_effect=RuntimeError("found two devices"), teacher=SimpleNamespace(home="cuda:0"))
+    message = "^models.teacher_model: .*found two devices.*device.teacher"
+    refused(message, check_forward, "models.teacher_model", teacher, torch.zeros(2, 3, 8, 8), cpu())
 
 
 @pytest.mark.parametrize(
