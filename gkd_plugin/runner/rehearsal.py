@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.data import Stream, seeded, unwrapped
+from gkd_plugin.data import FixedViews, Stream, seeded, unwrapped
 from gkd_plugin.errors import ConfigError, first_line, raised_in
 from gkd_plugin.teacher import Answers, RefilledTeacher
 
@@ -113,12 +113,17 @@ def _step(box: Any, stage: Stage, where: str, num_classes: int | None, accelerat
             allows = f"{where}.kwargs.num_classes: {num_classes} allows 0 … {num_classes - 1}"
             raise ConfigError(f"it holds label {label}, but {allows}")
     with _told(stage.path, "fails on the first batch", box):
-        teacher = getattr(box, "teacher_model", None)
-        if isinstance(teacher, RefilledTeacher) and "local_classifier" in box.teacher_io_dict:
+        teacher: Any = getattr(box, "teacher_model", None)
+        is_asked = isinstance(teacher, RefilledTeacher)
+        few = teacher.fields(images[:2]) if is_asked else {}
+        if is_asked and "local_classifier" in box.teacher_io_dict:
             count = teacher.num_classes or num_classes or 1 + int(labels.max())
-            rows = torch.randn(count, teacher.embed(images[:2]).shape[1], device=teacher.device)
+            rows = torch.randn(count, few["embedding"].shape[1], device=teacher.device)
             teacher.local_classifier.kind = "centres"  # random ones: to fit it to the training set may take minutes
             teacher.local_classifier.fit([(Answers(rows), torch.arange(count))], count)
+        if is_asked and isinstance(box.train_data_loader.dataset, FixedViews):  # of which it will answer from a cache
+            row = torch.arange(len(images)) % min(2, len(images))
+            teacher.answer_with(Answers(**{name: values[row] for name, values in few.items()}))
         box.pre_epoch_process(epoch=0)
         loss = box.forward_process(images, labels, *rest[:1])
         box.stage_grad_count = box.grad_accum_step - 1  # for the optimizer to step now
