@@ -150,15 +150,19 @@ def _numpy_state() -> tuple[Any, ...]:
 def seeded(key: str) -> Iterator[None]:
     """Global CPU random states that depend on ``key`` alone; restored afterwards."""
     states = RandomStates()
-    digest = hashlib.blake2b(key.encode(), digest_size=32).digest()
     try:
-        random.seed(digest[:16])
-        np.random.seed(np.frombuffer(digest[16:], dtype="<u4"))  # noqa: NPY002
-        # not torch.manual_seed(), which seeds the GPUs as well
-        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))
+        seed_cpu(key)
         yield
     finally:
         states.restore()
+
+
+def seed_cpu(key: str) -> None:
+    """Makes the global CPU random states those of ``key``; torch.manual_seed() would seed the GPUs as well."""
+    digest = hashlib.blake2b(key.encode(), digest_size=32).digest()
+    random.seed(digest[:16])
+    np.random.seed(np.frombuffer(digest[16:], dtype="<u4"))  # noqa: NPY002
+    torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def sketch(image: Tensor) -> Tensor:

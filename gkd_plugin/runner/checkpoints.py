@@ -13,13 +13,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from gkd_plugin.box.schedule import RefilledCosine
 from gkd_plugin.data import UNLABELLED
 from gkd_plugin.data.files import told_unwritten, write_atomically
 from gkd_plugin.data.labels import length_of
-from gkd_plugin.data.views import RandomStates
+from gkd_plugin.data.views import RandomStates, seed_cpu
 from gkd_plugin.errors import ConfigError, first_line, raised_in
+from gkd_plugin.losses.ranks import rank
 from gkd_plugin.runner.run_folder import FOLDER, STUDENT, read_json, write_json
 from gkd_plugin.runner.stopping import heeded
 from gkd_plugin.teacher import RefilledTeacher
@@ -122,9 +124,11 @@ class Loading:
 
 
 def _begun(loader: Iterable[Any]) -> Iterator[Any]:
-    order = getattr(loader, "synchronized_generator", None)  # of several processes, with a state of its own
+    order = getattr(loader, "synchronized_generator", None)  # of several processes; that of the main one decides
     if order is not None:
         order.manual_seed(int(torch.randint(2**62, ())))
+    if order is not None or (isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)):
+        seed_cpu(f"loading {int(torch.randint(2**62, ()))}, {rank()}")  # or all would draw the same crops and flips
     return iter(loader)
 
 

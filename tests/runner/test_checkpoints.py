@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import RandomSampler
 
 from gkd_plugin.box.schedule import RefilledCosine
 from gkd_plugin.config.config import load_config
@@ -214,6 +215,35 @@ def test_several_processes_share_an_order_that_comes_again():
     first, again = Loading(), Loading()
     again.states = first.states
     assert list(first.batches(loader)) == list(again.batches(loader)) != list(first.batches(loader))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """The number of the sample, and what a transform draws for it."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return index, torch.rand(()).item(), random.random(), np.random.rand()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_process_augments_its_images_in_its_own_way(workers, monkeypatch):
+    def epoch(rank):
+        monkeypatch.setattr(checkpoints, "rank", lambda: rank)
+        order, loading = torch.Generator(), Loading()
+        loading.states = begun
+        loader = torch.utils.data.DataLoader(
+            Noisy(), None, sampler=RandomSampler(Noisy(), generator=order), num_workers=workers
+        )
+        loader.synchronized_generator = order
+        return list(zip(*loading.batches(loader), strict=True))
+
+    begun = RandomStates()
+    first, again, other = epoch(0), epoch(0), epoch(1)
+    assert first == again
+    assert first[0] == other[0]  # their order, of which each process takes its part
+    assert all(not {*one} & {*two} for one, two in zip(first[1:], other[1:], strict=True))
 
 
 def test_a_stop_while_a_batch_is_loaded_leaves_the_random_states_of_the_models(monkeypatch):
