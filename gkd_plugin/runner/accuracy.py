@@ -149,10 +149,10 @@ def left_out_ncm(embed: Score, train_loader: Any, accelerator: Accelerator) -> A
         loader = in_order(Subset(loader.dataset, chosen.tolist()), train_loader)
     found = list(asked(embed, loader, accelerator, "NCM"))
     rows, labels = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    rows = rows.float()
     sums = rows.new_zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels, rows)
     scores = nearest_class_mean(rows, normalize(sums))
-    others = nearest_class_mean(rows, normalize(sums[labels] - rows)).diagonal()
-    scores[torch.arange(len(rows)), labels] = others
+    scores[torch.arange(len(rows)), labels] = torch.linalg.vecdot(normalize(rows), normalize(sums[labels] - rows))
     right = 100 * float((scores.argmax(1) == labels).double().mean())
     return Accuracy(right, None, len(rows), len(sums))
 
