@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
-from gkd_plugin.data import FixedViews, inner_datasets, labels_of, layers_of, length_of
+from gkd_plugin.data import FixedStream, FixedViews, Stream, inner_datasets, labels_of, layers_of, length_of, unwrapped
 from gkd_plugin.errors import ConfigError
 
 _FILES = ("samples", "_samples", "imgs", "_image_files", "_images")  # torchvision's lists of paths or (path, label)
@@ -52,7 +52,21 @@ def data_key(dataset: Dataset[Any]) -> str:
     Of files, the last two parts of the path, the size and the time of change count, so that the data may lie anywhere.
     Where :func:`image_keys` knows nothing of the images, the labels alone count.
     """
+    if isinstance(unwrapped(dataset), Stream):
+        return digest(bank_keys(dataset))
     return digest(labels_of(dataset), [_without_folder(key) for key in image_keys(dataset) or ()])
+
+
+def bank_keys(dataset: Dataset[Any]) -> list[str]:
+    """Digests of what has a bank of its own: the shards of a stream, or all of another data set."""
+    stream: Any = unwrapped(dataset)
+    if not isinstance(stream, Stream):
+        return [data_key(dataset)]
+    if not stream.files:
+        raise ConfigError("only shards on a disk (name: 'wds/') are known again")
+    read = stream.reader
+    settings = (read.input_key, read.input_img_mode, read.target_key, read.split_info.alt_label, read.class_to_idx)
+    return [digest(_without_folder(Path(file)), settings) for file in stream.files]
 
 
 def _without_folder(key: Path | str) -> object:
@@ -65,14 +79,12 @@ def _without_folder(key: Path | str) -> object:
     return *key.parts[-2:], status.st_size, status.st_mtime_ns
 
 
-def views_key(views: FixedViews, probes: int = 16) -> str:
-    """Digest of K, the seed, the transforms' repr, and the pixels of ``probes`` views, evenly over the samples."""
-    count = min(probes, len(views))
-    chosen = [(j * len(views) // count, j % views.views) for j in range(count)]
-    first, second = ([digest(views.view(*row)[0]) for row in chosen] for _ in range(2))
+def views_key(views: FixedViews | FixedStream, probes: int = 16) -> str:
+    """Digest of K, the seed, the transforms' repr, and the pixels of ``probes`` views."""
+    first, second = ([digest(image) for image in views.probes(probes)] for _ in range(2))
     if first != second:
         advice = "its transform must draw from the global generators of random, numpy.random or torch"
-        raise ConfigError(f"dataset {type(views.dataset).__name__}: a fixed view is different each time; {advice}")
+        raise ConfigError(f"dataset {type(views.org_dataset).__name__}: a fixed view is different each time; {advice}")
     steps = [getattr(layer, name, None) for layer in layers_of(views) for name in ("transforms", "transform")]
     return digest(views.views, views.seed, steps, first)  # pixels show what a transform's repr may not
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gkd_plugin import __version__
-from gkd_plugin.cache.bank import Records, open_bank, read_bank, write_bank
-from gkd_plugin.cache.fingerprint import data_key, digest, model_key, views_key
-from gkd_plugin.data import FixedViews, Stream, seeded, sketch, unwrapped
+from gkd_plugin.cache.bank import Banks, open_bank, read_bank, write_banks
+from gkd_plugin.cache.fingerprint import bank_keys, data_key, digest, model_key, views_key
+from gkd_plugin.data import FixedStream, FixedViews, Stream, seeded, sketch, unwrapped
 from gkd_plugin.data.files import write_atomically
+from gkd_plugin.data.views import fixed_views
 from gkd_plugin.errors import ConfigError, first_line
 from gkd_plugin.teacher import Answers, RefilledTeacher
 from gkd_plugin.teacher.fitting import asked, in_order
@@ -38,7 +39,7 @@ class TeacherCache:
     folder: Path = FOLDER
     seed: int = 0
     reports: list[dict[str, Any]] = field(default_factory=list)
-    _banks: dict[Path, Records] = field(default_factory=dict)
+    _banks: dict[str, Banks] = field(default_factory=dict)
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any] | None) -> "TeacherCache | None":
@@ -63,26 +64,29 @@ class TeacherCache:
                 if loader.get(key) is not None:
                     reason = "may change images that the teacher has answered for; remove it, or the cache"
                     raise ConfigError(f"teacher_cache: {where}.train_data_loader.{key} {reason}")
-            if isinstance(datasets[loader["dataset_id"]], Stream):
-                reason = f"datasets.{loader['dataset_id']} is a stream: no sample has an index to keep its answers by"
-                raise ConfigError(f"teacher_cache: {reason}; remove it")
-            fixed = f"{loader['dataset_id']} (fixed views)"
-            datasets[fixed] = FixedViews(unwrapped(datasets[loader["dataset_id"]]), self.views, self.seed)
+            fixed, dataset = f"{loader['dataset_id']} (fixed views)", unwrapped(datasets[loader["dataset_id"]])
+            if isinstance(dataset, Stream) and not dataset.files:
+                reason = "answers of a stream are kept for shards on a disk alone (name: 'wds/', and a folder as root)"
+                raise ConfigError(f"teacher_cache: datasets.{loader['dataset_id']}: {reason}")
+            datasets[fixed] = fixed_views(dataset, self.views, self.seed)
             changed = {**stage, "train_data_loader": {**loader, "dataset_id": fixed, "requires_supp": False}}
             train = changed if where == "train" else {**train, where.removeprefix("train."): changed}
         return {**config, "train": train, "datasets": datasets}
 
-    def open(self, box: Any, accelerator: Accelerator) -> Records:
-        """The bank of the box's present stage, computed where there is none, and known to its teacher."""
+    def open(self, box: Any, accelerator: Accelerator) -> Banks:
+        """The banks of the box's present stage, computed where there are none, and known to its teacher."""
         teacher: RefilledTeacher = box.teacher_model
-        views: FixedViews = box.train_data_loader.dataset
+        views: FixedViews | FixedStream = box.train_data_loader.dataset
         with torch.random.fork_rng(devices=[]):
-            made_from = (model_key(teacher.teacher), data_key(views.dataset), views_key(views))
-            path = self.folder / f"{digest(*made_from, teacher.settings(), accelerator.mixed_precision)}.npy"
-            if path not in self._banks:
-                self._banks[path] = self._find(path, teacher, box.train_data_loader, accelerator)
-        bank = self._banks[path]
-        teacher.kept = _Kept(self, path.stem, bank, accelerator)
+            model, more = model_key(teacher.teacher), (teacher.settings(), accelerator.mixed_precision)
+            views_are = views_key(views)
+            names = [digest(model, key, views_are, *more) for key in bank_keys(views)]
+            name = digest(names) if len(names) > 1 else names[0]
+            if name not in self._banks:
+                paths = [self.folder / f"{name}.npy" for name in names]
+                self._banks[name] = self._find(paths, teacher, box.train_data_loader, accelerator)
+        bank = self._banks[name]
+        teacher.kept = _Kept(self, name, bank, accelerator)
         return bank
 
     def once(
@@ -99,7 +103,7 @@ class TeacherCache:
         And from another ``view`` of images that ``parts`` tell. It is kept beside the banks, and a later run reads it.
         """
         try:
-            key = data_key(images), *(views_key(FixedViews(x, 1), probes=4) for x in (images, view) if x is not None)
+            key = data_key(images), *(views_key(fixed_views(x, 1), probes=4) for x in (images, view) if x is not None)
         except ConfigError:  # samples of another kind, or without labels ahead: they are not known again
             return compute()
         path = self.folder / f"{digest(__version__, name, *key, accelerator.mixed_precision, *parts)}.pt"
@@ -127,50 +131,49 @@ class TeacherCache:
 
         box.teacher_forward_proc = answer
 
-    def _find(self, path: Path, teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> Records:
+    def _find(self, paths: list[Path], teacher: RefilledTeacher, loader: Any, accelerator: Accelerator) -> Banks:
         start = time.perf_counter()
-        bank, data = open_bank(path), _AllViews(loader.dataset)
-        if not all(gather_object([bank is not None])):  # another run may write it between two processes' looks
-            bank = None
-        ask = partial(_fields, teacher, accelerator)
-        was_there = bank is not None
-        if bank is not None:  # a few rows, spread evenly, are compared with what the teacher says now
-            rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
-            said = ask(torch.stack([data[int(row)][0] for row in rows]).to(accelerator.device))
-            for name, kept in read_bank(bank, rows).items():
-                now = said[name].cpu()
-                error = (now - kept).norm() / now.norm().clamp_min(1e-6)
-                if not error < CLOSE:
-                    differs = f"asked again, the teacher's {name} differs by {100 * error:.1f} % from that in {path}"
-                    advice = "teacher, precision or transform have changed; delete the file"
-                    raise ConfigError(f"teacher_cache.folder: {differs}: {advice}")
-        else:
-            answers = (fields for fields, _ in asked(ask, in_order(data, loader), accelerator, "teacher cache"))
+        views: FixedViews | FixedStream = loader.dataset
+        ask, banks, rank = partial(_fields, teacher, accelerator), Banks(paths), accelerator.process_index
+        own: list[Any] = [*range(rank, len(paths), accelerator.num_processes)]  # whose checksums this process reads
+        try:
+            own = [number for number in own if open_bank(paths[number]) is None]
+        except ConfigError as error:
+            own = [error]
+        for one in (lacking := gather_object(own)):
+            if isinstance(one, ConfigError):  # in all processes
+                raise one
+        lacking.sort()
+        if lacking:
+            data = views.all_rows(lacking)
+            said = asked(ask, in_order(data, loader), accelerator, "teacher cache")
             if accelerator.is_main_process:
-                write_bank(path, len(data), answers)
-            deque(answers, maxlen=0)  # a process that writes nothing takes part in asking
+                lanes = accelerator.num_processes * max(loader.num_workers, 1)
+                write_banks({number: paths[number] for number in lacking}, len(data), said, lanes)
+            deque(said, maxlen=0)  # a process that writes nothing takes part in asking
         accelerator.wait_for_everyone()
-        bank = open_bank(path) if bank is None else bank
-        if bank is None:
-            raise ConfigError(f"teacher_cache.folder: {self.folder} is another folder for the main process; share one")
-        seconds, size, how = time.perf_counter() - start, bank.nbytes, "found" if was_there else "computed"
-        report = {"file": str(path), "rows": len(bank), "bytes": size, "computed": not was_there, "seconds": seconds}
-        self.reports.append(report)
-        logger.info("teacher cache: %d views, %.1f MiB, %s in %.1f s: %s", len(bank), size / 2**20, how, seconds, path)
-        return bank
+        if not all(path.exists() for path in paths):
+            ways = "processes share one folder, and no shard is without images"
+            raise ConfigError(f"teacher_cache.folder: {self.folder} lacks what the main process wrote; {ways}")
+        if kept := sorted({*range(len(paths))} - {*lacking}):
+            self._compare(ask, views.few_rows(kept), banks, accelerator)
+        (rows, size), seconds, how = banks.size(), time.perf_counter() - start, "computed" if lacking else "found"
+        place = str(paths[0] if len(paths) == 1 else self.folder)
+        report = {"file": place, "files": len(paths), "rows": rows, "bytes": size, "computed": bool(lacking)}
+        self.reports.append({**report, "seconds": seconds})
+        logger.info("teacher cache: %d views, %.1f MiB, %s in %.1f s: %s", rows, size / 2**20, how, seconds, place)
+        return banks
 
-
-class _AllViews(Dataset[Any]):
-    """The images of every view of every sample, in the order of the bank's rows."""
-
-    def __init__(self, views: FixedViews) -> None:
-        self.views = views
-
-    def __len__(self) -> int:
-        return len(self.views) * self.views.views
-
-    def __getitem__(self, row: int) -> tuple[Tensor, Any]:
-        return self.views.view(*divmod(row, self.views.views))
+    def _compare(self, ask: Any, few: list[tuple[Tensor, int]], banks: Banks, accelerator: Accelerator) -> None:
+        """A few rows, spread evenly, with what the teacher says now."""
+        said = ask(torch.stack([image for image, _ in few]).to(accelerator.device))
+        for name, kept in read_bank(banks, torch.tensor([row for _, row in few])).items():
+            now = said[name].cpu()
+            error = (now - kept).norm() / now.norm().clamp_min(1e-6)
+            if not error < CLOSE:
+                differs = f"asked again, the teacher's {name} differs by {100 * error:.1f} % from that in {self.folder}"
+                advice = "teacher, precision or transform have changed; delete the kept answers"
+                raise ConfigError(f"teacher_cache.folder: {differs}: {advice}")
 
 
 @dataclass
@@ -179,7 +182,7 @@ class _Kept:
 
     cache: TeacherCache
     name: str  # of the bank
-    bank: Records
+    bank: Banks
     accelerator: Accelerator
 
     def answers(self, rows: Tensor) -> Answers:

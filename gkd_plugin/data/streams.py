@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_wds import ReaderWds
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from gkd_plugin.data.files import existing_folder
 from gkd_plugin.data.images import Transform, TransformedImages, check_transforms
+from gkd_plugin.data.labels import unwrapped
 from gkd_plugin.errors import ConfigError, first_line, one_of
 
-__all__ = ["Stream", "TimmImages", "timm_dataset"]
+__all__ = ["Stream", "TimmImages", "first_batch", "timm_dataset"]
 
 _NEEDS = {"wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
 _STREAMS = ("wds", "hfids", "tfds")
@@ -56,6 +57,7 @@ class Stream(IterableDataset[Any]):
     """
 
     org_dataset: "Stream"
+    is_numbered = False  # whether images are (image, shard, number of the sample in it), of ``wds/``
 
     def __init__(
         self,
@@ -73,11 +75,23 @@ class Stream(IterableDataset[Any]):
         """Whether it is shuffled."""
         return bool(self.reader.is_training)
 
+    @property
+    def files(self) -> list[str]:
+        """The shards of ``wds/``, where all lie on a disk."""
+        shards = [os.path.join(self.reader.root, name) for name in dict.fromkeys(_shards(self.reader) or ())]  # noqa: PTH118
+        return shards if all(map(os.path.exists, shards)) else []
+
     def __len__(self) -> int:
         """The samples of this process; of a set that is measured, about as many."""
         return len(self.reader) if self.is_training else -(-self.reader.num_samples // self.reader.dist_num_replicas)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for image, label in self._read():
+            sample = image if self.transform is None else self.transform(image), label
+            yield (*sample, {}) if self.is_training else sample
+
+    def _read(self) -> Iterator[tuple[Any, int]]:
+        """The images of this process and this worker, without transform, and their labels."""
         reader = copy.copy(self.reader)
         shards, skipped = _shards(reader), (0, None, 1)
         rank, ranks = reader.dist_rank, reader.dist_num_replicas
@@ -90,9 +104,12 @@ class Stream(IterableDataset[Any]):
             reader.dist_rank, reader.dist_num_replicas = 0, 1
         elif not self.is_training and ranks > 1 and hasattr(reader, "subsplit"):  # TensorFlow's: timm repeats some
             skipped, reader.dist_rank, reader.dist_num_replicas = (rank, None, ranks), 0, 1
+        if self.is_numbered:
+            reader._lazy_init()  # noqa: SLF001
+            reader.ds.pipeline.insert(4 if self.is_training else 3, _number)  # after the shards are read
+            reader.ds.append(lambda found: ({**x, "image": (x["image"], *x["__key__"])} for x in found))
         for image, label in islice(reader, *skipped):
-            sample = image if self.transform is None else self.transform(image), int(label)
-            yield (*sample, {}) if self.is_training else sample
+            yield image, int(label)
 
     def set_epoch(self, epoch: int) -> None:
         """Another order of the shards; call it before the loader is iterated."""
@@ -108,10 +125,6 @@ class Stream(IterableDataset[Any]):
         """Itself, of which every process now reads all."""
         self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
         return self
-
-    def first_batch(self, size: int, collate_fn: Any = None) -> Any:
-        """Of the first samples, as training sees them, in every process; made here, by no worker."""
-        return next(iter(DataLoader(self.in_order(self.transform).whole(), size, collate_fn=collate_fn)))
 
     def make_loader(
         self, sampler: Any = None, batch_size: int = 1, num_workers: int = 0, **kwargs: Any
@@ -140,9 +153,25 @@ class Stream(IterableDataset[Any]):
             raise ConfigError(f"kwargs.num_workers: {given}, but there are {len(shards)} shards")
 
 
+def first_batch(dataset: Any, indices: Sequence[int], collate_fn: Any = None) -> Any:
+    """These samples, or as many, the first, of a stream, as training sees them in every process; made by no worker."""
+    stream: Any = unwrapped(dataset)
+    is_stream = isinstance(stream, Stream)
+    samples = stream.in_order(stream.transform).whole() if is_stream else Subset(dataset, indices)
+    return next(iter(DataLoader(samples, len(indices), collate_fn=collate_fn)))
+
+
 def _shards(reader: Any) -> Sequence[str] | None:
     """Those of ``wds/``."""
     return reader.split_info.filenames if isinstance(reader, ReaderWds) else None
+
+
+def _number(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of samples as they are in their shards; webdataset keeps a sample's key when it is decoded."""
+    shard, number = None, 0
+    for sample in samples:
+        shard, number = sample["__url__"], number + 1 if sample["__url__"] == shard else 0
+        yield {**sample, "__key__": (shard, number)}
 
 
 def timm_dataset(

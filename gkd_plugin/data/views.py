@@ -4,14 +4,16 @@ import copy
 import hashlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -23,6 +25,7 @@ from gkd_plugin.errors import ConfigError, whole_number
 
 __all__ = [
     "DatasetWithView",
+    "FixedStream",
     "FixedViews",
     "RandomStates",
     "evaluation_view",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 _PIXELS = 4096
+_FEW = 8  # views that are compared with kept answers
 _SIGNS = torch.from_numpy(2 * np.random.default_rng(0).integers(0, 2, (8, _PIXELS)) - 1).float()
 
 
@@ -126,6 +130,90 @@ class FixedViews(Dataset[Any]):
             found = f"sample {index} is ({', '.join(type(part).__name__ for part in parts)})"
             raise ConfigError(f"dataset {type(self.dataset).__name__}: only (tensor, label) can be cached, {found}")
         return parts[0], parts[1]
+
+    def probes(self, count: int) -> list[Tensor]:
+        """Images of a few views, evenly over the samples."""
+        count = min(count, len(self))
+        return [self.view(j * len(self) // count, j % self.views)[0] for j in range(count)]
+
+    def all_rows(self, *_: Any) -> "_AllViews":
+        """(image, row of the bank) of every view of every sample, in order."""
+        return _AllViews(self)
+
+    def few_rows(self, *_: Any) -> list[tuple[Tensor, int]]:
+        """A few of these, spread evenly."""
+        rows = self.all_rows()
+        return [rows[int(row)] for row in torch.linspace(0, len(rows) - 1, min(_FEW, len(rows))).long()]
+
+
+class _AllViews(Dataset[Any]):
+    def __init__(self, views: FixedViews) -> None:
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views) * self.views.views
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.views.view(*divmod(row, self.views.views))[0], row
+
+
+class FixedStream(Stream):
+    """As :class:`FixedViews`, of a stream of shards on a disk; every shard has a bank of its own.
+
+    View v of sample i of a shard depends on (seed, name of the shard, i, v). In the numbers of rows the upper 32 bits
+    are the number of the shard, see :class:`gkd_plugin.cache.bank.Banks`.
+    """
+
+    is_numbered = True
+
+    def __init__(self, stream: Stream, views: int, seed: int = 0) -> None:
+        super().__init__(stream.reader, stream.classes, stream.transform)
+        self.org_dataset, self.views, self.seed = stream, views, seed
+        self._numbers = {file: number for number, file in enumerate(self.files)}
+
+    def __len__(self) -> int:
+        return super().__len__() * (1 if self.is_training else self.views)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """(image, label, supplement) of the epoch's views; where it is not trained on, (image, row) of all views."""
+        epoch = self.reader.epoch_count.value
+        for (image, file, index), label in self._read():
+            first = (self._numbers[file] << 32) + index * self.views
+            for view in [(epoch + index) % self.views] if self.is_training else range(self.views):
+                shown, row = self._view(image, f"{Path(file).name},{index}", view), first + view
+                yield (shown, label, {"bank_row": row, "sketch": sketch(shown)}) if self.is_training else (shown, row)
+
+    def _view(self, image: Image.Image, key: str, view: int) -> Tensor:
+        with seeded(f"{self.seed},{key},{view}"):
+            shown = image if self.transform is None else self.transform(image)
+        if not isinstance(shown, Tensor):
+            raise ConfigError(f"a stream: only images that are tensors can be cached, found {type(shown).__name__}")
+        return shown
+
+    def probes(self, count: int) -> list[Tensor]:
+        """Views of an image of noise: a shard that changes leaves the banks of the others as they are."""
+        noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+        image = Image.fromarray(noise).convert(self.reader.input_img_mode or "RGB")
+        return [self._view(image, "noise", view) for view in range(count)]
+
+    def all_rows(self, numbers: Sequence[int]) -> "FixedStream":
+        """(image, row) of every view of every sample of these shards, in order; a shard in one process and worker."""
+        part, names = copy.copy(self), [*dict.fromkeys(self.reader.split_info.filenames)]
+        part.reader = reader = copy.copy(self.reader)
+        reader.is_training, reader.num_samples = False, -(-reader.num_samples * len(numbers) // len(names))
+        reader.split_info = replace(reader.split_info, filenames=[names[number] for number in numbers])
+        reader.set_loader_cfg(0)
+        return part
+
+    def few_rows(self, numbers: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """The first of a few shards, spread evenly."""
+        chosen = numbers[:: -(-len(numbers) // _FEW)]
+        return [row for number in chosen for row in islice(self.all_rows([number]).whole(), 1)]
+
+
+def fixed_views(dataset: Dataset[Any], views: int, seed: int = 0) -> FixedViews | FixedStream:
+    """Of a data set with an index, or of a stream."""
+    return (FixedStream if isinstance(dataset, Stream) else FixedViews)(dataset, views, seed)  # type: ignore[arg-type]
 
 
 class RandomStates:

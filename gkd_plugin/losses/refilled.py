@@ -16,7 +16,7 @@ from torchdistill.losses.registry import HIGH_LEVEL_LOSS_DICT, register_high_lev
 
 from gkd_plugin.box import register
 from gkd_plugin.box.hooks import unreached_parameters
-from gkd_plugin.data import UNLABELLED, Stream, labelled_part
+from gkd_plugin.data import UNLABELLED, first_batch, labelled_part
 from gkd_plugin.errors import ConfigError, is_number, nearest, one_of
 from gkd_plugin.losses.local_classifier import LocalClassifierLoss, LocalClassifierSettings
 from gkd_plugin.losses.ranks import Gathering, summed, world_size
@@ -155,8 +155,7 @@ class EmbeddingStage(RefilledStage, _MatchesEmbeddings):
             return
         loader = box.train_data_loader
         with torch.random.fork_rng(devices=[]):
-            dataset, collate = loader.dataset, loader.collate_fn
-            images = (dataset.first_batch(1, collate) if isinstance(dataset, Stream) else collate([dataset[0]]))[0]
+            images = first_batch(loader.dataset, [0], loader.collate_fn)[0]
         for parameter in unreached_parameters(box.student_model, self.student_embedding, images):
             parameter.requires_grad_(False)
         for recorded in box.student_io_dict.values():

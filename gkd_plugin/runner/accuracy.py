@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gkd_plugin.box.hooks import Capture
 from gkd_plugin.cache.fingerprint import model_key
-from gkd_plugin.data import UNLABELLED, Stream, class_groups_of, evaluation_view, labels_of, unwrapped
+from gkd_plugin.data import UNLABELLED, Stream, class_groups_of, evaluation_view, first_batch, labels_of, unwrapped
 from gkd_plugin.errors import ConfigError
 from gkd_plugin.functional import class_centres, nearest_class_mean
 from gkd_plugin.runner.parts import Parts
@@ -317,9 +317,8 @@ def _own_accuracy(teacher: Any, loader: Any, num_classes: int | None, accelerato
     """Top-1 of the teacher's own classifier, where it has as many classes as the student."""
     if isinstance(teacher, RefilledTeacher) and not teacher.has_classifier:
         return None
-    dataset = unwrapped(loader.dataset)
-    images = (dataset.first_batch(2) if isinstance(dataset, Stream) else next(iter(loader)))[0].to(accelerator.device)
-    logits = None if num_classes is None else teacher(images[:2])
+    few = first_batch(loader.dataset, range(min(2, len(loader.dataset))), loader.collate_fn)
+    logits = None if num_classes is None else teacher(few[0].to(accelerator.device))
     if not isinstance(logits, Tensor) or logits.shape[-1] != num_classes:
         return None
     return evaluate(teacher, loader, accelerator, "teacher")

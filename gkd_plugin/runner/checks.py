@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import IterableDataset
 from torchdistill.datasets.util import build_data_loader
 from torchdistill.losses.mid_level import SimpleLossWrapper
 from torchdistill.losses.registry import get_high_level_loss
@@ -22,7 +22,7 @@ from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.stages import Role, Stage
 from gkd_plugin.config.tree import summary
-from gkd_plugin.data import Stream, class_names_of, labelled_part, labels_of, normalisation_of
+from gkd_plugin.data import Stream, class_names_of, first_batch, labelled_part, labels_of, normalisation_of
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.errors import ConfigError, first_line, nearest, told_at
 from gkd_plugin.losses import RefilledStage
@@ -103,10 +103,7 @@ def first_images(where: str, dataset: Any) -> Tensor:
     """
     try:
         with torch.random.fork_rng(devices=[]):
-            if isinstance(dataset, Stream):
-                images: Tensor = dataset.first_batch(2)[0]
-            else:
-                images = next(iter(DataLoader(Subset(dataset, range(min(2, len(dataset)))), batch_size=2)))[0]
+            images: Tensor = first_batch(dataset, range(min(2, len(dataset))))[0]
             channels = images.shape[1]
     except ConfigError:
         raise

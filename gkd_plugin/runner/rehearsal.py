@@ -14,11 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader
 
 from gkd_plugin.box.upstream import torchdistill_errors
 from gkd_plugin.config.stages import Stage
-from gkd_plugin.data import FixedViews, Stream, seeded, unwrapped
+from gkd_plugin.data import FixedStream, FixedViews, Stream, first_batch, seeded
 from gkd_plugin.errors import ConfigError, first_line, raised_in
 from gkd_plugin.teacher import Answers, RefilledTeacher
 
@@ -121,7 +120,7 @@ def _step(box: Any, stage: Stage, where: str, num_classes: int | None, accelerat
             rows = torch.randn(count, few["embedding"].shape[1], device=teacher.device)
             teacher.local_classifier.kind = "centres"  # random ones: to fit it to the training set may take minutes
             teacher.local_classifier.fit([(Answers(rows), torch.arange(count))], count)
-        if is_asked and isinstance(box.train_data_loader.dataset, FixedViews):  # of which it will answer from a cache
+        if is_asked and isinstance(box.train_data_loader.dataset, (FixedViews, FixedStream)):  # answers will be kept
             row = torch.arange(len(images)) % min(2, len(images))
             teacher.answer_with(Answers(**{name: values[row] for name, values in few.items()}))
         box.pre_epoch_process(epoch=0)
@@ -158,10 +157,7 @@ def _score(place: str, loader: Any, student: nn.Module, accelerator: Accelerator
 
 def _first_batch(loader: Any, at_most: int | None = None) -> Any:
     """Made here, by no worker: starting those takes longer."""
-    if isinstance(stream := unwrapped(loader.dataset), Stream):
-        return stream.first_batch(at_most or loader.batch_size, loader.collate_fn)
-    sampler = [next(iter(loader.batch_sampler))[:at_most]]
-    return next(iter(DataLoader(loader.dataset, batch_sampler=sampler, collate_fn=loader.collate_fn)))
+    return first_batch(loader.dataset, next(iter(loader.batch_sampler))[:at_most], loader.collate_fn)
 
 
 @contextmanager

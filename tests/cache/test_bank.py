@@ -1,11 +1,12 @@
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gkd_plugin.cache.bank import open_bank, read_bank, write_bank
+from gkd_plugin.cache.bank import BANK, Banks, open_bank, read_bank, write_banks
 from gkd_plugin.errors import ConfigError
 from tests.runner.fakes import refused
 
@@ -16,6 +17,19 @@ ROWS = 6
 def batch(rows=ROWS, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(rows, width, generator=generator) for name, width in WIDTHS.items()}
+
+
+def write_bank(path, rows, batches):
+    """One bank alone, row after row."""
+
+    def answers():
+        start = 0
+        for fields in batches:
+            count = len(fields["logits"])
+            yield fields, torch.arange(start, start + count)
+            start += count
+
+    write_banks({0: path}, rows, answers())
 
 
 @pytest.fixture
@@ -129,3 +143,32 @@ def test_another_file_is_refused(written, change, reason):
     change(written)
     (path,) = written.parent.iterdir()
     refused(rf"^teacher_cache.folder: {path} cannot be used: .*{reason}.*; delete it", open_bank, path)
+
+
+def test_several_banks_are_written_together_and_read_as_one(tmp_path, monkeypatch):
+    """In two lanes; a batch may hold the end of one bank and the beginning of the next. Row 2 of bank 2 lacks."""
+    rows = {0: [0, 1, 2, 3], 1: [0, 1, 2], 2: [0, 1, 3, 4], 3: [0, 1]}
+    lanes = [[(number << BANK) + row for number in lane for row in rows[number]] for lane in ((0, 2), (1, 3))]
+    numbers = [lane[start : start + 3] for start in (0, 3, 6) for lane in lanes if lane[start:]]
+    values = [batch(len(part), seed) for seed, part in enumerate(numbers)]
+    paths = {number: tmp_path / f"{number}.npy" for number in rows}
+    write_banks(paths, 13, zip(values, map(torch.tensor, numbers), strict=True), lanes=2)
+    assert [len(open_bank(path)) for path in paths.values()] == [4, 3, 5, 2]
+    assert not open_bank(paths[2])["embedding"][2].any()
+    monkeypatch.setattr("gkd_plugin.cache.bank._OPEN", 2)
+    banks, every = Banks([*paths.values()]), torch.tensor([*chain(*numbers)])
+    shuffled = torch.randperm(len(every))
+    for name, value in read_bank(banks, every[shuffled]).items():
+        assert torch.equal(value, torch.cat([part[name] for part in values])[shuffled].half().float())
+    assert banks.size() == (14, 14 * 14)
+
+
+def test_of_several_banks_those_that_have_all_their_rows_stay(tmp_path):
+    def answers():
+        yield batch(4), torch.tensor([0, 1, (1 << BANK), (1 << BANK) + 1])
+        raise OSError("an image cannot be read")
+
+    with pytest.raises(OSError, match="an image"):
+        write_banks({0: tmp_path / "0.npy", 1: tmp_path / "1.npy"}, 6, answers())
+    assert [path.name for path in tmp_path.iterdir()] == ["0.npy"]
+    assert len(open_bank(tmp_path / "0.npy")) == 2

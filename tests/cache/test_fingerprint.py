@@ -11,9 +11,10 @@ from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from gkd_plugin.cache.fingerprint import data_key, digest, image_keys, model_key, views_key
-from gkd_plugin.data import ArrayImages, FixedViews, class_subset, with_evaluation_view
-from tests.data.fakes import FakeImages, image_tree
+from gkd_plugin.cache.fingerprint import bank_keys, data_key, digest, image_keys, model_key, views_key
+from gkd_plugin.data import ArrayImages, FixedViews, class_subset, timm_dataset, with_evaluation_view
+from gkd_plugin.data.views import fixed_views
+from tests.data.fakes import FakeImages, image_tree, noisy, shards
 from tests.fakes import TinyImages, TinyNet
 from tests.runner.fakes import refused
 
@@ -110,6 +111,34 @@ def test_files_count_by_name_size_and_time_wherever_they_lie(tmp_path):
         change()
         keys.append(data_key(ImageFolder(moved)))
     assert len(set(keys)) == 4
+
+
+def test_each_shard_of_a_stream_counts_by_itself_by_name_size_and_time(tmp_path):
+    pytest.importorskip("webdataset")
+
+    def stream(root, **more):
+        return timm_dataset("wds/", root, is_training=True, transform=noisy, **more)
+
+    root = shards(tmp_path / "images", [3, 2, 4])
+    keys, views = bank_keys(fixed_views(stream(root), 2)), views_key(fixed_views(stream(root), 2))
+    assert len(set(keys)) == 3
+    assert bank_keys(stream(root, split="train-{0001..0002}.tar|6")) == keys[1:]
+    (tmp_path / "deep").mkdir()
+    root = root.rename(tmp_path / "deep/images")
+    assert bank_keys(stream(root)) == keys
+    assert {*bank_keys(stream(root, input_img_mode="L"))}.isdisjoint(keys)
+    assert data_key(stream(root)) != data_key(stream(root, class_map={"a": 1}))
+    os.utime(root / "train-0001.tar", ns=(0, 1))
+    changed = bank_keys(stream(root))
+    assert [one == other for one, other in zip(changed, keys, strict=True)] == [True, False, True]
+    assert views_key(fixed_views(stream(root), 2)) == views  # not of the shards
+    assert views_key(fixed_views(stream(root), 3)) != views
+    far = stream(root)
+    far.reader.root = "https://example.org/shards"
+    refused("only shards on a disk", data_key, far)
+    own = np.random.default_rng(0)
+    other = timm_dataset("wds/", root, "train-0000.tar|3", transform=lambda _: torch.from_numpy(own.random(3)))
+    refused("Stream: a fixed view is different each time", views_key, fixed_views(other, 2))
 
 
 def test_number_of_views_seed_repr_of_the_transform_and_what_it_makes_change_the_views():

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from gkd_plugin.data import ClassSubset
+from gkd_plugin.data import ClassSubset, seeded
 
 
 class FakeImages(Dataset[Any]):
@@ -99,6 +100,26 @@ def cub_tree(root: Path, num_classes: int = 3, per_class: int = 4) -> Path:
         lines = [f"{number} {value}\n" for number, value in enumerate(values, start=1)]
         (folder / name).write_text("".join(lines), encoding="utf-8")
     return folder
+
+
+def noisy(image: Image.Image) -> Tensor:
+    """A transform that draws from torch's random state."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    return pixels + 0.1 * torch.randn(pixels.shape)
+
+
+def fixed_by_hand(root: Path, views: int) -> dict[int, Tensor]:
+    """Row → image of the fixed views of :func:`shards` under :func:`noisy`, read without a stream."""
+    rows = {}
+    for number, path in enumerate(sorted(root.glob("*.tar"))):
+        with tarfile.open(path) as tar:
+            members = [member for member in tar.getmembers() if member.name.endswith(".png")]
+            for index, member in enumerate(members):
+                with Image.open(tar.extractfile(member)) as image:
+                    for view in range(views):
+                        with seeded(f"0,{path.name},{index},{view}"):
+                            rows[(number << 32) + index * views + view] = noisy(image)
+    return rows
 
 
 def shards(root: Path, samples: Sequence[int], classes: int = 3, size: int = 32, info: bool = True) -> Path:

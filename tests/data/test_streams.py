@@ -19,6 +19,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from torchdistill.datasets.util import build_data_loader
 from torchvision.transforms import ToTensor
 
+from gkd_plugin.cache.bank import Banks, read_bank
 from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.tree import dump
@@ -220,7 +221,8 @@ def test_a_wrong_number_of_classes_is_told_with_its_key(classes, here):
     refused(found, run, "out", changes)
 
 
-def test_a_run_from_shards_goes_on_with_the_same_bytes(here, monkeypatch):
+@pytest.mark.parametrize("kept", [(), ("teacher_cache={views: 2, folder: kept}",)])
+def test_a_run_from_shards_goes_on_with_the_same_bytes(kept, here, monkeypatch):
     step, steps = Training._step, []
 
     def stop(*args):
@@ -229,7 +231,7 @@ def test_a_run_from_shards_goes_on_with_the_same_bytes(here, monkeypatch):
             raise KeyboardInterrupt
         return step(*args)
 
-    changes = ["checkpoint.every_steps=5", "train.train_data_loader.kwargs.num_workers=2"]
+    changes = ["checkpoint.every_steps=5", "train.train_data_loader.kwargs.num_workers=2", *kept]
     run("whole", *changes)
     monkeypatch.setattr(Training, "_step", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -279,13 +281,24 @@ def test_the_same_file_under_torchdistills_script(here):
 def test_two_processes_train_on_shards_of_their_own_and_measure_each_sample_once(here):
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_endpoint"]
     words += ["localhost:0", "--rdzv_backend", "c10d", "-m", "gkd_plugin", "run", "streams.yaml", "--device", "cpu"]
-    sets = [word for change in [*SMALL, "train.log_freq=1"] for word in ("--set", change)]
+    sets = [
+        word
+        for change in [*SMALL, "train.log_freq=1", "teacher_cache={views: 2, folder: two}"]
+        for word in ("--set", change)
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"capture_output": True, "text": True, "timeout": 400}
     done = subprocess.run([sys.executable, *words, *sets, "--output", "out"], env=env, check=False, **options)
     assert done.returncode == 0, done.stderr
     made = json.loads(Path("out/summary.json").read_text("utf-8"))
     assert (made["processes"], made["final"]["samples"]) == (2, 56)
+    run("alone", "teacher_cache={views: 2, folder: one}")
+    banks = [sorted(Path(folder).glob("*.npy")) for folder in ("one", "two")]
+    assert len(banks[0]) == 4
+    for one, two in zip(*banks, strict=True):
+        assert one.name == two.name
+        for name, values in read_bank(Banks([one]), torch.arange(26)).items():
+            torch.testing.assert_close(read_bank(Banks([two]), torch.arange(26))[name], values, rtol=2e-3, atol=2e-3)
     assert "step 4/4" in Path("out/log.txt").read_text("utf-8")
 
 
@@ -314,7 +327,6 @@ BALANCED = "{classes_per_batch: 2, samples_per_class: 2}"
             "train.train_data_loader.kwargs.num_workers=5",
             "train.train_data_loader.kwargs.num_workers: 5 given.*4 shards",
         ),
-        ("teacher_cache={views: 1}", "teacher_cache: datasets.own/train is a stream"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused_where_it_is_written(change, message, here):

@@ -2,19 +2,21 @@ import copy
 import pickle
 import random
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, SequentialSampler, Subset
 from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from torchvision import transforms
 
 from gkd_plugin.data.images import ArrayImages
 from gkd_plugin.data.labels import class_groups_of, labels_of, teacher_labels_of
 from gkd_plugin.data.splits import class_split, class_subset, few_shot_subset, incremental_subset
-from gkd_plugin.data.views import FixedViews, evaluation_view, seeded, sketch, with_evaluation_view
-from tests.data.fakes import FakeImages, random_states, samples, with_view
+from gkd_plugin.data.streams import timm_dataset
+from gkd_plugin.data.views import FixedViews, evaluation_view, fixed_views, seeded, sketch, with_evaluation_view
+from tests.data.fakes import FakeImages, fixed_by_hand, noisy, random_states, samples, shards, with_view
 from tests.fakes import ViewedImages
 from tests.runner.fakes import refused
 
@@ -187,6 +189,63 @@ def test_other_samples_and_views_are_refused():
         with pytest.raises(IndexError, match="7 samples of 2 views"):
             FixedViews(Draws(LABELS), 2).view(index, view)
     assert len([*FixedViews(Draws(LABELS), 2)]) == SAMPLES  # type: ignore[misc]
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """Of 5, 6 and 4 samples."""
+    pytest.importorskip("webdataset")
+    return timm_dataset("wds/", shards(tmp_path / "shards", [5, 6, 4]), transform=noisy, is_training=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_shows_the_views_of_its_samples_in_any_order(workers, stream):
+    views, rows = fixed_views(stream, 3), fixed_by_hand(Path(stream.reader.root), 3)
+    loader = views.make_loader(SequentialSampler([]), 2, workers, persistent_workers=workers > 0)
+    for epoch in (0, 1, 2, 4):
+        loader.dataset.set_epoch(epoch)
+        shown = {}
+        for images, labels, extra in loader:
+            shown |= dict(zip(extra["bank_row"].tolist(), images, strict=True))
+            torch.testing.assert_close(extra["sketch"], torch.stack([sketch(image) for image in images]))
+            assert torch.equal(labels, (images[:, 1].mean((1, 2)) * 255 / 80).round())
+        expected = {row for row in rows if row % 2**32 % 3 == (epoch + row % 2**32 // 3) % 3}
+        assert set(shown) <= expected if workers else set(shown) == expected  # a worker may leave out some
+        assert all(torch.equal(image, rows[row]) for row, image in shown.items())
+
+
+@pytest.mark.parametrize(("workers", "ranks"), [(0, 1), (2, 1), (1, 2), (0, 5)])
+def test_all_rows_of_a_stream_are_read_once_and_those_of_a_shard_in_order(workers, ranks, stream):
+    views, rows = fixed_views(stream, 3), fixed_by_hand(Path(stream.reader.root), 3)
+    numbers, found = [0, 2], []
+    for rank in range(ranks):
+        stream.reader.dist_rank, stream.reader.dist_num_replicas = rank, ranks
+        found += [
+            row
+            for batch in DataLoader(views.all_rows(numbers), 4, num_workers=workers)
+            for row in zip(*batch, strict=True)
+        ]
+    assert sorted(int(row) for _, row in found) == [row for row in sorted(rows) if row >> 32 in numbers]
+    assert all(torch.equal(image, rows[int(row)]) for image, row in found)
+    for number in numbers:
+        own = [int(row) for _, row in found if row >> 32 == number]
+        assert own == sorted(own)
+    if ranks == 1:
+        assert [row for _, row in views.few_rows(numbers)] == [0, 2 << 32]
+
+
+def test_a_sample_that_cannot_be_read_leaves_the_rows_of_the_others_as_they_are(stream, caplog):
+    path = Path(stream.reader.root) / "train-0001.tar"
+    content = path.read_bytes()
+    place = content.index(b"PNG", content.index(b"000007.png"))
+    path.write_bytes(content[:place] + b"???" + content[place + 3 :])
+    found = [row for _, row in fixed_views(stream, 2).all_rows([1])]
+    assert found == [(1 << 32) + row for row in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11)]
+
+
+def test_a_stream_of_other_samples_is_refused(stream):
+    stream.transform = None
+    refused("a stream: only images that are tensors .*Image", lambda: next(iter(fixed_views(stream, 2))))
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 32, 32), (3, 224, 224)])
