@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from gkd_plugin.box.schedule import RefilledCosine
-from gkd_plugin.data import UNLABELLED
+from gkd_plugin.data import UNLABELLED, Stream
 from gkd_plugin.data.files import told_unwritten, write_atomically
 from gkd_plugin.data.labels import length_of
 from gkd_plugin.data.views import RandomStates, seed_cpu
@@ -175,7 +175,6 @@ class Checkpoints:
         kept = self._last() / STUDENT  # the file in the run's folder may be of an epoch that comes again
         if self.accelerator.is_main_process and kept.exists():
             write_atomically(self.folder.parent / STUDENT, lambda file: shutil.copy(kept, file))
-        self._models = RandomStates()
         self.box.optimizer.optimizer._opt_called = True  # noqa: SLF001  # in its run: torch warns where a schedule goes first
         if getattr(self.box.train_data_loader, "persistent_workers", False):
             logger.warning("persistent_workers: new workers draw other random transforms than those of the run would")
@@ -245,10 +244,11 @@ class Checkpoints:
         if (made := state["sizes"]) != (now := self._sizes()):
             raise ConfigError(f"made with {made}, now {now}: the same run cannot go on")
         made, schedule = len(state["ranks"]), self.box.lr_scheduler
-        is_told = schedule is None or isinstance(schedule, RefilledCosine)
-        if made != self.accelerator.num_processes and not is_told and self.box.scheduling_step > 0:
+        is_same, is_told = made == self.accelerator.num_processes, isinstance(schedule, RefilledCosine | None)
+        if not is_same and not is_told and self.box.scheduling_step > 0:
             text = f"{type(schedule).__name__} counts steps, and another number of processes takes other steps"
-            raise ConfigError(f"{text}: go on with {made}, or choose 'refilled_cosine' for the next run")
+            raise ConfigError(f"{text}: resume with {made} as before; in a new run, 'refilled_cosine' allows others")
+        self._models = RandomStates() if is_same else None  # otherwise processes would share them
         own = state["ranks"][self.accelerator.process_index % made]
         for name, part in _parts(self.box):
             part.load_state_dict(own["parts"][name])
@@ -258,7 +258,9 @@ class Checkpoints:
         self._before = None if own["loading"] is None else RandomStates(own["loading"])
 
     def _sizes(self) -> str:
-        return f"{length_of(self.box.train_data_loader.dataset)} training samples"
+        dataset = self.box.train_data_loader.dataset  # a stream's length is that of this process's part
+        count = dataset.reader.num_samples if isinstance(dataset, Stream) else length_of(dataset)
+        return f"{count} training samples"
 
 
 def _parameters(box: Any) -> list[nn.Parameter]:

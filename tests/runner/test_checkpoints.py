@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import RandomSampler, SequentialSampler
 
 from gkd_plugin.box.schedule import RefilledCosine
 from gkd_plugin.config.config import load_config
-from gkd_plugin.data import RandomStates
+from gkd_plugin.data import RandomStates, timm_dataset
 from gkd_plugin.losses.relationship import RelationshipLoss
 from gkd_plugin.losses.rivals import QueueDistillation
 from gkd_plugin.runner import checkpoints
@@ -25,6 +25,7 @@ from gkd_plugin.runner.checkpoints import Checkpoints, Loading, Progress
 from gkd_plugin.runner.run import run_config
 from gkd_plugin.runner.stopping import Stopped, stoppable
 from gkd_plugin.runner.training import Training
+from tests.data.fakes import shards
 from tests.fakes import TinyImages
 from tests.runner.fakes import cpu, refused
 from tests.runner.killed import config
@@ -402,6 +403,28 @@ def test_other_processes_go_on_at_the_same_share_of_an_epoch_and_of_its_schedule
     assert [group["lr"] for group in box.optimizer.param_groups] == wanted.get_last_lr()
 
 
+def test_more_processes_than_before_have_random_states_of_their_own(tmp_path, monkeypatch):
+    kept = made(tmp_path)
+    kept.save(Progress(updates=1))
+    kept.load()
+    assert kept.begin(Loading(), is_resumed=True) is not None
+    monkeypatch.setattr(type(cpu()), "num_processes", 2)
+    kept.load()
+    assert kept.begin(Loading(), is_resumed=True) is None  # two new ones would be given the same
+
+
+def test_a_stream_goes_on_with_other_processes(tmp_path, monkeypatch):
+    """It tells a process of its own part alone."""
+    stream = timm_dataset("wds/", shards(tmp_path / "shards", [6, 6]), is_training=True)
+    kept = made(tmp_path)
+    kept.box.train_data_loader = stream.make_loader(SequentialSampler(stream), 2)
+    kept.save(Progress(updates=1))
+    stream.reader.dist_num_replicas = 2
+    kept.box.train_data_loader = stream.make_loader(SequentialSampler(stream), 2)
+    assert len(kept.box.train_data_loader.dataset) == 6
+    kept.load()
+
+
 def test_a_schedule_that_counts_steps_has_the_same_number_of_processes(tmp_path, monkeypatch):
     box = Box()
     box.lr_scheduler, box.scheduling_step = torch.optim.lr_scheduler.OneCycleLR(box.optimizer, 0.1, total_steps=9), 1
@@ -409,7 +432,7 @@ def test_a_schedule_that_counts_steps_has_the_same_number_of_processes(tmp_path,
     kept.save(Progress(updates=1))
     kept.load()
     monkeypatch.setattr(type(cpu()), "num_processes", 2)
-    refused("OneCycleLR counts steps.*go on with 1, .*refilled_cosine", kept.load)
+    refused("OneCycleLR counts steps.*resume with 1 .*refilled_cosine", kept.load)
 
 
 def test_none_are_kept_where_the_configuration_says_so(tmp_path, monkeypatch):
