@@ -39,7 +39,7 @@ def copy_configs(name: str) -> str:
     copies = {path: Path("configs") / path.relative_to(CONFIGS) for path in _shipped(name)}
     present = {path for path, copy in copies.items() if copy.exists()}
     for path in sorted(present):
-        if differs := first_difference(copies[path].read_text("utf-8"), path.read_text("utf-8")):
+        if differs := first_difference(copies[path], path.read_text("utf-8")):
             raise ConfigError(f"{copies[path]} is there and differs: {differs}; move it away first")
     for path, copy in copies.items():
         if path not in present:

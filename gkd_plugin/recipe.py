@@ -141,7 +141,7 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         workers=min(4, cores()),
         **_schedule(count, wanted, is_pretrained=is_pretrained),
     )
-    if path.exists() and not overwrites and (differs := first_difference(path.read_text(encoding="utf-8"), text)):
+    if path.exists() and not overwrites and (differs := first_difference(path, text)):
         raise ConfigError(f"--output: {path} is there and differs: {differs}; name another, or give --overwrite")
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
     return f"{path}: {about}"

@@ -163,12 +163,9 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def first_difference(there: str, wanted: str) -> str:
-    """The first line in which two texts differ; empty where none does.
-
-    >>> first_difference("lr: 0.1", "lr: 0.2")
-    "line 1 says 'lr: 0.1', not 'lr: 0.2'"
-    """
+def first_difference(file: Path, wanted: str) -> str:
+    """The first line in which a file, of whatever kind, differs from a text; empty where none does."""
+    there = file.read_text(encoding="utf-8", errors="replace")
     lines = zip_longest(there.splitlines(), wanted.splitlines(), fillvalue="")
     found = (f"line {number} says {a!r}, not {b!r}" for number, (a, b) in enumerate(lines, start=1) if a != b)
     return next(found, "")

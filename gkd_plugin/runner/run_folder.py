@@ -135,7 +135,7 @@ class RunFolder:
         if not holds_run(self.path):
             return ""
         config, begun = self.path / _CONFIG, self.summary.get("seed")
-        if config.exists() and (differs := first_difference(config.read_text("utf-8"), config_text)):
+        if config.exists() and (differs := first_difference(config, config_text)):
             return f"{self.path} was begun with another configuration: {differs} ({config})"
         return "" if begun == seed else f"{self.path} was begun with --seed {begun}, not {seed}"
 

@@ -40,12 +40,15 @@ def test_the_images_of_a_folder(tmp_path, caplog):
     ("there", "wanted", "differs"),
     [
         ("a\nb\n", "a\r\nb", ""),
+        (b"a\nb\xe9", "a\nb", "line 2 says 'b\ufffd', not 'b'"),
         ("a\nb\n", "a\nc\nd", "line 2 says 'b', not 'c'"),
         ("a\n b", "a", "line 2 says ' b', not ''"),
     ],
 )
-def test_the_first_line_that_differs(there, wanted, differs):
-    assert first_difference(there, wanted) == differs
+def test_the_first_line_that_differs(there, wanted, differs, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_bytes(there if isinstance(there, bytes) else there.encode())
+    assert first_difference(file, wanted) == differs
 
 
 def test_links_are_followed_once(tmp_path):
