@@ -84,9 +84,9 @@ def nearest(given: object, allowed: Iterable[str]) -> str:
 
 
 def nearest_beside(path: Path, *, is_folder: bool = False) -> str:
-    """Ends a message about a missing file or folder: the nearest names beside the first part of its path that lacks.
+    """Ends a message about a missing file or folder: the nearest names beside the first missing part of its path.
 
-    These are folders, and for a file files with its suffix.
+    These are those of folders. For a file they are also those of files with its suffix.
     """
     missing = next((part for part in [*reversed(path.parents), path] if not part.exists()), None)
     if missing is None:

@@ -18,7 +18,7 @@ from gkd_plugin.config.schema import absolute
 from gkd_plugin.config.stages import student_entry
 from gkd_plugin.config.tree import places
 from gkd_plugin.data.labels import length_of
-from gkd_plugin.errors import ConfigError
+from gkd_plugin.errors import ConfigError, first_line
 from gkd_plugin.runner.devices import make_accelerator, read_placement
 from gkd_plugin.runner.parts import Parts
 
@@ -42,12 +42,12 @@ def dry_runs(device: str | None = None) -> Iterator[Callable[[RunConfig, Path], 
             writers[own] = config.path
             for file, source in sources.items():
                 if not Path(file).exists():
-                    needs = f"it loads {source}, which {writers[file]} writes; mend that one first"
+                    needs = f"it loads {source}, which {writers[file]} writes; correct that one first"
                     raise ConfigError(f"{config.path}: not checked: {needs}")
             try:
                 sizes = _trial(replace(config, tree=tree), device, own)
-            except ConfigError as error:
-                text = str(error)
+            except (ConfigError, torch.OutOfMemoryError) as error:
+                text = str(error) if isinstance(error, ConfigError) else first_line(error)
                 for file, source in sources.items():
                     text = text.replace(file, source)
                 raise ConfigError(f"{config.path}: {text}") from error

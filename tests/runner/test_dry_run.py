@@ -4,8 +4,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from gkd_plugin.config.config import load_config
+from gkd_plugin.runner import dry_run as dry_run_module
 from gkd_plugin.runner import parts as parts_module
 from gkd_plugin.runner.dry_run import dry_runs
 from tests.runner.fakes import refused, write_configs
@@ -47,6 +49,12 @@ def test_files_of_an_earlier_run_would_be_written_anew(name):
 def test_weights_that_would_not_fit_are_told_by_their_name():
     message = r"student\.yaml: models\.teacher_model\.src_ckpt: runs/teacher/teacher\.pt does not fit EfficientNet: "
     refused(f"^{message}", lines, f"{TEACHER}.kwargs.model_name=test_efficientnet")
+
+
+def test_memory_that_is_full_is_a_line(monkeypatch):
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+    monkeypatch.setattr(dry_run_module, "Parts", Mock(side_effect=full))
+    refused("^teacher.yaml: CUDA out of memory; what needs less", lines)
 
 
 def test_no_pass_over_the_training_set(monkeypatch):
