@@ -135,7 +135,8 @@ def _distill(options: argparse.Namespace) -> int:
     path, folder = places(options.data, options.output)
     was_there = path.exists()
     _init(options)
-    given = f" --output {quote(str(options.output))}" if options.output else ""
+    words = _given(options, "output", "seed", "device").items()
+    given = "".join(f" --{name} {quote(str(value))}" for name, value in words if value)
     options.stopped = f"; to go on: refilled run {quote(str(path))}{given} --resume"
     try:
         (summary,) = _trained(options)
@@ -356,7 +357,9 @@ def _parser() -> argparse.ArgumentParser:
 
     goes_on = {"stopped": "; to go on, give the same command with --resume"}
     run = add("run", _run, "train each configuration in turn", _CONFIGS, _SEED, _DEVICE, _SET, **goes_on)
-    run.add_argument("--output", type=Path, metavar="DIR", help="run folder, or the folder for those of all CONFIGs")
+    run.add_argument(
+        "--output", type=Path, metavar="DIR", help="run folder; of several CONFIGs, the folder that holds theirs"
+    )
     earlier = run.add_mutually_exclusive_group()
     text = "go on from the last checkpoint of the run"
     earlier.add_argument("--resume", dest="earlier", action="store_const", const="resume", default="keep", help=text)
@@ -369,7 +372,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--no-build", dest="builds", action="store_false", help=text)
 
     text, runs = (
-        "train a student of your photos: writes a configuration and runs it",
+        "train a student on your photos: writes a configuration and runs it",
         {"overrides": [], "earlier": "keep"},
     )
     _add_recipe(add("distill", _distill, text, _SEED, _DEVICE, **runs))
@@ -493,13 +496,14 @@ class _Console(logging.Handler):
 @contextmanager
 def _console_log(name: str, level: int) -> Iterator[None]:
     """Shows the lines of one of our loggers on the console; torchdistill's only go to log.txt."""
-    logging.getLogger().setLevel(logging.INFO)
-    ours = logging.getLogger(name)
-    console, before = _Console(level if _is_main_process() else logging.ERROR), ours.level
+    root, ours = logging.getLogger(), logging.getLogger(name)
+    console, before = _Console(level if _is_main_process() else logging.ERROR), (root.level, ours.level)
+    root.setLevel(logging.INFO)
     ours.setLevel(level)
     ours.addHandler(console)
     try:
         yield
     finally:
         ours.removeHandler(console)
-        ours.setLevel(before)
+        for changed, as_it_was in zip((root, ours), before, strict=True):
+            changed.setLevel(as_it_was)

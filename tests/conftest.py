@@ -1,5 +1,6 @@
 """Tests run in as many processes as there are cores (pytest-xdist): each then computes with one thread."""
 
+import logging
 import os
 
 import pytest
@@ -19,3 +20,9 @@ def pytest_configure(config):
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_of_the_users(tmp_path_factory):
     os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch"))
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_log():
+    """Every test begins with that of Python, whatever a fixture or a test before it has set."""
+    logging.getLogger().setLevel(logging.WARNING)

@@ -241,7 +241,6 @@ BALANCED = {"key": "ClassBalancedBatchSampler", "kwargs": {"classes_per_batch": 
     ],
 )
 def test_good_labels_pass(train, stages, num_classes, caplog):
-    caplog.set_level(logging.WARNING)  # whatever other tests left
     check(stages, num_classes, train=train)
     assert not caplog.messages
 

@@ -191,8 +191,9 @@ def test_bf16_runs_and_is_evaluated_alike(here):
     assert cpu().mixed_precision == "no", "Accelerate's state is fresh for each run"
 
 
-def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
+def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here, caplog):
     """A plain training that never sees the old classes, as the control of incremental learning has it."""
+    caplog.set_level(logging.INFO)
     tree = teacher_config()
     for name, memory in (("train", 0), ("val", None), ("test", None)):
         kwargs = {"old": 2, "new": 2, "memory": memory, "dataset": tree["datasets"][name]}
@@ -210,6 +211,7 @@ def test_old_and_new_classes_are_told_apart_and_memory_may_be_empty(here):
 
 def test_a_new_classifier_may_start_at_class_centres(here, caplog):
     """Again after stage ``embedding``, which leaves the classifier as it is."""
+    caplog.set_level(logging.INFO)
     entry, told = "models.student_model", "the classifier 'head' starts at 4 class centres"
     sets = [f"{entry}.src_ckpt=runs/student/student.safetensors", f"{entry}.src_ckpt_classifier=centres"]
     run("student", "still", *sets, "train.stage2.optimizer.kwargs.lr=0.0")
