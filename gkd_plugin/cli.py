@@ -135,8 +135,8 @@ def _distill(options: argparse.Namespace) -> int:
     path, folder = places(options.data, options.output)
     was_there = path.exists()
     _init(options)
-    words = _given(options, "output", "seed", "device").items()
-    given = "".join(f" --{name} {quote(str(value))}" for name, value in words if value)
+    chosen = _given(options, "output", "seed", "device").items()
+    given = "".join(f" --{name} {quote(str(value))}" for name, value in chosen if value)
     options.stopped = f"; to go on: refilled run {quote(str(path))}{given} --resume"
     try:
         (summary,) = _trained(options)

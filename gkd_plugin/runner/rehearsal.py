@@ -47,11 +47,11 @@ def copies(
 
     A divided teacher is itself: there is no room for another, and FSDP does not copy.
     """
-    if hasattr(teacher, "home"):
-        return teacher, copy.deepcopy(student)
     roles = [stage.teacher for stage in stages]
     is_fixed = all(role and role.wrapper == "refilled_teacher" and not role.section.get("src_ckpt") for role in roles)
     kept = {id(weight): weight for weight in teacher.parameters()} if teacher is not None and is_fixed else {}
+    if hasattr(teacher, "home"):
+        return teacher, copy.deepcopy(student)
     return copy.deepcopy((teacher, student), kept)
 
 
