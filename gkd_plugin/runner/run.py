@@ -94,9 +94,10 @@ def run_all(
     for config, folder in zip(configs, folders, strict=True):
         try:
             mode = earlier.replace("keep", "aside")
-            with _memory_told(config.path):
-                summary = run_config(config, folder, seed=seed, device=device, earlier=mode)
+            summary = run_config(config, folder, seed=seed, device=device, earlier=mode)
         except Exception as error:  # whatever it is, the others run
+            if len(configs) == 1 and isinstance(error, torch.OutOfMemoryError):
+                raise ConfigError(f"{config.path}: {first_line(error)}") from error
             if len(configs) == 1:
                 raise
             is_known = isinstance(error, ConfigError | OSError)
@@ -105,15 +106,6 @@ def run_all(
             summary = {"status": FAILED}
         summaries.append({**summary, "folder": str(folder)})
     return summaries
-
-
-@contextmanager
-def _memory_told(path: Path) -> Iterator[None]:
-    """Makes a ConfigError of a device whose memory is full, wherever that shows."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{path}: {first_line(error)}") from error
 
 
 def _numbered_folder(folder: Path, earlier: str) -> Path:
