@@ -77,6 +77,8 @@ class TeacherCache:
         """The banks of the box's present stage, computed where there are none, and known to its teacher."""
         teacher: RefilledTeacher = box.teacher_model
         views: FixedViews | FixedStream = box.train_data_loader.dataset
+        if isinstance(teacher.kept, _Kept) and teacher.kept.views is views:
+            return teacher.kept.bank
         with torch.random.fork_rng(devices=[]):
             model, more = model_key(teacher.teacher), (teacher.settings(), accelerator.mixed_precision)
             views_are = views_key(views)
@@ -86,7 +88,7 @@ class TeacherCache:
                 paths = [self.folder / f"{name}.npy" for name in names]
                 self._banks[name] = self._find(paths, teacher, box.train_data_loader, accelerator)
         bank = self._banks[name]
-        teacher.kept = _Kept(self, name, bank, accelerator)
+        teacher.kept = _Kept(self, name, views, bank, accelerator)
         return bank
 
     def once(
@@ -182,6 +184,7 @@ class _Kept:
 
     cache: TeacherCache
     name: str  # of the bank
+    views: FixedViews | FixedStream
     bank: Banks
     accelerator: Accelerator
 

@@ -46,7 +46,7 @@ def overhead(rounds: int, size: int = 64, batch: int = 64, classes: int = 100) -
     return {**seconds, "ratio": median(b / a for a, b in times)}
 
 
-def epochs(teacher_name: str, student_name: str, views: int, per_class: int = 64) -> list[dict[str, Any]]:
+def epochs(teacher_name: str, student_name: str, views: int, per_class: int) -> list[dict[str, Any]]:
     """Seconds of the epochs of both stages, without a cache and with one; the second epoch of a stage is the figure.
 
     ``prepared_ratio`` counts what comes before the first epoch, too: with a cache the teacher's answers.
@@ -105,12 +105,13 @@ def main() -> None:
     parser.add_argument("--teacher", default="resnet18")
     parser.add_argument("--student", default="test_byobnet")
     parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--per-class", type=int, default=64, help="training images of each of ten classes")
     options = parser.parse_args()
     cost = overhead(options.rounds)
     print(f"refilled_teacher + tap over a bare ResNet-18, batch 64 at 64 px: {cost}")
     ratio = cost_ratio(options.teacher, options.student)
     print(f"{options.teacher} forward / {options.student} forward + backward: {ratio:.2f}")
-    for row in epochs(options.teacher, options.student, options.views):
+    for row in epochs(options.teacher, options.student, options.views, options.per_class):
         print(row)
 
 
