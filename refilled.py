@@ -19,7 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert spec.loader is not None
     cli = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cli)
-    code: int = cli.main(argv)
+    try:
+        code: int = cli.main(argv)
+    except KeyboardInterrupt:  # while torch is imported
+        sys.stderr.write("refilled: stopped by SIGINT\n")
+        return 130
     return code
 
 

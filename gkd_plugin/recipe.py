@@ -142,7 +142,7 @@ def write_recipe(wanted: Wanted, path: Path, *, overwrites: bool = False) -> str
         **_schedule(count, wanted, is_pretrained=is_pretrained),
     )
     if path.exists() and not overwrites and (differs := first_difference(path, text)):
-        raise ConfigError(f"--output: {path} is there and differs: {differs}; name another, or give --overwrite")
+        raise ConfigError(f"{path} is there and differs: {differs}; name another, or give --overwrite")
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
     return f"{path}: {about}"
 
@@ -283,8 +283,13 @@ def _model(option: str, text: str, *, is_pretrained: bool = True) -> tuple[dict[
         if read.model is None:
             raise ConfigError(f"{option}: {written} does not say which model it is of; give NAME={written}")
         name, file, classes = read.model, str(written), read.classes
+    if not file and Path(name).exists():
+        lacks = "a run folder with a student" if Path(name).is_dir() else "a student of this package"
+        raise ConfigError(f"{option}: {name} is not {lacks}; of other weights give NAME={name}")
     with told_at(f"{option}: "):
         check_model_name(name)
+        if parse_model_name(name)[0]:
+            raise ConfigError(f"{name!r} is not one of timm's own names; download its weights and give NAME=FILE")
     cfg = timm.get_pretrained_cfg(name) or PretrainedCfg()
     entry: dict[str, Any] = {"key": "timm_model", "kwargs": {"model_name": name}}
     if file:

@@ -114,7 +114,7 @@ def test_a_command_that_fails_before_training_may_be_given_again_corrected(here)
 def test_ctrl_c_says_how_to_go_on(here, monkeypatch, capsys):
     monkeypatch.setattr("gkd_plugin.runner.run.run_all", Mock(side_effect=KeyboardInterrupt))
     assert main(["distill", "own", *MODELS, *QUICK, "--output", "out"]) == 130
-    assert "refilled run out.yaml --output out --resume" in capsys.readouterr().err
+    assert "refilled run out.yaml --output out --device cpu --resume" in capsys.readouterr().err
 
 
 def test_from_python_to_a_student_that_is_measured_as_it_is_used_later_and_teaches_the_next(here):
@@ -180,6 +180,18 @@ def test_what_cannot_be_fetched_is_told_of_both_models(here, monkeypatch):
     monkeypatch.setattr(recipe, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
     write_recipe(given, Path("x.yaml"))
     assert read(Path("x.yaml"))["models"]["student_model"]["kwargs"]["pretrained"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm/resnet50.a1_in1k", "--student: .*'timm/resnet50.a1_in1k'.*hf-hub:timm/resnet50.a1_in1k"),
+        ("hf-hub:timm/resnet50.a1_in1k", "--student: 'hf-hub:.*NAME=FILE"),
+        ("own/train", "--student: own/train is not a run folder with a student"),
+    ],
+)
+def test_a_name_with_a_slash_is_told(name, said, here):
+    refused(said, write_recipe, wanted(student=name), Path("x.yaml"))
 
 
 def test_another_configuration_that_is_there_stays(here):

@@ -1,11 +1,13 @@
 """The command starts at once: what it only has to say about itself imports nothing heavy."""
 
+import argparse
 import subprocess
 import sys
 
 import pytest
 
 import gkd_plugin
+import refilled
 
 OPTIONS = {"capture_output": True, "text": True, "timeout": 60}
 STARTED = """
@@ -17,6 +19,15 @@ except SystemExit as ended:
     loaded = sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'torchvision', 'torchdistill', 'timm'})
     print(ended.code, loaded)
 """
+
+
+def test_a_stop_while_it_imports_is_a_line(monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped)
+    assert refilled.main(["run", "x.yaml"]) == 130
+    assert capsys.readouterr().err == "refilled: stopped by SIGINT\n"
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,12 @@ class TeacherCache:
                 write_banks({number: paths[number] for number in lacking}, len(data), said, lanes)
             deque(said, maxlen=0)  # a process that writes nothing takes part in asking
         accelerator.wait_for_everyone()
-        if not all(path.exists() for path in paths):
-            ways = "processes share one folder, and no shard is without images"
-            raise ConfigError(f"teacher_cache.folder: {self.folder} lacks what the main process wrote; {ways}")
+        missing = next((number for number, path in enumerate(paths) if not path.exists()), None)
+        if missing is not None and isinstance(views, FixedStream):
+            why = "it holds no image that can be read, or the processes do not share the folder"
+            raise ConfigError(f"teacher_cache: {self.folder} lacks the answers to {views.files[missing]}: {why}")
+        if missing is not None:
+            raise ConfigError(f"teacher_cache.folder: {self.folder} is not where the main process wrote; share one")
         if kept := sorted({*range(len(paths))} - {*lacking}):
             self._compare(ask, views.few_rows(kept), banks, accelerator)
         (rows, size), seconds, how = banks.size(), time.perf_counter() - start, "computed" if lacking else "found"

@@ -167,8 +167,12 @@ def first_difference(file: Path, wanted: str) -> str:
     """The first line in which a file, of whatever kind, differs from a text; empty where none does."""
     there = file.read_text(encoding="utf-8", errors="replace")
     lines = zip_longest(there.splitlines(), wanted.splitlines(), fillvalue="")
-    found = (f"line {number} says {a!r}, not {b!r}" for number, (a, b) in enumerate(lines, start=1) if a != b)
-    return next(found, "")
+    for number, (a, b) in enumerate(lines, start=1):
+        if a != b:
+            same = next(place for place, (x, y) in enumerate(zip_longest(a, b)) if x != y)
+            start = max(same - 20, 0)  # lines may be long
+            return f"line {number} says {a[start : start + 60]!r}, not {b[start : start + 60]!r}"
+    return ""
 
 
 @contextmanager

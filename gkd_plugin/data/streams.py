@@ -28,7 +28,18 @@ __all__ = ["Stream", "TimmImages", "first_batch", "timm_dataset"]
 _NEEDS = {"wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
 _STREAMS = ("wds", "hfids", "tfds")
 
-logging.getLogger("timm.data.readers.reader_wds").addFilter(lambda line: "info file not found" not in line.getMessage())
+_TOLD: set[str] = set()
+
+
+def _is_news(line: logging.LogRecord) -> bool:
+    """Of what timm says of shards: no remark on a file that need not be there, and the same error once."""
+    text = line.getMessage()
+    is_news = "info file not found" not in text and text not in _TOLD
+    _TOLD.add(text)
+    return is_news
+
+
+logging.getLogger("timm.data.readers.reader_wds").addFilter(_is_news)
 
 
 class TimmImages(TransformedImages):
@@ -158,7 +169,10 @@ def first_batch(dataset: Any, indices: Sequence[int], collate_fn: Any = None) ->
     stream: Any = unwrapped(dataset)
     is_stream = isinstance(stream, Stream)
     samples = stream.in_order(stream.transform).whole() if is_stream else Subset(dataset, indices)
-    return next(iter(DataLoader(samples, len(indices), collate_fn=collate_fn)))
+    batch = next(iter(DataLoader(samples, len(indices), collate_fn=collate_fn)), None)
+    if batch is None:
+        raise ConfigError("it has no sample that can be read: each needs an image, and a whole number as its label")
+    return batch
 
 
 def _shards(reader: Any) -> Sequence[str] | None:

@@ -70,7 +70,11 @@ def check_model_name(model_name: str) -> None:
     """Raises ConfigError, with the nearest names, unless timm has the model."""
     if not isinstance(model_name, str):
         raise ConfigError(f"model_name must be a timm model name, got {model_name!r}")
-    source, _ = parse_model_name(model_name)
+    try:
+        source, _ = parse_model_name(model_name)
+    except (ValueError, AssertionError) as error:  # a "/", as in a path or a hub's name
+        ways = f"of a model on the hub 'hf-hub:{model_name}', in a folder of timm's 'local-dir:{model_name}'"
+        raise ConfigError(f"timm has no model {model_name!r}; {ways}") from error
     if not source and not is_model(model_name):
         raise ConfigError(f"timm has no model {model_name!r}; {nearest(get_arch_name(model_name), timm.list_models())}")
 

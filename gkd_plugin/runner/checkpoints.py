@@ -159,7 +159,8 @@ class Checkpoints:
         sums, at, now = found["sums"], found["progress"], self.accelerator.num_processes  # sums of each process
         if len(sums) != now:  # the same share of the epoch is done
             at |= {name: math.ceil(at[name] * len(sums) / now) for name in ("step", "images")}
-        own = sums[self.accelerator.process_index % len(sums)]
+            sums = [{name: sum(one[name] for one in sums) / len(sums) for name in sums[0]}] * now
+        own = sums[self.accelerator.process_index]
         return Progress(**{**at, "sums": own}), found["summary"]
 
     def _last(self) -> Path:

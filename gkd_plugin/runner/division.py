@@ -87,7 +87,8 @@ def _shard(teacher: nn.Module, accelerator: Accelerator) -> torch.device:
     for part in (*blocks, teacher):
         fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     vars(teacher)["module"] = teacher  # torchdistill looks there for what FSDP wraps; fully_shard wraps nothing
-    logger.info("the teacher is divided over %d processes, in %d parts, one whole at a time", count, len(blocks))
+    text = "the teacher is divided over %d processes; each puts one of its %d blocks together at a time"
+    logger.info(text, count, len(blocks))
     return device
 
 
@@ -109,5 +110,7 @@ def _spread(teacher: nn.Module) -> torch.device:
         cannot = f"Accelerate cannot divide {type(teacher).__name__}: {first_line(error)}"
         raise ConfigError(f"device.teacher: 'auto': {cannot}; try 'sharded'") from error
     held = {place: sum(sizes[name] for name, at in places.items() if at == place) for place in places.values()}
-    logger.info("the teacher is divided: %s", ", ".join(f"{at} {size / 2**20:.1f} MiB" for at, size in held.items()))
+    if len(held) > 1:
+        text = ", ".join(f"{at} {size / 2**20:.1f} MiB" for at, size in held.items())
+        logger.info("the teacher is divided: %s", text)
     return torch.device("cuda", home) if isinstance(home, int) else torch.device(home)

@@ -139,7 +139,11 @@ def test_of_shards_a_damaged_bank_and_images_that_changed_unseen_are_refused(tmp
 
 def test_of_a_shard_without_images_and_of_streams_without_shards_no_answers_are_kept(tmp_path):
     made = of_shards(tmp_path / "shards", [12, 0])
-    refused(r"^teacher_cache\.folder: .*no shard is without images", train, *build(tmp_path / "kept", **made))
+    refused(
+        r"^teacher_cache: .*lacks the answers to .*train-0001\.tar: it holds no image",
+        train,
+        *build(tmp_path / "kept", **made),
+    )
     made["train"].reader.root = "https://example.org/shards"
     refused(r"teacher_cache: datasets\.train: .*wds/.*folder", build, tmp_path, **made)
 

@@ -43,6 +43,8 @@ def test_the_images_of_a_folder(tmp_path, caplog):
         (b"a\nb\xe9", "a\nb", "line 2 says 'b\ufffd', not 'b'"),
         ("a\nb\n", "a\nc\nd", "line 2 says 'b', not 'c'"),
         ("a\n b", "a", "line 2 says ' b', not ''"),
+        ("x" * 90 + "--lr 1", "x" * 90 + "--lr 2", f"line 1 says '{'x' * 15}--lr 1', not '{'x' * 15}--lr 2'"),
+        ("z" + "y" * 90, "y" * 90, f"line 1 says 'z{'y' * 59}', not '{'y' * 60}'"),
     ],
 )
 def test_the_first_line_that_differs(there, wanted, differs, tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from gkd_plugin.cache.fingerprint import image_keys
 from gkd_plugin.config.config import checked_config, load_config
 from gkd_plugin.config.tree import dump
 from gkd_plugin.data import class_names_of, evaluation_view, few_shot_subset, labels_of, timm_dataset
+from gkd_plugin.data.streams import first_batch
 from gkd_plugin.runner.accuracy import evaluate
 from gkd_plugin.runner.run import run_config
 from gkd_plugin.runner.training import Training
@@ -98,6 +100,19 @@ def test_the_evaluation_view_is_in_order(tmp_path):
 
 def _loader(**kwargs):
     return {"sampler": {"class_or_func": SequentialSampler}, "kwargs": {"batch_size": 2, **kwargs}}
+
+
+def test_samples_without_a_label_are_told_and_timms_own_line_on_them_comes_once(tmp_path, caplog):
+    root = shards(tmp_path / "shards", [3, 3])
+    for shard in root.glob("*.tar"):
+        with tarfile.open(shard) as tar, tarfile.open(shard.with_suffix(".new"), "w") as new:
+            for entry in tar:
+                if entry.name.endswith(".png"):
+                    new.addfile(entry, tar.extractfile(entry))
+        shard.with_suffix(".new").replace(shard)
+    stream = wds(root)
+    refused("no sample that can be read: .*a whole number", first_batch, stream, range(2))
+    assert caplog.text.count("Handling webdataset error") == 1
 
 
 def test_what_has_no_index_has_no_sampler_subset_or_labels_ahead(tmp_path):

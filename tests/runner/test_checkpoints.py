@@ -425,6 +425,16 @@ def test_a_stream_goes_on_with_other_processes(tmp_path, monkeypatch):
     kept.load()
 
 
+def test_one_process_goes_on_with_the_means_of_two(tmp_path):
+    kept = made(tmp_path)
+    kept.save(Progress(epoch=1, step=3, images=12, updates=3, counts=3, sums={"loss": 6.0}))
+    (file,) = (tmp_path / "checkpoints").glob("*/progress.json")
+    about = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**about, "sums": [{"loss": 6.0}, {"loss": 9.0}]}), encoding="utf-8")
+    found, _ = kept.last()
+    assert (found.step, found.images, found.means()) == (6, 24, {"loss": 2.5})
+
+
 def test_a_schedule_that_counts_steps_has_the_same_number_of_processes(tmp_path, monkeypatch):
     box = Box()
     box.lr_scheduler, box.scheduling_step = torch.optim.lr_scheduler.OneCycleLR(box.optimizer, 0.1, total_steps=9), 1

@@ -10,6 +10,7 @@ from torchvision import transforms
 
 from gkd_plugin.data import ImageInput
 from gkd_plugin.models import timm_model
+from gkd_plugin.runner.rehearsal import undisturbed
 from gkd_plugin.teacher.input import TeacherInput, checked_size, given_input, own_input
 from tests.fakes import TinyNet
 from tests.runner.fakes import refused
@@ -118,6 +119,8 @@ def test_what_is_done_to_the_images_is_logged_once_for_each_teacher(
     teacher = TinyNet()
     if not is_known:
         teacher.has_weights_of_unknown_input = True
+    with undisturbed(torch.device("cpu")):  # the rehearsal, which says nothing
+        TeacherInput(data, own).log(torch.zeros(2, 3, 32, 40), teacher, preprocessing)
     for _ in range(2):
         TeacherInput(data, own).log(torch.zeros(2, 3, 32, 40), teacher, preprocessing)
     assert [(r.levelname, said in r.getMessage()) for r in caplog.records] == ([(level, True)] if level else [])
