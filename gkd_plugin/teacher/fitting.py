@@ -68,7 +68,7 @@ def fit_class_centres(teacher: RefilledTeacher, train_data_loader: Any, accelera
     loader, kept, local = clean_loader(train_data_loader), teacher.kept, teacher.local_classifier
 
     def fit() -> dict[str, Tensor]:
-        labels: list[Tensor] | _Counts = _Counts() if isinstance(stream, Stream) else []  # when the first pass is over
+        labels: list[int] | _Counts = _Counts() if isinstance(stream, Stream) else []  # when the first pass is over
         clean = _batches(loader, "class centres", labels, teacher, accelerator)
         views: Iterator[tuple[Answers, Tensor, Tensor]] | None = None
         if local.wants_views:
@@ -157,13 +157,13 @@ def _asked_of_parts(
 def _batches(
     loader: DataLoader[Any],
     title: str,
-    labels: "list[Tensor] | _Counts",
+    labels: "list[int] | _Counts",
     teacher: RefilledTeacher,
     accelerator: Accelerator | None,
 ) -> Iterator[tuple[Answers, Tensor]]:
     """(answers, labels); the labels are kept too."""
     for fields, of in asked(teacher.fields, loader, accelerator, title):
-        labels.append(of)
+        labels.extend(of.tolist())  # small tensors that stay would keep the heap in pieces
         yield Answers(**fields), of
 
 
@@ -182,12 +182,12 @@ class _View(Dataset[Any]):
 
 
 def _views(
-    train_data_loader: Any, labels: list[Tensor], teacher: RefilledTeacher, accelerator: Accelerator | None
+    train_data_loader: Any, labels: list[int], teacher: RefilledTeacher, accelerator: Accelerator | None
 ) -> Iterator[tuple[Answers, Tensor, Tensor]]:
     """(answers, labels, numbers of the samples) of images augmented as in training, but the same in every run."""
-    dataset, count = unwrapped(labelled_part(train_data_loader.dataset)), sum(map(len, labels))
+    dataset, count = unwrapped(labelled_part(train_data_loader.dataset)), len(labels)
     if count > MAX_ROWS:
-        chosen = first_of_each(torch.cat(labels).cpu(), MAX_ROWS)
+        chosen = first_of_each(torch.tensor(labels), MAX_ROWS)
         dataset, count = Subset(dataset, chosen.tolist()), len(chosen)
     for view in range(min(max(MAX_ROWS // count, 1), MAX_VIEWS)):
         loader, numbers = in_order(_View(dataset, view), train_data_loader), torch.arange(count)
@@ -199,8 +199,8 @@ def _views(
 class _Counts(Counter[int]):
     """The number of samples of each class, of a stream, whose labels would fill the memory."""
 
-    def append(self, labels: Tensor) -> None:
-        self.update(labels.tolist())
+    def extend(self, labels: list[int]) -> None:
+        self.update(labels)
 
     def tell(self, stream: Stream) -> None:
         """The log says what the stream holds."""
