@@ -127,6 +127,7 @@ def test_each_process_goes_on_with_the_figures_that_it_has_counted(tmp_path, mon
     kept, others = made(tmp_path), {"loss": 9.0}
     monkeypatch.setattr(checkpoints, "gather_object", lambda own: [*own, others])
     kept.save(Progress(epoch=1, step=1, updates=1, counts=1, sums={"loss": 1.0}))
+    monkeypatch.setattr(type(kept.accelerator), "num_processes", 2)
     monkeypatch.setattr(type(kept.accelerator), "process_index", process)
     assert kept.last()[0].sums == ({"loss": 1.0}, others)[process]
 
