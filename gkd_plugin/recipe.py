@@ -283,7 +283,7 @@ def _model(option: str, text: str, *, is_pretrained: bool = True) -> tuple[dict[
         if read.model is None:
             raise ConfigError(f"{option}: {written} does not say which model it is of; give NAME={written}")
         name, file, classes = read.model, str(written), read.classes
-    if not file and Path(name).exists():
+    if not file and Path(name).exists() and not timm.is_model(name):
         lacks = "a run folder with a student" if Path(name).is_dir() else "a student of this package"
         raise ConfigError(f"{option}: {name} is not {lacks}; of other weights give NAME={name}")
     with told_at(f"{option}: "):
@@ -317,7 +317,7 @@ def _check_reachable(entries: Mapping[str, Mapping[str, Any]]) -> None:
     for option, entry in entries.items():
         name = entry["kwargs"]["model_name"]
         cfg = timm.get_pretrained_cfg(name)
-        if not entry["kwargs"].get("pretrained") or parse_model_name(name)[0] or not (cfg and cfg.hf_hub_id):
+        if not entry["kwargs"].get("pretrained") or not (cfg and cfg.hf_hub_id):
             continue
         files = ("model.safetensors", "pytorch_model.bin")
         if any(isinstance(try_to_load_from_cache(cfg.hf_hub_id, file), str) for file in files):

@@ -194,6 +194,12 @@ def test_a_name_with_a_slash_is_told(name, said, here):
     refused(said, write_recipe, wanted(student=name), Path("x.yaml"))
 
 
+def test_a_folder_with_the_name_of_a_model_is_in_nobodys_way(here):
+    Path("test_vit").mkdir()
+    write_recipe(wanted(), Path("x.yaml"))
+    assert read(Path("x.yaml"))["models"]["student_model"]["kwargs"]["model_name"] == "test_vit"
+
+
 def test_another_configuration_that_is_there_stays(here):
     write_recipe(wanted(), Path("own.yaml"))
     write_recipe(wanted(), Path("own.yaml"))

@@ -15,12 +15,12 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from gkd_plugin.data.views import BANK
 from gkd_plugin.errors import ConfigError
 
 Records = np.ndarray[Any, np.dtype[Any]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
-BANK = 32  # bits of the number of a row, above which is the number of its bank
 _OPEN = 32
 
 

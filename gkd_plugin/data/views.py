@@ -34,6 +34,7 @@ __all__ = [
     "with_evaluation_view",
 ]
 
+BANK = 32  # bits of the number of a kept row, above which is the number of its bank
 _PIXELS = 4096
 _FEW = 8  # views that are compared with kept answers
 _SIGNS = torch.from_numpy(2 * np.random.default_rng(0).integers(0, 2, (8, _PIXELS)) - 1).float()
@@ -178,7 +179,7 @@ class FixedStream(Stream):
         """(image, label, supplement) of the epoch's views; where it is not trained on, (image, row) of all views."""
         epoch = self.reader.epoch_count.value
         for (image, file, index), label in self._read():
-            first = (self._numbers[file] << 32) + index * self.views
+            first = (self._numbers[file] << BANK) + index * self.views
             for view in [(epoch + index) % self.views] if self.is_training else range(self.views):
                 shown, row = self._view(image, f"{Path(file).name},{index}", view), first + view
                 yield (shown, label, {"bank_row": row, "sketch": sketch(shown)}) if self.is_training else (shown, row)
